@@ -1,0 +1,64 @@
+"""``edge-sel``: the command group. Commands are imported only when they are called, so ``--help`` stays quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from edge_sel import __version__
+from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError
+
+COMMANDS = {
+    "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),
+    "evaluate": (
+        "edge_sel.cli.evaluate",
+        "Accuracy and per-class embarrassment of a pack on a folder of images.",
+    ),
+    "pretrain": ("edge_sel.cli.pretrain", "Train a dense warmup checkpoint (needs edge-sel[server])."),
+    "export": ("edge_sel.cli.export", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
+    "pack": ("edge_sel.cli.pack", "Inspect or verify a pack."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order a newcomer needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module; its ``command`` attribute is the click command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edge-sel")
+def cli() -> None:
+    """Fine-tune image classifiers on the device, with joules that have a source."""
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line on stderr and its own exit status."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except EdgeSelError as error:
+        click.echo(f"edge-sel: {error}", err=True)
+        status = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("edge-sel: interrupted", err=True)
+        status = EXIT_INTERRUPTED
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,196 @@
+"""Labelled images of one size, in memory as far as they fit and decoded on demand beyond that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sel.data.images import Int64Array, UInt8Array, UnreadableImage, read_image
+from edge_sel.errors import DataError
+
+DEFAULT_CACHE_BYTES = 256 * 2**20
+
+# (images uint8 [n, h, w, 3], their ids) -> images of the same shape
+MapFunction: TypeAlias = Callable[[UInt8Array, Sequence[str]], UInt8Array]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or folder that was passed over: its path relative to the source, and why in a few words."""
+
+    path: str
+    reason: str
+
+
+class Store(Protocol):
+    """Where pixels come from: row numbers in, images out."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether every row is held in memory."""
+
+    def read(self, rows: Int64Array) -> UInt8Array:
+        """These rows as a fresh uint8 [len(rows), h, w, 3]."""
+
+
+class MemoryStore:
+    """All images in one array, uint8 [N, h, w, 3]."""
+
+    in_memory = True
+
+    def __init__(self, images: UInt8Array) -> None:
+        self._images = images
+
+    def read(self, rows: Int64Array) -> UInt8Array:
+        """A copy of these rows."""
+        return self._images[rows]
+
+
+class FileStore:
+    """The first K images in memory, the others decoded from their files each time they are asked for."""
+
+    in_memory = False
+
+    def __init__(self, cached: UInt8Array, paths: Sequence[Path], size: tuple[int, int]) -> None:
+        self._cached = cached
+        self._paths = paths
+        self._size = size
+
+    def read(self, rows: Int64Array) -> UInt8Array:
+        """Copy or decode these rows. Raises DataError naming an image that can no longer be read."""
+        images = np.empty((len(rows), *self._size, 3), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            images[place] = self._cached[row] if row < len(self._cached) else self._decode(self._paths[row])
+        return images
+
+    def _decode(self, path: Path) -> UInt8Array:
+        try:
+            return read_image(path, self._size)
+        except UnreadableImage as error:
+            what = f"an image can no longer be read, {error.reason}"
+            raise DataError(what, where=path, fix="put it back, or start again without it") from error
+
+
+class _MappedStore:
+    """An image set with a function applied whenever it is read."""
+
+    in_memory = False
+
+    def __init__(self, base: ImageSet, function: MapFunction) -> None:
+        self._base = base
+        self._function = function
+
+    def read(self, rows: Int64Array) -> UInt8Array:
+        return self._function(self._base.read(rows), [self._base.ids[row] for row in rows])
+
+
+class ImageSet:
+    """Labelled RGB images of one size.
+
+    Attributes:
+        classes: class names; a label is an index into them. Not every class need occur.
+        labels: int64 [N], 0 <= label < len(classes).
+        ids: one stable name per image: for files the path relative to the source, with forward slashes.
+        size: (height, width) in pixels.
+        skipped: what the loader passed over, and why; empty for a set derived from another.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        labels: npt.ArrayLike,
+        classes: Sequence[str],
+        ids: Sequence[str],
+        size: tuple[int, int],
+        *,
+        rows: Int64Array | None = None,
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
+        self.labels: Int64Array = np.asarray(labels, dtype=np.int64)
+        self.classes = tuple(classes)
+        self.ids = tuple(ids)
+        self.size = (int(size[0]), int(size[1]))
+        self.skipped = tuple(skipped)
+        if self.labels.shape != (len(self.ids),):
+            raise ValueError(f"labels of shape {self.labels.shape} for {len(self.ids)} images")
+        if len(self.ids) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ValueError(f"labels must lie in 0..{len(self.classes) - 1}")
+        self._store = store
+        self._rows: Int64Array = np.arange(len(self.ids), dtype=np.int64) if rows is None else rows
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: UInt8Array,
+        labels: npt.ArrayLike,
+        classes: Sequence[str],
+        ids: Sequence[str] | None = None,
+    ) -> ImageSet:
+        """A set over ``images``, uint8 [N, h, w, 3] (kept, not copied); ids default to "000000", "000001", …
+
+        Raises:
+            ValueError: shapes, dtype or labels do not fit together.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"images must be uint8 [N, h, w, 3], not {images.dtype} {list(images.shape)}")
+        if ids is None:
+            ids = [f"{number:06d}" for number in range(len(images))]
+        if len(ids) != len(images):
+            raise ValueError(f"{len(ids)} ids for {len(images)} images")
+        return cls(MemoryStore(images), labels, classes, ids, images.shape[1:3])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self)} images {self.size[0]}x{self.size[1]}, {len(self.classes)} classes)"
+
+    def read(self, indices: npt.ArrayLike) -> UInt8Array:
+        """The images at ``indices`` (int [n]) as a fresh uint8 [n, h, w, 3].
+
+        Raises:
+            DataError: an image that is decoded on demand can no longer be read; names the file.
+        """
+        return self._store.read(self._rows[_as_indices(indices)])
+
+    def subset(self, indices: npt.ArrayLike) -> ImageSet:
+        """The images at ``indices`` (int [n]), in that order, sharing this set's memory."""
+        chosen = _as_indices(indices)
+        ids = [self.ids[index] for index in chosen]
+        rows = self._rows[chosen]
+        return ImageSet(self._store, self.labels[chosen], self.classes, ids, self.size, rows=rows)
+
+    def map(self, function: MapFunction) -> ImageSet:
+        """The same samples with ``function(images, ids)`` applied, which must keep shape and dtype.
+
+        Done once if the images are in memory, otherwise at every read; so what becomes of an image must not
+        depend on the images it is read together with.
+        """
+        if self._store.in_memory:
+            store: Store = MemoryStore(function(self.read(np.arange(len(self))), self.ids))
+        else:
+            store = _MappedStore(self, function)
+        return ImageSet(store, self.labels, self.classes, self.ids, self.size)
+
+    def class_counts(self) -> Int64Array:
+        """Samples per class, int64 [len(classes)]."""
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+    def fingerprint(self) -> str:
+        """A hash over size, classes, ids and labels, not pixels: the same samples in the same order."""
+        digest = hashlib.sha256(repr((self.size, self.classes, self.ids)).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def _as_indices(indices: npt.ArrayLike) -> Int64Array:
+    chosen = np.asarray(indices)
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise ValueError(f"indices must be a list of integers, not {chosen.dtype} {list(chosen.shape)}")
+    return chosen.astype(np.int64)

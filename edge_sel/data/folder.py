@@ -1,0 +1,142 @@
+"""Load images that are sorted into one folder per class: ``root/<class>/…/<image>``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from edge_sel.data.dataset import DEFAULT_CACHE_BYTES, FileStore, ImageSet, MemoryStore, Skipped, Store
+from edge_sel.data.images import UnreadableImage, read_image
+from edge_sel.data.listing import LAYOUT, list_images
+from edge_sel.errors import DataError
+
+
+def load_folder(
+    root: str | os.PathLike[str],
+    size: tuple[int, int],
+    *,
+    classes: Sequence[str] | None = None,
+    new_classes: Literal["strict", "extend"] = "strict",
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    limit_per_class: int | None = None,
+) -> ImageSet:
+    """Load ``root/<class>/**/<image>``; the result does not depend on the order of the file system.
+
+    Every image is decoded once, so that unreadable ones are known now: they are left out and listed in
+    ``skipped``, as are files that are not images. Hidden files, the clutter that desktops leave behind and
+    folders without images are ignored.
+
+    Args:
+        root: the folder of class folders.
+        size: (height, width) of the images in pixels.
+        classes: the class names that a model has, in the order of its labels; None takes the folders, sorted.
+        new_classes: refuse folders that are not in ``classes``, or append them to the classes, sorted.
+        cache_bytes: memory for decoded images; those beyond it are decoded again at every read.
+        limit_per_class: use at most this many files of a class, evenly spaced over its sorted list.
+
+    Raises:
+        DataError: not a folder of class folders, unknown classes, or not one readable image.
+    """
+    if limit_per_class is not None and limit_per_class < 1:
+        raise ValueError(f"limit_per_class must be at least 1, not {limit_per_class}")
+    root = Path(root)
+    known = list(classes or ())
+    listing, skipped = list_images(root, known)
+    known_by_folder = {unicodedata.normalize("NFC", name): name for name in known}
+    fresh = sorted(set(listing) - set(known_by_folder))
+    if fresh and classes is not None and new_classes == "strict":
+        raise _unknown_classes(root, fresh, known)
+    files = [
+        (known_by_folder.get(folder, folder), image_id, path)
+        for folder in [*known_by_folder, *fresh]
+        for image_id, path in _thin_out(listing.get(folder, []), limit_per_class)
+    ]
+    store, kept, unreadable = _decode_all(files, size, cache_bytes)
+    skipped = sorted([*skipped, *unreadable], key=lambda item: item.path)
+    if not kept:
+        raise _nothing_readable(root, unreadable or skipped)
+    present = {name for name, _ in kept}
+    names = known + [name for name in fresh if name in present]
+    number = {name: label for label, name in enumerate(names)}
+    labels = [number[name] for name, _ in kept]
+    return ImageSet(store, labels, names, [image_id for _, image_id in kept], size, skipped=skipped)
+
+
+def require_trainable(image_set: ImageSet, minimum_per_class: int = 2, *, where: object = None) -> None:
+    """Check that there is something to tell apart: two classes, and enough images of each that occurs.
+
+    Args:
+        image_set: what is to be trained on.
+        minimum_per_class: a class that occurs needs this many images: one to train on, one to check with.
+        where: the source, named in the error.
+
+    Raises:
+        DataError: fewer than two classes, or too few images of one.
+    """
+    counts = zip(image_set.classes, image_set.class_counts().tolist(), strict=True)
+    present = [(name, count) for name, count in counts if count]
+    if len(present) < 2:
+        what = f"one class only ({present[0][0]})" if present else "no images"
+        raise DataError(f"{what}; training needs two", where=where, fix="add a folder of another class")
+    scarce = [f"{name}: {count}" for name, count in present if count < minimum_per_class]
+    if scarce:
+        fix = f"at least {minimum_per_class} readable images per class; add some, or remove the class"
+        raise DataError(f"too few images, {_shorten(scarce)}", where=where, fix=fix)
+
+
+def _decode_all(
+    files: Sequence[tuple[str, str, Path]], size: tuple[int, int], cache_bytes: int
+) -> tuple[Store, list[tuple[str, str]], list[Skipped]]:
+    """Decode every (class, id, path) once: pixels, (class, id) of the readable ones, and the others."""
+    room = min(len(files), max(0, cache_bytes // (3 * size[0] * size[1])))
+    cached = np.empty((room, *size, 3), dtype=np.uint8)
+    kept: list[tuple[str, str]] = []
+    paths: list[Path] = []
+    unreadable: list[Skipped] = []
+    for name, image_id, path in files:
+        try:
+            image = read_image(path, size)
+        except UnreadableImage as error:
+            unreadable.append(Skipped(image_id, error.reason))
+            continue
+        if len(kept) < room:
+            cached[len(kept)] = image
+        kept.append((name, image_id))
+        paths.append(path.absolute())
+    if len(kept) <= room:
+        return MemoryStore(cached[: len(kept)]), kept, unreadable
+    return FileStore(cached, paths, size), kept, unreadable
+
+
+def _thin_out(files: list[tuple[str, Path]], limit: int | None) -> list[tuple[str, Path]]:
+    if limit is None or len(files) <= limit:
+        return files
+    return [files[place * len(files) // limit] for place in range(limit)]
+
+
+def _unknown_classes(root: Path, unknown: Sequence[str], known: Sequence[str]) -> DataError:
+    by_lower = {name.lower(): name for name in known}
+    described = []
+    for name in unknown:
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)
+        described.append(f"{name} (nearest: {by_lower[near[0]]})" if near else name)
+    what = f"folders that are not classes of the model, {_shorten(described)}"
+    return DataError(what, where=root, fix="rename them, or add them as classes with --new-classes extend")
+
+
+def _nothing_readable(root: Path, skipped: Sequence[Skipped]) -> DataError:
+    if not skipped:
+        return DataError("no images in the class folders", where=root, fix=LAYOUT)
+    first = f"the first is {skipped[0].path}, {skipped[0].reason}"
+    return DataError(f"no readable images, {len(skipped)} skipped, {first}", where=root, fix=LAYOUT)
+
+
+def _shorten(items: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -1,0 +1,1 @@
+"""Engines that execute one training step: stock ONNX Runtime, torch."""

@@ -1,0 +1,100 @@
+"""What every engine does: score a batch, make one masked update, hand out and take back its whole state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from edge_sel.pack.manifest import PlanInfo
+from edge_sel.pack.reader import Pack
+
+Arrays = dict[str, np.ndarray]
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Images [N, 3, H, W] float32 to logits [N, classes]."""
+
+
+class Batch(NamedTuple):
+    """Normalised images [N, 3, H, W] float32, labels [N] int64, loss weights [N] float32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Run-time scalars of a step; ``gamma`` below zero switches the guilt mask off."""
+
+    learning_rate: float
+    gamma: float = -1.0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    bn_momentum: float = 0.1
+
+
+class Scores(NamedTuple):
+    """Per-sample cross-entropy [N] and logits [N, classes]."""
+
+    losses: np.ndarray
+    logits: np.ndarray
+
+
+class StepResult(NamedTuple):
+    """Scores from the step's own forward pass, and how many gradient elements passed the guilt mask."""
+
+    losses: np.ndarray
+    logits: np.ndarray
+    kept: int
+    computed: int
+
+
+class Trainer(Protocol):
+    """One plan's training state on one engine. Not safe for use from several threads."""
+
+    plan: PlanInfo
+
+    def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        """Forward only, with the current weights and running statistics."""
+
+    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+        """One update. Losses and logits are those before the update."""
+
+    def guilt(self, batch: Batch) -> Arrays:
+        """Gradient norm of each output channel [O] of each trained convolution; changes nothing."""
+
+    def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
+        """Choose the guilty output channels of a budgeted plan: weight → sorted int64 [k]."""
+
+    def weights(self) -> Arrays:
+        """Copies of every weight and running statistic that the plan changes."""
+
+    def state(self) -> Arrays:
+        """Copies of everything a later ``load_state`` needs to continue to the bit."""
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a saved state."""
+
+
+class Engine(Protocol):
+    """A way to execute a pack's graphs."""
+
+    name: str
+
+    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
+        """Start a plan from the given full set of weights."""
+
+    def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
+        """Inference with the given full set of weights."""
+
+
+def computed_elements(plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> int:
+    """How many gradient elements a step of the plan computes."""
+    return sum(plan.channels[n] * weights[n][0].size if n in plan.channels else weights[n].size for n in plan.trainable)
+
+
+def default_channels(plan: PlanInfo) -> Arrays:
+    """The first k channels of every limited weight, until guilt has been measured."""
+    return {name: np.arange(count, dtype=np.int64) for name, count in plan.channels.items()}

@@ -1,0 +1,173 @@
+"""The default engine: stock ONNX Runtime executing the pack's compiled training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edge_sel.engines.base import (
+    Arrays,
+    Batch,
+    Hyper,
+    Predict,
+    Scores,
+    StepResult,
+    computed_elements,
+    default_channels,
+)
+from edge_sel.errors import SetupError
+from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
+from edge_sel.pack.reader import Pack
+
+
+class OrtEngine:
+    """Executes on the CPU with a fixed number of threads that sleep, not spin, between operators.
+
+    Spinning threads double the CPU time (and the joules) of a step; see docs/engines.md.
+    """
+
+    name = "ort"
+
+    def __init__(self, threads: int = 0) -> None:
+        self.threads = threads
+
+    def session(self, graph: bytes, constants: Mapping[str, np.ndarray]) -> ort.InferenceSession:
+        """Load a graph with the given values for the weights that it keeps constant."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in constants.values()]
+        if values:
+            options.add_external_initializers(list(constants), values)
+        try:
+            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises bare pybind exceptions
+            raise SetupError(
+                "onnxruntime cannot load a graph of the pack", where=str(error).splitlines()[0],
+                fix=f"onnxruntime {ort.__version__} is installed; 1.20 or newer is needed",
+            ) from error  # fmt: skip
+
+    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> OrtTrainer:
+        """Start a plan from the given full set of weights."""
+        return OrtTrainer(self, pack, pack.plan(plan), weights)
+
+    def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
+        """Inference with all weights but the head as constants, so that ORT can fuse and pack them."""
+        head = pack.manifest.model.head
+        session = self.session(pack.eval_graph, {n: v for n, v in weights.items() if n not in head})
+        feeds = {name: np.ascontiguousarray(weights[name]) for name in head}
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            logits: np.ndarray = session.run(["logits"], {"x": images, **feeds})[0]
+            return logits
+
+        return predict
+
+
+class OrtTrainer:
+    """Weights and optimizer state live in two sets of buffers; a step reads one and writes the other."""
+
+    def __init__(self, engine: OrtEngine, pack: Pack, plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> None:
+        self.plan = plan
+        self._steps = 0
+        self._computed = computed_elements(plan, weights)
+        changing = [*plan.trainable, *plan.buffers]
+        inputs = {*changing, *pack.manifest.model.head}
+        constants = {n: v for n, v in weights.items() if n not in inputs}
+        self._train = engine.session(pack.graph(plan.train), constants)
+        self._score: ort.InferenceSession | None = None
+        self._make_score = partial(engine.session, pack.graph(plan.score), constants)
+        state = {n: np.array(weights[n], np.float32, order="C") for n in changing}
+        for slot in OPTIMIZER_STATE[pack.manifest.optimizer]:
+            state.update({f"{slot}::{n}": np.zeros_like(state[n]) for n in plan.trainable})
+        self._changing = changing
+        self._fixed = {n: np.array(weights[n], np.float32) for n in inputs if n not in changing}
+        self._buffers = (state, {n: np.empty_like(v) for n, v in state.items()})
+        self._channels = default_channels(plan)
+        self._names = {i.name for i in self._train.get_inputs()}
+        outputs = [o.name for o in self._train.get_outputs()]
+        self._free_outputs = [o for o in outputs if not o.startswith("new::")]
+        self._bindings = [self._bind(*self._buffers), self._bind(*reversed(self._buffers))]
+
+    def _bind(self, read: Arrays, write: Arrays) -> Any:
+        binding = self._train.io_binding()
+        for name, value in {**read, **self._fixed}.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
+        for name, value in write.items():
+            binding.bind_ortvalue_output(f"new::{name}", ort.OrtValue.ortvalue_from_numpy(value))
+        for name in self._free_outputs:
+            binding.bind_output(name)
+        return binding
+
+    def _run(self, batch: Batch, scalars: Mapping[str, float]) -> Arrays:
+        binding = self._bindings[0]
+        feeds: Arrays = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights}
+        feeds |= {name: np.float32(value).reshape(()) for name, value in scalars.items()}
+        feeds |= {f"index::{name}": index for name, index in self._channels.items()}
+        for name in self._names & feeds.keys():
+            binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+        self._train.run_with_iobinding(binding)
+        outputs = binding.get_outputs()[-len(self._free_outputs) :]
+        return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}
+
+    def _scalars(self, hyper: Hyper) -> dict[str, float]:
+        return {
+            "lr": hyper.learning_rate,
+            "gamma": hyper.gamma,
+            "weight_decay": hyper.weight_decay,
+            "momentum": hyper.momentum,
+            "bn_momentum": hyper.bn_momentum,
+            "step": float(self._steps + 1),
+        }
+
+    def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        """Forward only, with the current weights and running statistics."""
+        if self._score is None:
+            self._score = self._make_score()
+        current = {n: self._buffers[0][n] for n in self._changing} | self._fixed
+        names = {i.name for i in self._score.get_inputs()}
+        feeds = {"x": images, "labels": labels} | {n: v for n, v in current.items() if n in names}
+        losses, logits = self._score.run(["loss", "logits"], feeds)
+        return Scores(losses, logits)
+
+    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+        """One update; the buffers change roles."""
+        outputs = self._run(batch, self._scalars(hyper))
+        self._steps += 1
+        self._buffers = (self._buffers[1], self._buffers[0])
+        self._bindings.reverse()
+        kept = int(outputs["kept"]) if "kept" in outputs else 0
+        return StepResult(outputs["loss"], outputs["logits"], kept, self._computed)
+
+    def guilt(self, batch: Batch) -> Arrays:
+        """Run a step and keep only the channel norms: the written buffers are never read."""
+        outputs = self._run(batch, self._scalars(Hyper(learning_rate=0.0)))
+        return {n.removeprefix("guilt::"): v for n, v in outputs.items() if n.startswith("guilt::")}
+
+    def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
+        """Choose the guilty output channels of a budgeted plan."""
+        self._channels = {n: np.ascontiguousarray(channels[n], np.int64) for n in self.plan.channels}
+
+    def weights(self) -> Arrays:
+        """Copies of every weight and running statistic that the plan changes."""
+        return {name: self._buffers[0][name].copy() for name in self._changing}
+
+    def state(self) -> Arrays:
+        """Weights, optimizer state, channel choice and step count."""
+        saved = {name: value.copy() for name, value in self._buffers[0].items()}
+        saved |= {f"index::{name}": value.copy() for name, value in self._channels.items()}
+        return {**saved, "steps": np.array(self._steps, np.int64)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Copy a saved state into the bound buffers."""
+        for name, buffer in self._buffers[0].items():
+            buffer[...] = state[name]
+        self._channels = {name: state[f"index::{name}"].copy() for name in self.plan.channels}
+        self._steps = int(state["steps"])

@@ -1,0 +1,170 @@
+"""The torch engine: the same step in eager torch. Reference for parity, and for machines that have a CUDA torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from edge_sel.engines.base import (
+    Arrays,
+    Batch,
+    Hyper,
+    Predict,
+    Scores,
+    StepResult,
+    computed_elements,
+    default_channels,
+)
+from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
+from edge_sel.models.registry import build
+from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
+from edge_sel.pack.reader import Pack
+
+
+class TorchEngine:
+    """Rebuilds the pack's model by name and trains it with autograd."""
+
+    name = "torch"
+
+    def __init__(self, threads: int = 0, device: str = "auto") -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        self.device = torch.device("cuda" if cuda else "cpu")
+
+    def model(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> nn.Module:
+        """The pack's model with the given weights."""
+        info = pack.manifest.model
+        classes = weights[info.head[-1]].shape[0]
+        model = build(info.name, classes, info.image_size)
+        missing = model.load_state_dict({n: torch.tensor(v) for n, v in weights.items()}, strict=False)
+        assert not missing.unexpected_keys, missing
+        return model.to(self.device).eval()
+
+    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> TorchTrainer:
+        """Start a plan from the given full set of weights."""
+        return TorchTrainer(self.model(pack, weights), pack.manifest.optimizer, pack.plan(plan), weights, self.device)
+
+    def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
+        """Inference with the given full set of weights."""
+        model = self.model(pack, weights)
+
+        @torch.inference_mode()
+        def predict(images: np.ndarray) -> np.ndarray:
+            logits: np.ndarray = model(torch.from_numpy(images).to(self.device)).cpu().numpy()
+            return logits
+
+        return cast(Predict, predict)
+
+
+class TorchTrainer:
+    """The same mask, channel choice and optimizer formulas as the compiled graph, in eager torch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: str,
+        plan: PlanInfo,
+        weights: Mapping[str, np.ndarray],
+        device: torch.device,
+    ) -> None:
+        self.plan = plan
+        self._model = model
+        self._device = device
+        self._optimizer = optimizer
+        self._steps = 0
+        self._computed = computed_elements(plan, weights)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in plan.trainable)
+        self._tensors = {name: tensors[name] for name in (*plan.trainable, *plan.buffers)}
+        self._slots = {
+            f"{slot}::{n}": torch.zeros_like(tensors[n]) for n in plan.trainable for slot in OPTIMIZER_STATE[optimizer]
+        }
+        self.set_channels(default_channels(plan))
+
+    def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        """Forward only, with the current weights and running statistics."""
+        with torch.inference_mode():
+            logits = self._model.eval()(torch.from_numpy(images).to(self._device))
+            losses = F.cross_entropy(logits, torch.from_numpy(labels).to(self._device), reduction="none")
+        return Scores(losses.cpu().numpy(), logits.cpu().numpy())
+
+    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+        """One update."""
+        logits, losses, gradients = self._gradients(batch, hyper)
+        self._steps += 1
+        kept = torch.zeros((), dtype=torch.int64, device=self._device)
+        with torch.no_grad():
+            for name, gradient in gradients.items():
+                rows = self._channels.get(name, slice(None))
+                guilty = gradient[rows].abs() > hyper.gamma
+                kept += guilty.sum()
+                self._update(name, rows, torch.where(guilty, gradient[rows], 0.0), hyper)
+        return StepResult(losses.cpu().numpy(), logits.cpu().numpy(), int(kept), self._computed)
+
+    def _gradients(self, batch: Batch, hyper: Hyper) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        images, labels, weights = (torch.from_numpy(a).to(self._device) for a in batch)
+        self._model.train(self.plan.bn_mode == "batch")
+        for module in self._model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = hyper.bn_momentum
+        with torch.set_grad_enabled(bool(self.plan.trainable)):
+            logits = self._model(images)
+            losses = F.cross_entropy(logits, labels, reduction="none")
+        wanted = [self._tensors[n] for n in self.plan.trainable]
+        gradients = torch.autograd.grad((losses * weights).mean(), wanted) if wanted else ()
+        return logits.detach(), losses.detach(), dict(zip(self.plan.trainable, gradients, strict=True))
+
+    def _update(self, name: str, rows: torch.Tensor | slice, gradient: torch.Tensor, hyper: Hyper) -> None:
+        weight = self._tensors[name]
+        if self._optimizer == "sgd":
+            velocity = self._slots[f"momentum::{name}"]
+            gradient = gradient + hyper.weight_decay * weight[rows]
+            velocity[rows] = velocity[rows] * hyper.momentum + gradient
+            weight[rows] = weight[rows] - hyper.learning_rate * velocity[rows]
+            return
+        m, v = self._slots[f"m::{name}"], self._slots[f"v::{name}"]
+        m[rows] = m[rows] * BETA1 + gradient * (1 - BETA1)
+        v[rows] = v[rows] * BETA2 + gradient * gradient * (1 - BETA2)
+        scale = hyper.learning_rate / (1 - BETA1**self._steps)
+        denominator = v[rows].sqrt() / (1 - BETA2**self._steps) ** 0.5 + EPSILON
+        weight[rows] = weight[rows] * (1 - hyper.learning_rate * hyper.weight_decay) - scale * m[rows] / denominator
+
+    def guilt(self, batch: Batch) -> Arrays:
+        """Gradient norm of each output channel of each trained convolution; running statistics are put back."""
+        if self.plan.channels:
+            return {}
+        before = {name: self._tensors[name].clone() for name in self.plan.buffers}
+        _, _, gradients = self._gradients(batch, Hyper(learning_rate=0.0))
+        with torch.no_grad():
+            for name, value in before.items():
+                self._tensors[name].copy_(value)
+        return {n: g.flatten(1).norm(dim=1).cpu().numpy() for n, g in gradients.items() if g.ndim == 4}
+
+    def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
+        """Choose the guilty output channels of a budgeted plan."""
+        self._channels = {n: torch.from_numpy(channels[n]).to(self._device) for n in self.plan.channels}
+
+    def weights(self) -> Arrays:
+        """Copies of every weight and running statistic that the plan changes."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self._tensors.items()}
+
+    def state(self) -> Arrays:
+        """Weights, optimizer state, channel choice and step count."""
+        saved = {**self.weights(), **{n: s.cpu().numpy().copy() for n, s in self._slots.items()}}
+        saved |= {f"index::{n}": i.cpu().numpy().copy() for n, i in self._channels.items()}
+        return {**saved, "steps": np.array(self._steps, np.int64)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a saved state."""
+        with torch.no_grad():
+            for name, tensor in {**self._tensors, **self._slots}.items():
+                tensor.copy_(torch.from_numpy(state[name]))
+        self.set_channels({name: state[f"index::{name}"] for name in self.plan.channels})
+        self._steps = int(state["steps"])

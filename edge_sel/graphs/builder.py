@@ -1,0 +1,82 @@
+"""Emit ONNX nodes one call at a time; constants are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edge_sel.graphs.ir import IR_VERSION, OPSET, Node
+
+
+class Builder:
+    """Collects nodes and constants; every method returns the name of the tensor that it made."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = 0
+
+    def op(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """Append an operator with one output."""
+        return self.multi(op, *inputs, names=[name], **attributes)[0]
+
+    def multi(self, op: str, *inputs: str, names: Sequence[str | None], **attributes: Any) -> list[str]:
+        """Append an operator with several outputs; ``None`` in ``names`` asks for a fresh name."""
+        self._count += 1
+        outputs = [name or f"{op}_{self._count}_{i}" for i, name in enumerate(names)]
+        self.nodes.append(helper.make_node(op, list(inputs), outputs, f"{op}_{self._count}", **attributes))
+        return outputs
+
+    def copy(self, node: Node) -> None:
+        """Append a forward node unchanged."""
+        self.nodes.append(
+            helper.make_node(node.op, list(node.inputs), list(node.outputs), node.name, **node.attributes)
+        )
+
+    def constant(self, value: Any, dtype: Any) -> str:
+        """A constant tensor; equal constants share one name."""
+        array = np.asarray(value, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._shared:
+            self._shared[key] = f"const_{len(self._shared)}"
+            self.constants[self._shared[key]] = array
+        return self._shared[key]
+
+    def ints(self, *values: int) -> str:
+        """A 1-D int64 constant."""
+        return self.constant(values, np.int64)
+
+    def scalar(self, value: float) -> str:
+        """A float32 scalar constant."""
+        return self.constant(value, np.float32)
+
+    def floats(self, value: Any) -> str:
+        """A float32 constant of any shape."""
+        return self.constant(value, np.float32)
+
+    def model(
+        self,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        initializers: dict[str, np.ndarray],
+        name: str,
+    ) -> onnx.ModelProto:
+        """The finished model; only the initializers that some node reads are kept."""
+        used = {i for node in self.nodes for i in node.input}
+        given = {i.name for i in inputs}
+        kept = {n: v for n, v in {**initializers, **self.constants}.items() if n in used and n not in given}
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            list(inputs),
+            list(outputs),
+            [numpy_helper.from_array(v, n) for n, v in kept.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="edge-sel")
+        model.ir_version = IR_VERSION
+        return model

@@ -1,0 +1,128 @@
+"""Check one gradient rule on one node against a numerical derivative in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from edge_sel.graphs.backward import Differentiator
+from edge_sel.graphs.ir import IR_VERSION, OPSET, Forward, Node
+
+
+def rule_error(
+    node: Node,
+    arrays: Mapping[str, np.ndarray],
+    wanted: Sequence[str],
+    *,
+    bn_mode: str = "frozen",
+    rng: np.random.Generator,
+    step: float = 1e-6,
+) -> float:
+    """Largest relative error, over the wanted inputs, of the rule's directional derivative.
+
+    For ``s = Σ y·d`` with a random d, compares ``⟨∂s/∂x, u⟩`` along a random u with the central difference
+    ``(s(x + hu) − s(x − hu)) / 2h``. Evaluated by ONNX's reference implementation, so no engine is involved.
+
+    Args:
+        node: one operator with a rule.
+        arrays: a value for every input of the node, float64 where differentiable.
+        wanted: inputs to differentiate by.
+        bn_mode: form of batch normalisation.
+        rng: source of the random directions.
+        step: h of the central difference.
+    """
+    names = [name for name in node.inputs if name]
+    arrays = {name: _double(value) for name, value in arrays.items()}
+    gradient = _evaluator(node, arrays, wanted, bn_mode, with_gradient=True)
+    value = _evaluator(node, arrays, wanted, bn_mode, with_gradient=False)
+    feeds = {name: arrays[name] for name in names}
+    if bn_mode == "batch":
+        feeds["bn_momentum"] = np.float64(0.1)
+    d = rng.standard_normal(value.run(None, feeds)[0].shape)
+    analytic = dict(zip(wanted, gradient.run(None, {**feeds, "dy": d}), strict=True))
+    worst = 0.0
+    for name in wanted:
+        u = rng.standard_normal(arrays[name].shape)
+        ahead, behind = (
+            float((value.run(None, {**feeds, name: arrays[name] + sign * step * u})[0] * d).sum()) for sign in (1, -1)
+        )
+        numeric = (ahead - behind) / (2 * step)
+        along = float((analytic[name] * u).sum())
+        if analytic[name].shape != arrays[name].shape:
+            return float("inf")
+        worst = max(worst, abs(along - numeric) / max(1.0, abs(numeric), abs(along)))
+    return worst
+
+
+def single_node_forward(node: Node, arrays: Mapping[str, np.ndarray], constants: Sequence[str]) -> Forward:
+    """A forward graph of just this node; shapes are inferred, initializers are the constants."""
+    types = {np.dtype(np.float64): TensorProto.DOUBLE, np.dtype(np.float32): TensorProto.FLOAT}
+    inputs = [
+        helper.make_tensor_value_info(n, types.get(a.dtype, TensorProto.INT64), a.shape)
+        for n, a in arrays.items()
+        if n not in constants
+    ]
+    initializers = [onnx.numpy_helper.from_array(np.asarray(arrays[n]), n) for n in constants]
+    proto = helper.make_node(node.op, list(node.inputs), list(node.outputs), **node.attributes)
+    out = helper.make_empty_tensor_value_info(node.outputs[0])
+    model = helper.make_model(
+        helper.make_graph([proto], "one", inputs, [out], initializers),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shape = tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)
+    shapes: dict[str, tuple[int | None, ...]] = {n: a.shape for n, a in arrays.items()}
+    shapes[node.outputs[0]] = shape
+    return Forward((node,), {n: np.asarray(arrays[n]) for n in constants}, shapes, inputs[0].name, node.outputs[0])
+
+
+def differentiate_node(
+    node: Node, arrays: Mapping[str, np.ndarray], wanted: Sequence[str], bn_mode: str
+) -> tuple[Differentiator, dict[str, str]]:
+    """Emit the node and its gradient from an input ``dy``; returns the gradient tensor of each wanted input."""
+    constants = [n for n in node.inputs if n and n not in wanted]
+    forward = single_node_forward(node, arrays, constants)
+    d = Differentiator(forward, wanted, bn_mode=bn_mode, channels={})
+    d.emit_forward()
+    return d, d.emit_backward("dy", wanted)
+
+
+def _evaluator(
+    node: Node, arrays: Mapping[str, np.ndarray], wanted: Sequence[str], bn_mode: str, *, with_gradient: bool
+) -> ReferenceEvaluator:
+    d, gradients = differentiate_node(node, arrays, wanted, bn_mode)
+    outputs = [gradients[name] for name in wanted] if with_gradient else [node.outputs[0]]
+    names = [*dict.fromkeys(n for n in node.inputs if n), "dy", "bn_momentum"]
+    if not with_gradient:
+        names.remove("dy")
+        d.builder.nodes[:] = _needed_for(d.builder.nodes, outputs)
+    graph = helper.make_graph(
+        d.builder.nodes,
+        "check",
+        [helper.make_empty_tensor_value_info(n) for n in names],
+        [helper.make_empty_tensor_value_info(n) for n in outputs],
+        [onnx.numpy_helper.from_array(_double(v), n) for n, v in d.builder.constants.items()],
+    )
+    for proto in graph.node:
+        if proto.op_type == "Cast" and proto.attribute[0].i == TensorProto.FLOAT:
+            proto.attribute[0].i = TensorProto.DOUBLE
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    return ReferenceEvaluator(model)
+
+
+def _double(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if array.dtype == np.float32 else array
+
+
+def _needed_for(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            kept.append(node)
+    return kept[::-1]

@@ -1,0 +1,83 @@
+"""Optimizers as ONNX nodes: the guilt mask, then SGD with momentum or Adam.
+
+Hyper-parameters are run-time scalars: ``lr``, ``gamma``, ``weight_decay`` and ``step`` (1, 2, …; Adam) or ``momentum``
+(SGD). State tensors are inputs ``NAME::WEIGHT`` and outputs ``new::NAME::WEIGHT``.
+"""
+
+from __future__ import annotations
+
+from edge_sel.errors import UsageError
+from edge_sel.graphs.builder import Builder
+from edge_sel.pack.manifest import OPTIMIZER_STATE as STATE
+
+SCALARS = {
+    "sgd": ("lr", "gamma", "weight_decay", "momentum"),
+    "adam": ("lr", "gamma", "weight_decay", "step"),
+}
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+def require_optimizer(name: str) -> None:
+    """Raise UsageError when there is no such optimizer."""
+    if name not in STATE:
+        raise UsageError("unknown optimizer", where=name, fix=f"one of {', '.join(STATE)}")
+
+
+def emit_guilt_mask(b: Builder, gradient: str) -> tuple[str, str]:
+    """``g·[|g| > γ]`` and the number of elements kept (SEL: small gradients carry no guilt)."""
+    guilty = b.op("Greater", b.op("Abs", gradient), "gamma")
+    kept = b.op("ReduceSum", b.op("Cast", guilty, to=1), keepdims=0)
+    return b.op("Where", guilty, gradient, b.scalar(0.0)), kept
+
+
+def emit_update(b: Builder, optimizer: str, weight: str, gradient: str, index: str | None) -> None:
+    """Append the update of one weight; with ``index``, of those output channels (rows) only.
+
+    Rows that are not in the index keep their weight and their optimizer state to the bit.
+    """
+    old = {name: _rows(b, name, index) for name in (weight, *(f"{s}::{weight}" for s in STATE[optimizer]))}
+    rule = _adam if optimizer == "adam" else _sgd
+    for name, value in rule(b, weight, gradient, old).items():
+        if index is None:
+            b.op("Identity", value, name=f"new::{name}")
+        else:
+            b.op("ScatterND", name, b.op("Unsqueeze", index, b.ints(1)), value, name=f"new::{name}")
+
+
+def _rows(b: Builder, name: str, index: str | None) -> str:
+    return name if index is None else b.op("Gather", name, index, axis=0)
+
+
+def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str]) -> dict[str, str]:
+    """``u ← μ·u + (g + λ·w)``, ``w ← w − lr·u`` (torch.optim.SGD)."""
+    state = f"momentum::{weight}"
+    decayed = b.op("Add", gradient, b.op("Mul", old[weight], "weight_decay"))
+    velocity = b.op("Add", b.op("Mul", old[state], "momentum"), decayed)
+    return {weight: b.op("Sub", old[weight], b.op("Mul", velocity, "lr")), state: velocity}
+
+
+def _adam(b: Builder, weight: str, gradient: str, old: dict[str, str]) -> dict[str, str]:
+    """Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    ``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``,
+    ``w ← w·(1 − lr·λ) − lr/(1−β₁ᵗ)·m / (√v/√(1−β₂ᵗ) + ε)``.
+    """
+    m, v = (f"{s}::{weight}" for s in STATE["adam"])
+    first = b.op("Add", b.op("Mul", old[m], b.scalar(BETA1)), b.op("Mul", gradient, b.scalar(1 - BETA1)))
+    squared = b.op("Mul", b.op("Mul", gradient, gradient), b.scalar(1 - BETA2))
+    second = b.op("Add", b.op("Mul", old[v], b.scalar(BETA2)), squared)
+    denominator = b.op("Add", b.op("Mul", b.op("Sqrt", second), "adam_scale2"), b.scalar(EPSILON))
+    change = b.op("Div", b.op("Mul", first, "adam_scale1"), denominator)
+    kept = b.op("Mul", old[weight], "decay_factor")
+    return {weight: b.op("Sub", kept, change), m: first, v: second}
+
+
+def emit_shared(b: Builder, optimizer: str) -> None:
+    """Append the scalars that every weight's update shares."""
+    if optimizer != "adam":
+        return
+    one = b.scalar(1.0)
+    b.op("Div", "lr", b.op("Sub", one, b.op("Pow", b.scalar(BETA1), "step")), name="adam_scale1")
+    correction = b.op("Sub", one, b.op("Pow", b.scalar(BETA2), "step"))
+    b.op("Reciprocal", b.op("Sqrt", correction), name="adam_scale2")
+    b.op("Sub", one, b.op("Mul", "lr", "weight_decay"), name="decay_factor")

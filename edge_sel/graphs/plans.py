@@ -1,0 +1,163 @@
+"""Update plans: which weights a training graph changes, read off the forward graph's own structure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from edge_sel.errors import GraphError, UsageError
+from edge_sel.graphs.ir import Forward, Node
+
+PLANS = ("bn", "head", "affine", "last", "last2", "first", "full")
+_NAME = re.compile(rf"({'|'.join(PLANS)})(?:-c(\d\d?))?")
+_NORMS = ("BatchNormalization", "LayerNormalization")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may change.
+
+    Attributes:
+        name: ``last``, or ``last-c25`` for 25 % of the output channels of each convolution.
+        trainable: initializers that get a gradient, in forward order.
+        bn_mode: ``batch`` (statistics of the batch, running statistics updated) or ``frozen``.
+        channels: weight → number of guilty output channels, for budgeted plans.
+        buffers: running statistics that the plan changes.
+    """
+
+    name: str
+    trainable: tuple[str, ...]
+    bn_mode: str
+    channels: dict[str, int] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
+
+
+def make_plan(forward: Forward, name: str) -> Plan:
+    """The named plan for this graph.
+
+    ``bn`` re-estimates running statistics and has no backward pass; ``head`` is the last linear layer; ``affine``
+    every normalisation's scale and shift, and the head; ``last`` and ``last2`` everything at the final one or two
+    map sizes; ``first`` the stem, the first block and the head; ``full`` everything.
+
+    Raises:
+        UsageError: no such plan.
+        GraphError: the graph has nothing that the plan could train.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise UsageError("unknown plan", where=name, fix=f"one of {', '.join(PLANS)}, or such as last-c25")
+    base, percent = match[1], match[2]
+    trainable = _trainable(forward, base)
+    bn_mode = "batch" if base in ("bn", "full") else "frozen"
+    buffers = running_statistics(forward) if bn_mode == "batch" else ()
+    if not trainable and not buffers:
+        raise GraphError(f"plan {base} finds nothing to change in this graph")
+    channels = {}
+    if percent:
+        share = int(percent) / 100
+        for node in forward.nodes:
+            if node.op == "Conv" and node.inputs[1] in trainable and _limitable(forward, node):
+                out = forward.initializers[node.inputs[1]].shape[0]
+                channels[node.inputs[1]] = max(1, round(share * out))
+        if not channels:
+            raise UsageError("a channel budget needs a plan that trains convolutions", where=name)
+    return Plan(name, trainable, bn_mode, channels, buffers)
+
+
+def running_statistics(forward: Forward) -> tuple[str, ...]:
+    """Names of the running means and variances, in forward order."""
+    return tuple(name for node in forward.nodes if node.op == "BatchNormalization" for name in node.inputs[3:5])
+
+
+def head_names(forward: Forward) -> tuple[str, ...]:
+    """Weight and bias of the linear layer that makes the logits; their class axis is symbolic.
+
+    Raises:
+        GraphError: the logits do not come from one linear layer.
+    """
+    last = forward.nodes[-1]
+    if last.op != "Gemm" or last.outputs[0] != forward.logits or last.inputs[1] not in forward.initializers:
+        raise GraphError("the logits must come from a linear layer", where=f"{last.op} {last.name}")
+    return tuple(last.inputs[1:])
+
+
+def _trainable(forward: Forward, base: str) -> tuple[str, ...]:
+    ordered = parameters(forward)
+    head = set(head_names(forward))
+    if base == "bn":
+        return ()
+    if base == "full":
+        return ordered
+    if base == "head":
+        chosen = head
+    elif base == "affine":
+        chosen = head | {n for node in forward.nodes if node.op in _NORMS for n in node.inputs[1:3]}
+    elif base == "first":
+        first = blocks(forward)[:2]
+        chosen = head | {name for block in first for name in block}
+    else:
+        parts = stages(forward)[-1 if base == "last" else -2 :]
+        chosen = head | {name for part in parts for name in part}
+    return tuple(name for name in ordered if name in chosen)
+
+
+def parameters(forward: Forward) -> tuple[str, ...]:
+    """Trainable initializers (weights, biases, scales, shifts), in forward order."""
+    found: dict[str, None] = {}
+    for node in forward.nodes:
+        for name in node_parameters(forward, node):
+            found[name] = None
+    return tuple(found)
+
+
+def node_parameters(forward: Forward, node: Node) -> tuple[str, ...]:
+    """The node's own trainable initializers."""
+    names = node.inputs[:3] if node.op in _NORMS else node.inputs
+    return tuple(
+        n for n in names if "." in n and n in forward.initializers and forward.initializers[n].dtype.kind == "f"
+    )
+
+
+def stages(forward: Forward) -> list[list[str]]:
+    """Parameters grouped by the map size they work at; in thirds where the map size hardly changes (transformers)."""
+    groups: list[list[str]] = []
+    size: object = None
+    for node in forward.nodes:
+        names = node_parameters(forward, node)
+        if not names:
+            continue
+        shape = forward.shape(node.outputs[0])
+        here = shape[2] if len(shape) == 4 else size  # a linear layer belongs to the last map size
+        if not groups or here != size:
+            groups.append([])
+            size = here
+        groups[-1].extend(names)
+    if len(groups) >= 3:
+        return groups
+    ordered = blocks(forward)
+    third = max(1, len(ordered) // 3)
+    parts = [ordered[: -2 * third], ordered[-2 * third : -third], ordered[-third:]]
+    return [[name for block in part for name in block] for part in parts if part]
+
+
+def blocks(forward: Forward) -> list[list[str]]:
+    """Parameters grouped by module path up to its first run of numbers (``layer1.0``, ``features.3``).
+
+    A group without a matrix or kernel (a normalisation on its own) joins the one before it.
+    """
+    grouped: dict[str, list[str]] = {}
+    for name in parameters(forward):
+        match = re.match(r"(.*?\d+(?:\.\d+)*)\.", name)
+        grouped.setdefault(match[1] if match else name.split(".")[0], []).append(name)
+    merged: list[list[str]] = []
+    for names in grouped.values():
+        if merged and all(forward.initializers[n].ndim < 2 for n in names):
+            merged[-1].extend(names)
+        else:
+            merged.append(names)
+    return merged
+
+
+def _limitable(forward: Forward, node: Node) -> bool:
+    group = node.attribute("group", 1)
+    return bool(group == 1 or group == forward.initializers[node.inputs[1]].shape[0])

@@ -1,0 +1,85 @@
+"""Elementwise arithmetic with NumPy broadcasting."""
+
+from __future__ import annotations
+
+from edge_sel.graphs.ir import Node
+from edge_sel.graphs.rules.registry import Gradients, Grads, rule
+
+
+def unbroadcast(g: Gradients, dy: str, output: str, operand: str) -> str:
+    """Sum ``dy`` over the axes along which ``operand`` was broadcast to ``output``'s shape."""
+    out, shape = g.shape(output), g.shape(operand)
+    lead = len(out) - len(shape)
+    axes = [i for i in range(len(out)) if i < lead or (shape[i - lead] == 1 and out[i] != 1)]
+    if not axes:
+        return dy
+    total = g.op("ReduceSum", dy, g.ints(*axes), keepdims=1)
+    return g.op("Reshape", total, g.op("Shape", operand)) if lead else total
+
+
+@rule("Identity")
+def identity(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = x``."""
+    return [dy]
+
+
+@rule("Neg")
+def neg(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = −x``."""
+    return [g.op("Neg", dy)]
+
+
+@rule("Add")
+def add(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = a + b``."""
+    return [unbroadcast(g, dy, node.outputs[0], x) if g.needs(x) else None for x in node.inputs]
+
+
+@rule("Sub")
+def sub(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = a − b``."""
+    a, b = node.inputs
+    da = unbroadcast(g, dy, node.outputs[0], a) if g.needs(a) else None
+    db = unbroadcast(g, g.op("Neg", dy), node.outputs[0], b) if g.needs(b) else None
+    return [da, db]
+
+
+@rule("Mul")
+def mul(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = a·b``; ``da = dy·b``."""
+    a, b = node.inputs
+    da = unbroadcast(g, g.op("Mul", dy, b), node.outputs[0], a) if g.needs(a) else None
+    db = unbroadcast(g, g.op("Mul", dy, a), node.outputs[0], b) if g.needs(b) else None
+    return [da, db]
+
+
+@rule("Div")
+def div(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = a/b``; ``da = dy/b``, ``db = −dy·y/b``."""
+    a, b = node.inputs
+    y = node.outputs[0]
+    scaled = g.op("Div", dy, b)
+    da = unbroadcast(g, scaled, y, a) if g.needs(a) else None
+    db = unbroadcast(g, g.op("Neg", g.op("Mul", scaled, y)), y, b) if g.needs(b) else None
+    return [da, db]
+
+
+@rule("Sqrt")
+def sqrt(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = √x``; ``dx = dy/(2y)``."""
+    return [g.op("Div", g.op("Mul", dy, g.scalar(0.5)), node.outputs[0])]
+
+
+@rule("Exp")
+def exp(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = eˣ``; ``dx = dy·y``."""
+    return [g.op("Mul", dy, node.outputs[0])]
+
+
+@rule("Pow")
+def power(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = xᵖ`` with a constant p; ``dx = dy·p·x^(p−1)``."""
+    x, p = node.inputs
+    exponent = float(g.value(p))
+    slope = g.op("Mul", g.op("Pow", x, g.scalar(exponent - 1)), g.scalar(exponent))
+    return [g.op("Mul", dy, slope), None]

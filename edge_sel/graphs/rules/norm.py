@@ -1,0 +1,118 @@
+"""Batch and layer normalisation.
+
+``BatchNormalization`` itself is used as a fused ``a·x + b`` per channel: one pass over the map where Mul and Add
+would take two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.ir import Node
+from edge_sel.graphs.rules.registry import Gradients, Grads, forward_form, rule
+
+
+def per_channel(g: Gradients, x: str, channels: int, *, scale: str | None = None, shift: str | None = None) -> str:
+    """``scale·(x) − scale·shift`` for each channel of [N, C, …] in one fused pass; both default to neutral."""
+    one, zero = g.floats(np.ones(channels)), g.floats(np.zeros(channels))
+    return g.op("BatchNormalization", x, scale or one, zero, shift or zero, one, epsilon=0.0)
+
+
+def _channels(g: Gradients, node: Node) -> int:
+    channels = g.shape(node.inputs[0])[1]
+    if channels is None:
+        raise GraphError("BatchNormalization over an unknown number of channels", where=node.name)
+    return channels
+
+
+def _axes(g: Gradients, node: Node) -> str:
+    rank = len(g.shape(node.inputs[0]))
+    return g.ints(0, *range(2, rank))
+
+
+@forward_form("BatchNormalization")
+def batch_statistics(g: Gradients, node: Node) -> bool:
+    """Normalise with the batch's own mean and population variance, and keep them for the gradient.
+
+    Running statistics become ``new::`` outputs: ``r ← (1 − m)·r + m·s`` with the run-time momentum m; the variance is
+    made unbiased by n/(n − 1), as torch does.
+    """
+    if g.bn_mode != "batch":
+        return False
+    x, scale, bias, mean, variance = node.inputs
+    axes = _axes(g, node)
+    mu = g.op("ReduceMean", x, axes, keepdims=0)
+    centred = per_channel(g, x, _channels(g, node), shift=mu)
+    var = g.op("ReduceMean", g.op("Mul", centred, centred), axes, keepdims=0)
+    g.op(
+        "BatchNormalization",
+        x,
+        scale,
+        bias,
+        mu,
+        var,
+        name=node.outputs[0],
+        epsilon=node.attribute("epsilon", 1e-5),
+    )
+    count = g.op("Cast", g.op("Div", g.op("Size", x), g.op("Size", mean)), to=1)
+    unbiased = g.op("Mul", var, g.op("Div", count, g.op("Sub", count, g.scalar(1.0))))
+    keep = g.op("Sub", g.scalar(1.0), "bn_momentum")
+    for running, fresh in ((mean, mu), (variance, unbiased)):
+        kept, added = g.op("Mul", running, keep), g.op("Mul", fresh, "bn_momentum")
+        g.op("Add", kept, added, name=f"new::{running}")
+    g.saved(node.outputs[0]).update(mean=mu, variance=var, centred=centred, count=count)
+    return True
+
+
+@rule("BatchNormalization")
+def batch_norm(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = γ·(x − μ)/σ + β`` (Ioffe & Szegedy 2015).
+
+    ``dβ = Σdy``, ``dγ = Σ dy·(x − μ)/σ``; frozen: ``dx = dy·γ/σ``; with batch statistics
+    ``dx = γ/σ·(dy − dβ/n − (x − μ)·dγ/(n·σ))``.
+    """
+    x, scale, bias, mean, variance = node.inputs
+    channels, axes = _channels(g, node), _axes(g, node)
+    saved = g.saved(node.outputs[0])
+    batch = bool(saved)
+    var = saved["variance"] if batch else variance
+    epsilon = g.scalar(float(node.attribute("epsilon", 1e-5)))
+    inverse = g.op("Reciprocal", g.op("Sqrt", g.op("Add", var, epsilon)))
+    gain = g.op("Mul", scale, inverse)
+    dx = dscale = dbias = None
+    if g.needs(bias) or (batch and g.needs(x)):
+        dbias = g.op("ReduceSum", dy, axes, keepdims=0)
+    if g.needs(scale) or (batch and g.needs(x)):
+        centred = saved["centred"] if batch else per_channel(g, x, channels, shift=mean)
+        dscale = g.op("Mul", g.op("ReduceSum", g.op("Mul", dy, centred), axes, keepdims=0), inverse)
+    if g.needs(x) and not batch:
+        dx = per_channel(g, dy, channels, scale=gain)
+    elif g.needs(x):
+        assert dbias is not None and dscale is not None
+        from_mean = per_channel(g, dy, channels, scale=gain, shift=g.op("Div", dbias, saved["count"]))
+        slope = g.op("Div", g.op("Mul", g.op("Mul", gain, inverse), dscale), saved["count"])
+        from_variance = per_channel(g, saved["centred"], channels, scale=slope)
+        dx = g.op("Sub", from_mean, from_variance)
+    return [dx, dscale if g.needs(scale) else None, dbias if g.needs(bias) else None, None, None]
+
+
+@rule("LayerNormalization")
+def layer_norm(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = γ·x̂ + β`` with x̂ = (x − μ)/σ over the last axes; ``dx = (d − mean(d) − x̂·mean(d·x̂))/σ``, d = dy·γ."""
+    x, scale, *bias = node.inputs
+    rank = len(g.shape(x))
+    first = int(node.attribute("axis", -1)) % rank
+    inner, outer = g.ints(*range(first, rank)), g.ints(*range(first))
+    centred = g.op("Sub", x, g.op("ReduceMean", x, inner, keepdims=1))
+    variance = g.op("ReduceMean", g.op("Mul", centred, centred), inner, keepdims=1)
+    inverse = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, g.scalar(node.attribute("epsilon", 1e-5)))))
+    normal = g.op("Mul", centred, inverse)
+    dx = None
+    if g.needs(x):
+        d = g.op("Mul", dy, scale)
+        along = g.op("Mul", normal, g.op("ReduceMean", g.op("Mul", d, normal), inner, keepdims=1))
+        dx = g.op("Mul", g.op("Sub", g.op("Sub", d, g.op("ReduceMean", d, inner, keepdims=1)), along), inverse)
+    dscale = g.op("ReduceSum", g.op("Mul", dy, normal), outer, keepdims=0) if g.needs(scale) else None
+    dbias = [g.op("ReduceSum", dy, outer, keepdims=0) if g.needs(b) else None for b in bias]
+    return [dx, dscale, *dbias]

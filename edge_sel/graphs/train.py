@@ -1,0 +1,126 @@
+"""Compile a plan: forward graph in, training-step and scoring graphs out, in standard ONNX operators only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx
+from onnx import TensorProto, helper
+
+from edge_sel.graphs import optimizers
+from edge_sel.graphs.backward import Differentiator, emit_loss, emit_weighted_cross_entropy
+from edge_sel.graphs.builder import Builder
+from edge_sel.graphs.ir import BATCH, CLASSES, Forward
+from edge_sel.graphs.plans import Plan, head_names
+from edge_sel.pack.manifest import OPTIMIZER_STATE
+
+
+def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelProto:
+    """The training step of a plan.
+
+    Inputs: ``x`` [batch, 3, H, W], ``labels`` int64 [batch], ``sample_weight`` [batch], the optimizer's scalars,
+    ``bn_momentum`` (batch statistics), every trainable weight and its optimizer state, running statistics that
+    change, and ``index::WEIGHT`` int64 [k] for limited weights. Outputs: ``loss`` [batch], ``logits``, ``new::…`` for
+    everything that changes, ``kept`` (how many gradient elements passed the guilt mask) and, in plans without a
+    channel budget, ``guilt::WEIGHT`` [O], the gradient norm of each output channel of each convolution.
+
+    Raises:
+        GraphError: an operator on the way has no gradient rule; the message names it.
+        UsageError: unknown optimizer.
+    """
+    optimizers.require_optimizer(optimizer)
+    d = Differentiator(forward, plan.trainable, bn_mode=plan.bn_mode, channels=plan.channels)
+    b = d.builder
+    d.emit_forward()
+    extra: list[str] = []
+    if plan.trainable:
+        gradients = d.emit_backward(emit_weighted_cross_entropy(b, forward.logits), plan.trainable)
+        extra = _emit_updates(b, forward, plan, optimizer, gradients)
+    else:
+        emit_loss(b, forward.logits)
+    shapes = state_shapes(forward, plan, optimizer)
+    inputs = _image_inputs(forward, ["labels"])
+    if plan.trainable:
+        inputs.append(_float("sample_weight", [BATCH]))
+        inputs += [_float(name, []) for name in optimizers.SCALARS[optimizer]]
+    if plan.buffers:
+        inputs.append(_float("bn_momentum", []))
+    inputs += [_float(name, shape) for name, shape in shapes.items()]
+    inputs += [_float(n, weight_shape(forward, n)) for n in head_names(forward) if n not in shapes]
+    inputs += [_int(f"index::{weight}", [count]) for weight, count in plan.channels.items()]
+    outputs = [_float("loss", [BATCH]), _float(forward.logits, [BATCH, CLASSES])]
+    outputs += [_float(f"new::{name}", shape) for name, shape in shapes.items()]
+    outputs += [_float(name, [None] if name.startswith("guilt::") else []) for name in extra]
+    return b.model(inputs, outputs, forward.initializers, f"train-{plan.name}")
+
+
+def compile_score(forward: Forward, changing: Iterable[str]) -> onnx.ModelProto:
+    """Forward and per-sample loss with frozen statistics; ``changing`` weights are inputs, the rest constants."""
+    b = Builder()
+    for node in forward.nodes:
+        b.copy(node)
+    emit_loss(b, forward.logits)
+    inputs = _image_inputs(forward, ["labels"])
+    inputs += [_float(name, weight_shape(forward, name)) for name in changing]
+    outputs = [_float("loss", [BATCH]), _float(forward.logits, [BATCH, CLASSES])]
+    return b.model(inputs, outputs, forward.initializers, "score")
+
+
+def compile_eval(forward: Forward) -> onnx.ModelProto:
+    """Inference: image in, logits out. The head is an input, so that a device may add classes."""
+    b = Builder()
+    for node in forward.nodes:
+        b.copy(node)
+    inputs = _image_inputs(forward, [])
+    inputs += [_float(name, weight_shape(forward, name)) for name in head_names(forward)]
+    return b.model(inputs, [_float(forward.logits, [BATCH, CLASSES])], forward.initializers, "eval")
+
+
+def weight_shape(forward: Forward, name: str) -> list[int | str]:
+    """Shape of a weight, its class axis symbolic."""
+    shape: list[int | str] = list(forward.initializers[name].shape)
+    head = head_names(forward)
+    if name in head:
+        transposed = forward.nodes[-1].attribute("transB", 0)
+        shape[0 if name != head[0] or transposed else 1] = CLASSES
+    return shape
+
+
+def state_shapes(forward: Forward, plan: Plan, optimizer: str) -> dict[str, list[int | str]]:
+    """Everything that a step reads and writes: weights, their optimizer state, running statistics."""
+    shapes = {name: weight_shape(forward, name) for name in plan.trainable}
+    for state in OPTIMIZER_STATE[optimizer]:
+        shapes.update({f"{state}::{name}": shapes[name] for name in plan.trainable})
+    shapes.update({name: weight_shape(forward, name) for name in plan.buffers})
+    return shapes
+
+
+def _emit_updates(b: Builder, forward: Forward, plan: Plan, optimizer: str, gradients: dict[str, str]) -> list[str]:
+    """Mask, count and apply; returns the names of the extra outputs."""
+    optimizers.emit_shared(b, optimizer)
+    extra, kept = [], []
+    for weight in plan.trainable:
+        gradient = gradients[weight]
+        if not plan.channels and forward.initializers[weight].ndim == 4:
+            b.op("ReduceL2", gradient, b.ints(1, 2, 3), keepdims=0, name=f"guilt::{weight}")
+            extra.append(f"guilt::{weight}")
+        masked, count = optimizers.emit_guilt_mask(b, gradient)
+        kept.append(count)
+        index = f"index::{weight}" if weight in plan.channels else None
+        optimizers.emit_update(b, optimizer, weight, masked, index)
+    b.op("Sum", *kept, name="kept")
+    return [*extra, "kept"]
+
+
+def _image_inputs(forward: Forward, labels: list[str]) -> list[onnx.ValueInfoProto]:
+    _, channels, height, width = forward.shape(forward.input)
+    image = _float(forward.input, [BATCH, channels, height, width])
+    return [image, *(_int(name, [BATCH]) for name in labels)]
+
+
+def _float(name: str, shape: Sequence[int | str | None]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def _int(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT64, shape)

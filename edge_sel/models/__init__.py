@@ -1,0 +1,1 @@
+"""A small registry of torch image classifiers. Needs torch."""

@@ -1,0 +1,92 @@
+"""Models by name: the small ones defined here, and any torchvision or timm classifier.
+
+``build("resnet-c", classes=10, image_size=(32, 32))``; ``build("torchvision:mobilenet_v3_small", …)``;
+``build("timm:mobilenetv3_small_100", …)``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import cast
+
+from torch import nn
+
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.models.resnet import SmallImageResNet
+from edge_sel.models.simple import SimpleCNN, SmallImageMobileNet
+
+Builder = Callable[[int, tuple[int, int]], nn.Module]
+
+MODELS: dict[str, Builder] = {
+    "resnet-c": lambda classes, size: SmallImageResNet((32, 64, 128), 2, classes),
+    "resnet-c-small": lambda classes, size: SmallImageResNet((16, 32, 64), 1, classes),
+    "resnet18-cifar": lambda classes, size: SmallImageResNet((64, 128, 256, 512), 2, classes),
+    "mobilenet-c": lambda classes, size: SmallImageMobileNet(classes),
+    "simple-cnn": SimpleCNN,
+}
+
+
+def build(name: str, classes: int, image_size: tuple[int, int], *, pretrained: bool = False) -> nn.Module:
+    """Build a classifier with ``classes`` logits for images of ``image_size`` (height, width).
+
+    Raises:
+        UsageError: the name is unknown, or pretrained weights were asked of a model that has none.
+        SetupError: torchvision or timm is needed and cannot be imported.
+    """
+    library, _, model_name = name.rpartition(":")
+    if library == "torchvision":
+        return _torchvision(model_name, classes, pretrained)
+    if library == "timm":
+        return _timm(model_name, classes, pretrained)
+    if library or name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME"
+        raise UsageError("unknown model", where=name, fix=hint)
+    if pretrained:
+        raise UsageError("no pretrained weights exist for this model", where=name, fix="use torchvision:NAME")
+    return MODELS[name](classes, image_size)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise SetupError("torchvision cannot be imported", where=error, fix="pip install 'edge-sel[server]'") from error
+    if name not in models.list_models(module=models):
+        raise UsageError("torchvision has no such classifier", where=name)
+    model = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    _replace_last_linear(model, classes)
+    _disable_stochastic_layers(model)
+    return cast(nn.Module, model)
+
+
+def _timm(name: str, classes: int, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        raise SetupError("timm cannot be imported", where=error, fix="pip install timm") from error
+    if not timm.is_model(name):
+        raise UsageError("timm has no such model", where=name)
+    return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=classes))
+
+
+def _replace_last_linear(model: nn.Module, classes: int) -> None:
+    for path, module in reversed(list(model.named_modules())):
+        if isinstance(module, nn.Linear):
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, nn.Linear(module.in_features, classes))
+            return
+    raise UsageError("model has no linear head", where=type(model).__name__, fix="choose a classifier that has")
+
+
+def _disable_stochastic_layers(model: nn.Module) -> None:
+    """Dropout and stochastic depth have no place in a compiled, replayable training step."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
+            module.p = 0.0

@@ -1,0 +1,1 @@
+"""The artifact that a server exports and a device trains: manifest, weights, graphs."""

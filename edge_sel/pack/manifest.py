@@ -1,0 +1,144 @@
+"""``manifest.json``: what a pack holds and how each file must hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edge_sel.errors import PackError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+EVAL = "eval.onnx"
+OPTIMIZER_STATE = {"sgd": ("momentum",), "adam": ("m", "v")}
+"""Per optimizer, the state tensors that accompany each trained weight."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The classifier: its builder's name, class names in label order, and input geometry."""
+
+    name: str
+    parameters: int
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    head: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """One compiled update plan.
+
+    ``flops_forward`` and ``flops_train`` count 2 operations per multiply-add of every Conv, ConvTranspose, Gemm and
+    MatMul in the graph, per image.
+    """
+
+    name: str
+    trainable: tuple[str, ...]
+    buffers: tuple[str, ...]
+    bn_mode: str
+    channels: dict[str, int]
+    train: str
+    score: str
+    flops_train: int
+    flops_forward: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured by the server on clean images.
+
+    Attributes:
+        gamma: guilt threshold, the ``gamma_percentile`` of |gradient|.
+        difficulty: the 0, 10 … 100 % quantiles of the per-image loss.
+        embarrassment: E_c of each class at T = 1.5.
+        accuracy: share of the calibration images classified correctly.
+        images: how many images were used.
+    """
+
+    gamma: float
+    gamma_percentile: float
+    difficulty: tuple[float, ...]
+    embarrassment: tuple[float, ...]
+    accuracy: float
+    images: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size in bytes and sha256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest; field names are the JSON keys."""
+
+    model: ModelInfo
+    optimizer: str
+    calibration: Calibration
+    plans: dict[str, PlanInfo]
+    files: dict[str, FileInfo]
+    parity: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    opset: int = 18
+    ir_version: int = 9
+
+
+def to_json(manifest: Manifest) -> str:
+    """Serialise, with a digest over everything else so that a damaged manifest is noticed too."""
+    body = {"format": FORMAT, **asdict(manifest)}
+    return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
+
+
+def from_json(text: str, where: object) -> Manifest:
+    """Parse and check.
+
+    Raises:
+        PackError: not JSON, a newer format, a missing key, or a digest that does not match.
+    """
+    try:
+        body = json.loads(text)
+        version = body.pop("format")
+        if not isinstance(version, int) or version > FORMAT:
+            raise PackError(
+                f"the pack has format {version}, this edge-sel reads up to {FORMAT}", where=where,
+                fix="pip install -U edge-sel",
+            )  # fmt: skip
+        digest = body.pop("digest")
+        if digest != _digest({"format": version, **body}):
+            raise PackError("manifest.json is damaged: its digest does not match", where=where, fix="copy it again")
+        return _build(body)
+    except (KeyError, TypeError, AttributeError, ValueError, json.JSONDecodeError) as error:
+        raise PackError(
+            f"manifest.json cannot be read ({type(error).__name__}: {error})",
+            where=where,
+            fix="copy the pack again",
+        ) from error
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _build(body: dict[str, Any]) -> Manifest:
+    plans = {name: PlanInfo(**_tuples(plan)) for name, plan in body["plans"].items()}
+    rest = {key: body[key] for key in ("optimizer", "parity", "provenance", "opset", "ir_version")}
+    return Manifest(
+        model=ModelInfo(**_tuples(body["model"])),
+        calibration=Calibration(**_tuples(body["calibration"])),
+        plans=plans,
+        files={name: FileInfo(**info) for name, info in body["files"].items()},
+        **rest,
+    )
+
+
+def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

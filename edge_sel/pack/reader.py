@@ -1,0 +1,107 @@
+"""Open a pack: a folder or one ``.edgepack`` file. Every byte is hashed before it is used; nothing is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from edge_sel.errors import PackError, UsageError
+from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, from_json
+
+
+class Pack:
+    """A verified pack.
+
+    Attributes:
+        path: where it was opened.
+        manifest: its parsed manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, content: dict[str, bytes]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._content = content
+
+    @property
+    def eval_graph(self) -> bytes:
+        """The inference graph, weights external, head as inputs."""
+        return self._content[EVAL]
+
+    def graph(self, file: str) -> bytes:
+        """The bytes of one of the plans' graphs."""
+        return self._content[file]
+
+    def plan(self, name: str) -> PlanInfo:
+        """The named plan; UsageError listing the pack's plans when there is none."""
+        if name not in self.manifest.plans:
+            raise UsageError(
+                f"the pack has no plan {name}",
+                where=self.path,
+                fix=f"one of {', '.join(self.manifest.plans)}",
+            )
+        return self.manifest.plans[name]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every parameter and running statistic, as fresh arrays."""
+        from safetensors.numpy import load
+
+        weights: dict[str, np.ndarray] = load(self._content[WEIGHTS])
+        return weights
+
+    @property
+    def digest(self) -> str:
+        """A short identity of the pack's content, for resume checks."""
+        joined = "".join(f"{n}{f.sha256}" for n, f in sorted(self.manifest.files.items()))
+        return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+def open_pack(path: Path) -> Pack:
+    """Read and verify a pack.
+
+    Raises:
+        PackError: missing, unreadable, damaged, incomplete, or written by a newer version.
+    """
+    if not path.exists():
+        raise PackError("no such pack", where=path, fix="make one with `edge-sel export`")
+    try:
+        names = _names(path)
+        if MANIFEST not in names:
+            raise PackError("not a pack: it has no manifest.json", where=path)
+        manifest = from_json(_read(path, MANIFEST).decode("utf-8", "replace"), path)
+        content = {name: _verified(path, name, manifest, names) for name in manifest.files}
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
+    needed = {WEIGHTS, EVAL, *(f for p in manifest.plans.values() for f in (p.train, p.score))}
+    missing = sorted(needed - set(content))
+    if missing:
+        raise PackError(f"the manifest does not list {', '.join(missing)}", where=path, fix="export it again")
+    return Pack(path, manifest, content)
+
+
+def _names(path: Path) -> set[str]:
+    if path.is_dir():
+        return {child.name for child in path.iterdir() if child.is_file()}
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def _read(path: Path, name: str) -> bytes:
+    if path.is_dir():
+        return (path / name).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
+
+
+def _verified(path: Path, name: str, manifest: Manifest, names: set[str]) -> bytes:
+    if PurePosixPath(name).name != name or name in ("", "..", ".") or "\\" in name:
+        raise PackError(f"the manifest names a file outside the pack ({name})", where=path)
+    if name not in names:
+        raise PackError(f"{name} is missing from the pack", where=path, fix="copy the pack again")
+    content = _read(path, name)
+    info = manifest.files[name]
+    if len(content) != info.bytes or hashlib.sha256(content).hexdigest() != info.sha256:
+        raise PackError(f"{name} is damaged: its sha256 does not match", where=path, fix="copy the pack again")
+    return content

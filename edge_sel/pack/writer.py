@@ -1,0 +1,103 @@
+"""Write a pack: weights once in safetensors, graphs that point into that file, a manifest with every hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+from safetensors.numpy import save
+
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, Manifest, to_json
+
+
+def write_pack(
+    path: Path, manifest: Manifest, weights: Mapping[str, np.ndarray], graphs: Mapping[str, onnx.ModelProto]
+) -> None:
+    """Write everything beside the final place, then move it there in one step.
+
+    A path ending in ``.edgepack`` becomes one file, any other a folder. An existing pack is replaced only when the
+    new one is complete; anything else that exists there is refused.
+
+    Raises:
+        UsageError: ``path`` exists and is not a pack.
+        SetupError: the disk is full or the place cannot be written.
+    """
+    refuse_foreign(path)
+    content = {WEIGHTS: save({name: np.ascontiguousarray(value) for name, value in weights.items()})}
+    layout = external_layout(content[WEIGHTS])
+    for name, model in graphs.items():
+        content[name] = externalise(model, layout).SerializeToString()
+    files = {n: FileInfo(len(c), hashlib.sha256(c).hexdigest()) for n, c in content.items()}
+    content[MANIFEST] = to_json(replace(manifest, files=files)).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            staged = Path(temporary) / path.name
+            if path.suffix == ".edgepack":
+                _write_zip(staged, content)
+                staged.replace(path)
+            else:
+                staged.mkdir()
+                for name, data in content.items():
+                    (staged / name).write_bytes(data)
+                if path.exists():
+                    path.rename(Path(temporary) / "old")
+                staged.rename(path)
+    except OSError as error:
+        raise SetupError("the pack cannot be written", where=f"{path}: {error.strerror or error}") from error
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise UsageError when writing a pack to ``path`` would replace something that is not a pack."""
+    if path.suffix == ".edgepack":
+        if path.exists() and not zipfile.is_zipfile(path):
+            raise UsageError("--out exists and is not a pack", where=path, fix="choose another name")
+    elif path.exists() and not (path / MANIFEST).is_file():
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+            return
+        raise UsageError("--out exists and is not a pack", where=path, fix="choose another name")
+
+
+def external_layout(safetensors: bytes) -> dict[str, tuple[int, int]]:
+    """Byte offset and length of each tensor inside a safetensors file (8-byte header length, JSON header, data)."""
+    header = int.from_bytes(safetensors[:8], "little")
+    entries = json.loads(safetensors[8 : 8 + header])
+    return {
+        name: (8 + header + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
+
+
+def externalise(model: onnx.ModelProto, layout: Mapping[str, tuple[int, int]]) -> onnx.ModelProto:
+    """Replace the values of initializers that stand in the weights file by references into it."""
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    for tensor in slim.graph.initializer:
+        if tensor.name not in layout:
+            continue
+        offset, length = layout[tensor.name]
+        for content in ("raw_data", "float_data"):
+            tensor.ClearField(content)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, value
+    return slim
+
+
+def _write_zip(path: Path, content: Mapping[str, bytes]) -> None:
+    """Deflate with a fixed date, so that equal packs are equal files."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name, data in content.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)

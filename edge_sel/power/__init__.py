@@ -1,0 +1,24 @@
+"""Meters and the energy recorder: joules with a source.
+
+To add a meter: write a class that satisfies ``Meter`` and raises ``MeterError`` with a fix where it cannot
+read; add how to open it to ``meter.OPENERS`` and its name to ``settings.METERS``.
+"""
+
+from edge_sel.power.figure import EnergyFigure
+from edge_sel.power.meter import Meter, MeterError, Probe, Reading, Source, find_meter
+from edge_sel.power.recorder import EnergyRecorder, RecorderCost, Window
+from edge_sel.power.temperature import hottest_c
+
+__all__ = [
+    "EnergyFigure",
+    "EnergyRecorder",
+    "Meter",
+    "MeterError",
+    "Probe",
+    "Reading",
+    "RecorderCost",
+    "Source",
+    "Window",
+    "find_meter",
+    "hottest_c",
+]

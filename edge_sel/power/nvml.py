@@ -1,0 +1,141 @@
+"""NVIDIA GPUs through NVML: the energy counter where it moves, else sampled power.
+
+The counter (millijoules since the driver was loaded; Volta and later) is refreshed every 10 to 100 ms.
+Sampled power (milliwatts) is an average over up to a second; on A100 and H100 it covers about a quarter of the
+time (arXiv 2312.02741). The figures are those of whole boards, whoever uses them. On a Jetson NVML starts, but
+refuses every power query.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from edge_sel.power.meter import MeterError, Reading, Source
+
+_MODELLED = "use --meter psutil for a modelled figure"
+_IN_CONTAINER = "in a container, start it with --gpus all"
+_REMEDIES = {
+    "NVMLError_LibraryNotFound": (
+        "the NVIDIA driver is not installed",
+        f"install it; {_IN_CONTAINER}; without an NVIDIA GPU there is nothing to do",
+    ),
+    "NVMLError_DriverNotLoaded": ("the NVIDIA driver is not loaded", f"modprobe nvidia; {_IN_CONTAINER}"),
+    "NVMLError_LibRmVersionMismatch": ("the NVIDIA driver and its library differ in version", "reboot"),
+    "NVMLError_NoPermission": (
+        "no permission to ask the GPU",
+        f"join the group that owns /dev/nvidia*; {_IN_CONTAINER}",
+    ),
+    "NVMLError_NotSupported": ("it reports no power, as on a Jetson and some boards", _MODELLED),
+    "NVMLError_FunctionNotFound": ("the driver is too old to report power", "update the NVIDIA driver"),
+    "NVMLError_GpuIsLost": ("the GPU is lost", "see dmesg for an Xid error; reset the GPU or reboot"),
+}
+COUNTER_WAIT_S = 0.25
+_STEP_S = 0.02
+
+
+class NvmlMeter:
+    """The GPUs with the given numbers, or all; their energies add up.
+
+    Args:
+        gpus: NVML's numbers (the order of ``nvidia-smi``, which is not always CUDA's); None for all.
+        nvml: the ``pynvml`` module, or something like it.
+        sleep: waits while the counter is watched.
+
+    """
+
+    name = "nvml"
+    source: Source = "measured"
+
+    def __init__(
+        self,
+        gpus: Sequence[int] | None = None,
+        *,
+        nvml: Any = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._nvml = _pynvml() if nvml is None else nvml
+        self._open = False
+        self._handles: dict[int, Any] = {}
+        try:
+            self._ask(self._nvml.nvmlInit)
+            self._open = True
+            chosen = range(self._ask(self._nvml.nvmlDeviceGetCount)) if gpus is None else gpus
+            if not chosen:
+                raise MeterError("the NVIDIA driver knows no GPU", "see nvidia-smi")
+            for number in chosen:
+                self._handles[number] = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, number, gpu=number)
+                self._refuse_mig(number)
+            self.counts = self._counters_move(sleep)
+            self.min_window_s = 1.0 if self.counts else 2.0
+            self.read(0.0)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, now_s: float) -> Reading:
+        """The sum over the GPUs, of joules or of watts."""
+        if not self._open:
+            raise MeterError("the NVML meter is closed")
+        if self.counts:
+            return Reading(now_s, sum(self._each("nvmlDeviceGetTotalEnergyConsumption")) / 1e3, None)
+        return Reading(now_s, None, sum(self._each("nvmlDeviceGetPowerUsage")) / 1e3)
+
+    def temperature_c(self) -> float | None:
+        """The hottest GPU's temperature."""
+        found: list[float] = []
+        for handle in self._handles.values() if self._open else ():
+            try:
+                sensor = self._nvml.NVML_TEMPERATURE_GPU
+                found.append(float(self._nvml.nvmlDeviceGetTemperature(handle, sensor)))
+            except self._nvml.NVMLError:
+                continue
+        return max(found, default=None)
+
+    def close(self) -> None:
+        """Let NVML go; reading is over."""
+        if self._open:
+            self._open = False
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
+
+    def _counters_move(self, sleep: Callable[[float], None]) -> bool:
+        """Whether every GPU has a counter and it advances within ``COUNTER_WAIT_S``."""
+        try:
+            first = self._each("nvmlDeviceGetTotalEnergyConsumption")
+            for _ in range(round(COUNTER_WAIT_S / _STEP_S)):
+                sleep(_STEP_S)
+                now = self._each("nvmlDeviceGetTotalEnergyConsumption")
+                if all(after > before for before, after in zip(first, now, strict=True)):
+                    return True
+        except MeterError:  # then its power must be readable, and read() will tell
+            pass
+        return False
+
+    def _refuse_mig(self, number: int) -> None:
+        try:
+            mode, _ = self._nvml.nvmlDeviceGetMigMode(self._handles[number])
+        except self._nvml.NVMLError:
+            return  # a board that cannot be divided
+        if mode == self._nvml.NVML_DEVICE_MIG_ENABLE:
+            raise MeterError(f"GPU {number} is divided (MIG): NVML knows the power of the whole board only", _MODELLED)
+
+    def _each(self, call: str) -> list[int]:
+        return [self._ask(getattr(self._nvml, call), h, gpu=n) for n, h in self._handles.items()]
+
+    def _ask(self, call: Callable[..., Any], *args: Any, gpu: int | None = None) -> Any:
+        try:
+            return call(*args)
+        except self._nvml.NVMLError as error:
+            why, fix = _REMEDIES.get(type(error).__name__, (str(error), "see nvidia-smi"))
+            raise MeterError(why if gpu is None else f"GPU {gpu}: {why}", fix) from error
+
+
+def _pynvml() -> Any:
+    try:
+        return importlib.import_module("pynvml")
+    except ImportError:
+        raise MeterError("the pynvml module is missing", "pip install nvidia-ml-py") from None

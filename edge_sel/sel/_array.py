@@ -1,0 +1,61 @@
+"""The array type and the few helpers that let one implementation serve NumPy and torch."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from array_api_compat import array_namespace, device
+
+Array: TypeAlias = Any
+"""A NumPy array or a torch tensor. There is no useful static type for "either"."""
+
+Namespace: TypeAlias = Any
+"""An array module: ``numpy``, ``torch`` or what ``array_api_compat.array_namespace`` returns."""
+
+__all__ = [
+    "Array",
+    "Namespace",
+    "array_namespace",
+    "as_float",
+    "class_members",
+    "device",
+    "ranks",
+    "resolve",
+    "stable_order",
+]
+
+
+def resolve(xp: Namespace) -> Namespace:
+    """The array-API view of a module, so that callers may simply pass ``numpy`` or ``torch``."""
+    return array_namespace(xp.zeros(0))
+
+
+def as_float(x: Array) -> Array:
+    """``x`` in a precision fit for sums: float32 and float64 stay, anything else becomes float32."""
+    xp = array_namespace(x)
+    return x if x.dtype in (xp.float32, xp.float64) else xp.astype(x, xp.float32)
+
+
+def class_members(labels: Array, n_classes: int) -> Array:
+    """Membership as bool[N, C]; a mask instead of a scatter-add, which the array API lacks."""
+    xp = array_namespace(labels)
+    # int64 rather than the labels' own type: 300 classes do not fit into uint8.
+    classes = xp.arange(n_classes, dtype=xp.int64, device=device(labels))
+    return labels[:, None] == classes[None, :]
+
+
+def stable_order(x: Array, *, descending: bool = False) -> Array:
+    """Indices that sort ``x``; equal values keep their order, NaN comes last either way."""
+    xp = array_namespace(x)
+    if not descending:
+        return xp.argsort(x, stable=True)
+    # Negating, not argsort(descending=True): NumPy emulates that by flipping, which would put NaN first.
+    return xp.argsort(-as_float(x), stable=True)
+
+
+def ranks(x: Array, tie_order: Array | None = None) -> Array:
+    """The position each value takes when sorted; the inverse of the sorting permutation is its argsort."""
+    xp = array_namespace(x)
+    if tie_order is None:
+        return xp.argsort(stable_order(x), stable=True)
+    return xp.argsort(xp.take(tie_order, stable_order(xp.take(x, tie_order))), stable=True)

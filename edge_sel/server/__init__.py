@@ -1,0 +1,1 @@
+"""Pretraining, calibration and export. Needs torch."""

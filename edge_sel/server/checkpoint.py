@@ -1,0 +1,77 @@
+"""The warmup checkpoint: one safetensors file whose header says which model it is. No pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from edge_sel.errors import BadInputError
+from edge_sel.models.registry import build
+
+FORMAT = "edge-sel-warmup-1"
+
+
+@dataclass(frozen=True)
+class WarmupInfo:
+    """What the weights are: model name, class names, input geometry and how they were trained."""
+
+    model: str
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    training: dict[str, object]
+
+
+def save(path: Path, model: nn.Module, info: WarmupInfo) -> None:
+    """Write the checkpoint beside its final name, then rename: a killed save leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    save_file(tensors, temporary, metadata={"format": FORMAT, "info": json.dumps(asdict(info))})
+    temporary.replace(path)
+
+
+def load(path: Path) -> tuple[nn.Module, WarmupInfo]:
+    """Build the model that the checkpoint names and fill in its weights.
+
+    Raises:
+        BadInputError: not a warmup checkpoint, or its weights do not fit its model.
+    """
+    if not path.is_file():
+        raise BadInputError("no such checkpoint", where=path, fix="make one with `edge-sel pretrain`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BadInputError("not a safetensors file", where=f"{path}: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise BadInputError("not an edge-sel warmup checkpoint", where=path)
+    raw = json.loads(metadata["info"])
+    info = WarmupInfo(
+        model=raw["model"],
+        classes=tuple(raw["classes"]),
+        image_size=(raw["image_size"][0], raw["image_size"][1]),
+        mean=tuple(raw["mean"]),
+        std=tuple(raw["std"]),
+        training=raw["training"],
+    )
+    model = build(info.model, len(info.classes), info.image_size)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BadInputError("weights do not fit the model", where=f"{path} ({info.model})") from error
+    return model.eval(), info
+
+
+def random_seed_everything(seed: int) -> torch.Generator:
+    """Seed weight initialisation, and return the generator that orders and augments the images."""
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)

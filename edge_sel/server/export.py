@@ -1,0 +1,135 @@
+"""Turn a warmup checkpoint into a pack: export, calibrate, compile every plan, check parity, write."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from edge_sel import __version__
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.engines.torch import TorchEngine
+from edge_sel.errors import DataError, GraphError
+from edge_sel.graphs.flops import executed_flops
+from edge_sel.graphs.ir import Forward
+from edge_sel.graphs.plans import head_names, make_plan
+from edge_sel.graphs.train import compile_eval, compile_score, compile_train
+from edge_sel.pack.manifest import EVAL, Manifest, ModelInfo, PlanInfo
+from edge_sel.pack.reader import open_pack
+from edge_sel.pack.writer import refuse_foreign, write_pack
+from edge_sel.server.calibrate import calibrate
+from edge_sel.server.checkpoint import load
+from edge_sel.server.forward import export_forward
+
+DEFAULT_PLANS = ("bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "full-c25")
+PARITY_BATCH = 8
+
+
+def export_pack(
+    checkpoint: Path,
+    images: ImageSet,
+    out: Path,
+    *,
+    plans: Sequence[str] = DEFAULT_PLANS,
+    optimizer: str = "adam",
+    gamma_percentile: float = 40.0,
+    seed: int = 0,
+    now: datetime,
+    note: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Export ``checkpoint`` as a pack at ``out``; ``images`` calibrate it and feed the parity check.
+
+    Raises:
+        GraphError: an operator has no rule, or a compiled graph differs from torch: nothing is written then.
+        DataError: the images' classes are not the checkpoint's.
+    """
+    refuse_foreign(out)
+    model, info = load(checkpoint)
+    if images.classes != info.classes:
+        raise DataError(
+            "the calibration images have other classes than the checkpoint", where=", ".join(images.classes)
+        )
+    note("exporting the forward graph")
+    forward = export_forward(model, info.image_size)
+    graphs, compiled = compile_plans(forward, plans, optimizer, len(info.classes), note)
+    note("calibrating")
+    rng = np.random.default_rng(seed)
+    calibration = calibrate(model, images, info.mean, info.std, gamma_percentile=gamma_percentile, rng=rng)
+    manifest = Manifest(
+        model=ModelInfo(
+            info.model, sum(p.numel() for p in model.parameters()), info.classes, info.image_size, info.mean, info.std,
+            head_names(forward),
+        ),
+        optimizer=optimizer,
+        calibration=calibration,
+        plans=compiled,
+        files={},
+        provenance={
+            "created": now.isoformat(timespec="seconds"),
+            "edge_sel": __version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+            "training": info.training,
+        },
+    )  # fmt: skip
+    weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    note("checking one step of every plan against torch")
+    parity = _parity(manifest, weights, graphs, forward, images, rng)
+    final = Manifest(**{**manifest.__dict__, "parity": parity})
+    write_pack(out, final, weights, graphs)
+    return open_pack(out).manifest
+
+
+def compile_plans(
+    forward: Forward, names: Sequence[str], optimizer: str, classes: int, note: Callable[[str], None]
+) -> tuple[dict[str, onnx.ModelProto], dict[str, PlanInfo]]:
+    """Compile the graphs of every plan; a plan that finds nothing to change in this model is left out and noted."""
+    graphs = {EVAL: compile_eval(forward)}
+    compiled = {}
+    for name in names:
+        try:
+            plan = make_plan(forward, name)
+        except GraphError as error:
+            note(f"plan {name} left out: {error}")
+            continue
+        train = compile_train(forward, plan, optimizer)
+        score = compile_score(forward, (*plan.trainable, *plan.buffers))
+        graphs |= {f"train-{name}.onnx": train, f"score-{name}.onnx": score}
+        compiled[name] = PlanInfo(
+            name, plan.trainable, plan.buffers, plan.bn_mode, plan.channels, f"train-{name}.onnx",
+            f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
+        )  # fmt: skip
+    return graphs, compiled
+
+
+def _parity(
+    manifest: Manifest,
+    weights: dict[str, np.ndarray],
+    graphs: dict[str, onnx.ModelProto],
+    forward: Forward,
+    images: ImageSet,
+    rng: np.random.Generator,
+) -> dict[str, object]:
+    """Write to a scratch pack and read it back, so that what is compared is what a device would load."""
+    from edge_sel.server.parity import check_parity
+
+    chosen = np.sort(rng.permutation(len(images))[:PARITY_BATCH])
+    x = normalise(images.read(chosen), manifest.model.mean, manifest.model.std)
+    with TemporaryDirectory() as scratch:
+        write_pack(Path(scratch) / "pack", manifest, weights, graphs)
+        pack = open_pack(Path(scratch) / "pack")
+        differences = check_parity(
+            pack, forward, x, images.labels[chosen], engine=OrtEngine(), reference=TorchEngine(device="cpu")
+        )
+    return {"images": len(chosen), "largest_relative_difference": differences}

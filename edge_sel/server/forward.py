@@ -1,0 +1,66 @@
+"""Export a torch classifier as a forward ONNX graph that keeps parameter names and batch normalisation."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+from torch import nn
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.ir import BATCH, OPSET, Forward, read_forward
+
+
+def export_forward(model: nn.Module, image_size: tuple[int, int]) -> Forward:
+    """The model in evaluation mode as a parsed forward graph; the batch size is symbolic.
+
+    Raises:
+        GraphError: torch cannot export the model, or a parameter did not survive by name.
+    """
+    example = torch.zeros(2, 3, *image_size)
+    model = model.cpu().eval()
+    try:
+        with _quiet():
+            proto = _export(model, example)
+    except Exception as error:  # the exporter has no common exception type
+        raise GraphError(
+            f"torch cannot export {type(model).__name__} to ONNX ({str(error).strip().splitlines()[0]})",
+            fix="make its forward free of data-dependent control flow",
+        ) from error
+    forward = read_forward(proto)
+    lost = sorted({name for name, _ in model.named_parameters()} - set(forward.initializers))
+    if lost:
+        raise GraphError("a parameter was lost in the export", where=", ".join(lost[:5]))
+    return forward
+
+
+def _export(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    from onnxscript import optimizer
+
+    program = torch.onnx.export(
+        model, (example,), dynamo=True, optimize=False, opset_version=OPSET, verbose=False,
+        input_names=["x"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+    )  # fmt: skip
+    assert program is not None
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on stdout, through warnings and through logging; its failures arrive as exceptions."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

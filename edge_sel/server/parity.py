@@ -1,0 +1,113 @@
+"""Before a graph ships, one step of it must agree with torch; a difference is traced to an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
+from edge_sel.errors import GraphError
+from edge_sel.graphs.check import rule_error
+from edge_sel.graphs.ir import Forward, Node
+from edge_sel.pack.manifest import OPTIMIZER_STATE
+from edge_sel.pack.reader import Pack
+
+TOLERANCE = 2e-3
+"""Largest difference of a gradient, relative to that tensor's largest gradient; float32 noise is below 1e-4."""
+
+NOISE = 1e-4
+"""A tensor whose gradients are this much smaller than the largest gradient is compared on that scale instead."""
+
+RULE_TOLERANCE = 1e-4
+
+
+def check_parity(
+    pack: Pack, forward: Forward, images: np.ndarray, labels: np.ndarray, *, engine: Engine, reference: Engine
+) -> dict[str, float]:
+    """Compare one step of every plan; returns the largest relative difference per plan.
+
+    The first optimizer state after one step from zero is the gradient times a constant, so comparing it compares
+    gradients, without Adam's division blowing up differences of tiny ones.
+
+    Raises:
+        GraphError: a plan differs by more than ``TOLERANCE``; the message names the plan, the weight, the operator.
+    """
+    rng = np.random.default_rng(0)
+    batch = Batch(images, labels, rng.uniform(0.5, 1.5, len(labels)).astype(np.float32))
+    report = {}
+    weights = pack.weights()
+    for name in pack.manifest.plans:
+        ours, theirs = (e.trainer(pack, name, weights) for e in (engine, reference))
+        differences = step_differences(ours, theirs, batch, pack.manifest.optimizer)
+        bad = [key for key, difference in differences.items() if not difference <= TOLERANCE]
+        if bad:
+            raise GraphError(
+                f"plan {name} differs from torch by {differences[bad[0]]:.1e} at {bad[0]}",
+                where=blame(forward, bad, set(differences) - set(bad), images.shape, rng),
+                fix="the pack was not written; mend the rule in edge_sel/graphs/rules",
+            )
+        report[name] = max(differences.values())
+    return report
+
+
+def step_differences(ours: Trainer, theirs: Trainer, batch: Batch, optimizer: str) -> dict[str, float]:
+    """Largest relative difference of losses, gradients and running statistics after one step.
+
+    Trainable names come closest to the loss first.
+    """
+    hyper = Hyper(learning_rate=1e-3)
+    results = [trainer.step(batch, hyper) for trainer in (ours, theirs)]
+    states = [trainer.state() for trainer in (ours, theirs)]
+    slot = OPTIMIZER_STATE[optimizer][0]
+    differences = {"loss": _relative(results[0].losses, results[1].losses)}
+    gradients = {
+        name: (states[0][f"{slot}::{name}"], states[1][f"{slot}::{name}"]) for name in reversed(ours.plan.trainable)
+    }
+    largest = max((float(np.abs(reference).max()) for _, reference in gradients.values()), default=0.0)
+    for name, (a, b) in gradients.items():
+        differences[name] = _relative(a, b, scale=NOISE * largest)
+    for mean, variance in zip(ours.plan.buffers[::2], ours.plan.buffers[1::2], strict=True):
+        spread = float(np.sqrt(np.abs(states[1][variance]).max()))
+        differences[mean] = _relative(states[0][mean], states[1][mean], scale=spread)
+        differences[variance] = _relative(states[0][variance], states[1][variance])
+    return differences
+
+
+def _relative(a: np.ndarray, b: np.ndarray, scale: float = 1e-12) -> float:
+    """Difference relative to the tensor's largest value, or to ``scale`` where the tensor itself is only noise."""
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    return float(np.abs(a - b).max() / max(float(np.abs(b).max()), scale))
+
+
+def blame(
+    forward: Forward, bad: list[str], good: set[str], image_shape: tuple[int, ...], rng: np.random.Generator
+) -> str:
+    """The operator whose rule is wrong: check each node between the bad weight and the nearest good one."""
+    if bad[0] == "loss":
+        return "the forward pass (an operator that ONNX Runtime and torch compute differently)"
+    suspects: list[Node] = []
+    for node in reversed(forward.nodes):
+        suspects.append(node)
+        if bad[0] in node.inputs:
+            break
+    for op, node in {(node.op, node.attribute("group", 1)): node for node in suspects}.items():
+        error = _node_error(forward, node, image_shape, rng)
+        if error > RULE_TOLERANCE:
+            return f"operator {op[0]}, node {node.name or node.outputs[0]} (its rule is off by {error:.1e})"
+    names = sorted({node.op for node in suspects})
+    return f"one of the operators {', '.join(names)}, each right on its own"
+
+
+def _node_error(forward: Forward, node: Node, image_shape: tuple[int, ...], rng: np.random.Generator) -> float:
+    arrays: dict[str, np.ndarray] = {}
+    wanted = []
+    for name in node.inputs:
+        known: Mapping[str, np.ndarray] = forward.initializers
+        if name in known:
+            arrays[name] = known[name].astype(np.float64) if known[name].dtype.kind == "f" else known[name]
+        else:
+            arrays[name] = rng.standard_normal([2 if d is None else d for d in forward.shape(name)])
+            wanted.append(name)
+    return rule_error(node, arrays, wanted, rng=rng) if wanted else 0.0

@@ -1,0 +1,195 @@
+"""Train the dense warmup model that a device later fine-tunes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.folder import require_trainable
+from edge_sel.data.split import stratified_split
+from edge_sel.data.transforms import channel_statistics
+from edge_sel.models.registry import build, parameter_count
+from edge_sel.server import checkpoint
+from edge_sel.server.checkpoint import WarmupInfo
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """The recipe: SGD with Nesterov momentum, one cosine cycle, label smoothing, flips and padded crops."""
+
+    model: str = "resnet-c"
+    epochs: int = 15
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    flip: bool = True
+    crop_padding: int = 4
+    validation_fraction: float = 0.05
+    seed: int = 0
+    pretrained: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch; accuracy is on the validation share, which training never sees."""
+
+    epoch: int
+    train_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+def pretrain(
+    images: ImageSet,
+    out: Path,
+    options: PretrainOptions,
+    *,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+) -> WarmupInfo:
+    """Train on ``images`` and write the warmup checkpoint to ``out``.
+
+    Raises:
+        DataError: fewer than two classes, or a class without images.
+        UsageError: unknown model.
+    """
+    require_trainable(images)
+    generator = checkpoint.random_seed_everything(options.seed)
+    device = _device(options.device)
+    mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
+    model = build(options.model, len(images.classes), images.size, pretrained=options.pretrained).to(device)
+    model = model.to(memory_format=torch.channels_last)
+    train, held = stratified_split(images.labels, options.validation_fraction, np.random.default_rng(options.seed))
+    loader = Batches(images, mean, std, device)
+    steps = options.epochs * max(1, len(train) // options.batch_size)
+    optimizer = _optimizer(model, options)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=steps + 1, pct_start=0.25, cycle_momentum=False
+    )
+    accuracy = 0.0
+    for epoch in range(1, options.epochs + 1):
+        started = time.monotonic()
+        losses = []
+        for x, y in loader.shuffled(train, options, generator):
+            with _autocast(device, options.precision):
+                loss = F.cross_entropy(model.train()(x), y, label_smoothing=options.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        accuracy = evaluate(model, loader, held)
+        mean_loss = float(torch.stack(losses).mean())
+        on_epoch(EpochReport(epoch, mean_loss, accuracy, time.monotonic() - started))
+    info = WarmupInfo(
+        model=options.model,
+        classes=images.classes,
+        image_size=images.size,
+        mean=mean,
+        std=std,
+        training={
+            **asdict(options),
+            "images": len(train),
+            "validation_accuracy": accuracy,
+            "parameters": parameter_count(model),
+        },
+    )
+    checkpoint.save(out, model, info)
+    return info
+
+
+class Batches:
+    """Normalised batches on a device; augmentation runs there too."""
+
+    def __init__(self, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self.images = images
+        self.device = device
+        self.scale = torch.tensor([1 / (255 * s) for s in std], device=device)[:, None, None]
+        self.offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None]
+
+    def read(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [N, 3, H, W] float32 and labels [N] int64 of the given indices."""
+        x = torch.from_numpy(self.images.read(indices)).to(self.device).permute(0, 3, 1, 2)
+        y = torch.from_numpy(self.images.labels[indices]).to(self.device)
+        x = (x.float() * self.scale + self.offset).to(memory_format=torch.channels_last)
+        return x, y
+
+    def shuffled(
+        self, indices: np.ndarray, options: PretrainOptions, generator: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One augmented epoch in random order; a last partial batch is left out (batch statistics)."""
+        order = indices[torch.randperm(len(indices), generator=generator).numpy()]
+        size = min(options.batch_size, len(order))
+        for start in range(0, len(order) - size + 1, size):
+            x, y = self.read(order[start : start + size])
+            yield augment(x, options, generator), y
+
+    def ordered(self, indices: np.ndarray, size: int = 500) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once, in order, without augmentation."""
+        for start in range(0, len(indices), size):
+            yield self.read(indices[start : start + size])
+
+
+def augment(x: torch.Tensor, options: PretrainOptions, generator: torch.Generator) -> torch.Tensor:
+    """Flip half of the images and shift each by up to ``crop_padding`` pixels, reflecting at the border."""
+    n, _, height, width = x.shape
+    if options.flip:
+        flip = torch.rand(n, generator=generator).to(x.device) < 0.5
+        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    pad = options.crop_padding
+    if pad:
+        padded = F.pad(x, (pad, pad, pad, pad), mode="reflect")
+        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
+        rows = (dy[:, None] + torch.arange(height, device=x.device))[:, :, None]
+        columns = (dx[:, None] + torch.arange(width, device=x.device))[:, None, :]
+        image = torch.arange(n, device=x.device)[:, None, None]
+        x = padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
+    return x
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Batches, indices: np.ndarray) -> float:
+    """Accuracy (0..1) on the given images; NaN when there are none."""
+    model.eval()
+    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader.ordered(indices))
+    return correct / len(indices) if len(indices) else float("nan")
+
+
+def _optimizer(model: nn.Module, options: PretrainOptions) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]  # biases and BN: no weight decay
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, options.learning_rate, options.momentum, nesterov=True)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Use bfloat16 where the chip multiplies it natively; elsewhere it is slower than float32."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        precision = "bf16" if native else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _cpu_has_bf16() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())

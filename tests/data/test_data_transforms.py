@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import channel_statistics, intensity_std, normalise, random_crop, random_flip
+
+batches = hnp.arrays(np.uint8, st.tuples(st.integers(0, 5), st.integers(2, 9), st.integers(2, 9), st.just(3)))
+unit = st.floats(0, 1)
+
+
+@given(batches, st.tuples(unit, unit, unit), st.tuples(*[st.floats(0.05, 1)] * 3))
+def test_normalise(images, mean, std):
+    result = normalise(images, mean, std)
+    assert result.dtype == np.float32 and result.flags.c_contiguous
+    expected = ((images / 255 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_normalise_refuses_a_zero_deviation():
+    with pytest.raises(ValueError, match="std"):
+        normalise(np.zeros((1, 2, 2, 3), np.uint8), [0.5] * 3, [0.2, 0.0, 0.2])
+
+
+@given(batches, st.integers(0, 2**32 - 1))
+def test_random_flip_mirrors_whole_images(images, seed):
+    before = images.copy()
+    result = random_flip(images, np.random.default_rng(seed))
+    np.testing.assert_array_equal(images, before)
+    assert result.shape == images.shape and result.dtype == np.uint8
+    for old, new in zip(images, result, strict=True):
+        assert (new == old).all() or (new == old[:, ::-1]).all()
+    np.testing.assert_array_equal(result, random_flip(images, np.random.default_rng(seed)))
+
+
+def test_random_flip_mirrors_about_half():
+    images = np.arange(2, dtype=np.uint8).reshape(1, 1, 2, 1).repeat(1000, 0).repeat(3, 3)
+    assert 400 < random_flip(images, np.random.default_rng(0))[:, 0, 0, 0].sum() < 600
+
+
+@given(batches, st.integers(0, 3), st.integers(0, 2**32 - 1), st.sampled_from(["reflect", "zero"]))
+def test_random_crop_shows_a_window_of_the_padded_image(images, padding, seed, mode):
+    result = random_crop(images, padding, np.random.default_rng(seed), mode=mode)
+    assert result.shape == images.shape and result.dtype == np.uint8 and result.base is not images
+    np.testing.assert_array_equal(result, random_crop(images, padding, np.random.default_rng(seed), mode=mode))
+    border = [(padding, padding), (padding, padding), (0, 0)]
+    for old, new in zip(images, result, strict=True):
+        padded = np.pad(old, border, mode="reflect" if mode == "reflect" else "constant")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, old.shape)
+        assert (windows == new).all(axis=(-3, -2, -1)).any()
+
+
+def test_random_crop_without_padding_is_a_copy():
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(random_crop(images, 0, np.random.default_rng(0)), images)
+
+
+def test_random_crop_moves_each_image_by_itself():
+    images = np.broadcast_to(np.arange(64, dtype=np.uint8).reshape(8, 8, 1), (50, 8, 8, 3))
+    assert len({image.tobytes() for image in random_crop(images, 4, np.random.default_rng(0))}) > 30
+
+
+@given(batches)
+def test_intensity_std(images):
+    grey = images @ np.array([0.299, 0.587, 0.114]) / 255
+    result = intensity_std(images)
+    assert result.dtype == np.float32 and result.shape == (len(images),)
+    np.testing.assert_allclose(result, grey.std(axis=(1, 2)), atol=1e-5)
+
+
+def test_intensity_std_of_black_and_white():
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    images[1, :2] = 255
+    np.testing.assert_allclose(intensity_std(images), [0, 0.5], atol=1e-6)
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(3), st.just(4), st.just(3))), st.integers(1, 5))
+def test_channel_statistics_stream(images, batch_size):
+    image_set = ImageSet.from_arrays(images, np.zeros(len(images)), ["a"])
+    mean, std = channel_statistics(image_set, batch_size=batch_size)
+    assert mean.dtype == std.dtype == np.float32
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)) / 255, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(std, np.maximum(images.std(axis=(0, 1, 2)), 1) / 255, rtol=1e-4)
+
+
+def test_channel_statistics_of_nothing():
+    with pytest.raises(ValueError, match="no images"):
+        channel_statistics(ImageSet.from_arrays(np.zeros((0, 4, 4, 3), np.uint8), [], ["a"]))

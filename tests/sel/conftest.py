@@ -1,0 +1,16 @@
+"""Every test that takes ``xp`` runs on NumPy and on torch."""
+
+import array_api_compat.numpy
+import array_api_compat.torch
+import pytest
+from hypothesis import settings
+
+settings.register_profile("sel", max_examples=40, deadline=None, derandomize=True)
+settings.load_profile("sel")
+
+
+# Session scope: hypothesis refuses fixtures that would have to be rebuilt for every example.
+@pytest.fixture(scope="session", params=["numpy", "torch"])
+def xp(request):
+    """An array namespace."""
+    return {"numpy": array_api_compat.numpy, "torch": array_api_compat.torch}[request.param]

@@ -1,0 +1,150 @@
+"""NumPy and torch agree on every public function; those of the hot loop never wait for the device."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sel.sel import curriculum, embarrassment, flops, guilt, hardness, schedule, significance, sundew
+
+N, C = 40, 5
+MODULES = (curriculum, embarrassment, flops, guilt, hardness, schedule, significance, sundew)
+
+
+class Inputs:
+    """The same numbers in either library."""
+
+    def __init__(self, convert, xp, dtype, device=None):
+        rng = np.random.default_rng(7)
+
+        def f(x):
+            return convert(np.asarray(x, dtype=dtype))
+
+        self.xp, self.device = xp, device
+        self.logits, self.other_logits = (f(rng.normal(size=(N, C)) * 3) for _ in range(2))
+        self.labels = convert(rng.integers(0, C - 1, N))  # the last class is absent
+        self.loss, self.u, self.std, self.p = (f(rng.random(N)) for _ in range(4))
+        self.known = f(rng.random(C))
+        self.grads = [f(rng.normal(size=shape)) for shape in ((6, 3, 2, 2), (6,))]
+        self.indices, self.correct = convert(rng.permutation(N)[:10]), convert(rng.random(10) < 0.5)
+        self.bools = convert(rng.random((3, 4)) < 0.5)
+        self.gate = sundew.init(sundew.PUBLISHED_10, xp, device=device)._replace(integral=convert(np.float64(1.5)))
+        self.memory = hardness.init(N, xp, device=device)._replace(r=convert(rng.random(N).astype(np.float32)))
+        self.batch = self.loss[:10]
+
+
+def visited_twice(i, kind):
+    once = hardness.update(i.memory, i.indices, i.batch, i.correct, gamma=0.3, kind=kind)
+    return hardness.update(once, i.indices, i.batch * 2, ~i.correct, gamma=0.3, kind=kind)
+
+
+def streamed(i):
+    first = embarrassment.add_batch(embarrassment.init_sums(C, i.xp, device=i.device), i.logits, i.labels)
+    return embarrassment.add_batch(first, i.other_logits, i.labels)
+
+
+# The functions of the training loop: name -> call.
+HOT = {
+    "embarrassment.cross_entropy": lambda i: embarrassment.cross_entropy(i.logits, i.labels, 1.5),
+    "embarrassment.entropy": lambda i: embarrassment.entropy(i.logits),
+    "embarrassment.init_sums": lambda i: embarrassment.init_sums(C, i.xp, device=i.device),
+    "embarrassment.add_batch": streamed,
+    "embarrassment.means": lambda i: embarrassment.means(streamed(i), previous=i.known),
+    "embarrassment.class_embarrassment": lambda i: embarrassment.class_embarrassment(i.logits, i.labels, C),
+    "embarrassment.confidence": lambda i: embarrassment.confidence(i.known),
+    "guilt.calibrate_gamma": lambda i: guilt.calibrate_gamma(i.grads, 40),
+    "guilt.decayed_gamma": lambda i: guilt.decayed_gamma(guilt.calibrate_gamma(i.grads, 40), 3),
+    "guilt.element_mask": lambda i: guilt.element_mask(i.grads[0], guilt.calibrate_gamma(i.grads, 40)),
+    "guilt.kept_fraction": lambda i: guilt.kept_fraction(i.bools, i.correct),
+    "guilt.channel_guilt": lambda i: guilt.channel_guilt(i.grads[0], 2.0),
+    "guilt.guilty_channels": lambda i: guilt.guilty_channels(guilt.channel_guilt(i.grads[0]), 3),
+    "schedule.sel_learning_rate": lambda i: schedule.sel_learning_rate(1e-3, i.loss),
+    "significance.significance_v1": lambda i: sundew.significance_v1(i.loss, i.std),
+    "significance.significance_v101": lambda i: sundew.significance_v101(i.loss, i.std),
+    "significance.significance_rank": lambda i: sundew.significance_rank(i.loss, i.u),
+    "significance.significance_logistic": lambda i: sundew.significance_logistic(i.loss),
+    "sundew.init": lambda i: sundew.init(sundew.PUBLISHED_10, i.xp, device=i.device),
+    "sundew.normalised": lambda i: sundew.normalised(sundew.SundewConfig.fast(0.1), i.loss),
+    "sundew.active_mask": lambda i: (
+        sundew.active_mask(i.gate, i.loss, i.u),
+        sundew.active_mask(i.gate, i.loss - 1, i.u),
+        sundew.active_mask(i.gate, i.loss - 1, i.u, fallback="top10"),
+    ),
+    "sundew.update": lambda i: sundew.update(sundew.PUBLISHED_10, i.gate, i.xp.mean(i.loss)),
+    "sundew.nominal_energy": lambda i: sundew.nominal_energy(i.loss, i.u),
+    "sundew.nominal_savings_percent": lambda i: sundew.nominal_savings_percent(i.loss, i.u),
+    "hardness.init": lambda i: hardness.init(N, i.xp, device=i.device),
+    "hardness.update": lambda i: [visited_twice(i, kind) for kind in ("loss", "delta", "flip")],
+    "hardness.probabilities_exp": lambda i: hardness.probabilities_exp(i.memory, 2.0),
+    "hardness.greedy": lambda i: hardness.greedy(i.memory, 7),
+    "hardness.weighted_sample": lambda i: hardness.weighted_sample(i.p, 7, i.u),
+}
+# Once per stage or run; the shape of the result depends on the data.
+COLD = {
+    "curriculum.stage_pool": lambda i: [
+        curriculum.stage_pool(i.loss, i.labels, stage, per_class_cap=3) for stage in curriculum.STAGES
+    ],
+}
+# Plain numbers in, plain numbers out.
+NO_ARRAYS = {
+    "curriculum.scale_epochs",
+    "curriculum.stage_passed",
+    "flops.nominal_flops",
+    "hardness.shrink",
+    "schedule.annealed",
+    "sundew.config_for",
+    "sundew.with_pressure",
+}
+
+
+def flat(result):
+    if isinstance(result, (tuple, list)):
+        return [leaf for part in result for leaf in flat(part)]
+    return [result]
+
+
+def test_no_public_function_is_missing_here():
+    public = {
+        f"{m.__name__.rsplit('.', 1)[-1]}.{name}"
+        for m in MODULES
+        for name, f in inspect.getmembers(m, inspect.isfunction)
+        if f.__module__ == m.__name__ and not name.startswith("_")
+    }
+    assert public == {*HOT, *COLD, *NO_ARRAYS}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [*HOT, *COLD])
+def test_numpy_and_torch_agree(name, dtype):
+    call = {**HOT, **COLD}[name]
+    ours = flat(call(Inputs(lambda x: x, np, dtype)))
+    theirs = flat(call(Inputs(torch.as_tensor, torch, dtype)))
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert isinstance(a, (np.ndarray, np.generic))
+        assert isinstance(b, torch.Tensor)
+        assert str(a.dtype) == str(b.dtype).removeprefix("torch.")
+        assert a.shape == tuple(b.shape)
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_the_hot_loop_never_waits_for_the_device(name):
+    """A meta tensor has a shape but no values: asking for one, by ``.item()`` or ``if tensor:``, raises."""
+    HOT[name](Inputs(lambda x: torch.as_tensor(x).to("meta"), torch, "float32", device="meta"))
+
+
+def test_meta_tensors_do_catch_a_sync():
+    with pytest.raises(Exception, match="meta"):
+        math.floor(torch.zeros((), device="meta").item())
+
+
+def test_a_state_is_made_where_it_is_asked_for():
+    for made in (
+        embarrassment.init_sums(3, torch, device="meta"),
+        sundew.init(sundew.PUBLISHED_10, torch, device="meta"),
+        hardness.init(3, torch, device="meta"),
+    ):
+        assert {str(field.device) for field in made} == {"meta"}

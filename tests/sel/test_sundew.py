@@ -1,0 +1,239 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sel.errors import UsageError
+from edge_sel.sel import sundew
+from edge_sel.sel.sundew import PUBLISHED_6, PUBLISHED_10, SundewConfig, SundewState
+
+BATCH = 64
+
+
+def state(xp, threshold, rate_ema=0.1, integral=0.0):
+    return SundewState(*(xp.asarray(v, dtype=xp.float64) for v in (threshold, rate_ema, integral)))
+
+
+def floats(s):
+    return [float(v) for v in s]
+
+
+# --- the published controller, by hand
+
+
+def test_the_published_gains():
+    assert PUBLISHED_10[:4] == (0.10, 0.0015, 0.00005, 0.3)
+    assert PUBLISHED_6[:4] == (0.06, 0.0008, 0.000002, 0.3)
+    for config in (PUBLISHED_10, PUBLISHED_6):
+        assert config[4:10] == (0.01, 0.99, 50.0, 0.90, 0.5, "none")
+
+
+def test_update_by_hand(xp):
+    after = sundew.update(PUBLISHED_10, state(xp, 0.5, 0.1, 2.0), 0.6)
+    # ema = 0.3 * 0.6 + 0.7 * 0.1 = 0.25, error = 0.15, integral = 2.15
+    assert floats(after) == pytest.approx([0.5 + 0.0015 * 0.15 + 0.00005 * 2.15, 0.25, 2.15], rel=1e-12)
+
+
+def test_at_a_bound_the_integral_decays(xp):
+    after = sundew.update(PUBLISHED_10, state(xp, 0.99, 0.1, 40.0), 0.6)
+    assert floats(after) == pytest.approx([0.99, 0.25, 36.0])
+    after = sundew.update(PUBLISHED_10, state(xp, 0.01, 0.1, -40.0), 0.0)
+    assert floats(after) == pytest.approx([0.01, 0.07, -36.0])
+
+
+def test_the_integral_is_clamped(xp):
+    assert float(sundew.update(PUBLISHED_10, state(xp, 0.5, 1.0, 49.9), 1.0).integral) == 50.0
+    assert float(sundew.update(PUBLISHED_10, state(xp, 0.5, 0.0, -49.95), 0.0).integral) == -50.0
+
+
+def test_at_its_target_the_gate_rests(xp):
+    start = sundew.init(PUBLISHED_10, xp)
+    assert floats(start) == [0.5, 0.1, 0.0]
+    assert floats(sundew.update(PUBLISHED_10, start, 0.1)) == pytest.approx([0.5, 0.1, 0.0], abs=1e-15)
+
+
+def test_the_rate_may_be_an_array(xp):
+    start = sundew.init(PUBLISHED_10, xp)
+    array = sundew.update(PUBLISHED_10, start, xp.mean(xp.asarray([1.0, 0.0])))
+    assert floats(array) == floats(sundew.update(PUBLISHED_10, start, 0.5))
+
+
+configs = st.one_of(
+    st.sampled_from([PUBLISHED_10, PUBLISHED_6]),
+    st.floats(0.01, 1).map(SundewConfig.fast),
+    st.floats(0.01, 1).map(sundew.config_for),
+    st.tuples(st.floats(0, 1), st.floats(0, 5), st.floats(0, 5), st.floats(0, 1)).map(lambda c: SundewConfig(*c)),
+)
+
+
+@given(config=configs, rates=st.lists(st.floats(0, 1), max_size=40), start=st.floats(0.01, 0.99))
+def test_nothing_ever_leaves_its_bounds(xp, config, rates, start):
+    s = sundew.init(config._replace(initial_threshold=start), xp)
+    for rate in rates:
+        s = sundew.update(config, s, rate)
+        threshold, ema, integral = floats(s)
+        assert config.threshold_min <= threshold <= config.threshold_max
+        assert abs(integral) <= config.integral_bound
+        assert -1e-12 <= ema <= 1 + 1e-12
+
+
+@given(config=configs, rate=st.floats(0, 1), more=st.floats(0, 1))
+def test_more_activity_never_lowers_the_threshold(xp, config, rate, more):
+    start = sundew.init(config, xp)
+    low, high = (sundew.update(config, start, r) for r in (rate, min(1.0, rate + more)))
+    assert float(high.threshold) >= float(low.threshold)
+
+
+# --- the mask
+
+
+def test_mask_by_hand(xp):
+    u = xp.asarray([0.4, 0.3, 0.2, 0.1])
+    mask = sundew.active_mask(state(xp, 0.5), xp.asarray([0.6, 0.5, 0.4, math.nan]), u)
+    assert np.asarray(mask).tolist() == [True, False, False, False]
+
+
+def test_fallbacks_by_hand(xp):
+    s = xp.asarray([0.1, 0.3, 0.2, 0.3])
+    u = xp.asarray([0.5, 0.9, 0.1, 0.6])
+    assert np.asarray(sundew.active_mask(state(xp, 0.5), s, u)).tolist() == [True, False, True, False]
+    top = sundew.active_mask(state(xp, 0.5), s, u, fallback="top10")
+    assert np.asarray(top).tolist() == [False, True, False, False]
+    with pytest.raises(ValueError, match="random2 or top10"):
+        sundew.active_mask(state(xp, 0.5), s, u, fallback="all")
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 50), threshold=st.floats(0.01, 0.99))
+def test_the_mask_is_never_empty_and_shrinks_with_the_threshold(xp, seed, n, threshold):
+    rng = np.random.default_rng(seed)
+    s, u = rng.random(n), rng.random(n)
+    for fallback, size in (("random2", min(2, n)), ("top10", math.ceil(n / 10))):
+        mask = np.asarray(sundew.active_mask(state(xp, threshold), xp.asarray(s), xp.asarray(u), fallback=fallback))
+        above = s > threshold
+        assert np.array_equal(mask, above) if above.any() else mask.sum() == size
+
+
+# --- choosing a config
+
+
+def test_config_for_meets_the_published_presets():
+    assert sundew.config_for(0.10) == PUBLISHED_10
+    assert sundew.config_for(0.06) == PUBLISHED_6
+
+
+def test_config_for_between_and_beyond():
+    # Half way in log-rate is half way in log-gain: the geometric means.
+    middle = sundew.config_for(math.sqrt(0.06 * 0.10))
+    assert middle.kp == pytest.approx(math.sqrt(0.0015 * 0.0008))
+    assert middle.ki == pytest.approx(math.sqrt(0.00005 * 0.000002))
+    assert sundew.config_for(0.5) == PUBLISHED_10._replace(target_rate=0.5)
+    assert sundew.config_for(0.01) == PUBLISHED_6._replace(target_rate=0.01)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.01, math.nan])
+@pytest.mark.parametrize("make", [SundewConfig.fast, sundew.config_for])
+def test_impossible_rates_are_refused(make, rate):
+    with pytest.raises(UsageError, match="target rate"):
+        make(rate)
+
+
+@given(target=st.floats(0.001, 1), a=st.floats(0, 1), b=st.floats(0, 1))
+def test_pressure_lowers_the_target_down_to_the_floor(target, a, b):
+    base = SundewConfig.fast(target)
+    assert sundew.with_pressure(base, 0) == base
+    assert sundew.with_pressure(base, 1).target_rate == pytest.approx(min(target, 0.02))
+    low, high = sorted((a, b))
+    assert sundew.with_pressure(base, high).target_rate <= sundew.with_pressure(base, low).target_rate
+    assert sundew.with_pressure(base, 7) == sundew.with_pressure(base, 1)
+    assert sundew.with_pressure(base, a)._replace(target_rate=target) == base
+
+
+def test_pressure_by_hand():
+    assert sundew.with_pressure(SundewConfig.fast(0.3), 0.5).target_rate == pytest.approx(0.16)
+
+
+# --- the papers' energy
+
+
+def test_nominal_energy():
+    assert sundew.nominal_energy(10, 90) == pytest.approx(10.9)
+    # The README's own run: 10.4 % active. By its formula that saves 88.7 %, not the 89.6 % it reports.
+    assert sundew.nominal_savings_percent(10.4, 89.6) == pytest.approx(88.704)
+    assert sundew.nominal_savings_percent(0, 0) == 0
+
+
+@given(active=st.integers(0, 10**6), skipped=st.integers(0, 10**6))
+def test_savings_lie_between_nothing_and_99_percent(active, skipped):
+    assert 0 <= sundew.nominal_savings_percent(active, skipped) <= 99 + 1e-9
+
+
+# --- does it converge?
+
+
+def stream(seed, batches, shape, score):
+    """Significance, batch by batch, of a model whose mean loss falls five-fold."""
+    rng = np.random.default_rng(seed)
+    for t in range(batches):
+        loss = rng.gamma(shape, 2.3 * 0.2 ** (t / batches) / shape, BATCH)
+        other = rng.uniform(0.1, 0.4, BATCH)
+        yield score(loss, other), rng.random(BATCH)
+
+
+def rates(config, start, significances, pressure=lambda t: 0.0):
+    s = sundew.init(config._replace(initial_threshold=start))
+    found = []
+    for t, (significance, u) in enumerate(significances):
+        now = sundew.with_pressure(config, pressure(t))
+        mask = sundew.active_mask(s, sundew.normalised(now, significance, u), u)
+        found.append(mask.mean())
+        s = sundew.update(now, s, found[-1])
+    return np.array(found)
+
+
+def moving(x, width=20):
+    """Means of ``width`` neighbours; entry i ends with batch i + width."""
+    return np.convolve(x, np.full(width, 1 / width), "valid")
+
+
+@pytest.mark.parametrize("score", [sundew.significance_v1, sundew.significance_v101])
+@pytest.mark.parametrize("shape", [0.3, 1.0, 5.0], ids=["heavy-tail", "exponential", "bell"])
+@pytest.mark.parametrize("target", [0.1, 0.3, 0.5])
+def test_fast_is_within_two_points_after_60_batches_and_stays(target, shape, score):
+    config = SundewConfig.fast(target)
+    for start in (config.initial_threshold, 0.5, 0.05, 0.95):
+        mean = moving(rates(config, start, stream(1, 240, shape, score)))
+        assert np.abs(mean[60 - 20 :] - target).max() < 0.02
+
+
+@pytest.mark.parametrize("target", [0.1, 0.3, 0.5])
+def test_logistic_is_within_six_points_and_right_on_average(target):
+    config = SundewConfig.fast(target, normalise="logistic")
+    for start in (config.initial_threshold, 0.5, 0.05, 0.95):
+        found = rates(config, start, stream(2, 240, 1.0, sundew.significance_v1))
+        assert np.abs(moving(found)[40:] - target).max() < 0.06
+        assert found[60:].mean() == pytest.approx(target, abs=0.02)
+
+
+def test_fast_follows_the_pressure():
+    config = SundewConfig.fast(0.3)
+    squeeze = stream(3, 240, 1.0, sundew.significance_v1)
+    found = rates(config, 0.7, squeeze, pressure=lambda t: float(80 <= t < 160))
+    assert found[60:80].mean() == pytest.approx(0.30, abs=0.02)
+    assert found[140:160].mean() == pytest.approx(0.02, abs=0.02)
+    assert found[220:240].mean() == pytest.approx(0.30, abs=0.02)
+
+
+def test_the_published_gate_does_not_get_there():
+    """Why ``fast`` exists: v1 has mean 1, the threshold ends at 0.99, a third of the batch still passes."""
+    found = rates(PUBLISHED_10, 0.5, stream(4, 600, 1.0, sundew.significance_v1))
+    assert found[40:60].mean() > 0.5
+    assert found[-100:].mean() > 0.3
+
+
+def test_random_selection_at_the_same_rate_is_the_same_gate():
+    rng = np.random.default_rng(5)
+    config = SundewConfig.fast(0.25)
+    uniform = [(u, u) for u in rng.random((120, BATCH))]
+    assert rates(config, 0.5, uniform)[60:].mean() == pytest.approx(0.25, abs=0.01)

@@ -1,0 +1,156 @@
+"""Settings: precedence, origins, and every mistake named at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sel.errors import UsageError
+from edge_sel.settings import Profile, Settings, resolve, rules
+
+PROFILE = Profile("bench", idle_w=1.0, max_w=2.0, threads=3, batch_size=8)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    resolved = resolve()
+    assert resolved.settings == Settings()
+    assert set(resolved.origins.values()) == {"default"}
+    assert list(resolved.origins) == list(rules(Settings))
+
+
+def test_the_defaults_are_allowed_and_documented() -> None:
+    for key, rule in rules(Settings).items():
+        default = getattr(Settings(), key)
+        assert rule.help
+        assert default is None or rule.read(default, text=False) == default
+    assert rules(Settings)["gate"].choices == ("sundew", "random", "off")
+
+
+def test_the_last_layer_wins(tmp_path: Path) -> None:
+    path = write(tmp_path, "batch_size = 16\nepochs = 7\nseed = 1\n")
+    environ = {"EDGE_SEL_EPOCHS": "9", "EDGE_SEL_SEED": "2", "HOME": "/", "EDGE_SEL_CIFAR10": "/data"}
+    resolved = resolve(profile=PROFILE, toml_file=path, environ=environ, flags={"seed": 3, "plan": None})
+    settings, origins = resolved.settings, resolved.origins
+    assert (settings.threads, origins["threads"]) == (3, "profile:bench")
+    assert (settings.batch_size, origins["batch_size"]) == (16, f"file:{path}")
+    assert (settings.epochs, origins["epochs"]) == (9, "env:EDGE_SEL_EPOCHS")
+    assert (settings.seed, origins["seed"]) == (3, "flag")
+    assert (settings.plan, origins["plan"]) == ("bn,affine", "default")
+    stored = json.loads(json.dumps(resolved.to_json()))
+    assert stored["seed"] == {"value": 3, "origin": "flag"}
+
+
+LAYERS = st.fixed_dictionaries({}, optional={name: st.integers(1, 99) for name in ("file", "env", "flag", "profile")})
+
+
+@given(LAYERS)
+def test_precedence(tmp_path_factory: pytest.TempPathFactory, layers: dict[str, int]) -> None:
+    path = None
+    if "file" in layers:
+        path = write(tmp_path_factory.mktemp("layers"), f"batch_size = {layers['file']}")
+    resolved = resolve(
+        profile=Profile("p", 1.0, 2.0, batch_size=layers["profile"]) if "profile" in layers else None,
+        toml_file=path,
+        environ={"EDGE_SEL_BATCH_SIZE": str(layers["env"])} if "env" in layers else {},
+        flags={"batch_size": layers.get("flag")},
+    )
+    winner = next((name for name in ("flag", "env", "file", "profile") if name in layers), "default")
+    assert resolved.settings.batch_size == layers.get(winner, 32)
+    assert resolved.origins["batch_size"].partition(":")[0] == winner
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "key", "value"),
+    [
+        ("TARGET_RATE", "6%", "target_rate", 0.06),
+        ("TARGET_RATE", "1", "target_rate", 1.0),
+        ("CHECKPOINT_EVERY_S", "2m", "checkpoint_every_s", 120.0),
+        ("CHECKPOINT_EVERY_S", "45", "checkpoint_every_s", 45.0),
+        ("REQUIRE_MEASURED", "true", "require_measured", True),
+        ("REQUIRE_MEASURED", "0", "require_measured", False),
+        ("GAMMA_PERCENTILE", "none", "gamma_percentile", None),
+        ("GAMMA_PERCENTILE", "40", "gamma_percentile", 40.0),
+        ("LEARNING_RATE", "1e-4", "learning_rate", 1e-4),
+        ("ENGINE", "torch", "engine", "torch"),
+        ("PLAN", "bn,last2", "plan", "bn,last2"),
+    ],
+)
+def test_text_of_variables_and_flags(variable: str, text: str, key: str, value: Any) -> None:
+    assert getattr(resolve(environ={f"EDGE_SEL_{variable}": text}).settings, key) == value
+    assert getattr(resolve(flags={key: text}).settings, key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "allowed"),
+    [
+        ("epochs", "0", "a whole number at least 1"),
+        ("epochs", "1.5", "a whole number at least 1"),
+        ("target_rate", "0", "a number above 0 and at most 1"),
+        ("target_rate", "150%", "a number above 0 and at most 1"),
+        ("guard_fraction", "1", "a number above 0 and at most 0.9"),
+        ("learning_rate", "nan", "a number above 0"),
+        ("learning_rate", "inf", "a number above 0"),
+        ("gamma_percentile", "101", "a number at least 0 and at most 100 or none"),
+        ("gate", "sundwe", "one of sundew, random, off"),
+        ("meter", "rapl", "one of auto, nvml, psutil"),
+        ("require_measured", "maybe", "true or false"),
+        ("checkpoint_every_s", "soon", "a number above 0"),
+        ("checkpoint_every_s", "", "a number above 0"),
+        ("plan", " ", "some text"),
+    ],
+)
+def test_a_bad_value_names_key_origin_and_what_is_allowed(key: str, text: str, allowed: str) -> None:
+    variable = f"EDGE_SEL_{key.upper()}"
+    with pytest.raises(UsageError) as error:
+        resolve(environ={variable: text})
+    assert str(error.value).endswith(f"(env:{variable}) must be {allowed}")
+    assert str(error.value).startswith(f"{key} = ")
+
+
+def test_types_in_a_file_are_strict(tmp_path: Path) -> None:
+    path = write(tmp_path, 'epochs = "5"\nseed = true\nrequire_measured = 1\nlearning_rate = 1\n')
+    with pytest.raises(UsageError) as error:
+        resolve(toml_file=path)
+    assert "epochs = '5'" in str(error.value)
+    assert "seed = True" in str(error.value)
+    assert "require_measured = 1" in str(error.value)
+    assert "learning_rate" not in str(error.value)
+
+
+def test_all_mistakes_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "epoch = 3\n[gate]\nkind = 1\n")
+    with pytest.raises(UsageError) as error:
+        resolve(toml_file=path, environ={"EDGE_SEL_SEEDS": "1", "EDGE_SEL_THREADS": "-1"}, flags={"gate": "on"})
+    text = str(error.value)
+    assert f"epoch is not known (file:{path}): did you mean epochs?" in text
+    assert "gate.kind is not known" in text
+    assert "EDGE_SEL_SEEDS is not known (env:EDGE_SEL_SEEDS): did you mean EDGE_SEL_SEED?" in text
+    assert "threads = '-1' (env:EDGE_SEL_THREADS)" in text
+    assert "gate = 'on' (flag) must be one of sundew, random, off" in text
+    assert error.value.exit_code == 2
+
+
+def test_reserved_variables_are_left_alone() -> None:
+    assert resolve(environ={"EDGE_SEL_SYSFS_ROOT": "/x", "EDGE_SEL_CIFAR10": "/y"}).settings == Settings()
+    with pytest.raises(UsageError, match="EDGE_SEL_SYSFS is not known"):
+        resolve(environ={"EDGE_SEL_SYSFS": "/x"})
+
+
+@given(st.sampled_from(sorted(rules(Settings))), st.text(max_size=8))
+def test_any_text_is_accepted_or_refused_in_one_line(key: str, text: str) -> None:
+    try:
+        resolve(environ={f"EDGE_SEL_{key.upper()}": text})
+    except UsageError as error:
+        assert key in str(error)
+        assert "\n" not in str(error)

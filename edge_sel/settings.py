@@ -26,7 +26,7 @@ PREFIX = "EDGE_SEL_"
 RESERVED = frozenset({"EDGE_SEL_SYSFS_ROOT", "EDGE_SEL_CIFAR10"})  # read elsewhere, not settings
 _Given = list[tuple[str, Any, str]]  # key or variable, value, origin
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_VIRTUAL = "kvm|qemu|xen|vmware|virtual|bochs|amazon ec2|google compute|openstack|droplet|vserver|firecracker"
+_VIRTUAL = r"kvm|qemu|\bxen\b|vmware|virtual|bochs|amazon ec2|google compute|alibaba|openstack|droplet|vserver"
 
 
 class Rule(NamedTuple):
@@ -60,11 +60,11 @@ class Rule(NamedTuple):
             value = (self.parse or self.kind)(value)
         if (type(value), self.kind) in ((int, float), (list, tuple)):
             value = self.kind(value)
+        parts = value if self.kind is tuple else (value,)
         found: type = type(value)
         if found is not self.kind:  # not isinstance: true is no number
-            raise ValueError
-        if self.choices:
-            parts = value if self.kind is tuple else (value,)
+            good = False
+        elif self.choices:
             good = all(part in self.choices for part in parts) and len(parts) == len(set(parts)) > 0
         elif self.kind is str:
             good = bool(value.strip())
@@ -107,7 +107,8 @@ class Settings:
     target_rate: float = _key("share of images worth a gradient", 0.5, above=0, high=1, parse=parse_fraction)
     gate: Literal["sundew", "random", "off"] = _key("what picks those images", "sundew")
     significance: Literal["v1", "v101"] = _key("how the gate weighs an image", "v1")
-    gamma_percentile: float | None = _key("guilt percentile", None, float, low=0, high=100, optional=True)
+    curriculum: Literal["cumulative", "staged", "off"] = _key("easy images first: alone, or kept", "cumulative")
+    gamma: float | None = _key("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)
     guard_fraction: float = _key("share kept to judge by", 0.15, above=0, high=0.9, parse=parse_fraction)
     seed: int = _key("seed of every random choice", 0, low=0)
     threads: int = _key("threads to use, 0 for all", 0, low=0)
@@ -180,8 +181,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     given = dict(_read_toml(path))
     values, _, mistakes = _sift([(key, value, at) for key, value in given.items()], rules(Profile))
     mistakes += [f"{key} is missing ({at})" for key in ("power.idle_w", "power.max_w") if key not in given]
-    idle_w, max_w = values.get("power.idle_w"), values.get("power.max_w")
-    if idle_w is not None and max_w is not None and max_w <= idle_w:
+    if values.get("power.max_w", math.inf) <= values.get("power.idle_w", -math.inf):
         mistakes.append(f"power.max_w must be above power.idle_w ({at})")
     if mistakes:
         raise UsageError("; ".join(mistakes))
@@ -222,7 +222,7 @@ def _sift(given: _Given, known: Mapping[str, Rule]) -> tuple[dict[str, Any], dic
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:
-    return difflib.get_close_matches(word, list(words), n=1, cutoff=0.0)[0]
+    return "".join(difflib.get_close_matches(word, list(words), n=1, cutoff=0.0)) or "nothing"
 
 
 def _read_toml(path: Path) -> Iterator[tuple[str, Any]]:

@@ -113,6 +113,8 @@ class OrtTrainer:
         feeds |= {f"index::{name}": index for name, index in self._channels.items()}
         for name in self._names & feeds.keys():
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+        for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
+            binding.bind_output(name)
         self._train.run_with_iobinding(binding)
         outputs = binding.get_outputs()[-len(self._free_outputs) :]
         return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}

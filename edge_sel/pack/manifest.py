@@ -28,6 +28,8 @@ class ModelInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: tuple[str, ...]
+    flip: bool = False
+    """Whether a mirrored image keeps its class."""
 
 
 @dataclass(frozen=True)

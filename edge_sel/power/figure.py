@@ -119,10 +119,8 @@ class MeterFacts(NamedTuple):
     lost: str | None
 
 
-def make_figure(
-    spent: Tally, seconds: float, meter: MeterFacts, *, begun: bool, temp_c: float | None, label: str
-) -> EnergyFigure:
-    """The figure of a window; ``begun`` says that the meter worked when the window was opened."""
+def make_figure(spent: Tally, seconds: float, meter: MeterFacts, *, temp_c: float | None, label: str) -> EnergyFigure:
+    """The figure of a window in which this was spent."""
     why = meter.lost
     if why is None and spent.covered_s <= 0 < seconds:
         why = "no two samples were close enough together"
@@ -145,7 +143,7 @@ def make_figure(
         idle_w=meter.idle_w,
     )
     if why is not None:
-        return replace(figure, why=why, partial_j=spent.energy_j if begun and spent.energy_j > 0 else None)
+        return replace(figure, why=why, partial_j=spent.energy_j if spent.energy_j > 0 else None)
     net_j = None if meter.idle_w is None else max(0.0, spent.energy_j - meter.idle_w * spent.idle_s)
     power_w = max(spent.mean_power_w or 0.0, meter.run_power_w)
     edges_s = meter.min_window_s * (0.1 if seconds >= meter.min_window_s else 1.0)

@@ -10,6 +10,7 @@ import difflib
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
@@ -20,6 +21,7 @@ from edge_sel.settings import Profile
 Source = Literal["measured", "modelled", "unavailable"]
 PROBE_STEP_S = 0.02
 PROBE_STEPS = 50
+_MODEL = "use --meter psutil for a modelled figure"
 
 
 class MeterError(SetupError):
@@ -132,38 +134,37 @@ def _try(
     meter = None
     try:
         meter = opener()
-        power_w, how = _observe(meter, clock, sleep)
-        return meter, Probe(name, True, f"{meter.source}, from {how}", None, power_w)
+        power_w, why = _observe(meter, clock, sleep)
+        return meter, Probe(name, True, why, None, power_w)
     except MeterError as error:
         probe = Probe(name, False, error.reason, error.fix)
     except Exception as error:  # whatever a driver throws, the other meters still get their turn
         probe = Probe(name, False, f"{type(error).__name__}: {error}")
     if meter is not None:
-        meter.close()
+        with suppress(Exception):
+            meter.close()
     return None, probe
 
 
 def _observe(meter: Meter, clock: Callable[[], float], sleep: Callable[[float], None]) -> tuple[float, str]:
-    """Watts as the meter shows them; a counter is watched from one step to the next, so that it must move."""
-    steps = [read_checked(meter, clock())]
+    """Watts, and how they are known. A measured counter must move; it is timed from one move to the next."""
+    measured = meter.source == "measured"
+    reading = read_checked(meter, clock())
+    moves = [reading]
     for _ in range(PROBE_STEPS):
         sleep(PROBE_STEP_S)
         reading = read_checked(meter, clock())
-        if reading.energy_j is None:
-            if not reading.power_w and meter.source == "measured":
-                raise MeterError(f"{meter.name} reports 0 W", "use --meter psutil for a modelled figure")
-            return reading.power_w or 0.0, "sampled power"
-        if reading.energy_j > (steps[-1].energy_j or 0.0):
-            steps.append(reading)
-        if len(steps) > 2:
+        if reading.energy_j != moves[-1].energy_j:
+            moves.append(reading)
+        if reading.energy_j is None or len(moves) == 3:
             break
-    if len(steps) < 2:
-        seconds = PROBE_STEPS * PROBE_STEP_S
-        raise MeterError(
-            f"{meter.name}'s energy counter stood still for {seconds:g} s",
-            "use --meter psutil for a modelled figure",
-        )
-    before, after = steps[-2:]
-    seconds = after.time_s - before.time_s
-    joules = (after.energy_j or 0.0) - (before.energy_j or 0.0)
-    return joules / seconds if seconds > 0 else 0.0, "an energy counter"
+    if reading.energy_j is None:
+        if measured and not reading.power_w:
+            raise MeterError("it reports 0 W", _MODEL)
+        return reading.power_w or 0.0, "measured, by sampled power" if measured else "modelled power"
+    if measured and len(moves) < 2:
+        raise MeterError(f"its energy counter stood still for {PROBE_STEPS * PROBE_STEP_S:g} s", _MODEL)
+    before, after = (*moves, reading)[:2] if len(moves) < 3 else moves[1:]
+    seconds, joules = after.time_s - before.time_s, (after.energy_j or 0.0) - (before.energy_j or 0.0)
+    how = "measured, by an energy counter" if measured else "modelled from processor time and the profile"
+    return joules / seconds if seconds > 0 else 0.0, how

@@ -1,9 +1,9 @@
 """NVIDIA GPUs through NVML: the energy counter where it moves, else sampled power.
 
 The counter (millijoules since the driver was loaded; Volta and later) is refreshed every 10 to 100 ms.
-Sampled power (milliwatts) is an average over up to a second; on A100 and H100 it covers about a quarter of the
-time (arXiv 2312.02741). The figures are those of whole boards, whoever uses them. On a Jetson NVML starts, but
-refuses every power query.
+Sampled power (milliwatts) is an average over up to a second; on A100 and H100 it covers about a quarter of
+the time (arXiv 2312.02741). The figures are those of whole boards, whoever uses them. On a Jetson NVML starts,
+but refuses every power query.
 """
 
 from __future__ import annotations

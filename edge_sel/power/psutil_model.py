@@ -19,7 +19,7 @@ from typing import Any
 
 from edge_sel.power.meter import MeterError, Reading, Source
 
-_BUSY = ("user", "nice", "system", "irq", "softirq", "interrupt", "dpc")  # not idle, iowait, steal
+_BUSY = ("user", "nice", "system", "irq", "softirq")  # not idle, iowait, steal; user includes guest
 _TICK_S = 0.02  # cpu_times moves in steps of 10 ms; what one reading has too much belongs to the next
 
 

@@ -50,7 +50,6 @@ class Window:
     label: str
     start_s: float
     start: Tally
-    begun: bool
     temp_c: float | None
 
 
@@ -125,7 +124,7 @@ class EnergyRecorder:
     def start_window(self, label: str = "") -> Window:
         """Open a window here and now."""
         now_s, tally = self._edge()
-        window = Window(label, now_s, tally, self._sampler.lost is None, self._temp_c)
+        window = Window(label, now_s, tally, self._temp_c)
         self._windows.append(window)
         return window
 
@@ -140,8 +139,7 @@ class EnergyRecorder:
         """The figure of the window so far, which begins anew at the same reading under a new label."""
         now_s, tally = self._edge()
         figure = self._figure(window, now_s, tally)
-        window.label, window.start_s, window.start = label, now_s, tally
-        window.begun, window.temp_c = self._sampler.lost is None, self._temp_c
+        window.label, window.start_s, window.start, window.temp_c = label, now_s, tally, self._temp_c
         return figure
 
     def peek(self, window: Window) -> EnergyFigure:
@@ -213,14 +211,9 @@ class EnergyRecorder:
             window.temp_c = _hotter(window.temp_c, self._temp_c)
 
     def _figure(self, window: Window, now_s: float, tally: Tally) -> EnergyFigure:
-        return make_figure(
-            tally.since(window.start),
-            max(0.0, now_s - window.start_s),
-            self._sampler.facts(tally),
-            begun=window.begun,
-            temp_c=window.temp_c,
-            label=window.label,
-        )
+        spent, seconds = tally.since(window.start), max(0.0, now_s - window.start_s)
+        facts = self._sampler.facts(tally)
+        return make_figure(spent, seconds, facts, temp_c=window.temp_c, label=window.label)
 
 
 def _hotter(*degrees: float | None) -> float | None:

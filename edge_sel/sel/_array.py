@@ -18,6 +18,7 @@ __all__ = [
     "array_namespace",
     "as_float",
     "class_members",
+    "clip",
     "device",
     "ranks",
     "resolve",
@@ -42,6 +43,12 @@ def class_members(labels: Array, n_classes: int) -> Array:
     # int64 rather than the labels' own type: 300 classes do not fit into uint8.
     classes = xp.arange(n_classes, dtype=xp.int64, device=device(labels))
     return labels[:, None] == classes[None, :]
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    """``x`` within bounds. Not ``xp.clip``: for torch, older array-api-compat waits for the device in it."""
+    xp = array_namespace(x)
+    return xp.where(x < low, low, xp.where(x > high, high, x))
 
 
 def stable_order(x: Array, *, descending: bool = False) -> Array:

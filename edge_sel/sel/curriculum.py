@@ -85,7 +85,7 @@ def stage_pool(losses: Array, labels: Array, stage: Stage, *, per_class_cap: int
     begin = xp.astype(xp.floor(stage.start * size + _ROUNDING), xp.int64)
     begin = xp.minimum(begin, n - 1)
     end = xp.astype(xp.ceil(stage.end * size - _ROUNDING), xp.int64)
-    width = xp.maximum(xp.minimum(end, n) - begin, xp.ones_like(n))
+    width = xp.maximum(end - begin, xp.ones_like(n))
     cap = xp.minimum(width, xp.full_like(width, per_class_cap))
     offset = position - begin
     # Position q is one of floor(j * width / cap), j = 0..cap-1, exactly if this many j fall on it (0 or 1).

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy
 
-from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, resolve, stable_order
+from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, clip, resolve, stable_order
 
 Kind: TypeAlias = Literal["loss", "delta", "flip"]
 
@@ -143,7 +143,7 @@ def weighted_sample(p: Array, k: int, u: Array) -> Array:
     u = as_float(u)
     # The open interval: 0 and 1 would give infinities of which the warning is the least problem.
     limits = xp.finfo(u.dtype)
-    u = xp.clip(u, limits.smallest_normal, 1 - limits.eps)
+    u = clip(u, limits.smallest_normal, 1 - limits.eps)
     p = as_float(p)
     possible = p > 0
     log_p = xp.where(possible, xp.log(xp.where(possible, p, 1.0)), -xp.inf)

@@ -4,9 +4,9 @@ One batch goes ``significance -> normalised -> active_mask -> update``. Two thin
 published gate:
 
 *Its significance and its threshold do not fit.* ``significance_v1`` has mean 1 in every batch by
-construction, while the threshold may not leave 0.01..0.99. Even at the upper bound about 40 % of ordinary
-(gamma-distributed) losses pass, so 10 % is out of reach, and the published gains need hundreds of batches
-to get to the bound at all.
+construction, while the threshold may not leave 0.01..0.99. Even at the upper bound 38 % of exponentially
+distributed losses pass, so 10 % is out of reach, and with the published gains it takes nearly 200 batches
+(at 6 %: over 600) to get to the bound at all.
 
 *Its "PI" controller integrates twice.* ``threshold += Kp error`` accumulates, so Kp acts as the integral
 gain and Ki as that of a double integral; a large Ki oscillates instead of removing an offset.
@@ -26,40 +26,16 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy
 
 from edge_sel.errors import UsageError
-from edge_sel.sel._array import Array, Namespace, array_namespace, ranks, resolve, stable_order
-from edge_sel.sel.significance import (
-    significance_logistic,
-    significance_rank,
-    significance_v1,
-    significance_v101,
-)
+from edge_sel.sel._array import Array, Namespace, array_namespace, clip, ranks, resolve, stable_order
 
-# The significance functions live in their own file; they are offered here too, beside the gate they feed.
-__all__ = [
-    "ACTIVE_COST",
-    "PUBLISHED_6",
-    "PUBLISHED_10",
-    "SKIPPED_COST",
-    "Fallback",
-    "Normalise",
-    "SundewConfig",
-    "SundewState",
-    "active_mask",
-    "config_for",
-    "init",
-    "nominal_energy",
-    "nominal_savings_percent",
-    "normalised",
-    "significance_logistic",
-    "significance_rank",
-    "significance_v1",
-    "significance_v101",
-    "update",
-    "with_pressure",
-]
+# Offered here too, beside the gate they feed.
+from edge_sel.sel.significance import significance_logistic as significance_logistic
+from edge_sel.sel.significance import significance_rank as significance_rank
+from edge_sel.sel.significance import significance_v1 as significance_v1
+from edge_sel.sel.significance import significance_v101 as significance_v101
 
 Normalise: TypeAlias = Literal["none", "rank", "logistic"]
-Fallback: TypeAlias = Literal["random2", "top10"]
+Fallback: TypeAlias = Literal["random2", "top10", "none"]
 
 ACTIVE_COST, SKIPPED_COST = 1.0, 0.01
 """The published energy of one active and one skipped sample; a convention, not a measurement."""
@@ -86,12 +62,12 @@ class SundewConfig(NamedTuple):
         """A gate that is at its target within 60 batches, from any threshold, and stays there as losses fall.
 
         On ranks the rate is ``1 - threshold``, so the gate starts at its goal and the loop ``error ->
-        threshold`` has gain one: with ``Kp = alpha / 2`` its damping is 0.71 (settled in about 25 batches).
+        threshold`` has gain one: with ``Kp = alpha / 2`` its damping is 0.71 (settled in about 35 batches).
         Ki only follows slow drift, and its integral is bounded tightly because the published ±50 would let
         it overshoot for 100 batches.
 
         ``normalise="logistic"`` lets a batch of many outliers have more active samples, at the price of a
-        rate that wanders by up to 4 points.
+        rate that wanders by up to 5 points (means of 20 batches of 64; the rank by 1).
         """
         _check_rate(target_rate)
         alpha = 0.3
@@ -177,16 +153,20 @@ def normalised(config: SundewConfig, significance: Array, u: Array | None = None
 
 
 def active_mask(state: SundewState, significance: Array, u: Array, *, fallback: Fallback = "random2") -> Array:
-    """The samples to train on; never none, unless the batch is empty.
+    """The samples to train on.
 
     Formula: ``significance > threshold``; if that holds for no sample, the fallback
+
+    In batches smaller than ``2 / target`` two random samples are above the target by themselves: the
+    controller then closes the gate for good, and every batch trains at random. Use "none" there and skip the
+    step of an empty batch.
 
     Args:
         state: of the controller.
         significance: float[N], normalised.
         u: uniform[N] in 0..1, the chance the fallback needs.
         fallback: "random2", the two samples with the smallest ``u`` (published); "top10", the most
-            significant tenth.
+            significant tenth; "none", an empty mask.
 
     Returns:
         bool[N]. NaN is never above the threshold.
@@ -201,8 +181,10 @@ def active_mask(state: SundewState, significance: Array, u: Array, *, fallback: 
         n = significance.shape[0]
         order = stable_order(significance, descending=True)
         spare = xp.argsort(order, stable=True) < math.ceil(n / 10)
+    elif fallback == "none":
+        return active
     else:
-        raise ValueError(f"unknown fallback {fallback!r}: random2 or top10")
+        raise ValueError(f"unknown fallback {fallback!r}: random2, top10 or none")
     # Computed always and masked, rather than asked "is there any?": that question would wait for the device.
     return active | (spare & ~xp.any(active))
 
@@ -228,10 +210,10 @@ def update(config: SundewConfig, state: SundewState, active_rate: float | Array)
     rate_ema = state.rate_ema + config.ema_alpha * (active_rate - state.rate_ema)
     error = rate_ema - config.target_rate
     inside = (config.threshold_min < state.threshold) & (state.threshold < config.threshold_max)
-    accumulated = xp.clip(state.integral + error, -config.integral_bound, config.integral_bound)
+    accumulated = clip(state.integral + error, -config.integral_bound, config.integral_bound)
     integral = xp.where(inside, accumulated, state.integral * config.integral_decay)
     threshold = state.threshold + config.kp * error + config.ki * integral
-    return SundewState(xp.clip(threshold, config.threshold_min, config.threshold_max), rate_ema, integral)
+    return SundewState(clip(threshold, config.threshold_min, config.threshold_max), rate_ema, integral)
 
 
 def nominal_energy(active: float | Array, skipped: float | Array) -> float | Array:

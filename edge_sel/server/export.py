@@ -67,7 +67,7 @@ def export_pack(
     manifest = Manifest(
         model=ModelInfo(
             info.model, sum(p.numel() for p in model.parameters()), info.classes, info.image_size, info.mean, info.std,
-            head_names(forward),
+            head_names(forward), bool(info.training.get("flip", False)),
         ),
         optimizer=optimizer,
         calibration=calibration,

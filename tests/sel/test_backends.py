@@ -71,6 +71,7 @@ HOT = {
         sundew.active_mask(i.gate, i.loss, i.u),
         sundew.active_mask(i.gate, i.loss - 1, i.u),
         sundew.active_mask(i.gate, i.loss - 1, i.u, fallback="top10"),
+        sundew.active_mask(i.gate, i.loss - 1, i.u, fallback="none"),
     ),
     "sundew.update": lambda i: sundew.update(sundew.PUBLISHED_10, i.gate, i.xp.mean(i.loss)),
     "sundew.nominal_energy": lambda i: sundew.nominal_energy(i.loss, i.u),

@@ -70,6 +70,7 @@ def test_at_calibration_gamma_freezes_its_percentile(xp, g, p):
 def test_kept_fraction_weighs_by_size(xp):
     masks = [xp.asarray([True, False, False]), xp.asarray([[True]])]
     assert float(guilt.kept_fraction(*masks)) == 0.5
+    assert float(guilt.kept_fraction(xp.asarray([True]))) == 1.0
     assert float(guilt.kept_fraction(xp.zeros((0, 2), dtype=xp.bool))) == 0.0
 
 

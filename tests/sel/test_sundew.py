@@ -101,15 +101,16 @@ def test_fallbacks_by_hand(xp):
     assert np.asarray(sundew.active_mask(state(xp, 0.5), s, u)).tolist() == [True, False, True, False]
     top = sundew.active_mask(state(xp, 0.5), s, u, fallback="top10")
     assert np.asarray(top).tolist() == [False, True, False, False]
-    with pytest.raises(ValueError, match="random2 or top10"):
+    assert not np.asarray(sundew.active_mask(state(xp, 0.5), s, u, fallback="none")).any()
+    with pytest.raises(ValueError, match="random2, top10 or none"):
         sundew.active_mask(state(xp, 0.5), s, u, fallback="all")
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 50), threshold=st.floats(0.01, 0.99))
-def test_the_mask_is_never_empty_and_shrinks_with_the_threshold(xp, seed, n, threshold):
+def test_the_mask_is_what_is_above_or_else_the_fallback(xp, seed, n, threshold):
     rng = np.random.default_rng(seed)
     s, u = rng.random(n), rng.random(n)
-    for fallback, size in (("random2", min(2, n)), ("top10", math.ceil(n / 10))):
+    for fallback, size in (("random2", min(2, n)), ("top10", math.ceil(n / 10)), ("none", 0)):
         mask = np.asarray(sundew.active_mask(state(xp, threshold), xp.asarray(s), xp.asarray(u), fallback=fallback))
         above = s > threshold
         assert np.array_equal(mask, above) if above.any() else mask.sum() == size
@@ -172,21 +173,21 @@ def test_savings_lie_between_nothing_and_99_percent(active, skipped):
 # --- does it converge?
 
 
-def stream(seed, batches, shape, score):
+def stream(seed, batches, shape, score, size=BATCH):
     """Significance, batch by batch, of a model whose mean loss falls five-fold."""
     rng = np.random.default_rng(seed)
     for t in range(batches):
-        loss = rng.gamma(shape, 2.3 * 0.2 ** (t / batches) / shape, BATCH)
-        other = rng.uniform(0.1, 0.4, BATCH)
-        yield score(loss, other), rng.random(BATCH)
+        loss = rng.gamma(shape, 2.3 * 0.2 ** (t / batches) / shape, size)
+        other = rng.uniform(0.1, 0.4, size)
+        yield score(loss, other), rng.random(size)
 
 
-def rates(config, start, significances, pressure=lambda t: 0.0):
+def rates(config, start, significances, pressure=lambda t: 0.0, fallback="random2"):
     s = sundew.init(config._replace(initial_threshold=start))
     found = []
     for t, (significance, u) in enumerate(significances):
         now = sundew.with_pressure(config, pressure(t))
-        mask = sundew.active_mask(s, sundew.normalised(now, significance, u), u)
+        mask = sundew.active_mask(s, sundew.normalised(now, significance, u), u, fallback=fallback)
         found.append(mask.mean())
         s = sundew.update(now, s, found[-1])
     return np.array(found)
@@ -205,6 +206,22 @@ def test_fast_is_within_two_points_after_60_batches_and_stays(target, shape, sco
     for start in (config.initial_threshold, 0.5, 0.05, 0.95):
         mean = moving(rates(config, start, stream(1, 240, shape, score)))
         assert np.abs(mean[60 - 20 :] - target).max() < 0.02
+
+
+@pytest.mark.parametrize("target", [0.1, 0.3, 0.5])
+def test_fast_starts_at_its_target(target):
+    config = SundewConfig.fast(target)
+    found = rates(config, config.initial_threshold, stream(6, 10, 1.0, sundew.significance_v1))
+    assert found.mean() == pytest.approx(target, abs=0.02)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.1])
+def test_small_batches_hold_the_target_without_the_fallback(target):
+    """Two of eight random samples are 25 %: with that fallback the gate closes, and selects nothing any more."""
+    few = [list(stream(7, 240, 1.0, sundew.significance_v1, size=8)) for _ in range(2)]
+    found = rates(SundewConfig.fast(target), 0.5, few[0], fallback="none")
+    assert found[60:].mean() == pytest.approx(target, abs=0.01)
+    assert rates(SundewConfig.fast(target), 0.5, few[1])[60:].mean() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("target", [0.1, 0.3, 0.5])

@@ -1,0 +1,63 @@
+"""``edge-sel evaluate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edge_sel.errors import BadInputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Labelled images: DIR/<class>/*.jpg.")
+@click.option("--weights", type=click.Path(path_type=Path), help="weights.safetensors of a run, instead of the pack's.")
+@click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "torch"]))
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0 for all.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: int, as_json: bool) -> None:
+    """Accuracy and per-class embarrassment of PACK on a folder of images."""
+    from edge_sel.data.folder import load_folder
+    from edge_sel.edge.evaluate import evaluate
+    from edge_sel.edge.outputs import finite
+    from edge_sel.engines.choose import choose_engine
+    from edge_sel.pack.reader import open_pack
+
+    opened = open_pack(pack)
+    model = opened.manifest.model
+    images = load_folder(data, model.image_size, classes=model.classes)
+    values = opened.weights() if weights is None else _read_weights(weights, opened.weights())
+    result = evaluate(choose_engine(engine, threads).predictor(opened, values), images, model)
+    if as_json:
+        skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
+        figures = finite(result.to_json(model.classes))
+        click.echo(json.dumps({"schema": 1, "pack": str(pack), **figures, "skipped_images": skipped}))
+        return
+    click.echo(f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}")
+    for name, figures in result.to_json(model.classes)["classes"].items():
+        click.echo(
+            f"  {name:20} {100 * figures['accuracy']:6.1f} %   E {figures['embarrassment']:.3f}"
+            f"   C {figures['confidence']:.3f}"
+        )
+    if images.skipped:
+        click.echo(f"skipped {len(images.skipped)} files, the first: {images.skipped[0].path}", err=True)
+
+
+def _read_weights(path: Path, expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        values: dict[str, np.ndarray] = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise BadInputError("weights cannot be read", where=f"{path}: {error}") from error
+    if values.keys() != expected.keys():
+        raise BadInputError("these weights are not of this pack's model", where=path)
+    return values

@@ -1,0 +1,29 @@
+"""Command-line options for every key of ``Settings``; their help and limits stand there, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from edge_sel.settings import Settings, rules
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add one option per setting; an option that is not given is None and leaves the layers below alone."""
+    defaults = Settings()
+    for name, rule in reversed(rules(Settings).items()):
+        flag = f"--{name.replace('_', '-')}"
+        text = f"{rule.help[0].upper()}{rule.help[1:]}. [default: {_shown(getattr(defaults, name))}]"
+        if rule.kind is bool:
+            option = click.option(flag, name, is_flag=True, default=None, help=text)
+        else:
+            choices = "|".join(rule.choices) if rule.choices else rule.kind.__name__.upper()
+            option = click.option(flag, name, metavar=choices, help=text)
+        command = option(command)
+    return command
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,58 @@
+"""``edge-sel pack inspect`` and ``edge-sel pack verify``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def command() -> None:
+    """Inspect or verify a pack."""
+
+
+@command.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The whole manifest as one JSON object on stdout.")
+def inspect(pack: Path, as_json: bool) -> None:
+    """What PACK holds: model, classes, plans and what each costs."""
+    from edge_sel.pack.reader import open_pack
+
+    manifest = open_pack(pack).manifest
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "pack": str(pack), **asdict(manifest)}))
+        return
+    model, calibration = manifest.model, manifest.calibration
+    height, width = model.image_size
+    click.echo(
+        f"{model.name}: {model.parameters:,} parameters, {width}×{height} pixels, optimizer {manifest.optimizer}"
+    )
+    click.echo(f"classes ({len(model.classes)}): {', '.join(model.classes)}")
+    click.echo(
+        f"calibrated on {calibration.images} images: accuracy {100 * calibration.accuracy:.1f} %, "
+        f"γ {calibration.gamma:.2e} (p{calibration.gamma_percentile:g})"
+    )
+    for plan in manifest.plans.values():
+        click.echo(
+            f"  {plan.name:10} {len(plan.trainable):3} tensors trained, {plan.flops_train / 1e6:9.1f} MFLOP a step and image"
+            f" (forward {plan.flops_forward / 1e6:.1f})"
+        )
+
+
+@command.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+def verify(pack: Path) -> None:
+    """Check every hash of PACK and load every graph on this machine's ONNX Runtime."""
+    from edge_sel.engines.ort import OrtEngine
+    from edge_sel.pack.reader import open_pack
+
+    opened = open_pack(pack)
+    weights, engine = opened.weights(), OrtEngine()
+    for name in opened.manifest.plans:
+        engine.trainer(opened, name, weights)
+    engine.predictor(opened, weights)
+    size = sum(info.bytes for info in opened.manifest.files.values())
+    click.echo(f"{pack}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, every hash and graph is good")

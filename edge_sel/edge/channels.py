@@ -1,0 +1,36 @@
+"""Choose the guilty output channels of a budgeted plan by probing the same plan without a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edge_sel.engines.base import Arrays, Batch, Engine
+from edge_sel.pack.manifest import PlanInfo
+from edge_sel.pack.reader import Pack
+from edge_sel.sel.guilt import guilty_channels
+
+
+def choose_channels(
+    engine: Engine, pack: Pack, plan: PlanInfo, weights: Mapping[str, np.ndarray], batches: Sequence[Batch]
+) -> Arrays:
+    """For every limited weight the k channels with the largest gradient norm, summed over the probe batches.
+
+    Args:
+        engine: executes the probe.
+        pack: must hold the plan without its budget (``last`` for ``last-c25``).
+        plan: the budgeted plan.
+        weights: the current full set of weights.
+        batches: what to probe with; nothing is updated.
+
+    Raises:
+        UsageError: the pack lacks the plan without the budget.
+    """
+    probe = engine.trainer(pack, plan.name.split("-c")[0], weights)
+    totals = {name: np.zeros(len(weights[name])) for name in plan.channels}
+    for batch in batches:
+        norms = probe.guilt(batch)
+        for name in totals:
+            totals[name] += norms[name]
+    return {name: guilty_channels(total, plan.channels[name]) for name, total in totals.items()}

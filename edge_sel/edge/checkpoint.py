@@ -1,0 +1,99 @@
+"""Checkpoints that survive a power cut: temp file, fsync, rename, fsync of the folder; the last two are kept.
+
+The content's hash stands in the file name, so a file that a failing card has changed is passed over for the older one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sel.edge.progress import Arrays
+from edge_sel.errors import SetupError
+
+KEEP = 2
+_NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{16})\.safetensors")
+
+
+def save_checkpoint(folder: Path, tensors: Arrays, scalars: dict[str, Any], identity: dict[str, Any]) -> Path:
+    """Write the next checkpoint and remove all but the last ``KEEP``.
+
+    Args:
+        folder: the run's checkpoint folder; made when missing.
+        tensors: arrays by name.
+        scalars: JSON-able values.
+        identity: what the run is a run of (pack, images, settings); compared on resume.
+
+    Raises:
+        SetupError: the disk is full or the place cannot be written; earlier checkpoints stay.
+    """
+    from safetensors.numpy import save
+
+    metadata = {"scalars": json.dumps(scalars), "identity": json.dumps(identity, sort_keys=True)}
+    content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    existing = list_checkpoints(folder)
+    number = 1 + max((n for n, _ in existing), default=0)
+    target = folder / f"checkpoint-{number:06d}-{digest}.safetensors"
+    write_durably(target, content)
+    for _, old in existing[: -(KEEP - 1)]:
+        old.unlink(missing_ok=True)
+    return target
+
+
+def load_checkpoint(folder: Path) -> tuple[Arrays, dict[str, Any], dict[str, Any], Path] | None:
+    """The newest undamaged checkpoint as (tensors, scalars, identity, path); None when there is none."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import load
+
+    for _, path in reversed(list_checkpoints(folder)):
+        content = path.read_bytes()
+        match = _NAME.fullmatch(path.name)
+        if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
+            continue
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata()
+            return load(content), json.loads(metadata["scalars"]), json.loads(metadata["identity"]), path
+        except (SafetensorError, KeyError, ValueError):
+            continue
+    return None
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(number, path) of every checkpoint file, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace ``path`` so that after a power cut either the old or the new content is there, whole.
+
+    Raises:
+        SetupError: the disk is full or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        if hasattr(os, "O_DIRECTORY"):
+            handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SetupError(f"cannot write ({error.strerror or error})", where=path, fix="free some space") from error

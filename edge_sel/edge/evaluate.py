@@ -1,0 +1,85 @@
+"""Accuracy, embarrassment and confidence of a model on a set of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
+from edge_sel.engines.base import Predict
+from edge_sel.pack.manifest import ModelInfo
+from edge_sel.sel.embarrassment import class_embarrassment, confidence, cross_entropy
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-class arrays are [classes]; NaN for a class without images.
+
+    Attributes:
+        accuracy: share of the images classified correctly, 0..1.
+        loss: mean cross-entropy in nats.
+        embarrassment: E_c at T = 1.5.
+        class_accuracy: share correct per class.
+        images: how many images.
+    """
+
+    accuracy: float
+    loss: float
+    embarrassment: np.ndarray
+    class_accuracy: np.ndarray
+    images: int
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """C_c = max(0, 1 − E_c)."""
+        values: np.ndarray = confidence(self.embarrassment)
+        return values
+
+    def better_than(self, other: Evaluation) -> bool:
+        """Higher accuracy; at equal accuracy, lower loss."""
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+    def to_json(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Numbers per class by name; classes without images are left out."""
+        present = [i for i in range(len(classes)) if np.isfinite(self.class_accuracy[i])]
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "images": self.images,
+            "classes": {
+                classes[i]: {
+                    "accuracy": float(self.class_accuracy[i]),
+                    "embarrassment": float(self.embarrassment[i]),
+                    "confidence": float(self.confidence[i]),
+                }
+                for i in present
+            },
+        }
+
+
+def evaluate(predict: Predict, images: ImageSet, model: ModelInfo) -> Evaluation:
+    """Run the model over every image once."""
+    starts = range(0, len(images), BATCH)
+    chunks = (np.arange(start, min(start + BATCH, len(images))) for start in starts)
+    logits = np.concatenate([predict(normalise(images.read(c), model.mean, model.std)) for c in chunks])
+    return evaluate_logits(logits, images.labels)
+
+
+def evaluate_logits(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """The figures of logits [N, classes] against labels [N]."""
+    classes = logits.shape[1]
+    correct = logits.argmax(1) == labels
+    counts = np.bincount(labels, minlength=classes)
+    hits = np.bincount(labels, weights=correct, minlength=classes)
+    return Evaluation(
+        accuracy=float(correct.mean()),
+        loss=float(cross_entropy(logits, labels).mean()),
+        embarrassment=class_embarrassment(logits, labels, classes),
+        class_accuracy=np.where(counts > 0, hits / np.maximum(counts, 1), np.nan),
+        images=len(labels),
+    )

@@ -1,0 +1,269 @@
+"""One rung of a session: the SEL epochs of one plan.
+
+Every decision is a function of ``Progress`` and of random numbers derived from (seed, rung, epoch, step), so a run
+continued from a checkpoint is the run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise, random_flip
+from edge_sel.edge.channels import choose_channels
+from edge_sel.edge.gate import Gate
+from edge_sel.edge.progress import Arrays, Progress, Tally
+from edge_sel.edge.rungs import Rung
+from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
+from edge_sel.pack.reader import Pack
+from edge_sel.sel import hardness
+from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
+from edge_sel.sel.embarrassment import add_batch, entropy, init_sums, means
+from edge_sel.sel.flops import nominal_flops
+from edge_sel.sel.guilt import decayed_gamma
+from edge_sel.sel.schedule import annealed, sel_learning_rate
+from edge_sel.settings import Settings
+
+MEMORY_GAMMA = 0.9
+"""Weight of a new loss in the hardness memory: on a device each image is seen a few times only."""
+
+MAX_SEL_LOSS = 1.0
+"""Losses above this no longer raise the learning rate: SEL's factor is unbounded, a fine-tune is not robust to it."""
+
+FLUSH_MIN = 8
+"""Smallest batch that ends a rung: below this, batch statistics and gradients are mostly noise."""
+
+
+class Stopped(Exception):  # noqa: N818 (a decision, not an error)
+    """The session was told to stop; ``Progress`` is at a step boundary."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass
+class RungContext:
+    """What a rung works with; all of it outlives the rung."""
+
+    pack: Pack
+    engine: Engine
+    images: ImageSet
+    gate: Gate
+    settings: Settings
+    at_boundary: Callable[[Progress, Callable[[], Arrays]], None]
+    """Called after every step and epoch with the state in hand; may raise ``Stopped``."""
+    end_epoch: Callable[[Progress, Mapping[str, Any], Callable[[], Arrays]], None]
+    """Called with the figures of a finished epoch and a function that gives the current weights."""
+
+
+class RungRunner:
+    """Runs ``rung`` from wherever ``progress`` stands in it."""
+
+    def __init__(self, context: RungContext, rung: Rung, progress: Progress) -> None:
+        self.c = context
+        self.rung = rung
+        self.p = progress
+        self.info = context.pack.plan(rung.plan)
+        self.trainer: Trainer = context.engine.trainer(context.pack, rung.plan, progress.weights)
+        if progress.trainer:
+            self.trainer.load_state(progress.trainer)
+        self.stages = scale_epochs(STAGES, rung.epochs)
+
+    def run(self) -> None:
+        """Finish the rung; afterwards ``progress.weights`` holds its result."""
+        if not self.info.trainable:
+            self._reestimate_statistics()
+        else:
+            if not len(self.p.pool_loss):
+                self._score_all()
+            while self.p.epoch < self.rung.epochs:
+                self._epoch()
+        self.p.weights = self._all_weights()
+        self.p.trainer = {}
+        self.p.rung += 1
+        self.p.epoch = self.p.stage = self.p.stage_epoch = self.p.cursor = self.p.step = 0
+        self.p.queue = self.p.queue[:0]
+        self.p.pool_loss = self.p.pool_loss[:0]
+
+    # One epoch
+
+    def _epoch(self) -> None:
+        stage = self.stages[self.p.stage]
+        order, u = self._order(stage)
+        if self.info.channels and self.p.cursor == 0:
+            self._choose_channels(order)
+        size = self.c.settings.batch_size
+        while self.p.cursor < len(order):
+            chunk = slice(self.p.cursor, self.p.cursor + size)
+            self._gate(order[chunk], u[chunk])
+            self.p.cursor = min(self.p.cursor + size, len(order))
+            if len(self.p.queue) >= size:
+                self._train(size, self.p.cursor / len(order))
+            self.c.at_boundary(self.p, self.trainer.state)
+        if self.p.epoch + 1 == self.rung.epochs and len(self.p.queue) >= min(FLUSH_MIN, len(order)):
+            self._train(len(self.p.queue), 1.0)
+        self._finish_epoch(stage)
+
+    def _order(self, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's candidates in random order, and a uniform number for each."""
+        if self.c.settings.curriculum == "off":
+            pool = np.arange(len(self.c.images))
+        else:
+            if self.c.settings.curriculum == "cumulative":
+                stage = stage._replace(start=0.0)
+            pool = stage_pool(self.p.pool_loss, self.c.images.labels, stage)
+        rng = self._rng(0)
+        return rng.permutation(pool), rng.random(len(pool))
+
+    def _gate(self, candidates: np.ndarray, u: np.ndarray) -> None:
+        mask, self.p.gate = self.c.gate.select(self.p.gate, self.p.memory, self.p.entropy, candidates, u)
+        self.p.queue = np.concatenate([self.p.queue, candidates[mask]])
+        self.p.tally.candidates += len(candidates)
+        self.p.tally.passed += int(mask.sum())
+
+    def _train(self, size: int, through: float) -> None:
+        indices, self.p.queue = self.p.queue[:size], self.p.queue[size:]
+        batch = self._batch(indices, augment=True)
+        result = self.trainer.step(batch, self._hyper(through))
+        self.p.step += 1
+        self._remember(indices, result.losses, result.logits)
+        tally = self.p.tally
+        tally.trained += len(indices)
+        tally.steps += 1
+        tally.correct += int((result.logits.argmax(1) == batch.labels).sum())
+        tally.loss_sum += float(result.losses.sum(dtype=np.float64))
+        tally.last_loss = float(result.losses.mean(dtype=np.float64))
+        tally.kept += result.kept
+        tally.computed += result.computed
+        self.p.sums = add_batch(self.p.sums, result.logits, batch.labels)
+
+    def _hyper(self, through: float) -> Hyper:
+        """SEL's loss-driven rate, annealed over the rung; γ decays with the curriculum stage."""
+        settings, calibration = self.c.settings, self.c.pack.manifest.calibration
+        loss = min(self.p.tally.last_loss, MAX_SEL_LOSS)
+        rate = float(sel_learning_rate(settings.learning_rate, loss))
+        position = int(1000 * (self.p.epoch + through) / self.rung.epochs)
+        gamma = calibration.gamma if settings.gamma is None else settings.gamma
+        return Hyper(
+            learning_rate=annealed(rate, min(position, 999), 1000, warmup_steps=50),
+            gamma=float(decayed_gamma(gamma, self.p.stage, len(self.stages))) if gamma > 0 else -1.0,
+            momentum=0.9,
+        )
+
+    def _finish_epoch(self, stage: Stage) -> None:
+        tally = self.p.tally
+        self.p.class_e = means(self.p.sums, previous=self.p.class_e)
+        accuracy = tally.correct / tally.trained if tally.trained else float("nan")
+        figures = {
+            "plan": self.rung.plan,
+            "stage": self.p.stage + 1,
+            "stage_name": stage.name,
+            "train_acc": accuracy,
+            "train_loss": tally.loss_sum / tally.trained if tally.trained else float("nan"),
+            **self._work(tally),
+        }
+        self.p.epoch += 1
+        self.p.stage_epoch += 1
+        if self.p.stage_epoch >= stage.epochs and stage_passed(accuracy, stage) and self.p.stage + 1 < len(self.stages):
+            self.p.stage, self.p.stage_epoch = self.p.stage + 1, 0
+        self._close_epoch(figures)
+
+    def _close_epoch(self, figures: Mapping[str, Any]) -> None:
+        self.p.cursor = 0
+        self.p.tally = Tally(last_loss=self.p.tally.last_loss)
+        self.p.sums = init_sums(len(self.p.class_e))
+        self.c.end_epoch(self.p, figures, self._all_weights)
+        self.c.at_boundary(self.p, self.trainer.state)
+
+    def _work(self, tally: Tally) -> dict[str, Any]:
+        """What the epoch did: rates, nominal FLOPs by the papers' formula, executed FLOPs from the graphs."""
+        parameters = self.c.pack.manifest.model.parameters
+        updated = tally.kept / (parameters * tally.steps) if tally.steps else 0.0
+        executed = tally.trained * self.info.flops_train + tally.forwards * self.info.flops_forward
+        return {
+            "candidates": tally.candidates,
+            "trained": tally.trained,
+            "active_rate": tally.passed / tally.candidates if tally.candidates else 0.0,
+            "sparsity": 1.0 - updated,
+            "gradient_kept": tally.kept / tally.computed if tally.computed else 0.0,
+            "nominal_flops_t": nominal_flops(parameters, tally.trained, 1.0 - updated) / 1e12,
+            "executed_flops_t": executed / 1e12,
+        }
+
+    # Before the first epoch
+
+    def _score_all(self) -> None:
+        """One forward pass over every image: orders the curriculum and fills the hardness memory."""
+        losses = []
+        for start in range(0, len(self.c.images), self.c.settings.batch_size):
+            indices = np.arange(start, min(start + self.c.settings.batch_size, len(self.c.images)))
+            batch = self._batch(indices, augment=False)
+            scores = self.trainer.score(batch.images, batch.labels)
+            self._remember(indices, scores.losses, scores.logits)
+            losses.append(scores.losses)
+        self.p.pool_loss = np.concatenate(losses)
+        self.p.tally.forwards += len(self.p.pool_loss)
+        self.p.tally.last_loss = float(self.p.pool_loss.mean(dtype=np.float64))
+
+    def _reestimate_statistics(self) -> None:
+        """Batch normalisation's running statistics from the device's own images: a cumulative mean over one pass."""
+        order = self._rng(0).permutation(len(self.c.images))
+        size = min(max(self.c.settings.batch_size, 32), len(order))
+        batches = len(order) // size
+        while self.p.step < batches:
+            indices = order[self.p.step * size : (self.p.step + 1) * size]
+            self.p.step += 1
+            batch = self._batch(indices, augment=False)
+            result = self.trainer.step(batch, Hyper(0.0, bn_momentum=1 / self.p.step))
+            self.p.tally.candidates += len(indices)
+            self.p.tally.passed += len(indices)
+            self.p.tally.trained += len(indices)
+            self.p.tally.correct += int((result.logits.argmax(1) == batch.labels).sum())
+            self.p.tally.loss_sum += float(result.losses.sum(dtype=np.float64))
+            self.c.at_boundary(self.p, self.trainer.state)
+        tally, self.p.epoch = self.p.tally, 1
+        self._close_epoch(
+            {
+                "plan": self.rung.plan,
+                "stage": 0,
+                "stage_name": "statistics",
+                "train_acc": tally.correct / tally.trained,
+                "train_loss": tally.loss_sum / tally.trained,
+                **self._work(tally),
+            }
+        )
+
+    # Small parts
+
+    def _batch(self, indices: np.ndarray, *, augment: bool) -> Batch:
+        model = self.c.pack.manifest.model
+        images = self.c.images.read(indices)
+        if augment and model.flip:
+            images = random_flip(images, self._rng(1 + self.p.step))
+        return Batch(
+            normalise(images, model.mean, model.std),
+            self.c.images.labels[indices],
+            np.ones(len(indices), np.float32),
+        )
+
+    def _remember(self, indices: np.ndarray, losses: np.ndarray, logits: np.ndarray) -> None:
+        correct = logits.argmax(1) == self.c.images.labels[indices]
+        gamma = MEMORY_GAMMA if self.p.step else 1.0
+        self.p.memory = hardness.update(self.p.memory, indices, losses, correct, gamma=gamma)
+        self.p.entropy[indices] = entropy(logits)
+
+    def _choose_channels(self, order: np.ndarray) -> None:
+        batches = [self._batch(c, augment=False) for c in np.array_split(order[: 2 * self.c.settings.batch_size], 2)]
+        weights = self._all_weights()
+        self.trainer.set_channels(choose_channels(self.c.engine, self.c.pack, self.info, weights, batches))
+
+    def _all_weights(self) -> Arrays:
+        return {**self.p.weights, **self.trainer.weights()}
+
+    def _rng(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.c.settings.seed, self.p.rung, self.p.epoch, stream])

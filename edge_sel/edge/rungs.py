@@ -1,0 +1,46 @@
+"""Which plans a session visits, in which order. A ladder that decides by itself implements the same protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from edge_sel.errors import UsageError
+from edge_sel.pack.reader import Pack
+
+
+class Rung(NamedTuple):
+    """One plan and how many epochs it may take."""
+
+    plan: str
+    epochs: int
+
+
+class Ladder(Protocol):
+    """Decides what to do next from what has happened; must be a pure function of the history."""
+
+    def next(self, history: Sequence[Mapping[str, Any]], visited: int) -> Rung | None:
+        """The next rung after ``visited`` finished ones, or None when nothing more pays."""
+
+
+class FixedLadder:
+    """The rungs that the user named, one after the other."""
+
+    def __init__(self, rungs: Sequence[Rung]) -> None:
+        self.rungs = tuple(rungs)
+
+    def next(self, history: Sequence[Mapping[str, Any]], visited: int) -> Rung | None:
+        """The next named rung."""
+        return self.rungs[visited] if visited < len(self.rungs) else None
+
+
+def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
+    """Parse ``bn,last``; batch statistics need one pass, every other plan gets ``epochs``.
+
+    Raises:
+        UsageError: an empty list, or a plan that the pack does not have.
+    """
+    names = [name.strip() for name in plans.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--plan names no plan", fix=f"one or more of {', '.join(pack.manifest.plans)}")
+    return FixedLadder([Rung(pack.plan(name).name, epochs if pack.plan(name).trainable else 1) for name in names])

@@ -1,0 +1,25 @@
+"""Pick an engine by name."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from edge_sel.engines.base import Engine
+from edge_sel.errors import SetupError
+
+
+def choose_engine(name: str, threads: int) -> Engine:
+    """``auto`` is ``ort``: it is the default engine and always installed.
+
+    Raises:
+        SetupError: torch was asked for and is not installed.
+    """
+    if name == "torch":
+        if importlib.util.find_spec("torch") is None:
+            raise SetupError("the torch engine needs torch", fix="pip install 'edge-sel[server]', or --engine ort")
+        from edge_sel.engines.torch import TorchEngine
+
+        return TorchEngine(threads)
+    from edge_sel.engines.ort import OrtEngine
+
+    return OrtEngine(threads)

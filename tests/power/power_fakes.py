@@ -1,0 +1,126 @@
+"""Stand-ins for time and for hardware. The NVML one has the real module's names, constants and error classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+
+from edge_sel.power import EnergyRecorder, MeterError, Reading, Source
+
+
+class Clock:
+    """Time passes when told to."""
+
+    def __init__(self, now_s: float = 100.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class FakeMeter:
+    """Draws ``power_w`` by the clock; tells it as a counter or as power."""
+
+    name = "fake"
+    min_window_s = 0.5
+
+    def __init__(
+        self,
+        clock: Clock,
+        power_w: float | Callable[[float], float] = 10.0,
+        *,
+        counter: bool = True,
+        source: Source = "measured",
+    ) -> None:
+        self.clock, self.power_w, self.counter, self.source = clock, power_w, counter, source
+        self.energy_j, self.last_s = 5000.0, clock()
+        self.error: Exception | None = None
+        self.reads = self.closed = 0
+
+    def read(self, now_s: float) -> Reading:
+        self.reads += 1
+        if self.error is not None:
+            raise self.error
+        power_w = self.power_w(now_s) if callable(self.power_w) else self.power_w
+        self.energy_j += power_w * (now_s - self.last_s)
+        self.last_s = now_s
+        return Reading(now_s, self.energy_j, None) if self.counter else Reading(now_s, None, power_w)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def unplug(self) -> None:
+        self.error = MeterError("it is gone", "plug it in")
+
+
+def by_hand(meter: Any, clock: Clock, **given: Any) -> EnergyRecorder:
+    """A recorder without a thread and without this machine's thermometers."""
+    return EnergyRecorder(meter, clock, background=False, **{"temperature": lambda: None, **given})
+
+
+class FakeGpu(SimpleNamespace):
+    """One board: an exception in place of a value is raised."""
+
+    energy_mj: Any = 7_000_000
+    power_mw: Any = 50_000
+    temperature: Any = 60
+    mig: Any = pynvml.NVMLError_NotSupported()
+
+
+class FakeNvml:
+    """What ``NvmlMeter`` calls of pynvml; a test checks that every name exists there."""
+
+    NVMLError = pynvml.NVMLError
+    NVML_TEMPERATURE_GPU = pynvml.NVML_TEMPERATURE_GPU
+    NVML_DEVICE_MIG_ENABLE = pynvml.NVML_DEVICE_MIG_ENABLE
+
+    def __init__(self, *gpus: FakeGpu, init: Exception | None = None) -> None:
+        self.gpus, self.init = list(gpus), init
+        self.started = self.stopped = 0
+
+    def sleep(self, seconds: float) -> None:
+        """As time passes every counter that is a number goes up by what its board draws."""
+        for gpu in self.gpus:
+            if isinstance(gpu.energy_mj, int) and not getattr(gpu, "stuck", False):
+                gpu.energy_mj += round(getattr(gpu, "draws_mw", 50_000) * seconds)
+
+    def nvmlInit(self) -> None:
+        if self.init is not None:
+            raise self.init
+        self.started += 1
+
+    def nvmlShutdown(self) -> None:
+        self.stopped += 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
+        if index >= len(self.gpus):
+            raise pynvml.NVMLError_InvalidArgument
+        return self.gpus[index]
+
+    def nvmlDeviceGetMigMode(self, handle: FakeGpu) -> list[int]:
+        return [told(handle.mig), 0]
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: FakeGpu) -> int:
+        return told(handle.energy_mj)
+
+    def nvmlDeviceGetPowerUsage(self, handle: FakeGpu) -> int:
+        return told(handle.power_mw)
+
+    def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int) -> int:
+        assert sensor == self.NVML_TEMPERATURE_GPU
+        return told(handle.temperature)
+
+
+def told(value: Any) -> int:
+    if isinstance(value, Exception):
+        raise value
+    return int(value)

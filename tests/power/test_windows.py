@@ -1,0 +1,61 @@
+"""Windows nest, can be looked into, and outlive the recorder; memory does not grow."""
+
+from __future__ import annotations
+
+import pytest
+from power_fakes import Clock, FakeMeter, by_hand
+
+
+def test_windows_nest_and_the_last_one_ends_first() -> None:
+    clock = Clock()
+    recorder = by_hand(FakeMeter(clock, 10.0), clock)
+    recorder.start_window("outer")
+    clock.sleep(1.0)
+    inner = recorder.start_window("inner")
+    clock.sleep(1.0)
+    assert recorder.peek(inner).total_j == pytest.approx(0.0)
+    assert recorder.end_window().label == "inner"
+    figure = recorder.end_window()
+    assert (figure.label, figure.total_j) == ("outer", pytest.approx(20.0))
+
+
+def test_peeking_reads_nothing() -> None:
+    clock = Clock()
+    meter = FakeMeter(clock, 10.0)
+    recorder = by_hand(meter, clock)
+    window = recorder.start_window()
+    clock.sleep(1.0)
+    recorder.sample_once()
+    reads = meter.reads
+    clock.sleep(0.05)
+    figure = recorder.peek(window)
+    assert (figure.total_j, figure.seconds, meter.reads) == (pytest.approx(10.0), 1.0, reads)
+
+
+def test_after_the_end_the_figures_stay() -> None:
+    clock = Clock()
+    meter = FakeMeter(clock, 10.0)
+    with by_hand(meter, clock) as recorder:
+        window = recorder.start_window()
+        clock.sleep(1.0)
+    clock.sleep(100.0)
+    figure = recorder.end_window(window)
+    assert (figure.total_j, figure.seconds, meter.closed) == (pytest.approx(10.0), 1.0, 1)
+
+
+def test_memory_does_not_grow_with_samples() -> None:
+    clock = Clock()
+    recorder = by_hand(FakeMeter(clock), clock)
+    recorder.start_window()
+
+    def size() -> int:
+        held = [*vars(recorder).values(), *vars(recorder._sampler).values()]
+        return sum(len(value) for value in held if isinstance(value, (list, dict, tuple)))
+
+    before = None
+    for number in range(200):
+        clock.sleep(0.1)
+        recorder.sample_once()
+        if number == 5:
+            before = size()
+    assert size() == before

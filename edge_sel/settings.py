@@ -100,10 +100,10 @@ class Profile:
 class Settings:
     """How to run. The command line takes its options, their help and their limits from these keys."""
 
-    plan: str = _key("what may change, in the order tried", "bn,affine")
+    plan: str = _key("what may change, in the order tried", "bn,first")
     epochs: int = _key("epochs in each plan", 5, low=1)
     batch_size: int = _key("images in a batch", 32, low=1)
-    learning_rate: float = _key("Adam's step size before the SEL factor", 1e-3, above=0)
+    learning_rate: float = _key("Adam's step size before the SEL factor", 4e-4, above=0)
     target_rate: float = _key("share of images worth a gradient", 0.5, above=0, high=1, parse=parse_fraction)
     gate: Literal["sundew", "random", "off"] = _key("what picks those images", "sundew")
     significance: Literal["v1", "v101"] = _key("how the gate weighs an image", "v1")

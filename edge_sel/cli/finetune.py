@@ -42,7 +42,7 @@ def command(
         raise UsageError("--resume needs --out", fix="name the folder of the run to continue")
     device = load_profile(profile or detect_profile())
     resolved = resolve(profile=device, toml_file=config, environ=os.environ, flags=flags)
-    folder = prepare_out(out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     stop = StopSignal()
     with Console(quiet=as_json) as console:
         result = _run(pack, data, test, folder, resume, device, resolved, stop, console)
@@ -71,9 +71,10 @@ def _run(
     meter, probes = find_meter(device, settings.meter)
     if settings.require_measured and (meter is None or meter.source != "measured"):
         reasons = "; ".join(f"{p.name}: {p.why}" for p in probes if p.name != "psutil")
-        raise SetupError("no meter measures energy here", where=reasons, fix="leave out --require-measured")
+        raise SetupError("no meter measures energy here", where=reasons or None, fix="leave out --require-measured")
+    prepare_out(out)
     images, tested, source = load_images(opened, data, test, settings.new_classes)
-    with EnergyRecorder(meter, profile=device) as recorder:
+    with EnergyRecorder(meter, profile=device, on_event=console) as recorder:
         recorder.measure_idle(2.0)
         session = Session(
             pack=opened,
@@ -111,16 +112,16 @@ def load_images(pack: Any, data: Path | None, test: Path | None, new_classes: st
     return images, tested, source
 
 
-def prepare_out(out: Path) -> Path:
+def prepare_out(out: Path) -> None:
     """Make the run's folder, or say at once why that will not work.
 
     Raises:
         UsageError: it is a file.
         SetupError: it cannot be made or written to.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError("--out is a file", where=out, fix="name a folder")
     try:
+        if out.exists() and not out.is_dir():
+            raise UsageError("--out is a file", where=out, fix="name a folder")
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".edge-sel-write-test"
         probe.write_bytes(b"")
@@ -129,4 +130,3 @@ def prepare_out(out: Path) -> Path:
         raise SetupError(
             f"cannot write to --out ({error.strerror})", where=out, fix="choose a folder you may write to"
         ) from error
-    return out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
 import click
 
 from edge_sel import __version__
-from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError
+from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, UsageError
 
 COMMANDS = {
     "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),
@@ -36,6 +37,15 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is called; an unknown one is an error that names the nearest."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.0)[0]
+            raise UsageError(f"no command {args[0]!r}: did you mean {near}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table above."""
         with formatter.section("Commands"):
@@ -56,7 +66,11 @@ def main() -> None:
         click.echo(f"edge-sel: {error}", err=True)
         status = error.exit_code
     except click.ClickException as error:
-        error.show()
+        message = error.format_message()
+        if "\n" in message:  # the help of a group that was called without a command
+            error.show()
+        else:
+            click.echo(f"edge-sel: {message}", err=True)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("edge-sel: interrupted", err=True)

@@ -37,8 +37,8 @@ def inspect(pack: Path, as_json: bool) -> None:
     )
     for plan in manifest.plans.values():
         click.echo(
-            f"  {plan.name:10} {len(plan.trainable):3} tensors trained, {plan.flops_train / 1e6:9.1f} MFLOP a step and image"
-            f" (forward {plan.flops_forward / 1e6:.1f})"
+            f"  {plan.name:10} {len(plan.trainable):3} tensors trained, {plan.flops_train / 1e6:9.1f} MFLOP per image"
+            f" and step, forward {plan.flops_forward / 1e6:.1f}"
         )
 
 

@@ -16,7 +16,7 @@ class Console:
     """Shows session events: a live line on a terminal, one line per epoch anywhere else. Quiet shows nothing."""
 
     def __init__(self, quiet: bool) -> None:
-        self._console = RichConsole(stderr=True, quiet=quiet, highlight=False)
+        self._console = RichConsole(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._status: Status | None = None
         self._plan = ""
 
@@ -53,9 +53,9 @@ class Console:
                 f"guard: {_percent(event['before'])} → {_percent(event['after'])}, the new model {verdict}"
             )
         elif kind == "stopped":
-            self._console.print(f"stopped ({event['reason']}): continue with --resume --out DIR")
-        elif kind.startswith("meter"):
-            self._console.print(f"meter: {event}")
+            self._console.print(f"stopped ({event['reason']})")
+        elif kind == "meter_lost":
+            self._console.print(f"the meter {event['meter']} is lost, energy is unavailable from here: {event['why']}")
 
 
 def epoch_line(epoch: dict[str, Any]) -> str:
@@ -72,14 +72,17 @@ def epoch_line(epoch: dict[str, Any]) -> str:
 
 def print_result(result: dict[str, Any]) -> None:
     """The summary table and where the files are."""
-    console = RichConsole(highlight=False)
-    table = Table(title="joules per epoch", title_justify="left")
-    for name, justify in _COLUMNS:
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for epoch in result["epochs"]:
-        table.add_row(*_cells(epoch))
-    console.print(table)
+    console = RichConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
     accuracy, energy = result["accuracy"], result["energy"]
+    if result["epochs"]:
+        source = " and ".join(sorted({str(epoch["energy_source"]) for epoch in result["epochs"]}))
+        title = f"per epoch: joules ({source}), executed and nominal FLOP"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for name in _COLUMNS:
+            table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=True)
+        for epoch in result["epochs"]:
+            table.add_row(*_cells(epoch))
+        console.print(table)
     if accuracy["after"] is not None:
         console.print(
             f"accuracy on {result['images'][accuracy['on']]} {accuracy['on']} images: "
@@ -97,33 +100,28 @@ def print_result(result: dict[str, Any]) -> None:
     if result["skipped_images"]:
         first = result["skipped_images"][0]
         console.print(f"skipped {len(result['skipped_images'])} files, the first: {first['path']}, {first['reason']}")
-    console.print(f"files: {result['run']}", soft_wrap=True)
+    if result["stopped"] != "done":
+        console.print(f"stopped ({result['stopped']}); the same command with --resume --out {result['run']} continues")
+    console.print(f"files: {result['run']}")
 
 
-_COLUMNS = (
-    ("epoch", "right"), ("plan", "left"), ("gross", "right"), ("net", "right"), ("source", "left"), ("power", "right"),
-    ("trained", "right"), ("gate", "right"), ("updated", "right"), ("executed", "right"), ("nominal", "right"),
-    ("loss", "right"), ("guard", "right"),
-)  # fmt: skip
+_COLUMNS = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "guard")
 
 
 def _cells(epoch: dict[str, Any]) -> list[str]:
-    joules = [("–" if epoch[k] is None else format_energy(epoch[k])) for k in ("energy_j", "net_j")]
     return [
         str(epoch["epoch"]),
         epoch["plan"],
-        *joules,
-        epoch["energy_source"],
-        "–" if epoch["power_w"] is None else format_power(epoch["power_w"]),
-        str(epoch["trained"]),
-        f"{epoch['active_rate']:.0%}",
+        format_energy(epoch["energy_j"]),
+        format_energy(epoch["net_j"]),
+        f"{epoch['trained']}/{epoch['candidates']}",
         f"{1 - epoch['sparsity']:.1%}",
-        format_flops(epoch["executed_flops_t"] * 1e12),
-        format_flops(epoch["nominal_flops_t"] * 1e12),
-        f"{epoch['train_loss']:.3f}",
+        format_flops(epoch["executed_flops_t"] * 1e12).removesuffix("FLOP"),
+        format_flops(epoch["nominal_flops_t"] * 1e12).removesuffix("FLOP"),
+        "–" if epoch["train_loss"] is None else f"{epoch['train_loss']:.3f}",
         _percent(epoch["guard_acc"]),
     ]
 
 
 def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.1f} %"
+    return "unknown" if value is None else f"{100 * value:.1f}%"

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def save_checkpoint(folder: Path, tensors: Arrays, scalars: dict[str, Any], iden
     from safetensors.numpy import save
 
     metadata = {"scalars": json.dumps(scalars), "identity": json.dumps(identity, sort_keys=True)}
-    content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata)
+    content = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata)
     digest = hashlib.sha256(content).hexdigest()[:16]
     existing = list_checkpoints(folder)
     number = 1 + max((n for n, _ in existing), default=0)
@@ -53,15 +54,15 @@ def load_checkpoint(folder: Path) -> tuple[Arrays, dict[str, Any], dict[str, Any
     from safetensors.numpy import load
 
     for _, path in reversed(list_checkpoints(folder)):
-        content = path.read_bytes()
         match = _NAME.fullmatch(path.name)
-        if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
-            continue
         try:
+            content = path.read_bytes()
+            if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
+                continue
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata()
             return load(content), json.loads(metadata["scalars"]), json.loads(metadata["identity"]), path
-        except (SafetensorError, KeyError, ValueError):
+        except (OSError, SafetensorError, KeyError, ValueError):
             continue
     return None
 
@@ -95,5 +96,6 @@ def write_durably(path: Path, content: bytes) -> None:
             finally:
                 os.close(handle)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise SetupError(f"cannot write ({error.strerror or error})", where=path, fix="free some space") from error

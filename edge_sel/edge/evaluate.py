@@ -40,10 +40,6 @@ class Evaluation:
         values: np.ndarray = confidence(self.embarrassment)
         return values
 
-    def better_than(self, other: Evaluation) -> bool:
-        """Higher accuracy; at equal accuracy, lower loss."""
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
-
     def to_json(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """Numbers per class by name; classes without images are left out."""
         present = [i for i in range(len(classes)) if np.isfinite(self.class_accuracy[i])]

@@ -59,5 +59,7 @@ class Gate:
         else:
             significance = significance_v101(memory.r[candidates], entropy[candidates])
         ranked = sundew.normalised(self.config, significance, u)
-        mask: np.ndarray = sundew.active_mask(state, ranked, u)
+        # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.
+        fallback: sundew.Fallback = "random2" if self.rate * len(candidates) >= 2 else "none"
+        mask: np.ndarray = sundew.active_mask(state, ranked, u, fallback=fallback)
         return mask, sundew.update(self.config, state, float(mask.mean()))

@@ -14,12 +14,14 @@ import numpy as np
 
 from edge_sel.edge.checkpoint import write_durably
 from edge_sel.engines.base import Predict
-from edge_sel.errors import EdgeSelError
+from edge_sel.errors import EdgeSelError, SetupError
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.pack.reader import Pack
 
 PUBLISHED = ("epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity")
 """Columns of the SEL benchmark's CSV files; ``flops_T`` is nominal and cumulative, as theirs is."""
+
+FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors")
 
 OURS = (
     "plan", "guard_acc", "guard_loss", "energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c",
@@ -35,12 +37,19 @@ class EventLog:
         self._clock = clock
         self._start_s = clock()
         self._listener = listener
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_bytes() if path.exists() else b""
+        if not before.endswith(b"\n"):  # a power cut can leave half a line, which must not swallow the next one
+            write_durably(path, before[: before.rfind(b"\n") + 1])
 
     def __call__(self, event: str, **details: Any) -> None:
         """Record ``event`` with its details and the seconds since the start of this part of the run."""
         entry = {"t_s": round(self._clock() - self._start_s, 3), "event": event, **details}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(entry)) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(entry)) + "\n")
+        except OSError as error:
+            raise SetupError(f"cannot write ({error.strerror})", where=self._path, fix="free some space") from error
         self._listener(entry)
 
 
@@ -89,7 +98,7 @@ def write_model(path: Path, pack: Pack, weights: Mapping[str, np.ndarray], class
 
     model = onnx.load_model_from_string(pack.eval_graph)
     graph = model.graph
-    kept = [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in weights.items()]
+    kept = [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in sorted(weights.items())]
     inline = [tensor for tensor in graph.initializer if tensor.name not in weights]
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:]

@@ -77,7 +77,8 @@ class RungRunner:
     def run(self) -> None:
         """Finish the rung; afterwards ``progress.weights`` holds its result."""
         if not self.info.trainable:
-            self._reestimate_statistics()
+            if not self.p.epoch:
+                self._reestimate_statistics()
         else:
             if not len(self.p.pool_loss):
                 self._score_all()
@@ -182,7 +183,7 @@ class RungRunner:
 
     def _work(self, tally: Tally) -> dict[str, Any]:
         """What the epoch did: rates, nominal FLOPs by the papers' formula, executed FLOPs from the graphs."""
-        parameters = self.c.pack.manifest.model.parameters
+        parameters = self._parameters()
         updated = tally.kept / (parameters * tally.steps) if tally.steps else 0.0
         executed = tally.trained * self.info.flops_train + tally.forwards * self.info.flops_forward
         return {
@@ -194,6 +195,12 @@ class RungRunner:
             "nominal_flops_t": nominal_flops(parameters, tally.trained, 1.0 - updated) / 1e12,
             "executed_flops_t": executed / 1e12,
         }
+
+    def _parameters(self) -> int:
+        """How many the model has, counting the head's rows for the device's own classes."""
+        model, weights = self.c.pack.manifest.model, self.p.weights
+        added = len(weights[model.head[0]]) - len(model.classes)
+        return model.parameters + added * sum(int(weights[name][0].size) for name in model.head)
 
     # Before the first epoch
 

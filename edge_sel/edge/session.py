@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,8 +84,10 @@ class Session:
         )
         self._train, self._guard = (self.images.subset(part) for part in split)
         self._gate = Gate(settings, _intensities(self._train))
+        self._identity = self._identify()
         if resume and (self.out / "run.json").exists():
             finished: dict[str, Any] = json.loads((self.out / "run.json").read_text(encoding="utf-8"))
+            self._require_same(finished["identity"], self.out)
             return finished
         progress = self._start(resume)
         self._emit = outputs.EventLog(self.out / "events.jsonl", self.clock, self.listener)
@@ -139,27 +142,35 @@ class Session:
 
     # Start and finish
 
-    def _start(self, resume: bool) -> Progress:
+    def _identify(self) -> dict[str, Any]:
+        """What the run is a run of; each value survives JSON."""
         values = {key: entry["value"] for key, entry in self.resolved.to_json().items()}
-        self._identity = {
+        return {
             "pack": self.pack.digest,
             "images": self.images.fingerprint(),
+            "test images": None if self.test is None else self.test.fingerprint(),
             "engine": self.engine.name,
-            "settings": {key: value for key, value in values.items() if key not in _MAY_CHANGE_ON_RESUME},
+            **{key: value for key, value in values.items() if key not in {*_MAY_CHANGE_ON_RESUME, "engine"}},
         }
+
+    def _require_same(self, identity: Mapping[str, Any], where: Path) -> None:
+        different = [key for key, value in self._identity.items() if identity.get(key) != value]
+        if different:
+            raise UsageError(
+                f"cannot resume, these are not what the run began with: {', '.join(different)}", where=where,
+                fix="give the same options and images, or another --out",
+            )  # fmt: skip
+
+    def _start(self, resume: bool) -> Progress:
         folder = self.out / "checkpoints"
-        if not resume and ((self.out / "run.json").exists() or list_checkpoints(folder)):
+        used = any((self.out / name).exists() for name in outputs.FILES) or list_checkpoints(folder)
+        if used and not resume:
             raise UsageError("the folder holds a run already", where=self.out, fix="--resume, or another --out")
         loaded = load_checkpoint(folder) if resume else None
         if loaded is None:
             return start_progress(self._original(), len(self._train), len(self.images.classes), self._gate.start())
         tensors, scalars, identity, path = loaded
-        different = [key for key in self._identity if identity.get(key) != json.loads(json.dumps(self._identity[key]))]
-        if different:
-            raise UsageError(
-                f"cannot resume, since the checkpoint these changed: {', '.join(different)}", where=path,
-                fix="give the same options and images, or another --out",
-            )  # fmt: skip
+        self._require_same(identity, path)
         return from_tensors(tensors, scalars)
 
     def _original(self) -> Arrays:
@@ -176,7 +187,8 @@ class Session:
         """The guard's verdict, then the files; the original weights ship when training did not beat them."""
         after = self._evaluate_both(progress.weights)
         before_guard, after_guard = progress.before["guard"], after["guard"]
-        shipped = (after_guard["accuracy"], -after_guard["loss"]) > (before_guard["accuracy"], -before_guard["loss"])
+        better = (after_guard["accuracy"], -after_guard["loss"]) > (before_guard["accuracy"], -before_guard["loss"])
+        shipped = better and math.isfinite(after_guard["loss"])
         self._emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
         weights = progress.weights if shipped else self._original()
         outputs.write_weights(self.out / "weights.safetensors", weights)
@@ -211,6 +223,7 @@ class Session:
                 "images": {"train": len(self._train), "guard": len(self._guard), "test": len(self.test or ())},
                 "skipped_images": [{"path": s.path, "reason": s.reason} for s in self.images.skipped],
                 "settings": self.resolved.to_json(),
+                "identity": self._identity,
                 "stopped": stopped,
             }
         )

@@ -79,7 +79,10 @@ class Trainer(Protocol):
 
 
 class Engine(Protocol):
-    """A way to execute a pack's graphs."""
+    """A way to execute a pack's graphs.
+
+    The ``weights`` given to it are never changed, but may be read until what was made from them is gone.
+    """
 
     name: str
 

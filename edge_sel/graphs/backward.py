@@ -9,7 +9,7 @@ import numpy as np
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import Forward, Shape
-from edge_sel.graphs.rules import FORWARD, RULES
+from edge_sel.graphs.rules import FORWARD, RULES, STEPWISE
 
 
 class Differentiator:
@@ -42,7 +42,7 @@ class Differentiator:
     def emit_forward(self) -> None:
         """Append the forward nodes, in their training form where an operator has one on this path."""
         for node in self.forward.nodes:
-            on_path = any(name in self._wanted for name in node.inputs)
+            on_path = node.op not in STEPWISE and any(name in self._wanted for name in node.inputs)
             if on_path:
                 if node.op not in RULES:
                     raise GraphError(
@@ -87,8 +87,15 @@ class Differentiator:
         return name in self._wanted
 
     def shape(self, name: str) -> Shape:
-        """Static shape, ``None`` for run-time dimensions."""
+        """Static shape, ``None`` for run-time dimensions; GraphError when even the rank is unknown."""
+        if name not in self.forward.shapes:
+            raise GraphError("shape inference cannot tell the shape of a tensor that has a gradient", where=name)
         return self.forward.shape(name)
+
+    @property
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """The initializers."""
+        return self.forward.initializers
 
     def value(self, name: str) -> np.ndarray:
         """The value of a constant input."""

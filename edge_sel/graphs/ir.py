@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,21 +39,31 @@ class Node:
 
 @dataclass(frozen=True)
 class Forward:
-    """An inference graph with one image input [batch, 3, H, W] and one output, the logits [batch, classes]."""
+    """An inference graph with one image input [batch, 3, H, W] and one output, the logits [batch, classes].
+
+    ``parameters`` are the initializers that are the model's own weights, not its buffers or the exporter's constants.
+    """
 
     nodes: tuple[Node, ...]
     initializers: dict[str, np.ndarray]
     shapes: dict[str, Shape]
     input: str
     logits: str
+    parameters: frozenset[str] = frozenset()
 
     def shape(self, name: str) -> Shape:
         """Shape of a tensor; () when shape inference could not tell."""
         return self.shapes.get(name, ())
 
 
-def read_forward(model: onnx.ModelProto) -> Forward:
-    """Parse a forward graph; Constant and Dropout nodes and dead zero biases are simplified away.
+def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = None) -> Forward:
+    """Parse a forward graph, without what training has no use for.
+
+    Constant, Dropout, CastLike and Split nodes, zero biases and computed shapes that are known are simplified away.
+
+    Args:
+        model: the inference graph.
+        parameters: which initializers are weights; by default those of floats with a module path (a dot) in the name.
 
     Raises:
         GraphError: not exactly one image input and one output, or operators outside the standard domain.
@@ -63,23 +74,35 @@ def read_forward(model: onnx.ModelProto) -> Forward:
     inputs = [i.name for i in graph.input if i.name not in initializers]
     if len(inputs) != 1 or len(graph.output) != 1 or graph.output[0].name != LOGITS:
         raise GraphError("a forward graph needs one image input and one output named logits", where=graph.name)
-    shapes = {v.name: _shape(v) for v in [*graph.value_info, *graph.input, *graph.output]}
-    nodes = []
+    values = [*graph.value_info, *graph.input, *graph.output]
+    shapes = {v.name: _shape(v) for v in values if v.type.tensor_type.HasField("shape")}
+    types = {v.name: v.type.tensor_type.elem_type for v in values} | {i.name: i.data_type for i in graph.initializer}
+    if parameters is None:
+        parameters = {name for name, value in initializers.items() if "." in name and value.dtype.kind == "f"}
+    nodes: list[Node] = []
     for proto in graph.node:
         if proto.domain not in ("", "ai.onnx"):
             raise GraphError(f"operator {proto.op_type} is not a standard ONNX operator", where=proto.name)
         attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
         if proto.op_type == "Constant":
             initializers[proto.output[0]] = _constant(attributes)
-        elif proto.op_type == "Dropout":
-            nodes.append(Node("Identity", (proto.input[0],), (proto.output[0],), {}, proto.name))
+            continue
+        node = Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, proto.name)
+        if node.op == "Dropout" or (node.op == "CastLike" and types.get(node.inputs[0]) == types.get(node.inputs[1])):
+            node = Node("Identity", node.inputs[:1], node.outputs[:1], {}, node.name)
+        if node.op == "Identity" and node.inputs[0] in initializers.keys() - parameters:
+            initializers[node.outputs[0]] = initializers[node.inputs[0]]
+        elif node.op == "Split":
+            nodes.extend(_slices(node, shapes, initializers))
         else:
-            nodes.append(Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, proto.name))
+            nodes.append(node)
     shapes.update({name: value.shape for name, value in initializers.items()})
     nodes = [_without_zero_bias(node, initializers) for node in nodes]
+    nodes = _live([_with_constant_shape(node, shapes, initializers) for node in nodes], graph.output[0].name)
     used = {name for node in nodes for name in node.inputs}
     initializers = {name: value for name, value in initializers.items() if name in used}
-    return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name)
+    kept = frozenset(parameters) & initializers.keys()
+    return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept)
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:
@@ -91,6 +114,41 @@ def _constant(attributes: dict[str, Any]) -> np.ndarray:
     if key == "value":
         return np.asarray(numpy_helper.to_array(value))
     return np.asarray(value, np.int64 if key.startswith("value_int") else np.float32)
+
+
+def _slices(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
+    """A Split as one Slice per output, as far as the sizes are known: every rule has one output."""
+    axis = node.attribute("axis", 0)
+    sizes = [shapes[name][axis] if name in shapes else None for name in node.outputs]
+    if None in sizes:
+        return [node]
+    ends = np.cumsum([size or 0 for size in sizes])
+    slices = []
+    for name, start, end in zip(node.outputs, [0, *ends[:-1]], ends, strict=True):
+        bounds = {f"{name}::start": start, f"{name}::end": end, f"{name}::axis": axis}
+        initializers.update({key: np.array([value], np.int64) for key, value in bounds.items()})
+        slices.append(Node("Slice", (node.inputs[0], *bounds), (name,), {}, f"{node.name}::{name}"))
+    return slices
+
+
+def _with_constant_shape(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> Node:
+    """A Reshape whose target the exporter computes from the batch size, with the target itself."""
+    shape = shapes.get(node.outputs[0], ())
+    if node.op != "Reshape" or node.inputs[1] in initializers or not shape or shape.count(None) > 1 or 0 in shape:
+        return node
+    target = f"{node.outputs[0]}::shape"
+    initializers[target] = np.array([-1 if size is None else size for size in shape], np.int64)
+    return Node(node.op, (node.inputs[0], target), node.outputs, node.attributes, node.name)
+
+
+def _live(nodes: list[Node], output: str) -> list[Node]:
+    """The nodes that the output depends on, in order."""
+    needed, kept = {output}, []
+    for node in reversed(nodes):
+        if needed & set(node.outputs):
+            needed |= set(node.inputs)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _without_zero_bias(node: Node, initializers: dict[str, np.ndarray]) -> Node:

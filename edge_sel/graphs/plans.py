@@ -60,7 +60,7 @@ def make_plan(forward: Forward, name: str) -> Plan:
                 out = forward.initializers[node.inputs[1]].shape[0]
                 channels[node.inputs[1]] = max(1, round(share * out))
         if not channels:
-            raise UsageError("a channel budget needs a plan that trains convolutions", where=name)
+            raise GraphError(f"plan {name} finds no convolution to limit in this graph")
     return Plan(name, trainable, bn_mode, channels, buffers)
 
 
@@ -113,9 +113,7 @@ def parameters(forward: Forward) -> tuple[str, ...]:
 def node_parameters(forward: Forward, node: Node) -> tuple[str, ...]:
     """The node's own trainable initializers."""
     names = node.inputs[:3] if node.op in _NORMS else node.inputs
-    return tuple(
-        n for n in names if "." in n and n in forward.initializers and forward.initializers[n].dtype.kind == "f"
-    )
+    return tuple(n for n in names if n in forward.parameters)
 
 
 def stages(forward: Forward) -> list[list[str]]:
@@ -127,7 +125,8 @@ def stages(forward: Forward) -> list[list[str]]:
         if not names:
             continue
         shape = forward.shape(node.outputs[0])
-        here = shape[2] if len(shape) == 4 else size  # a linear layer belongs to the last map size
+        # A linear layer belongs to the last map size, and so does one pixel: the gate of a squeeze-and-excite block.
+        here = shape[2] if len(shape) == 4 and shape[2] != 1 else size
         if not groups or here != size:
             groups.append([])
             size = here
@@ -159,5 +158,7 @@ def blocks(forward: Forward) -> list[list[str]]:
 
 
 def _limitable(forward: Forward, node: Node) -> bool:
+    """Plain and depthwise convolutions: the forms whose weight gradient has a rule for some of the channels."""
     group = node.attribute("group", 1)
-    return bool(group == 1 or group == forward.initializers[node.inputs[1]].shape[0])
+    out, channels_in_group = forward.initializers[node.inputs[1]].shape[:2]
+    return bool(group == 1 or (channels_in_group == 1 and group == out))

@@ -55,13 +55,13 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
 
 
 def compile_score(forward: Forward, changing: Iterable[str]) -> onnx.ModelProto:
-    """Forward and per-sample loss with frozen statistics; ``changing`` weights are inputs, the rest constants."""
+    """Forward and per-sample loss with frozen statistics; ``changing`` weights and the head are inputs."""
     b = Builder()
     for node in forward.nodes:
         b.copy(node)
     emit_loss(b, forward.logits)
     inputs = _image_inputs(forward, ["labels"])
-    inputs += [_float(name, weight_shape(forward, name)) for name in changing]
+    inputs += [_float(n, weight_shape(forward, n)) for n in dict.fromkeys((*changing, *head_names(forward)))]
     outputs = [_float("loss", [BATCH]), _float(forward.logits, [BATCH, CLASSES])]
     return b.model(inputs, outputs, forward.initializers, "score")
 

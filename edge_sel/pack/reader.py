@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from edge_sel.errors import PackError, UsageError
-from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, from_json
+from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, from_json, to_json
 
 
 class Pack:
@@ -53,9 +54,8 @@ class Pack:
 
     @property
     def digest(self) -> str:
-        """A short identity of the pack's content, for resume checks."""
-        joined = "".join(f"{n}{f.sha256}" for n, f in sorted(self.manifest.files.items()))
-        return hashlib.sha256(joined.encode()).hexdigest()[:16]
+        """A short identity of the pack, its calibration included, for resume checks."""
+        return hashlib.sha256(to_json(self.manifest).encode()).hexdigest()[:16]
 
 
 def open_pack(path: Path) -> Pack:
@@ -72,7 +72,7 @@ def open_pack(path: Path) -> Pack:
             raise PackError("not a pack: it has no manifest.json", where=path)
         manifest = from_json(_read(path, MANIFEST).decode("utf-8", "replace"), path)
         content = {name: _verified(path, name, manifest, names) for name in manifest.files}
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
     needed = {WEIGHTS, EVAL, *(f for p in manifest.plans.values() for f in (p.train, p.score))}
     missing = sorted(needed - set(content))

@@ -28,12 +28,16 @@ def export_forward(model: nn.Module, image_size: tuple[int, int]) -> Forward:
         with _quiet():
             proto = _export(model, example)
     except Exception as error:  # the exporter has no common exception type
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps what went wrong in what to do about it
+            cause = cause.__cause__
         raise GraphError(
-            f"torch cannot export {type(model).__name__} to ONNX ({str(error).strip().splitlines()[0]})",
+            f"torch cannot export {type(model).__name__} to ONNX ({(str(cause).strip() or repr(cause)).splitlines()[0]})",
             fix="make its forward free of data-dependent control flow",
         ) from error
-    forward = read_forward(proto)
-    lost = sorted({name for name, _ in model.named_parameters()} - set(forward.initializers))
+    parameters = {name for name, _ in model.named_parameters()}
+    forward = read_forward(proto, parameters)
+    lost = sorted(parameters - forward.parameters)
     if lost:
         raise GraphError("a parameter was lost in the export", where=", ".join(lost[:5]))
     return forward
@@ -47,7 +51,11 @@ def _export(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         input_names=["x"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim(BATCH)},),
     )  # fmt: skip
     assert program is not None
-    optimizer.fold_constants(program.model)
+    parameters = {name for name, _ in model.named_parameters()}
+    optimizer.fold_constants(  # but nothing that a plan may train: a folded Transpose would lose the weight's name
+        program.model,
+        should_fold=lambda node: False if any(v and v.name in parameters for v in node.inputs) else None,
+    )
     optimizer.remove_unused_nodes(program.model)
     proto: onnx.ModelProto = program.model_proto
     return proto

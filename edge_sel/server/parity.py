@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
 from edge_sel.errors import GraphError
 from edge_sel.graphs.check import rule_error
 from edge_sel.graphs.ir import Forward, Node
+from edge_sel.graphs.plans import node_parameters
+from edge_sel.graphs.rules import RULES, STEPWISE
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack
 
@@ -44,7 +44,7 @@ def check_parity(
         if bad:
             raise GraphError(
                 f"plan {name} differs from torch by {differences[bad[0]]:.1e} at {bad[0]}",
-                where=blame(forward, bad, set(differences) - set(bad), images.shape, rng),
+                where=blame(forward, bad[0], pack.plan(name).bn_mode, rng),
                 fix="the pack was not written; mend the rule in edge_sel/graphs/rules",
             )
         report[name] = max(differences.values())
@@ -81,33 +81,45 @@ def _relative(a: np.ndarray, b: np.ndarray, scale: float = 1e-12) -> float:
     return float(np.abs(a - b).max() / max(float(np.abs(b).max()), scale))
 
 
-def blame(
-    forward: Forward, bad: list[str], good: set[str], image_shape: tuple[int, ...], rng: np.random.Generator
-) -> str:
-    """The operator whose rule is wrong: check each node between the bad weight and the nearest good one."""
-    if bad[0] == "loss":
+def blame(forward: Forward, bad: str, bn_mode: str, rng: np.random.Generator) -> str:
+    """The operator whose rule is wrong: check each kind of node between the logits and the first bad weight."""
+    if bad == "loss":
         return "the forward pass (an operator that ONNX Runtime and torch compute differently)"
     suspects: list[Node] = []
     for node in reversed(forward.nodes):
         suspects.append(node)
-        if bad[0] in node.inputs:
+        if bad in node.inputs:
             break
-    for op, node in {(node.op, node.attribute("group", 1)): node for node in suspects}.items():
-        error = _node_error(forward, node, image_shape, rng)
+    smooth = _smooth_tensors(forward)
+    checkable = [node for node in suspects if node.op in RULES and smooth.issuperset(_computed(forward, node))]
+    for op, node in {(node.op, node.attribute("group", 1)): node for node in checkable}.items():
+        error = _node_error(forward, node, bn_mode, rng)
         if error > RULE_TOLERANCE:
             return f"operator {op[0]}, node {node.name or node.outputs[0]} (its rule is off by {error:.1e})"
     names = sorted({node.op for node in suspects})
     return f"one of the operators {', '.join(names)}, each right on its own"
 
 
-def _node_error(forward: Forward, node: Node, image_shape: tuple[int, ...], rng: np.random.Generator) -> float:
+def _smooth_tensors(forward: Forward) -> set[str]:
+    """Tensors of floats that follow the image or a weight: no shapes, indices or conditions."""
+    smooth = {forward.input, *forward.parameters}
+    for node in forward.nodes:
+        if node.op not in STEPWISE and smooth.intersection(node.inputs):
+            smooth.update(node.outputs)
+    return smooth
+
+
+def _computed(forward: Forward, node: Node) -> list[str]:
+    return [name for name in node.inputs if name and name not in forward.initializers]
+
+
+def _node_error(forward: Forward, node: Node, bn_mode: str, rng: np.random.Generator) -> float:
+    computed = _computed(forward, node)
     arrays: dict[str, np.ndarray] = {}
-    wanted = []
     for name in node.inputs:
-        known: Mapping[str, np.ndarray] = forward.initializers
-        if name in known:
-            arrays[name] = known[name].astype(np.float64) if known[name].dtype.kind == "f" else known[name]
-        else:
-            arrays[name] = rng.standard_normal([2 if d is None else d for d in forward.shape(name)])
-            wanted.append(name)
-    return rule_error(node, arrays, wanted, rng=rng) if wanted else 0.0
+        if name in computed:
+            arrays[name] = rng.standard_normal([2 if size is None else size for size in forward.shape(name)])
+        elif name:
+            arrays[name] = forward.initializers[name]
+    wanted = [*computed, *node_parameters(forward, node)]
+    return rule_error(node, arrays, wanted, bn_mode=bn_mode, rng=rng) if wanted else 0.0

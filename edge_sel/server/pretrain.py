@@ -77,7 +77,6 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.learning_rate, total_steps=steps + 1, pct_start=0.25, cycle_momentum=False
     )
-    accuracy = 0.0
     for epoch in range(1, options.epochs + 1):
         started = time.monotonic()
         losses = []
@@ -90,22 +89,22 @@ def pretrain(
             schedule.step()
             losses.append(loss.detach())
         accuracy = evaluate(model, loader, held)
-        mean_loss = float(torch.stack(losses).mean())
-        on_epoch(EpochReport(epoch, mean_loss, accuracy, time.monotonic() - started))
-    info = WarmupInfo(
-        model=options.model,
-        classes=images.classes,
-        image_size=images.size,
-        mean=mean,
-        std=std,
-        training={
-            **asdict(options),
-            "images": len(train),
-            "validation_accuracy": accuracy,
-            "parameters": parameter_count(model),
-        },
-    )
-    checkpoint.save(out, model, info)
+        info = WarmupInfo(
+            model=options.model,
+            classes=images.classes,
+            image_size=images.size,
+            mean=mean,
+            std=std,
+            training={
+                **asdict(options),
+                "images": len(train),
+                "finished_epochs": epoch,
+                "validation_accuracy": accuracy,
+                "parameters": parameter_count(model),
+            },
+        )
+        checkpoint.save(out, model, info)  # after every epoch: a run that dies leaves its last one
+        on_epoch(EpochReport(epoch, float(torch.stack(losses).mean()), accuracy, time.monotonic() - started))
     return info
 
 

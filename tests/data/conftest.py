@@ -4,11 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from PIL import Image
-
-settings.register_profile("data", max_examples=40, deadline=None, derandomize=True)
-settings.load_profile("data")
 
 
 def quarters(height=24, width=32):

@@ -3,11 +3,6 @@
 import array_api_compat.numpy
 import array_api_compat.torch
 import pytest
-from hypothesis import settings
-
-settings.register_profile("sel", max_examples=40, deadline=None, derandomize=True)
-settings.load_profile("sel")
-
 
 # Session scope: hypothesis refuses fixtures that would have to be rebuilt for every example.
 @pytest.fixture(scope="session", params=["numpy", "torch"])

@@ -83,3 +83,44 @@ def power(g: Gradients, node: Node, dy: str) -> Grads:
     exponent = float(g.value(p))
     slope = g.op("Mul", g.op("Pow", x, g.scalar(exponent - 1)), g.scalar(exponent))
     return [g.op("Mul", dy, slope), None]
+
+
+@rule("Log")
+def log(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = ln x``; ``dx = dy/x``."""
+    return [g.op("Div", dy, node.inputs[0])]
+
+
+@rule("Reciprocal")
+def reciprocal(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = 1/x``; ``dx = −dy·y²``."""
+    y = node.outputs[0]
+    return [g.op("Neg", g.op("Mul", dy, g.op("Mul", y, y)))]
+
+
+@rule("Abs")
+def absolute(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = |x|``; ``dx = dy·sign(x)``."""
+    return [g.op("Mul", dy, g.op("Sign", node.inputs[0]))]
+
+
+@rule("Max", "Min")
+def extreme(g: Gradients, node: Node, dy: str) -> Grads:
+    """The gradient goes to the operand that was chosen; an exact tie is shared."""
+    y = node.outputs[0]
+    chosen = [g.op("Cast", g.op("Equal", x, y), to=1) for x in node.inputs]
+    share = g.op("Div", dy, g.op("Sum", *chosen)) if len(chosen) > 1 else dy
+    return [
+        unbroadcast(g, g.op("Mul", share, is_chosen), y, x) if g.needs(x) else None
+        for x, is_chosen in zip(node.inputs, chosen, strict=True)
+    ]
+
+
+@rule("Where")
+def where(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = a`` where the condition holds, else b; so goes the gradient."""
+    condition, a, b = node.inputs
+    y = node.outputs[0]
+    da = unbroadcast(g, g.op("Where", condition, dy, g.scalar(0.0)), y, a) if g.needs(a) else None
+    db = unbroadcast(g, g.op("Where", condition, g.scalar(0.0), dy), y, b) if g.needs(b) else None
+    return [None, da, db]

@@ -99,20 +99,43 @@ def batch_norm(g: Gradients, node: Node, dy: str) -> Grads:
 
 @rule("LayerNormalization")
 def layer_norm(g: Gradients, node: Node, dy: str) -> Grads:
-    """``y = γ·x̂ + β`` with x̂ = (x − μ)/σ over the last axes; ``dx = (d − mean(d) − x̂·mean(d·x̂))/σ``, d = dy·γ."""
+    """``y = γ·x̂ + β`` with x̂ = (x − μ)/σ over the last axes."""
     x, scale, *bias = node.inputs
     rank = len(g.shape(x))
     first = int(node.attribute("axis", -1)) % rank
     inner, outer = g.ints(*range(first, rank)), g.ints(*range(first))
-    centred = g.op("Sub", x, g.op("ReduceMean", x, inner, keepdims=1))
-    variance = g.op("ReduceMean", g.op("Mul", centred, centred), inner, keepdims=1)
-    inverse = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, g.scalar(node.attribute("epsilon", 1e-5)))))
-    normal = g.op("Mul", centred, inverse)
-    dx = None
-    if g.needs(x):
-        d = g.op("Mul", dy, scale)
-        along = g.op("Mul", normal, g.op("ReduceMean", g.op("Mul", d, normal), inner, keepdims=1))
-        dx = g.op("Mul", g.op("Sub", g.op("Sub", d, g.op("ReduceMean", d, inner, keepdims=1)), along), inverse)
+    normal, inverse = _normalised(g, x, inner, float(node.attribute("epsilon", 1e-5)))
+    dx = _through_statistics(g, g.op("Mul", dy, scale), normal, inverse, inner) if g.needs(x) else None
     dscale = g.op("ReduceSum", g.op("Mul", dy, normal), outer, keepdims=0) if g.needs(scale) else None
     dbias = [g.op("ReduceSum", dy, outer, keepdims=0) if g.needs(b) else None for b in bias]
     return [dx, dscale, *dbias]
+
+
+@rule("InstanceNormalization")
+def instance_norm(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = γ·x̂ + β`` with x̂ = (x − μ)/σ over each channel's map (group norm is built from it)."""
+    x, scale, bias = node.inputs
+    rank = len(g.shape(x))
+    inner, outer = g.ints(*range(2, rank)), g.ints(0, *range(2, rank))
+    normal, inverse = _normalised(g, x, inner, float(node.attribute("epsilon", 1e-5)))
+    dx = None
+    if g.needs(x):
+        per_map = g.op("Reshape", scale, g.ints(-1, *[1] * (rank - 2)))
+        dx = _through_statistics(g, g.op("Mul", dy, per_map), normal, inverse, inner)
+    dscale = g.op("ReduceSum", g.op("Mul", dy, normal), outer, keepdims=0) if g.needs(scale) else None
+    dbias = g.op("ReduceSum", dy, outer, keepdims=0) if g.needs(bias) else None
+    return [dx, dscale, dbias]
+
+
+def _normalised(g: Gradients, x: str, axes: str, epsilon: float) -> tuple[str, str]:
+    """x̂ = (x − μ)/σ over the axes, and 1/σ."""
+    centred = g.op("Sub", x, g.op("ReduceMean", x, axes, keepdims=1))
+    variance = g.op("ReduceMean", g.op("Mul", centred, centred), axes, keepdims=1)
+    inverse = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, g.scalar(epsilon))))
+    return g.op("Mul", centred, inverse), inverse
+
+
+def _through_statistics(g: Gradients, d: str, normal: str, inverse: str, axes: str) -> str:
+    """``dx = (d − mean(d) − x̂·mean(d·x̂))/σ`` for the gradient d of x̂."""
+    along = g.op("Mul", normal, g.op("ReduceMean", g.op("Mul", d, normal), axes, keepdims=1))
+    return g.op("Mul", g.op("Sub", g.op("Sub", d, g.op("ReduceMean", d, axes, keepdims=1)), along), inverse)

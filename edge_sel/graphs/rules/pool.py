@@ -30,6 +30,18 @@ def reduce_mean(g: Gradients, node: Node, dy: str) -> Grads:
     return [_spread(g, dy, x, int(np.prod([s for s in sizes if s]))), *[None] * (len(node.inputs) - 1)]
 
 
+@rule("ReduceSum")
+def reduce_sum(g: Gradients, node: Node, dy: str) -> Grads:
+    """``dx = dy``, spread over the axes that were added up."""
+    x = node.inputs[0]
+    rank = len(g.shape(x))
+    given = len(node.inputs) > 1 and node.inputs[1]
+    axes = sorted(int(a) % rank for a in (g.value(node.inputs[1]).ravel() if given else range(rank)))
+    if not node.attribute("keepdims", 1):
+        dy = g.op("Unsqueeze", dy, g.ints(*axes))
+    return [g.op("Expand", dy, g.op("Shape", x)), *[None] * (len(node.inputs) - 1)]
+
+
 @rule("GlobalAveragePool")
 def global_average_pool(g: Gradients, node: Node, dy: str) -> Grads:
     """``dx = dy/(H·W)`` at every pixel."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +39,10 @@ class Gradients(Protocol):
     def shape(self, name: str) -> Shape:
         """Static shape, ``None`` for run-time dimensions."""
 
+    @property
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """The values that are known when the graph is compiled."""
+
     def value(self, name: str) -> np.ndarray:
         """The value of a constant; GraphError when it is not one."""
 
@@ -58,6 +62,12 @@ ForwardForm = Callable[[Gradients, Node], bool]
 RULES: dict[str, Rule] = {}
 FORWARD: dict[str, ForwardForm] = {}
 """Operators whose forward differs in a training graph; returns False to keep the node as it is."""
+
+STEPWISE = frozenset(
+    ("Shape", "Size", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or")
+    + ("Sign", "Floor", "Ceil", "Round", "ArgMax", "ArgMin", "ConstantOfShape", "Range", "OneHot")
+)
+"""Operators whose output does not follow small changes of their input: no gradient goes through them."""
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:

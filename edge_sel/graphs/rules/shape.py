@@ -8,6 +8,8 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
 from edge_sel.graphs.rules.registry import Gradients, Grads, rule
 
+_END = 2**31 - 1
+
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(g: Gradients, node: Node, dy: str) -> Grads:
@@ -51,6 +53,8 @@ def slice_(g: Gradients, node: Node, dy: str) -> Grads:
     before, after = [0] * len(shape), [0] * len(shape)
     for axis, b, e in zip(axes % len(shape), begin, end, strict=True):
         size = shape[axis]
+        if b == 0 and e >= _END:
+            continue
         if size is None:
             raise GraphError("Slice along an axis of unknown size", where=node.name)
         first, last, _ = slice(int(b), int(e)).indices(size)
@@ -58,15 +62,32 @@ def slice_(g: Gradients, node: Node, dy: str) -> Grads:
     return [g.op("Pad", dy, g.ints(*before, *after)), *[None] * (len(node.inputs) - 1)]
 
 
+@rule("Pad")
+def pad(g: Gradients, node: Node, dy: str) -> Grads:
+    """Cut off what was padded with a constant."""
+    x, pads, *rest = node.inputs
+    amounts = g.value(pads).ravel()
+    rank = len(g.shape(x))
+    axes = g.value(rest[1]).ravel() % rank if len(rest) > 1 and rest[1] else np.arange(rank)
+    if node.attribute("mode", b"constant") != b"constant" or (amounts < 0).any():
+        raise GraphError("Pad that reflects, repeats or cuts", where=node.name)
+    before, after = amounts[: len(axes)], amounts[len(axes) :]
+    ends = [-int(a) if a else _END for a in after]
+    dx = g.op("Slice", dy, g.ints(*map(int, before)), g.ints(*ends), g.ints(*map(int, axes)))
+    return [dx, *[None] * (len(node.inputs) - 1)]
+
+
 @rule("Gather")
 def gather(g: Gradients, node: Node, dy: str) -> Grads:
-    """Add the gradient back at constant indices along one axis, as a product with a one-hot matrix."""
+    """Add the gradient back where it was taken from: for a constant list as a product with a one-hot matrix."""
     x, indices = node.inputs
     axis = int(node.attribute("axis", 0)) % len(g.shape(x))
     size = g.shape(x)[axis]
-    index = g.value(indices)
-    if size is None or index.ndim > 1:
-        raise GraphError("Gather along an axis of unknown size, or with a matrix of indices", where=node.name)
+    index = g.constants.get(indices)
+    if axis == 0 and (size is None or index is None or index.ndim > 1):
+        return [_add_rows(g, x, indices, dy), None]
+    if size is None or index is None or index.ndim > 1:
+        raise GraphError("Gather along a later axis of unknown size, or with computed indices", where=node.name)
     if index.ndim == 0:
         dy = g.op("Unsqueeze", dy, g.ints(axis))
     onehot = np.zeros((size, max(1, index.size)))
@@ -75,6 +96,15 @@ def gather(g: Gradients, node: Node, dy: str) -> Grads:
     last = [i for i in range(rank) if i != axis] + [axis]
     moved = g.op("MatMul", g.op("Transpose", dy, perm=last), g.floats(onehot.T))
     return [g.op("Transpose", moved, perm=[int(i) for i in np.argsort(last)]), None]
+
+
+def _add_rows(g: Gradients, x: str, indices: str, dy: str) -> str:
+    """Zeros in the shape of x, and each row of dy added to the row that its index names."""
+    shape = g.op("Shape", x)
+    rows = g.op("Reshape", dy, g.op("Concat", g.ints(-1), g.op("Slice", shape, g.ints(1), g.ints(_END)), axis=0))
+    column = g.op("Reshape", indices, g.ints(-1, *[1] * (len(g.shape(x)) - 1)))
+    spread = g.op("Expand", column, g.op("Shape", rows))
+    return g.op("ScatterElements", g.op("Expand", g.scalar(0.0), shape), spread, rows, axis=0, reduction="add")
 
 
 @rule("Expand")

@@ -1,0 +1,26 @@
+"""What the tests of several rooms share: one hypothesis profile, and what is slow to make."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import Pack
+
+settings.register_profile("edge-sel", max_examples=40, deadline=None, derandomize=True)
+settings.load_profile("edge-sel")
+
+
+@pytest.fixture(scope="session")
+def digits_pack() -> Pack:
+    """The built-in pack; opened packs are read-only, so one serves all."""
+    return builtin_pack()
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    """Torch computes on one thread from here on."""
+    import torch
+
+    torch.set_num_threads(1)

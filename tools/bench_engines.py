@@ -1,0 +1,158 @@
+"""Time and memory of one training step: stock ONNX Runtime against torch eager.
+
+    python tools/bench_engines.py PACK [--plans full,last,last-c25,head] [--steps 15] [--threads 1]
+
+Same model, same batches. One process per engine and plan; the processes take turns, one step each, so that a noisy
+machine disturbs all of them alike. torch trains as a user would write it: frozen parameters without gradient, frozen
+batch normalisation in evaluation mode, ``torch.optim.Adam``. It has no channel budget: a ``-c25`` plan is compared
+with torch on the same plan without one. Ratios below 1 mean that ONNX Runtime is cheaper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+BATCH = 32
+
+
+def peak_rss_mb() -> float:
+    """High-water mark of this process in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("no VmHWM in /proc/self/status")
+
+
+def ort_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
+    """A step of the pack's compiled graph."""
+    import numpy as np
+
+    from edge_sel.engines.base import Batch, Hyper
+    from edge_sel.engines.ort import OrtEngine
+    from edge_sel.pack.reader import open_pack
+
+    pack = open_pack(pack_path)
+    trainer = OrtEngine(threads).trainer(pack, plan, pack.weights())
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((BATCH, 3, *pack.manifest.model.image_size)).astype(np.float32)
+    labels = rng.integers(0, len(pack.manifest.model.classes), BATCH)
+    batch, hyper = Batch(images, labels, np.ones(BATCH, np.float32)), Hyper(1e-3)
+    return lambda: void(trainer.step(batch, hyper))
+
+
+def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
+    """The same step in eager torch."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    from edge_sel.engines.torch import TorchEngine
+    from edge_sel.pack.reader import open_pack
+
+    torch.set_num_threads(threads)
+    pack = open_pack(pack_path)
+    info = pack.plan(plan.split("-c")[0])
+    model = TorchEngine(device="cpu").model(pack, pack.weights()).train(info.bn_mode == "batch")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in info.trainable)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.standard_normal((BATCH, 3, *pack.manifest.model.image_size)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, len(pack.manifest.model.classes), BATCH))
+
+    def step() -> None:
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def void(_: object) -> None:
+    """Drop a result."""
+
+
+def work(engine: str, pack: Path, plan: str, threads: int) -> None:
+    """Worker process: one timed step per line on stdin; memory when the input ends."""
+    step = (ort_step if engine == "ort" else torch_step)(pack, plan, threads)
+    step()
+    step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        cpu_s, wall_s = time.process_time(), time.perf_counter()
+        step()
+        print(json.dumps([1e3 * (time.process_time() - cpu_s), 1e3 * (time.perf_counter() - wall_s)]), flush=True)
+    print(json.dumps(peak_rss_mb()), flush=True)
+
+
+def compare(pack: Path, plan: str, steps: int, threads: int) -> dict[str, float]:
+    """Medians of both engines for one plan."""
+    workers = {
+        engine: subprocess.Popen(
+            [sys.executable, __file__, str(pack), "--worker", engine, "--plans", plan, "--threads", str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for engine in ("ort", "torch")
+    }  # fmt: skip
+    for worker in workers.values():
+        assert worker.stdout and worker.stdout.readline().strip() == "ready"
+    times: dict[str, list[list[float]]] = {engine: [] for engine in workers}
+    for _ in range(steps):
+        for engine, worker in workers.items():
+            assert worker.stdin and worker.stdout
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            times[engine].append(json.loads(worker.stdout.readline()))
+    row: dict[str, float] = {}
+    for engine, worker in workers.items():
+        assert worker.stdin and worker.stdout
+        worker.stdin.close()
+        row[f"{engine}_rss_mb"] = json.loads(worker.stdout.readline())
+        worker.wait()
+        row[f"{engine}_cpu_ms"] = median(t[0] for t in times[engine])
+        row[f"{engine}_wall_ms"] = median(t[1] for t in times[engine])
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--plans", default="full,last,last-c25,head")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--worker", choices=["ort", "torch"])
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker, arguments.pack, arguments.plans, arguments.threads)
+        return
+    import onnxruntime
+    import torch
+
+    print(
+        f"{platform.machine()}, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, batch {BATCH}, "
+        f"{arguments.threads} thread(s), medians of {arguments.steps} alternating steps"
+    )
+    print(
+        "| plan | ort CPU ms | torch CPU ms | ratio | ort wall ms | torch wall ms | ratio | ort MB | torch MB | ratio |"
+    )
+    print("|" + "---|" * 10)
+    for plan in arguments.plans.split(","):
+        r = compare(arguments.pack, plan, arguments.steps, arguments.threads)
+        cells = []
+        for what in ("cpu_ms", "wall_ms", "rss_mb"):
+            ours, theirs = r[f"ort_{what}"], r[f"torch_{what}"]
+            cells += [f"{ours:.1f}", f"{theirs:.1f}", f"**{ours / theirs:.2f}**"]
+        print(f"| {plan} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

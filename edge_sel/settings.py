@@ -101,13 +101,13 @@ class Settings:
     """How to run. The command line takes its options, their help and their limits from these keys."""
 
     plan: str = _key("what may change, in the order tried", "bn,first")
-    epochs: int = _key("epochs in each plan", 5, low=1)
+    epochs: int = _key("epochs in each plan", 3, low=1)
     batch_size: int = _key("images in a batch", 32, low=1)
     learning_rate: float = _key("Adam's step size before the SEL factor", 4e-4, above=0)
     target_rate: float = _key("share of images worth a gradient", 0.5, above=0, high=1, parse=parse_fraction)
     gate: Literal["sundew", "random", "off"] = _key("what picks those images", "sundew")
     significance: Literal["v1", "v101"] = _key("how the gate weighs an image", "v1")
-    curriculum: Literal["cumulative", "staged", "off"] = _key("easy images first: alone, or kept", "cumulative")
+    curriculum: Literal["off", "staged", "cumulative"] = _key("easy images first, alone or kept", "off")
     gamma: float | None = _key("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)
     guard_fraction: float = _key("share kept to judge by", 0.15, above=0, high=0.9, parse=parse_fraction)
     seed: int = _key("seed of every random choice", 0, low=0)

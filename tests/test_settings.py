@@ -46,7 +46,7 @@ def test_the_last_layer_wins(tmp_path: Path) -> None:
     assert (settings.batch_size, origins["batch_size"]) == (16, f"file:{path}")
     assert (settings.epochs, origins["epochs"]) == (9, "env:EDGE_SEL_EPOCHS")
     assert (settings.seed, origins["seed"]) == (3, "flag")
-    assert (settings.plan, origins["plan"]) == ("bn,affine", "default")
+    assert (settings.plan, origins["plan"]) == (Settings().plan, "default")
     stored = json.loads(json.dumps(resolved.to_json()))
     assert stored["seed"] == {"value": 3, "origin": "flag"}
 

@@ -58,6 +58,8 @@ def _read_weights(path: Path, expected: Mapping[str, np.ndarray]) -> dict[str, n
         values: dict[str, np.ndarray] = load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise BadInputError("weights cannot be read", where=f"{path}: {error}") from error
-    if values.keys() != expected.keys():
+    # Without the first axis, that of the head's classes: a run may have added some.
+    shapes, known = ({n: v.shape[1:] for n, v in part.items()} for part in (values, expected))
+    if shapes != known:
         raise BadInputError("these weights are not of this pack's model", where=path)
     return values

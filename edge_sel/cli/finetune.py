@@ -62,7 +62,7 @@ def _run(
     from edge_sel.engines.choose import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
-    from edge_sel.power.meter import find_meter
+    from edge_sel.power.find import find_meter
     from edge_sel.power.recorder import EnergyRecorder
 
     settings = resolved.settings

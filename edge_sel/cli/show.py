@@ -16,7 +16,9 @@ class Console:
     """Shows session events: a live line on a terminal, one line per epoch anywhere else. Quiet shows nothing."""
 
     def __init__(self, quiet: bool) -> None:
-        self._console = RichConsole(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = RichConsole(
+            stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         self._status: Status | None = None
         self._plan = ""
 

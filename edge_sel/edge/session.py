@@ -53,6 +53,7 @@ class Session:
         should_stop: asked at every step boundary; a reason stops the run, resumably.
         listener: told every event.
         clock: monotonic seconds, for checkpoint intervals and event times.
+        wall_clock: Unix seconds, for the event of the first gradient step.
         source: what ``images`` are, for the report.
     """
 
@@ -67,8 +68,10 @@ class Session:
     should_stop: Callable[[], str | None] = lambda: None
     listener: Callable[[dict[str, Any]], None] = lambda event: None
     clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
     source: str = ""
     _saved_s: float = field(default=0.0, init=False)
+    _stepped: bool = field(default=False, init=False)
 
     def run(self, *, resume: bool = False) -> dict[str, Any]:
         """Run to the end or to a stop; returns the object that ``--json`` prints and ``run.json`` holds.
@@ -86,9 +89,7 @@ class Session:
         self._gate = Gate(settings, _intensities(self._train))
         self._identity = self._identify()
         if resume and (self.out / "run.json").exists():
-            finished: dict[str, Any] = json.loads((self.out / "run.json").read_text(encoding="utf-8"))
-            self._require_same(finished["identity"], self.out)
-            return finished
+            return self._finished()
         progress = self._start(resume)
         self._emit = outputs.EventLog(self.out / "events.jsonl", self.clock, self.listener)
         self._saved_s = self.clock()
@@ -123,6 +124,9 @@ class Session:
 
     def _at_boundary(self, progress: Progress, trainer_state: Callable[[], Arrays]) -> None:
         self.listener({"event": "step", "plan_epoch": progress.epoch, "cursor": progress.cursor, "step": progress.step})
+        if not self._stepped and progress.tally.computed:
+            self._stepped = True
+            self._emit("first_step", unix_s=self.wall_clock())
         reason = self.should_stop()
         now_s = self.clock()
         if reason or now_s - self._saved_s >= self.resolved.settings.checkpoint_every_s:
@@ -152,6 +156,17 @@ class Session:
             "engine": self.engine.name,
             **{key: value for key, value in values.items() if key not in {*_MAY_CHANGE_ON_RESUME, "engine"}},
         }
+
+    def _finished(self) -> dict[str, Any]:
+        """The result of the run that ended here earlier, if it is this one."""
+        path = self.out / "run.json"
+        try:
+            finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            identity = finished["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError("not the result of a run of edge-sel", where=path, fix="another --out") from error
+        self._require_same(identity, self.out)
+        return finished
 
     def _require_same(self, identity: Mapping[str, Any], where: Path) -> None:
         different = [key for key, value in self._identity.items() if identity.get(key) != value]

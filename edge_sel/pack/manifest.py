@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from edge_sel.errors import PackError
 
@@ -58,7 +59,7 @@ class Calibration:
     Attributes:
         gamma: guilt threshold, the ``gamma_percentile`` of |gradient|.
         difficulty: the 0, 10 … 100 % quantiles of the per-image loss.
-        embarrassment: E_c of each class at T = 1.5.
+        embarrassment: E_c of each class at T = 1.5; ``None`` for a class without images.
         accuracy: share of the calibration images classified correctly.
         images: how many images were used.
     """
@@ -66,7 +67,7 @@ class Calibration:
     gamma: float
     gamma_percentile: float
     difficulty: tuple[float, ...]
-    embarrassment: tuple[float, ...]
+    embarrassment: tuple[float | None, ...]
     accuracy: float
     images: int
 
@@ -109,7 +110,9 @@ def from_json(text: str, where: object) -> Manifest:
     try:
         body = json.loads(text)
         version = body.pop("format")
-        if not isinstance(version, int) or version > FORMAT:
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format is {version!r}")
+        if version > FORMAT:
             raise PackError(
                 f"the pack has format {version}, this edge-sel reads up to {FORMAT}", where=where,
                 fix="pip install -U edge-sel",
@@ -117,8 +120,11 @@ def from_json(text: str, where: object) -> Manifest:
         digest = body.pop("digest")
         if digest != _digest({"format": version, **body}):
             raise PackError("manifest.json is damaged: its digest does not match", where=where, fix="copy it again")
-        return _build(body)
-    except (KeyError, TypeError, AttributeError, ValueError, json.JSONDecodeError) as error:
+        manifest: Manifest = _typed(Manifest, body, "")
+        if manifest.optimizer not in OPTIMIZER_STATE:
+            raise ValueError(f"optimizer is {manifest.optimizer!r}")
+        return manifest
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PackError(
             f"manifest.json cannot be read ({type(error).__name__}: {error})",
             where=where,
@@ -130,17 +136,26 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _build(body: dict[str, Any]) -> Manifest:
-    plans = {name: PlanInfo(**_tuples(plan)) for name, plan in body["plans"].items()}
-    rest = {key: body[key] for key in ("optimizer", "parity", "provenance", "opset", "ir_version")}
-    return Manifest(
-        model=ModelInfo(**_tuples(body["model"])),
-        calibration=Calibration(**_tuples(body["calibration"])),
-        plans=plans,
-        files={name: FileInfo(**info) for name, info in body["files"].items()},
-        **rest,
-    )
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    """``value`` as the annotated type says, lists as tuples.
 
-
-def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    Raises:
+        ValueError: it is of another type.
+        TypeError: a dataclass lacks a key or has one too many.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is UnionType:
+        return None if value is None else _typed(arguments[0], value, key)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_typed(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {name: _typed(arguments[1], v, f"{key}.{name}") for name, v in value.items()}
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        return kind(**{name: _typed(hints.get(name, Any), v, f"{key}.{name}") for name, v in value.items()})
+    if type(value) not in ((int, float) if kind is float else (kind,)):
+        raise ValueError(f"{key.lstrip('.')} is {value!r}")
+    return value

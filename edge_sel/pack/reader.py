@@ -64,9 +64,9 @@ def open_pack(path: Path) -> Pack:
     Raises:
         PackError: missing, unreadable, damaged, incomplete, or written by a newer version.
     """
-    if not path.exists():
-        raise PackError("no such pack", where=path, fix="make one with `edge-sel export`")
     try:
+        if not path.exists():
+            raise PackError("no such pack", where=path, fix="make one with `edge-sel export`")
         names = _names(path)
         if MANIFEST not in names:
             raise PackError("not a pack: it has no manifest.json", where=path)

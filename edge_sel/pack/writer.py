@@ -49,23 +49,42 @@ def write_pack(
                 staged.mkdir()
                 for name, data in content.items():
                     (staged / name).write_bytes(data)
-                if path.exists():
-                    path.rename(Path(temporary) / "old")
-                staged.rename(path)
+                _replace_folder(path, staged, Path(temporary) / "old")
     except OSError as error:
         raise SetupError("the pack cannot be written", where=f"{path}: {error.strerror or error}") from error
 
 
 def refuse_foreign(path: Path) -> None:
     """Raise UsageError when writing a pack to ``path`` would replace something that is not a pack."""
-    if path.suffix == ".edgepack":
-        if path.exists() and not zipfile.is_zipfile(path):
-            raise UsageError("--out exists and is not a pack", where=path, fix="choose another name")
-    elif path.exists() and not (path / MANIFEST).is_file():
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-            return
+    if path.exists() and not ({MANIFEST, WEIGHTS} <= _content_names(path) or _is_empty_folder(path)):
         raise UsageError("--out exists and is not a pack", where=path, fix="choose another name")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.suffix != ".edgepack" and path.is_dir() and not any(path.iterdir())
+
+
+def _content_names(path: Path) -> set[str]:
+    """What is inside a folder or, for a name that ends in .edgepack, a zip file."""
+    try:
+        if path.suffix != ".edgepack":
+            return {child.name for child in path.iterdir()}
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return set()
+
+
+def _replace_folder(path: Path, new: Path, old: Path) -> None:
+    """Put ``new`` in place of ``path``, which comes back from ``old`` when that fails."""
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
 
 
 def external_layout(safetensors: bytes) -> dict[str, tuple[int, int]]:

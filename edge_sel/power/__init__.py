@@ -1,11 +1,12 @@
 """Meters and the energy recorder: joules with a source.
 
 To add a meter: write a class that satisfies ``Meter`` and raises ``MeterError`` with a fix where it cannot
-read; add how to open it to ``meter.OPENERS`` and its name to ``settings.METERS``.
+read; add how to open it to ``find.OPENERS`` and its name to ``settings.METERS``.
 """
 
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.power.meter import Meter, MeterError, Probe, Reading, Source, find_meter
+from edge_sel.power.find import find_meter
+from edge_sel.power.meter import Meter, MeterError, Probe, Reading, Source
 from edge_sel.power.recorder import EnergyRecorder, RecorderCost, Window
 from edge_sel.power.temperature import hottest_c
 

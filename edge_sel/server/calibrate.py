@@ -45,7 +45,7 @@ def calibrate(
         gamma=float(_gamma(model, images, order[:GAMMA_BATCH], mean, std, gamma_percentile)),
         gamma_percentile=gamma_percentile,
         difficulty=tuple(float(q) for q in np.quantile(losses, np.linspace(0, 1, 11))),
-        embarrassment=tuple(float(e) for e in embarrassment),
+        embarrassment=tuple(None if np.isnan(e) else float(e) for e in embarrassment),
         accuracy=float((logits.argmax(1) == labels).mean()),
         images=len(order),
     )

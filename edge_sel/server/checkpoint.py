@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import nn
 
 from edge_sel.errors import BadInputError
@@ -34,7 +35,7 @@ def save(path: Path, model: nn.Module, info: WarmupInfo) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     temporary = path.with_suffix(path.suffix + ".tmp")
-    save_file(tensors, temporary, metadata={"format": FORMAT, "info": json.dumps(asdict(info))})
+    temporary.write_bytes(save_tensors(tensors, metadata={"format": FORMAT, "info": json.dumps(asdict(info))}))
     temporary.replace(path)
 
 
@@ -54,21 +55,28 @@ def load(path: Path) -> tuple[nn.Module, WarmupInfo]:
         raise BadInputError("not a safetensors file", where=f"{path}: {error}") from error
     if metadata.get("format") != FORMAT:
         raise BadInputError("not an edge-sel warmup checkpoint", where=path)
-    raw = json.loads(metadata["info"])
-    info = WarmupInfo(
-        model=raw["model"],
-        classes=tuple(raw["classes"]),
-        image_size=(raw["image_size"][0], raw["image_size"][1]),
-        mean=tuple(raw["mean"]),
-        std=tuple(raw["std"]),
-        training=raw["training"],
-    )
+    try:
+        info = _info(json.loads(metadata["info"]))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise BadInputError("the checkpoint's header cannot be read", where=f"{path}: {error!r}") from error
     model = build(info.model, len(info.classes), info.image_size)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise BadInputError("weights do not fit the model", where=f"{path} ({info.model})") from error
     return model.eval(), info
+
+
+def _info(raw: dict[str, Any]) -> WarmupInfo:
+    height, width = raw["image_size"]
+    return WarmupInfo(
+        model=str(raw["model"]),
+        classes=tuple(str(name) for name in raw["classes"]),
+        image_size=(int(height), int(width)),
+        mean=tuple(float(value) for value in raw["mean"]),
+        std=tuple(float(value) for value in raw["std"]),
+        training=dict(raw["training"]),
+    )
 
 
 def random_seed_everything(seed: int) -> torch.Generator:

@@ -31,8 +31,9 @@ def export_forward(model: nn.Module, image_size: tuple[int, int]) -> Forward:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps what went wrong in what to do about it
             cause = cause.__cause__
+        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
         raise GraphError(
-            f"torch cannot export {type(model).__name__} to ONNX ({(str(cause).strip() or repr(cause)).splitlines()[0]})",
+            f"torch cannot export {type(model).__name__} to ONNX ({reason})",
             fix="make its forward free of data-dependent control flow",
         ) from error
     parameters = {name for name, _ in model.named_parameters()}

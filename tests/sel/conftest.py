@@ -4,6 +4,7 @@ import array_api_compat.numpy
 import array_api_compat.torch
 import pytest
 
+
 # Session scope: hypothesis refuses fixtures that would have to be rebuilt for every example.
 @pytest.fixture(scope="session", params=["numpy", "torch"])
 def xp(request):

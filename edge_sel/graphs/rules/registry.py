@@ -63,10 +63,10 @@ RULES: dict[str, Rule] = {}
 FORWARD: dict[str, ForwardForm] = {}
 """Operators whose forward differs in a training graph; returns False to keep the node as it is."""
 
-STEPWISE = frozenset(
-    ("Shape", "Size", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or")
-    + ("Sign", "Floor", "Ceil", "Round", "ArgMax", "ArgMin", "ConstantOfShape", "Range", "OneHot")
-)
+_COUNTS = ("Shape", "Size", "ConstantOfShape", "Range", "OneHot", "ArgMax", "ArgMin")
+_STEPS = ("Sign", "Floor", "Ceil", "Round")
+_CONDITIONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or")
+STEPWISE = frozenset((*_COUNTS, *_STEPS, *_CONDITIONS))
 """Operators whose output does not follow small changes of their input: no gradient goes through them."""
 
 

@@ -32,16 +32,18 @@ def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: 
 
     opened = open_pack(pack)
     model = opened.manifest.model
-    images = load_folder(data, model.image_size, classes=model.classes)
-    values = opened.weights() if weights is None else _read_weights(weights, opened.weights())
+    classes, values = model.classes, opened.weights()
+    if weights is not None:
+        classes, values = _read_weights(weights, values, classes)
+    images = load_folder(data, model.image_size, classes=classes)
     result = evaluate(choose_engine(engine, threads).predictor(opened, values), images, model)
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
-        figures = finite(result.to_json(model.classes))
+        figures = finite(result.to_json(classes))
         click.echo(json.dumps({"schema": 1, "pack": str(pack), **figures, "skipped_images": skipped}))
         return
     click.echo(f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}")
-    for name, figures in result.to_json(model.classes)["classes"].items():
+    for name, figures in result.to_json(classes)["classes"].items():
         click.echo(
             f"  {name:20} {100 * figures['accuracy']:6.1f} %   E {figures['embarrassment']:.3f}"
             f"   C {figures['confidence']:.3f}"
@@ -50,16 +52,20 @@ def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: 
         click.echo(f"skipped {len(images.skipped)} files, the first: {images.skipped[0].path}", err=True)
 
 
-def _read_weights(path: Path, expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+def _read_weights(
+    path: Path, expected: Mapping[str, np.ndarray], classes: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Class names and weights of a run, which may have added classes of its own to the head."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        values: dict[str, np.ndarray] = load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="numpy") as file:
+            names = json.loads((file.metadata() or {}).get("classes", json.dumps(classes)))
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
         raise BadInputError("weights cannot be read", where=f"{path}: {error}") from error
-    # Without the first axis, that of the head's classes: a run may have added some.
+    # Without the first axis, that of the head's classes.
     shapes, known = ({n: v.shape[1:] for n, v in part.items()} for part in (values, expected))
     if shapes != known:
         raise BadInputError("these weights are not of this pack's model", where=path)
-    return values
+    return tuple(names), values

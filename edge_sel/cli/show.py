@@ -42,6 +42,8 @@ class Console:
                 self._status.update(f"{self._plan}: epoch {event['plan_epoch'] + 1}, {event['cursor']} images seen")
         elif kind == "rung":
             self._plan = event["plan"]
+        elif kind == "checkpoints_damaged":
+            self._console.print("every checkpoint here is damaged: starting from the beginning")
         elif kind in ("started", "resumed"):
             self._console.print(f"{kind}: {event['images']} images to learn from, {event['guard']} held back as guard")
         elif kind == "evaluated":
@@ -65,10 +67,11 @@ def epoch_line(epoch: dict[str, Any]) -> str:
     energy = "unavailable" if epoch["energy_j"] is None else format_energy(epoch["energy_j"])
     power = "" if epoch["power_w"] is None else f" at {format_power(epoch['power_w'])}"
     temperature = "" if epoch["temp_c"] is None else f", {epoch['temp_c']:.0f} °C"
+    loss = f"loss {epoch['train_loss']:.3f}" if epoch["trained"] else "nothing to train on"
     return (
         f"epoch {epoch['epoch']} {epoch['plan']}: {energy} {epoch['energy_source']}{power}{temperature}, "
         f"{epoch['trained']} of {epoch['candidates']} images trained, {1 - epoch['sparsity']:.1%} of weights updated, "
-        f"loss {epoch['train_loss']:.3f}, guard {_percent(epoch['guard_acc'])}"
+        f"{loss}, guard {_percent(epoch['guard_acc'])}"
     )
 
 

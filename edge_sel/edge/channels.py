@@ -13,24 +13,27 @@ from edge_sel.sel.guilt import guilty_channels
 
 
 def choose_channels(
-    engine: Engine, pack: Pack, plan: PlanInfo, weights: Mapping[str, np.ndarray], batches: Sequence[Batch]
+    engine: Engine,
+    pack: Pack,
+    plan: PlanInfo,
+    probe: PlanInfo,
+    weights: Mapping[str, np.ndarray],
+    batches: Sequence[Batch],
 ) -> Arrays:
     """For every limited weight the k channels with the largest gradient norm, summed over the probe batches.
 
     Args:
         engine: executes the probe.
-        pack: must hold the plan without its budget (``last`` for ``last-c25``).
-        plan: the budgeted plan.
+        pack: holds both plans.
+        plan: the budgeted plan, such as ``last-c25``.
+        probe: the same plan without its budget, ``last``.
         weights: the current full set of weights.
         batches: what to probe with; nothing is updated.
-
-    Raises:
-        UsageError: the pack lacks the plan without the budget.
     """
-    probe = engine.trainer(pack, plan.name.split("-c")[0], weights)
+    trainer = engine.trainer(pack, probe.name, weights)
     totals = {name: np.zeros(len(weights[name])) for name in plan.channels}
     for batch in batches:
-        norms = probe.guilt(batch)
+        norms = trainer.guilt(batch)
         for name in totals:
             totals[name] += norms[name]
     return {name: guilty_channels(total, plan.channels[name]) for name, total in totals.items()}

@@ -84,11 +84,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_durably(path, (json.dumps(finite(content), indent=1) + "\n").encode())
 
 
-def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
-    """All weights as safetensors."""
+def write_weights(path: Path, weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
+    """All weights as safetensors, the class names in its header."""
     from safetensors.numpy import save
 
-    write_durably(path, save({name: np.ascontiguousarray(value) for name, value in weights.items()}))
+    tensors = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    write_durably(path, save(tensors, {"classes": json.dumps(list(classes))}))
 
 
 def write_model(path: Path, pack: Pack, weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ class Tally:
     kept: int = 0
     computed: int = 0
     forwards: int = 0
+    probe_flops: int = 0
     last_loss: float = float("nan")
 
 

@@ -185,7 +185,7 @@ class RungRunner:
         """What the epoch did: rates, nominal FLOPs by the papers' formula, executed FLOPs from the graphs."""
         parameters = self._parameters()
         updated = tally.kept / (parameters * tally.steps) if tally.steps else 0.0
-        executed = tally.trained * self.info.flops_train + tally.forwards * self.info.flops_forward
+        executed = tally.trained * self.info.flops_train + tally.forwards * self.info.flops_forward + tally.probe_flops
         return {
             "candidates": tally.candidates,
             "trained": tally.trained,
@@ -267,7 +267,9 @@ class RungRunner:
     def _choose_channels(self, order: np.ndarray) -> None:
         batches = [self._batch(c, augment=False) for c in np.array_split(order[: 2 * self.c.settings.batch_size], 2)]
         weights = self._all_weights()
-        self.trainer.set_channels(choose_channels(self.c.engine, self.c.pack, self.info, weights, batches))
+        probe = self.c.pack.plan(self.info.name.split("-c")[0])
+        self.trainer.set_channels(choose_channels(self.c.engine, self.c.pack, self.info, probe, weights, batches))
+        self.p.tally.probe_flops += sum(len(batch.labels) for batch in batches) * probe.flops_train
 
     def _all_weights(self) -> Arrays:
         return {**self.p.weights, **self.trainer.weights()}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_sel import __version__
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
@@ -94,6 +95,8 @@ class Session:
         self._emit = outputs.EventLog(self.out / "events.jsonl", self.clock, self.listener)
         self._saved_s = self.clock()
         self._ledger = Ledger(self.recorder, progress)
+        if resume and not progress.before and list_checkpoints(self.out / "checkpoints"):
+            self._emit("checkpoints_damaged")
         self._emit("resumed" if progress.before else "started", images=len(self._train), guard=len(self._guard))
         try:
             self._climb(progress)
@@ -150,6 +153,7 @@ class Session:
         """What the run is a run of; each value survives JSON."""
         values = {key: entry["value"] for key, entry in self.resolved.to_json().items()}
         return {
+            "edge_sel": __version__,
             "pack": self.pack.digest,
             "images": self.images.fingerprint(),
             "test images": None if self.test is None else self.test.fingerprint(),
@@ -206,7 +210,7 @@ class Session:
         shipped = better and math.isfinite(after_guard["loss"])
         self._emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
         weights = progress.weights if shipped else self._original()
-        outputs.write_weights(self.out / "weights.safetensors", weights)
+        outputs.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
         outputs.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
         predict = self.engine.predictor(self.pack, weights)
         outputs.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)

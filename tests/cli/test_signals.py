@@ -1,0 +1,130 @@
+"""Ctrl-C, a service manager's SIGTERM and a power cut: nothing is lost, and the statuses say what happened."""
+
+import json
+import signal
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from edge_sel.cli.signals import StopSignal
+from edge_sel.edge.checkpoint import list_checkpoints
+from edge_sel.errors import EXIT_INTERRUPTED, EXIT_STOPPED_RESUMABLE
+from tests.cli.shell import PACK, run, start
+
+PATIENCE_S = 100.0
+
+
+def wait_for(what, process):
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(*arguments, cwd, **given):
+    """A process that does not outlive the test."""
+    process = start(*arguments, cwd=cwd, **given)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def arguments(digits_folder):
+    """Some seconds of work, most of them after the second epoch."""
+    plan = ["--plan", "bn,affine", "--epochs", 80, "--curriculum", "cumulative"]
+    return ["finetune", PACK, "--data", digits_folder, *plan, "--threads", 1, "--json"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(arguments, tmp_path_factory):
+    here = tmp_path_factory.mktemp("uninterrupted")
+    assert run(*arguments, "--out", "run", cwd=here).returncode == 0
+    return (here / "run" / "weights.safetensors").read_bytes(), (here / "run" / "model.onnx").read_bytes()
+
+
+def learning(here):
+    """Whether the second plan has begun to train."""
+    path = here / "run" / "events.jsonl"
+    return path.exists() and path.read_text().count('"event": "epoch"') >= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_and_resume(number, arguments, uninterrupted, here):
+    with running(*arguments, "--out", "run", cwd=here) as process:
+        wait_for(lambda: learning(here), process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == EXIT_STOPPED_RESUMABLE == 75, err
+    told = json.loads(out)
+    assert told["stopped"] == "signal" and told["shipped"] is False
+    assert 2 <= len(told["epochs"]) < 81
+    assert len(list_checkpoints(here / "run" / "checkpoints")) >= 1
+    assert not (here / "run" / "run.json").exists() and not (here / "run" / "model.onnx").exists()
+    resumed = run(*arguments, "--out", "run", "--resume", cwd=here)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["epochs"][:2] == told["epochs"][:2]
+    assert (here / "run" / "weights.safetensors").read_bytes() == uninterrupted[0]
+    assert (here / "run" / "model.onnx").read_bytes() == uninterrupted[1]
+
+
+def test_power_cut(arguments, uninterrupted, here):
+    with running(*arguments, "--out", "run", "--checkpoint-every-s", 0.05, cwd=here) as process:
+        wait_for(lambda: learning(here) and list_checkpoints(here / "run" / "checkpoints"), process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == -signal.SIGKILL
+    resumed = run(*arguments, "--out", "run", "--resume", cwd=here)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed" in (here / "run" / "events.jsonl").read_text()
+    assert (here / "run" / "weights.safetensors").read_bytes() == uninterrupted[0]
+
+
+SLOW = """\
+import sys, time
+import edge_sel.edge.session as session
+from edge_sel.cli.main import main
+def run(self, **_):
+    print("working", flush=True)
+    time.sleep(100)
+session.Session.run = run
+main()
+"""
+
+
+def test_a_second_signal_leaves_at_once(here):
+    """The first one waits for the end of the step, which never comes here."""
+    with running("finetune", cwd=here, command=[sys.executable, "-c", SLOW]) as process:
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == EXIT_INTERRUPTED == 130
+    assert "Traceback" not in err and "interrupted" in err
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_asking_once_and_twice(first, second, handlers):
+    stop = StopSignal()
+    assert stop() is None
+    signal.raise_signal(first)
+    assert stop() == "signal" == stop()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(second)

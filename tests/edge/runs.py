@@ -1,0 +1,169 @@
+"""Short sessions on the built-in digits, with one thread, a clock that counts its calls and no meter."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sel.data.builtin import load_digits
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.shifts import apply_shift
+from edge_sel.edge.rungs import fixed_ladder
+from edge_sel.edge.session import Session
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import Pack
+from edge_sel.power import EnergyRecorder
+from edge_sel.settings import Resolved, resolve
+
+DEFAULTS = {
+    "plan": "bn,last-c25", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "target_rate": 0.5, "gate": "sundew",
+    "significance": "v1", "curriculum": "cumulative", "guard_fraction": 0.15, "threads": 1, "checkpoint_every_s": 1e9,
+}  # fmt: skip
+"""Given in full, so that a change of edge-sel's own defaults changes no test."""
+
+CHANGES_WITH_TIME = {"time_s", "energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c"}
+
+
+class Ticks:
+    """A clock: every look at it is one second later."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing in the session may catch it."""
+
+
+class StopAt:
+    """``should_stop`` that stops politely at the given step boundary, counted from 1."""
+
+    def __init__(self, boundary: int) -> None:
+        self.left = boundary
+
+    def __call__(self) -> str | None:
+        self.left -= 1
+        return "signal" if self.left == 0 else None
+
+
+class KillAt:
+    """A listener that kills the session at the given step boundary, before anything is saved there."""
+
+    def __init__(self, boundary: int) -> None:
+        self.left = boundary
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.left -= event["event"] == "step"
+        if self.left == 0:
+            raise Killed
+
+
+class Tape:
+    """A listener that keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+@cache
+def pack() -> Pack:
+    return builtin_pack()
+
+
+@cache
+def digits(count: int = 120, part: str = "field") -> ImageSet:
+    return apply_shift("field_camera", load_digits(part), seed=0).subset(np.arange(count))
+
+
+def of_counts(*counts: int) -> ImageSet:
+    """So many digits 0, 1, 2 …"""
+    images = digits(500)
+    return images.subset(np.concatenate([np.flatnonzero(images.labels == c)[:n] for c, n in enumerate(counts)]))
+
+
+def flipping(base: Pack) -> Pack:
+    """The same pack for pictures that may be mirrored, so that training augments them."""
+    model = replace(base.manifest.model, flip=True)
+    return Pack(base.path, replace(base.manifest, model=model), base._content)
+
+
+def resolved(**flags: Any) -> Resolved:
+    return resolve(flags=DEFAULTS | flags)
+
+
+def no_meter() -> EnergyRecorder:
+    return EnergyRecorder(None, Ticks(), background=False, temperature=lambda: None)
+
+
+def session(
+    out: Path,
+    *,
+    images: ImageSet | None = None,
+    test: ImageSet | None = None,
+    base: Pack | None = None,
+    engine: Any = None,
+    recorder: EnergyRecorder | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    listener: Callable[[dict[str, Any]], None] = lambda event: None,
+    **flags: Any,
+) -> Session:
+    """A session with everything passed in; ``flags`` are settings."""
+    settings, base = resolved(**flags), base or pack()
+    return Session(
+        pack=base,
+        images=digits() if images is None else images,
+        test=test,
+        engine=engine or OrtEngine(threads=1),
+        ladder=fixed_ladder(base, settings.settings.plan, settings.settings.epochs),
+        resolved=settings,
+        recorder=recorder or no_meter(),
+        out=out,
+        should_stop=should_stop,
+        listener=listener,
+        clock=Ticks(),
+    )
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """What must not depend on interruptions: weights, model, and the history without time and energy."""
+    run = json.loads((out / "run.json").read_text())
+    return {
+        "weights": (out / "weights.safetensors").read_bytes(),
+        "model": (out / "model.onnx").read_bytes(),
+        "epochs": [{k: v for k, v in epoch.items() if k not in CHANGES_WITH_TIME} for epoch in run["epochs"]],
+        "history": [{k: v for k, v in row.items() if k not in CHANGES_WITH_TIME} for row in history(out)],
+        "accuracy": run["accuracy"],
+        "shipped": run["shipped"],
+    }
+
+
+def history(out: Path) -> list[dict[str, str]]:
+    with (out / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    """Every file with its content, every folder with None."""
+    return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in sorted(root.rglob("*"))}

@@ -1,0 +1,224 @@
+"""Checkpoints outlive power cuts, full disks and failing cards."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edge_sel.edge.checkpoint import KEEP, list_checkpoints, load_checkpoint, save_checkpoint, write_durably
+from edge_sel.errors import SetupError
+from tests.edge.runs import StopAt, Tape, outcome, session, tree
+
+SHAPES = st.sampled_from([(), (0,), (3,), (2, 3)])
+TENSORS = st.dictionaries(
+    st.text("abc/:.", min_size=1, max_size=8),
+    st.one_of(*(hnp.arrays(kind, SHAPES) for kind in (np.float32, np.float64, np.int64, np.bool_))),
+    max_size=5,
+)
+SCALARS = st.dictionaries(
+    st.text(max_size=3), st.none() | st.floats() | st.integers() | st.text(max_size=5), max_size=4
+)
+
+
+def save(folder: Path, number: float) -> Path:
+    return save_checkpoint(folder, {"x": np.full(4, number)}, {"number": number}, {"run": "this"})
+
+
+def numbers(folder: Path) -> list[int]:
+    return [number for number, _ in list_checkpoints(folder)]
+
+
+def latest(folder: Path) -> float:
+    loaded = load_checkpoint(folder)
+    assert loaded is not None
+    assert loaded[0]["x"].tolist() == [loaded[1]["number"]] * 4 and loaded[2] == {"run": "this"}
+    return loaded[1]["number"]
+
+
+@given(tensors=TENSORS, scalars=SCALARS)
+def test_round_trip_is_exact(tensors, scalars, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save_checkpoint(folder, tensors, scalars, {"seed": 1})
+    loaded, told, identity, _ = load_checkpoint(folder)
+    assert loaded.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (value.dtype, value.shape)
+        assert loaded[name].tobytes() == value.tobytes()
+    assert repr(told) == repr(scalars)  # repr, because NaN is not equal to itself
+    assert identity == {"seed": 1}
+
+
+def test_views_and_transposes_are_saved_as_they_look(tmp_path):
+    value = np.arange(12.0).reshape(3, 4).T[::2]
+    save_checkpoint(tmp_path, {"x": value}, {}, {})
+    assert load_checkpoint(tmp_path)[0]["x"].tolist() == value.tolist()
+
+
+def test_what_is_loaded_can_be_changed(tmp_path):
+    save(tmp_path, 1)
+    load_checkpoint(tmp_path)[0]["x"][0] = 5
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for number in range(1, 6):
+        save(tmp_path, number)
+        assert numbers(tmp_path) == list(range(max(1, number - KEEP + 1), number + 1))
+        assert latest(tmp_path) == number
+    assert len(list(tmp_path.iterdir())) == KEEP == 2
+
+
+def test_a_folder_that_is_not_there_holds_none(tmp_path):
+    assert list_checkpoints(tmp_path / "nowhere") == [] and load_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.999])
+def test_a_truncated_newest_falls_back(part, tmp_path):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(part * len(content))])
+    assert latest(tmp_path) == 1
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_anywhere_falls_back(place, bit, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save(folder, 1)
+    newest = save(folder, 2)
+    content = bytearray(newest.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    newest.write_bytes(content)
+    assert latest(folder) == 1
+    save(folder, 3)
+    assert latest(folder) == 3
+
+
+def test_a_newest_that_cannot_be_read_falls_back(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    newest, read_bytes = save(tmp_path, 2), Path.read_bytes
+
+    def failing_card(path):
+        if path == newest:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing_card)
+    assert latest(tmp_path) == 1
+
+
+def test_leftovers_and_foreign_files_are_harmless(tmp_path):
+    save(tmp_path, 1)
+    for name in (".checkpoint-000009-0123456789abcdef.safetensors.tmp", "checkpoint-9.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "folder").mkdir()
+    assert latest(tmp_path) == 1
+    save(tmp_path, 2)
+    assert numbers(tmp_path) == [1, 2]
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", ["open", "fsync", "replace"])
+def test_a_full_disk_keeps_what_is_there(where, tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    before = tree(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(SetupError, match="No space left") as caught:
+        patched.setattr(os if where == "fsync" else Path, where, full_disk)
+        save(tmp_path, 3)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 3
+    assert tree(tmp_path) == before
+    assert latest(tmp_path) == 2
+
+
+def test_a_place_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deeper" / "x"):
+        with pytest.raises(SetupError, match="cannot write"):
+            write_durably(path, b"content")
+
+
+def test_content_reaches_the_disk_before_its_name_does(tmp_path, monkeypatch):
+    order, fsync, replace = [], os.fsync, Path.replace
+
+    def noted_fsync(handle):
+        order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def noted_replace(path, target):
+        assert path.read_bytes() == b"content" and path.parent == target.parent
+        order.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    write_durably(tmp_path / "name", b"content")
+    assert order == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("name", ["history.csv", "run.json"])
+def test_either_the_old_or_the_new_content(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    write_durably(path, b"old")
+    with monkeypatch.context() as patched, pytest.raises(SetupError):
+        patched.setattr(os, "fsync", full_disk)
+        write_durably(path, b"new")
+    assert tree(tmp_path) == {name: b"old"}
+    write_durably(path, b"new")
+    assert tree(tmp_path) == {name: b"new"}
+
+
+# In a session
+
+
+def test_a_session_keeps_two_and_says_so(tmp_path):
+    tape = Tape()
+    session(tmp_path, checkpoint_every_s=0.1, listener=tape).run()
+    files = [path.name for _, path in list_checkpoints(tmp_path / "checkpoints")]
+    saved = [event["file"] for event in tape.of("checkpoint")]
+    assert len(saved) == len(tape.of("step")) and saved[-2:] == files
+
+
+def test_a_session_saves_no_more_often_than_told(tmp_path):
+    """The clock counts its looks, so a long interval means few checkpoints."""
+    saved = {}
+    for every_s in (0.1, 7.0, 1e9):
+        tape = Tape()
+        session(tmp_path / str(every_s), checkpoint_every_s=every_s, listener=tape).run()
+        saved[every_s] = len(tape.of("checkpoint"))
+        assert saved[every_s] <= tape.events[-1]["t_s"] / every_s
+    assert saved[0.1] > saved[7.0] > saved[1e9] == 0
+
+
+def test_a_damaged_newest_costs_a_step_and_nothing_else(tmp_path):
+    session(tmp_path / "whole").run()
+    out = tmp_path / "cut"
+    session(out, checkpoint_every_s=0.1, should_stop=StopAt(5)).run()
+    newest = list_checkpoints(out / "checkpoints")[-1][1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    session(out).run(resume=True)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "events"])
+def test_a_disk_that_fills_up_during_a_session_is_one_line(what, tmp_path, monkeypatch):
+    session(tmp_path, should_stop=StopAt(3)).run()
+    before, open_ = tree(tmp_path / "checkpoints"), Path.open
+    with monkeypatch.context() as patched, pytest.raises(SetupError, match="No space left"):
+        if what == "checkpoint":
+            patched.setattr(os, "fsync", full_disk)
+        else:
+            patched.setattr(Path, "open", lambda path, mode="r", **_: full_disk() if "a" in mode else open_(path, mode))
+        session(tmp_path, checkpoint_every_s=0.1).run(resume=True)
+    assert tree(tmp_path / "checkpoints") == before
+    session(tmp_path).run(resume=True)
+    session(tmp_path / "whole").run()
+    assert outcome(tmp_path) == outcome(tmp_path / "whole")

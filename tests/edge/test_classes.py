@@ -1,0 +1,131 @@
+"""Which images a session takes: new classes, few images, too few images."""
+
+import json
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file
+
+from edge_sel.data.folder import load_folder
+from edge_sel.data.shifts import write_folder
+from edge_sel.edge.head import extend_head
+from edge_sel.edge.rungs import fixed_ladder
+from edge_sel.errors import DataError, UsageError
+from tests.edge.runs import digits, of_counts, pack, session
+
+MODEL = pack().manifest.model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The ten digits, and two classes that the pack does not know."""
+    root = tmp_path_factory.mktemp("data") / "images"
+    write_folder(digits(120), root)
+    rng = np.random.default_rng(0)
+    for name, columns in (("bar", slice(6, 10)), ("Zero", slice(0, 0))):
+        (root / name).mkdir()
+        for number in range(16):
+            pixels = rng.integers(80, 120, (16, 16, 3), dtype=np.uint8)
+            pixels[:, columns] = rng.integers(10, 30)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def twelve(folder):
+    return load_folder(folder, MODEL.image_size, classes=MODEL.classes, new_classes="extend")
+
+
+def test_strict_refuses_and_names_the_nearest(folder):
+    with pytest.raises(DataError, match=r"Zero \(nearest: .*bar \(nearest: ") as caught:
+        load_folder(folder, MODEL.image_size, classes=MODEL.classes)
+    assert "--new-classes extend" in str(caught.value) and caught.value.exit_code == 4
+
+
+def test_two_new_classes_are_learnt(twelve, tmp_path):
+    assert twelve.classes == (*MODEL.classes, "Zero", "bar")
+    result = session(
+        tmp_path, images=twelve, plan="bn,last", epochs=6, gate="off", curriculum="off", learning_rate=0.003
+    ).run()
+    assert result["shipped"]
+    after = result["after"]["guard"]["classes"]
+    assert result["before"]["guard"]["classes"]["bar"]["accuracy"] == 0 < after["bar"]["accuracy"]
+    assert after["Zero"]["accuracy"] > 0
+    model = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    logits = model.run(None, {"x": np.zeros((3, 3, 16, 16), np.float32)})[0]
+    assert logits.shape == (3, 12)
+    assert json.loads(model.get_modelmeta().custom_metadata_map["classes"]) == list(twelve.classes)
+    weights = load_file(tmp_path / "weights.safetensors")
+    assert [len(weights[name]) for name in MODEL.head] == [12, 12]
+
+
+@pytest.mark.parametrize("plan", list(pack().manifest.plans))
+def test_every_plan_takes_new_classes(plan, twelve, tmp_path):
+    result = session(tmp_path, images=twelve, plan=plan, gamma=0.0, gate="off", curriculum="off", epochs=1).run()
+    (epoch,) = result["epochs"]
+    assert 0 <= epoch["sparsity"] <= 1
+    assert epoch["sparsity"] == pytest.approx({"full": 0.0, "bn": 1.0}.get(plan, epoch["sparsity"]))
+    assert result["classes"] == list(twelve.classes)
+
+
+def test_a_run_with_new_classes_can_be_resumed(twelve, tmp_path):
+    from tests.edge.runs import StopAt, outcome
+
+    given = {"images": twelve, "plan": "bn,last-c25"}
+    session(tmp_path / "one", **given).run()
+    session(tmp_path / "two", should_stop=StopAt(6), **given).run()
+    session(tmp_path / "two", **given).run(resume=True)
+    assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
+
+
+@given(extra=st.integers(0, 4))
+def test_extending_keeps_what_is_known(extra):
+    weights = pack().weights()
+    wide = extend_head(weights, MODEL.head, 10 + extra)
+    assert wide.keys() == weights.keys()
+    for name, value in weights.items():
+        assert wide[name].dtype == value.dtype
+        assert wide[name][: len(value)].tobytes() == value.tobytes()
+        if name in MODEL.head:
+            assert len(wide[name]) == 10 + extra
+            np.testing.assert_allclose(
+                wide[name][10:], np.broadcast_to(value.mean(0), wide[name][10:].shape), rtol=1e-6
+            )
+        else:
+            assert wide[name].shape == value.shape
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (2, 0, 3), (3, 3, 3, 3), (40, 2)], ids=str)
+def test_few_images(counts, tmp_path):
+    """Two classes of two images are enough: one of each to learn from, one to judge by."""
+    result = session(tmp_path, images=of_counts(*counts), gate="off").run()
+    present = sum(count > 0 for count in counts)
+    assert result["images"]["guard"] >= present
+    assert result["images"]["train"] + result["images"]["guard"] == sum(counts)
+    assert len(result["after"]["guard"]["classes"]) == present
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"), [((5,), "one class only \\(0\\)"), ((0, 7), "one class only \\(1\\)"), ((5, 1), "1: 1")]
+)
+def test_too_few_images(counts, told, tmp_path):
+    with pytest.raises(DataError, match=told) as caught:
+        session(tmp_path / "out", images=of_counts(*counts)).run()
+    assert caught.value.exit_code == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_plans_in_the_order_named():
+    ladder = fixed_ladder(pack(), " bn, last-c25 ,head,", 4)
+    assert [(r.plan, r.epochs) for r in ladder.rungs] == [("bn", 1), ("last-c25", 4), ("head", 4)]
+    assert ladder.next([], 1).plan == "last-c25" and ladder.next([], 3) is None
+
+
+@pytest.mark.parametrize("plans", ["", " , ", "bn,lst", "bn;head"])
+def test_bad_plans(plans):
+    with pytest.raises(UsageError, match="full-c25"):
+        fixed_ladder(pack(), plans, 1)

@@ -1,0 +1,120 @@
+"""The guard: what ships is never worse than what was there, and judge and pupil are kept apart."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edge_sel.edge import session as session_module
+from edge_sel.edge.evaluate import Evaluation, evaluate_logits
+from edge_sel.engines.ort import OrtEngine
+from tests.edge.recording import Recording
+from tests.edge.runs import Tape, digits, pack, session
+
+
+def ruined(out, **given):
+    return session(out, plan="full", learning_rate=10.0, gate="off", curriculum="off", **given)
+
+
+def test_a_destroyed_model_stays_behind(tmp_path):
+    tape = Tape()
+    result = ruined(tmp_path, listener=tape).run()
+    accuracy = result["accuracy"]
+    assert accuracy["guard_after"] <= accuracy["guard_before"]
+    assert result["shipped"] is False
+    assert json.loads((tmp_path / "run.json").read_text())["shipped"] is False
+    assert [event["shipped"] for event in tape.of("guard")] == [False]
+    shipped, original = load_file(tmp_path / "weights.safetensors"), pack().weights()
+    assert shipped.keys() == original.keys()
+    for name, value in original.items():
+        assert shipped[name].dtype == value.dtype and shipped[name].tobytes() == value.tobytes()
+
+
+def test_the_model_file_of_a_failed_run_is_the_original(tmp_path):
+    import onnxruntime as ort
+
+    ruined(tmp_path).run()
+    model = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).standard_normal((5, 3, 16, 16)).astype(np.float32)
+    expected = OrtEngine(1).predictor(pack(), pack().weights())(images)
+    np.testing.assert_allclose(model.run(None, {"x": images})[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_good_run_ships(tmp_path):
+    result = session(tmp_path, test=digits(100, "test")).run()
+    accuracy = result["accuracy"]
+    assert result["shipped"] is True
+    assert accuracy["guard_after"] > accuracy["guard_before"]
+    assert accuracy["on"] == "test" and accuracy["after"] > accuracy["before"] + 0.3
+    original = pack().weights()
+    shipped = load_file(tmp_path / "weights.safetensors")
+    assert any(shipped[name].tobytes() != value.tobytes() for name, value in original.items())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ships"),
+    [
+        ((0.5, 1.0), (0.6, 2.0), True),
+        ((0.5, 1.0), (0.4, 0.1), False),
+        ((0.5, 1.0), (0.5, 0.9), True),
+        ((0.5, 1.0), (0.5, 1.0), False),
+        ((0.5, 1.0), (0.5, 1.1), False),
+        ((0.5, float("inf")), (0.5, 1.0), True),
+        ((0.1, 1.0), (0.2, float("nan")), False),
+        ((0.1, 1.0), (0.2, float("inf")), False),
+        ((0.1, 1.0), (0.1, float("nan")), False),
+    ],
+)
+def test_verdicts(before, after, ships, tmp_path, monkeypatch):
+    """Better accuracy ships; at the same accuracy a lower loss does; numbers that are none never do."""
+    real, told = session_module.evaluate, iter([before])
+
+    def evaluate(predict, images, model) -> Evaluation:
+        accuracy, loss = next(told, after)
+        return replace(real(predict, images, model), accuracy=accuracy, loss=loss)
+
+    monkeypatch.setattr(session_module, "evaluate", evaluate)
+    assert session(tmp_path, plan="bn").run()["shipped"] is ships
+
+
+def test_test_images_influence_nothing(tmp_path):
+    with_test = session(tmp_path / "with", test=digits(100, "test")).run()
+    without = session(tmp_path / "without").run()
+    for name in ("weights.safetensors", "model.onnx"):
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    assert without["accuracy"]["on"] == "guard" and with_test["accuracy"]["on"] == "test"
+    for key in ("guard_before", "guard_after"):
+        assert with_test["accuracy"][key] == without["accuracy"][key]
+
+
+def test_guard_and_training_images_are_disjoint_and_all(tmp_path):
+    engine, images = Recording(), digits()
+    result = session(tmp_path, images=images, engine=engine, plan="bn,affine", gate="off", curriculum="off").run()
+    engine.calls.pop()  # the last look is at the written model, with noise
+    learnt, scored, judged = engine.images("step"), engine.images("score"), engine.images("predict")
+    assert not judged & (learnt | scored)
+    assert len(judged) == result["images"]["guard"] and len(scored | learnt) == result["images"]["train"]
+    assert len(judged | scored | learnt) == len(images)
+
+
+def test_every_class_is_judged(tmp_path):
+    engine = Recording()
+    result = session(tmp_path, engine=engine, guard_fraction=0.01, plan="bn").run()
+    assert result["images"]["guard"] == 10  # one of each
+    assert all(figures["accuracy"] is not None for figures in result["before"]["guard"]["classes"].values())
+    assert len(result["before"]["guard"]["classes"]) == 10
+
+
+def test_figures_by_hand():
+    logits = np.array([[2.0, 0, 0], [0, 3, 0], [5, 0, 0], [0, 0, 1]], np.float32)
+    figures = evaluate_logits(logits, np.array([0, 1, 1, 0]))
+    assert figures.accuracy == 0.5 and figures.images == 4
+    assert figures.class_accuracy[:2].tolist() == [0.5, 0.5] and np.isnan(figures.class_accuracy[2])
+    softened = logits.astype(np.float64) / 1.5
+    loss = np.log(np.exp(softened).sum(1)) - softened[range(4), [0, 1, 1, 0]]
+    np.testing.assert_allclose(figures.embarrassment[:2], [(loss[0] + loss[3]) / 2, (loss[1] + loss[2]) / 2], rtol=1e-6)
+    assert np.isnan(figures.embarrassment[2])
+    np.testing.assert_allclose(figures.confidence[:2], np.maximum(0, 1 - figures.embarrassment[:2]))
+    assert set(figures.to_json(("a", "b", "c"))["classes"]) == {"a", "b"}

@@ -1,0 +1,181 @@
+"""A run that was stopped or killed anywhere, and continued, is the run that was never interrupted, to the bit."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from edge_sel.edge import outputs
+from edge_sel.edge.checkpoint import list_checkpoints
+from edge_sel.errors import UsageError
+from tests.edge.runs import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
+
+# Between them: every kind of plan, gate, significance and curriculum, a stage of two epochs, channel choice, augmentation.
+CASES = {
+    "sundew-cumulative": {"plan": "bn,last-c25", "gate": "sundew", "curriculum": "cumulative"},
+    "random-staged": {"plan": "bn,head", "gate": "random", "curriculum": "staged", "epochs": 6},
+    "open-flipped": {"plan": "bn,affine", "gate": "off", "curriculum": "off"},
+    "sundew101-staged": {"plan": "full,bn", "significance": "v101", "curriculum": "staged", "target_rate": 0.8},
+}
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def start(case, out, **given):
+    base = flipping(pack()) if case == "open-flipped" else pack()
+    return session(out, base=base, **(CASES[case] | given))
+
+
+@cache
+def uninterrupted(case):
+    """What the run gives, and how many step boundaries it has."""
+    with TemporaryDirectory() as out:
+        tape = Tape()
+        start(case, Path(out), listener=tape).run()
+        return outcome(Path(out)), len(tape.of("step"))
+
+
+@every_case
+def test_stopped_at_every_boundary(case, tmp_path):
+    expected, boundaries = uninterrupted(case)
+    assert boundaries > 8
+    for boundary in range(1, boundaries + 1):
+        out = tmp_path / str(boundary)
+        stopped = start(case, out, should_stop=StopAt(boundary)).run()
+        assert stopped["stopped"] == "signal" and not stopped["shipped"]
+        assert not (out / "run.json").exists()
+        assert start(case, out).run(resume=True)["stopped"] == "done"
+        assert outcome(out) == expected, f"stopped at boundary {boundary} of {boundaries}"
+
+
+@pytest.mark.parametrize("every_s", [0.1, 7.0], ids=["saved at each step", "saved now and then"])
+def test_killed_at_every_boundary(every_s, tmp_path):
+    case = "sundew-cumulative"
+    expected, boundaries = uninterrupted(case)
+    for boundary in range(1, boundaries + 1):
+        out = tmp_path / str(boundary)
+        with pytest.raises(Killed):
+            start(case, out, listener=KillAt(boundary), checkpoint_every_s=every_s).run()
+        start(case, out).run(resume=True)
+        assert outcome(out) == expected, f"killed at boundary {boundary} of {boundaries}"
+
+
+def test_killed_runs_do_continue(tmp_path):
+    """The test above would pass, too, if every run began anew."""
+    _, boundaries = uninterrupted("sundew-cumulative")
+    with pytest.raises(Killed):
+        start("sundew-cumulative", tmp_path, listener=KillAt(boundaries), checkpoint_every_s=0.1).run()
+    tape = Tape()
+    start("sundew-cumulative", tmp_path, listener=tape).run(resume=True)
+    assert len(tape.of("resumed")) == 1 and len(tape.of("step")) == 1
+
+
+@every_case
+def test_interrupted_twice(case, tmp_path):
+    expected, boundaries = uninterrupted(case)
+    for first in range(1, boundaries - 1, 3):
+        out = tmp_path / str(first)
+        start(case, out, should_stop=StopAt(first)).run()
+        with pytest.raises(Killed):
+            start(case, out, listener=KillAt(2), checkpoint_every_s=0.1).run(resume=True)
+        start(case, out, should_stop=StopAt(1)).run(resume=True)
+        start(case, out).run(resume=True)
+        assert outcome(out) == expected, f"first stopped at boundary {first} of {boundaries}"
+
+
+@pytest.mark.parametrize("name", ["write_weights", "write_model", "verify_model", "write_json"])
+def test_killed_while_finishing(name, tmp_path, monkeypatch):
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(outputs, name, die)
+        start("open-flipped", tmp_path, checkpoint_every_s=0.1).run()
+    start("open-flipped", tmp_path).run(resume=True)
+    assert outcome(tmp_path) == uninterrupted("open-flipped")[0]
+
+
+def test_joules_and_seconds_of_all_parts_add_up(tmp_path):
+    case = "sundew-cumulative"
+    one = start(case, tmp_path / "one").run()
+    for _ in range(3):
+        part = start(case, tmp_path / "parts", should_stop=StopAt(3)).run(resume=True)
+        assert part["stopped"] == "signal"
+    whole = start(case, tmp_path / "parts").run(resume=True)
+    assert whole["time_s"] > part["time_s"] > 0
+    # The clock of these tests counts looks at it: as many in the parts as in one go, and a few at each seam.
+    assert one["time_s"] <= whole["time_s"] <= one["time_s"] + 3 * 10
+    assert sum(epoch["time_s"] for epoch in whole["epochs"]) <= whole["time_s"]
+
+
+def test_nothing_to_resume_starts(tmp_path):
+    start("open-flipped", tmp_path).run(resume=True)
+    assert outcome(tmp_path) == uninterrupted("open-flipped")[0]
+
+
+def test_resuming_a_finished_run_returns_it_untouched(tmp_path):
+    finished = session(tmp_path).run()
+    before, tape = tree(tmp_path), Tape()
+    assert session(tmp_path, listener=tape).run(resume=True) == finished
+    assert tree(tmp_path) == before
+    assert tape.events == []
+
+
+CHANGES = {
+    "epochs": ({"epochs": 3}, "epochs"),
+    "two settings": ({"seed": 5, "gate": "off"}, "gate, seed"),
+    "images": ({"images": digits(119)}, "images"),
+    "test images": ({"test": digits(20, "test")}, "test"),
+    "pack": ({"base": flipping(pack())}, "pack"),
+}
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["stopped", "finished"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_resuming_something_else_is_refused(change, finished, tmp_path):
+    session(tmp_path, should_stop=StopAt(0 if finished else 4)).run()
+    before = tree(tmp_path)
+    given, named = CHANGES[change]
+    with pytest.raises(UsageError, match=f"{named}\\b") as caught:
+        session(tmp_path, **given).run(resume=True)
+    assert "learning_rate" not in str(caught.value)  # only what has changed
+    assert tree(tmp_path) == before
+
+
+def test_measuring_and_saving_may_change(tmp_path):
+    session(tmp_path, should_stop=StopAt(4)).run()
+    session(tmp_path, meter="psutil", checkpoint_every_s=3.0).run(resume=True)
+    assert outcome(tmp_path) == uninterrupted("sundew-cumulative")[0]
+
+
+@pytest.mark.parametrize("stop", [0, 4], ids=["finished", "stopped"])
+def test_a_used_folder_is_refused(stop, tmp_path):
+    session(tmp_path, should_stop=StopAt(stop)).run()
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match="--resume"):
+        session(tmp_path).run()
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["mine", "[1]", "{}", '{"identity": {}}'])
+def test_a_result_of_something_else_is_not_taken_for_ours(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UsageError, match="--out"):
+        session(tmp_path).run(resume=True)
+    assert tree(tmp_path) == {"run.json": content.encode()}
+
+
+@pytest.mark.parametrize("name", ["run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors"])
+def test_files_of_others_are_not_overwritten(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError):
+        session(tmp_path).run()
+    assert tree(tmp_path) == {name: b"mine"}
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
+    with pytest.raises(Killed):
+        start("open-flipped", tmp_path, listener=KillAt(1)).run()
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+    start("open-flipped", tmp_path).run(resume=True)
+    assert outcome(tmp_path) == uninterrupted("open-flipped")[0]

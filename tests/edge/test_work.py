@@ -1,0 +1,202 @@
+"""What a session says it did is what the engine was asked to do, and gated samples leave the batch."""
+
+import pytest
+
+from edge_sel.sel.flops import nominal_flops
+from tests.edge.recording import Recording
+from tests.edge.runs import Tape, digits, of_counts, pack, session
+
+PLANS = ["head", "affine", "last", "last-c25", "first", "full"]
+
+
+def run(out, **given):
+    engine = Recording()
+    return session(out, engine=engine, **given).run(), engine
+
+
+def of_plan(result, plan):
+    return [epoch for epoch in result["epochs"] if epoch["plan"] == plan]
+
+
+@pytest.mark.parametrize(("gate", "rate"), [("sundew", 0.3), ("random", 0.3), ("sundew", 0.05), ("off", 0.3)])
+def test_gated_samples_leave_the_batch(gate, rate, tmp_path):
+    result, engine = run(
+        tmp_path, images=digits(400), plan="affine", gate=gate, target_rate=rate, curriculum="off", epochs=4
+    )
+    sizes = engine.sizes("step", "affine")
+    trained = sum(epoch["trained"] for epoch in result["epochs"])
+    passed = sum(epoch["active_rate"] * epoch["candidates"] for epoch in result["epochs"])
+    assert sum(sizes) == trained == len(engine.labels("step", "affine"))
+    assert set(sizes[:-1]) == {16} and 8 <= sizes[-1] <= 16  # full ones, and what was left at the end
+    assert passed - 8 < trained <= round(passed)
+    assert all(epoch["candidates"] == result["images"]["train"] for epoch in result["epochs"])
+    expected = 1.0 if gate == "off" else rate
+    assert passed / (4 * result["images"]["train"]) == pytest.approx(expected, abs=0.03)
+
+
+def test_images_that_wait_for_a_full_batch_are_carried_over(tmp_path):
+    """Each image that passed is trained on once, in the order in which it passed."""
+    result, engine = run(
+        tmp_path, images=digits(120), plan="head", gate="off", curriculum="off", epochs=3, batch_size=32
+    )
+    per_epoch = result["images"]["train"]
+    assert per_epoch % 32
+    images = [image.tobytes() for _, kind, batch, _ in engine.calls if kind == "step" for image in batch]
+    assert len(images) == 3 * per_epoch
+    for epoch in range(3):
+        assert len(set(images[epoch * per_epoch : (epoch + 1) * per_epoch])) == per_epoch
+    trained = [epoch["trained"] for epoch in result["epochs"]]
+    assert trained[0] == per_epoch // 32 * 32 and sum(trained) == 3 * per_epoch
+
+
+def test_what_waits_at_the_end_of_a_plan_is_not_the_next_ones(tmp_path):
+    """Six full batches of 16 from 100 images; the last 4 are too few for a batch, and are let go."""
+    result, engine = run(tmp_path, plan="head,affine", gate="off", curriculum="off", epochs=1)
+    assert result["images"]["train"] == 100
+    assert engine.sizes("step", "head") == engine.sizes("step", "affine") == [16] * 6
+
+
+def test_fewer_images_than_a_batch(tmp_path):
+    """They are collected over the epochs, and the last batch is as large as it can be."""
+    images = of_counts(12, 12)
+    result, engine = run(
+        tmp_path, images=images, plan="bn,affine", gate="off", curriculum="off", epochs=3, batch_size=64
+    )
+    assert engine.sizes("step", "bn") == [20]
+    assert engine.sizes("step", "affine") == [60]
+    assert [epoch["trained"] for epoch in of_plan(result, "affine")] == [0, 0, 60]
+    assert of_plan(result, "affine")[0]["train_acc"] is None
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_flops_executed_and_nominal(plan, tmp_path):
+    result, engine = run(tmp_path, plan=plan, curriculum="off", target_rate=0.4)
+    info, parameters = pack().plan(plan), pack().manifest.model.parameters
+    steps = list(zip(engine.sizes("step", plan), (kept for at, kept in engine.kept if at == plan), strict=True))
+    forwards = [len(engine.labels("score", plan)), *[0] * len(result["epochs"])]
+    assert forwards[0] == result["images"]["train"]
+    dense = pack().plan(plan.split("-c")[0])
+    probes = sum(engine.sizes("guilt", dense.name)) * dense.flops_train / len(result["epochs"])
+    assert bool(probes) == bool(info.channels)
+    for epoch, scored in zip(result["epochs"], forwards, strict=False):
+        sizes, kept = [], 0
+        while sum(sizes) < epoch["trained"]:
+            size, passed = steps.pop(0)
+            sizes, kept = [*sizes, size], kept + passed
+        assert sum(sizes) == epoch["trained"]
+        executed = epoch["trained"] * info.flops_train + scored * info.flops_forward + probes
+        assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed)
+        assert 0 <= epoch["gradient_kept"] <= 1 and 0 <= epoch["sparsity"] <= 1
+        assert epoch["sparsity"] == pytest.approx(1 - (kept / (parameters * len(sizes)) if sizes else 0))
+        nominal = nominal_flops(parameters, epoch["trained"], epoch["sparsity"])
+        assert epoch["nominal_flops_t"] * 1e12 == pytest.approx(nominal)
+    assert not steps and kept > 0
+    assert 0 < info.flops_forward <= info.flops_train
+
+
+def test_statistics_update_no_weight(tmp_path):
+    result, engine = run(tmp_path, plan="bn")
+    (epoch,) = result["epochs"]
+    assert epoch["sparsity"] == 1 and epoch["nominal_flops_t"] == 0 and epoch["gradient_kept"] == 0
+    info = pack().plan("bn")
+    assert epoch["executed_flops_t"] * 1e12 == pytest.approx(sum(engine.sizes("step", "bn")) * info.flops_train)
+    assert set(engine.sizes("step", "bn")) == {32}
+    rates = [hyper.bn_momentum for hyper in engine.hypers]
+    assert rates == [1 / n for n in range(1, len(rates) + 1)]  # a cumulative mean
+    assert all(hyper.learning_rate == 0 for hyper in engine.hypers)
+
+
+def test_smaller_plans_execute_less(tmp_path):
+    plans = pack().manifest.plans
+    assert plans["bn"].flops_train < plans["affine"].flops_train < plans["full"].flops_train
+    assert plans["last-c25"].flops_train < plans["last"].flops_train
+    assert plans["head"].flops_train < plans["last"].flops_train < plans["last2"].flops_train
+
+
+def test_a_learning_rate_follows_the_loss_and_anneals(tmp_path):
+    base = 1e-3
+    _, engine = run(tmp_path, plan="affine", gate="off", curriculum="off", epochs=4, learning_rate=base)
+    rates = [hyper.learning_rate for hyper in engine.hypers]
+    assert max(rates) <= 3 * base and min(rates) >= 0
+    assert rates[-1] < 0.05 * max(rates)
+
+
+def test_guilt_threshold(tmp_path):
+    """The pack's by default; none is smaller than what the schedule's last stage leaves of it; 0 updates all."""
+    gamma = pack().manifest.calibration.gamma
+    for given, expected in ((None, gamma), (2 * gamma, 2 * gamma)):
+        _, engine = run(tmp_path / str(given), plan="head", epochs=5, gate="off", gamma=given)
+        used = [hyper.gamma for hyper in engine.hypers]
+        assert used[0] == expected and 0.7 * expected <= min(used) <= expected
+    result, engine = run(tmp_path / "all", plan="head", gate="off", curriculum="off", gamma=0.0)
+    assert all(hyper.gamma < 0 for hyper in engine.hypers)
+    assert all(epoch["gradient_kept"] == 1 for epoch in result["epochs"])
+
+
+def test_channels_are_probed_once_an_epoch_and_not_at_random(tmp_path):
+    _, engine = run(tmp_path, plan="last-c25", gate="off", epochs=3)
+    assert len(engine.sizes("guilt", "last")) == 2 * 3 and engine.sizes("step", "last") == []
+
+
+@pytest.mark.parametrize(("curriculum", "grows"), [("off", False), ("cumulative", True), ("staged", False)])
+def test_curriculum(curriculum, grows, tmp_path):
+    tape = Tape()
+    images = digits(300)
+    engine = Recording()
+    session(
+        tmp_path,
+        images=images,
+        plan="bn,head",
+        epochs=5,
+        gate="off",
+        curriculum=curriculum,
+        engine=engine,
+        listener=tape,
+    ).run()
+    epochs = [epoch for epoch in tape.of("epoch") if epoch["plan"] == "head"]
+    offered = [epoch["candidates"] for epoch in epochs]
+    train = sum(engine.sizes("score", "head"))
+    if curriculum == "off":
+        assert offered == [train] * 5
+    elif curriculum == "cumulative":
+        assert offered == sorted(offered) and offered[0] < train / 2
+    else:
+        assert max(offered) < train / 2
+
+
+def test_easy_images_come_first(tmp_path):
+    """The first stage offers, of every class, those with the lowest loss at the start of the rung."""
+    import numpy as np
+
+    from edge_sel.sel.embarrassment import cross_entropy
+
+    engine = Recording()
+    session(
+        tmp_path, images=digits(300), plan="bn,head", epochs=5, gate="off", curriculum="staged", engine=engine
+    ).run()
+    scored = [(images, labels) for plan, kind, images, labels in engine.calls if (plan, kind) == ("head", "score")]
+    first = next(i for i, call in enumerate(engine.calls) if call[:2] == ("head", "step"))
+    predict = engine._engine.predictor(pack(), _after_bn(tmp_path))
+    losses = {}
+    for images, labels in scored:
+        for image, loss in zip(images, cross_entropy(predict(images), labels), strict=True):
+            losses[image.tobytes()] = float(loss)
+    batch = engine.calls[first][2]
+    assert np.mean([losses[image.tobytes()] for image in batch]) < 0.3 * np.mean(list(losses.values()))
+
+
+def _after_bn(out):
+    """The weights that the second rung began with: those of a run of the first alone."""
+    from safetensors.numpy import load_file
+
+    session(out / "bn", images=digits(300), plan="bn").run()
+    return load_file(out / "bn" / "weights.safetensors")
+
+
+@pytest.mark.parametrize("size", [1, 2, 500])
+def test_any_batch_size(size, tmp_path):
+    result, engine = run(
+        tmp_path, images=of_counts(6, 6, 6), plan="bn,last-c25", batch_size=size, gate="off", curriculum="off"
+    )
+    assert result["stopped"] == "done"
+    assert sum(engine.sizes("step", "last-c25")) == 2 * result["images"]["train"]

@@ -1,0 +1,195 @@
+"""The rules of design.md that a reader of one file would not notice being broken."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import edge_sel
+
+PACKAGE = Path(edge_sel.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = {
+    ".".join(("edge_sel", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in PACKAGE.rglob("*.py")
+}
+
+# From the top down; what shares a line does not import each other.
+FLOORS = (
+    {"__main__"},
+    {"cli"},
+    {"server", "edge", "reference", "report", "fleet"},
+    {"engines"},
+    {"graphs"},
+    {"pack"},
+    {"power"},
+    {"data", "models"},
+    {"sel"},
+    {"settings"},
+    {"units"},
+    {"errors"},
+    {"__init__"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+MAY_IMPORT_TORCH = ("edge_sel.server.", "edge_sel.models.", "edge_sel.engines.torch")
+PURE = {
+    "__future__",
+    "array_api_compat",
+    "collections",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "math",
+    "numpy",
+    "typing",
+}
+TORCH = {"torch", "torchvision", "timm"}
+
+every_module = pytest.mark.parametrize("module", sorted(MODULES))
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Every module that this one imports anywhere, also inside functions; of edge_sel as precisely as can be."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports relatively"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= submodules or {str(node.module)}
+    return frozenset(found)
+
+
+def ours(module: str) -> set[str]:
+    """The modules of edge_sel among its imports, by their names in MODULES."""
+    named = {name for name in imports(module) if name.partition(".")[0] == "edge_sel"}
+    return {name if name in MODULES else f"{name}.__init__" for name in named}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def reached(start: str) -> set[str]:
+    """What importing ``start`` can bring in, however deep."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        for name in ours(waiting.pop()) - seen:
+            seen.add(name)
+            waiting.append(name)
+    return seen
+
+
+def names_called(module: str) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_there_is_something_to_check():
+    assert len(MODULES) > 60 and {room(module) for module in MODULES} <= FLOOR.keys()
+    assert "edge_sel.edge.session" in MODULES and "onnxruntime" in imports("edge_sel.engines.ort")
+
+
+@every_module
+def test_imports_point_downwards(module):
+    for name in ours(module):
+        assert name in MODULES, f"{module} imports {name}, which does not exist"
+        if room(name) != room(module):
+            assert FLOOR[room(module)] < FLOOR[room(name)], f"{module} imports {name}"
+
+
+@every_module
+def test_only_the_server_side_imports_torch(module):
+    if not module.startswith(MAY_IMPORT_TORCH):
+        allowed = {"torchvision"} if module == "edge_sel.data.cifar10" else set()  # it only downloads
+        assert not {name.partition(".")[0] for name in imports(module)} & TORCH - allowed
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if room(m) == "edge"] + ["edge_sel.engines.ort", "edge_sel.data.builtin"]
+)
+def test_the_device_side_never_reaches_torch_or_the_server(module):
+    for name in reached(module):
+        assert room(name) not in ("server", "models") and name != "edge_sel.engines.torch", name
+        assert not {imported.partition(".")[0] for imported in imports(name)} & TORCH, name
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) == "sel"])
+def test_the_science_is_pure(module):
+    for name in imports(module):
+        assert name.partition(".")[0] in PURE or name == "edge_sel.errors" or name.startswith("edge_sel.sel."), name
+    for name, _ in names_called(module):
+        assert name not in ("open", "print", "input") and not re.match(r"(np|numpy|xp)\.random\b", name), name
+
+
+@every_module
+def test_nothing_can_execute_what_it_reads(module):
+    roots = {name.partition(".")[0] for name in imports(module)}
+    assert not roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "code", "codeop"}
+    for name, call in names_called(module):
+        assert name not in ("eval", "exec", "compile", "__import__", "torch.load"), name
+        for keyword in call.keywords:
+            assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False"
+            assert keyword.arg != "shell" or ast.unparse(keyword.value) == "False"
+        if name in ("np.load", "numpy.load"):
+            assert any(keyword.arg == "allow_pickle" for keyword in call.keywords)
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES.values(), *(ROOT / "tools").glob("*.py")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_file_is_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "edge_sel/py.typed",
+        "edge_sel/data/assets/digits.npz",
+        "edge_sel/data/assets/CREDITS.md",
+        "edge_sel/pack/assets/digits.edgepack",
+    ],
+)
+def test_package_data_is_there(name):
+    assert (ROOT / name).is_file()
+
+
+def test_profiles_are_there_and_load():
+    from edge_sel.settings import list_profiles, load_profile
+
+    files = {path.stem for path in (ROOT / "profiles").glob("*.toml")}
+    assert files == set(list_profiles()) >= {"default", "cloud-vm", "laptop", "raspberry-pi-5"}
+    assert {load_profile(name).name for name in files} == files
+
+
+@pytest.mark.parametrize(
+    "tool", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=lambda tool: " ".join(tool[:2])
+)
+def test_tools_have_nothing_to_say(tool):
+    result = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_readme_and_ci_run_the_same_tests():
+    """The block that follows "Run the tests" in the README stands in .ci/run, word for word."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    after = readme.partition("Run the tests")[2]
+    block = re.search(r"^```\w*\n(.*?)^```$", after, re.MULTILINE | re.DOTALL)
+    assert block, "README.md has no code block after the words: Run the tests"
+    command = block[1].strip()
+    assert "pytest" in command
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

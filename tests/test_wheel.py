@@ -1,0 +1,128 @@
+"""The wheel: what is in it, and that it works away from the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+import edge_sel
+
+ROOT = Path(edge_sel.__file__).parent.parent
+DATA = {"py.typed", "data/assets/CREDITS.md", "data/assets/digits.npz", "pack/assets/digits.edgepack"}
+
+
+def call(*command, cwd=None, **env):
+    """Run without what this process's environment says about Python and edge-sel; the output if all is well."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("EDGE_SEL_", "PYTHONPATH", "PYTHONHOME"))}
+    result = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=kept | env, capture_output=True, text=True, encoding="utf-8",
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def leftovers():
+    """What a build may leave in the repository."""
+    return {path for pattern in ("build", "dist", "*.egg-info") for path in ROOT.glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder, before = tmp_path_factory.mktemp("wheel"), leftovers()
+    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
+    assert leftovers() == before
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    target = tmp_path_factory.mktemp("installed")
+    call(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheel)
+    return target
+
+
+def test_name_and_size(wheel):
+    assert wheel.name.startswith("edge_sel-") and wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.stat().st_size <= 2 * 2**20
+
+
+def test_contents(wheel):
+    """The code, the digits, the profiles, and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+        info = [name for name in names if ".dist-info/" in name]
+        package = {name.removeprefix("edge_sel/") for name in names - set(info)}
+        contents = {name: archive.read(f"edge_sel/{name}") for name in package}
+    profiles = {f"_profiles/{path.name}": path.read_bytes() for path in (ROOT / "profiles").glob("*.toml")}
+    code = {str(path.relative_to(ROOT / "edge_sel")) for path in (ROOT / "edge_sel").rglob("*.py")}
+    assert package == code | DATA | profiles.keys()
+    assert len(profiles) >= 4
+    for name, content in contents.items():
+        assert content == profiles.get(name) or content == (ROOT / "edge_sel" / name).read_bytes()
+    assert any(name.endswith("licenses/LICENSE") for name in info)
+
+
+def test_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(n for n in names if n.endswith(".dist-info/METADATA"))).decode()
+        scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    told = message_from_string(metadata)
+    assert told["Version"] == edge_sel.__version__ and told["License-Expression"] == "MIT"
+    assert told["Requires-Python"] == ">=3.10" and told.get_payload().strip()
+    assert "edge-sel = edge_sel.cli.main:main" in scripts
+    needed = [line for line in told.get_all("Requires-Dist") if "extra ==" not in line]
+    assert {"numpy", "onnxruntime", "click", "pillow"} <= {line.partition(">")[0].strip() for line in needed}
+    assert not any(name in line for line in needed for name in ("torch", "pandas", "matplotlib", "scikit"))
+
+
+def test_it_works_from_anywhere(installed, tmp_path):
+    here = {"cwd": tmp_path, "PYTHONPATH": str(installed)}
+    assert Path(call(sys.executable, "-c", "import edge_sel; print(edge_sel.__file__)", **here)).is_relative_to(
+        installed
+    )
+    script = installed / "bin" / "edge-sel"
+    assert call(script, "--version", **here).strip().endswith(edge_sel.__version__)
+    told = json.loads(call(script, "finetune", "--json", "--out", "run", **here))
+    assert told["stopped"] == "done" and told["shipped"] is True
+    assert str(installed) in told["pack"]
+    assert (tmp_path / "run" / "model.onnx").is_file()
+    resumed = json.loads(call(script, "finetune", "--json", "--out", "run", "--resume", **here))
+    assert resumed == told
+
+
+def test_profiles_are_found_when_installed(installed, tmp_path):
+    code = "from edge_sel.settings import *; print(*[load_profile(name).name for name in list_profiles()])"
+    names = call(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).split()
+    assert names == sorted(path.stem for path in (ROOT / "profiles").glob("*.toml"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_device_installs_little(wheel, tmp_path):
+    """A fresh environment with all that a device needs: no training library, at most 300 MB."""
+    call(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+
+    def size():
+        return sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+
+    empty = size()
+    call(python, "-m", "pip", "install", "-q", "--no-compile", wheel)
+    names = {path.name.lower() for path in site.iterdir()}
+    assert not names & {"torch", "torchvision", "pandas", "matplotlib", "scipy", "sklearn"}
+    grown = size() - empty
+    print(f"a device installs {grown / 1e6:.0f} MB")
+    assert grown <= 300e6
+    told = json.loads(call(tmp_path / "venv" / "bin" / "edge-sel", "finetune", "--json", cwd=tmp_path))
+    assert told["shipped"] is True

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 
 from edge_sel.graphs.check import differentiate_node, rule_error
 from edge_sel.graphs.ir import IR_VERSION, OPSET, Node
@@ -55,7 +55,7 @@ def test_rule_matches_torch_autograd(case):
     if case.bn_mode == "batch":
         feeds["bn_momentum"] = np.float32(0.1)
     inputs = [
-        helper.make_tensor_value_info(n, TensorProto.INT64 if a.dtype == np.int64 else TensorProto.FLOAT, a.shape)
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(np.asarray(a).dtype), a.shape)
         for n, a in feeds.items()
     ]
     outputs = [helper.make_empty_tensor_value_info(gradients[n]) for n in wanted]

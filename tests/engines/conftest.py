@@ -1,0 +1,77 @@
+"""Every engine, one batch of noisy digits, and packs for both optimizers."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+
+from edge_sel.data.builtin import load_digits
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
+from edge_sel.engines.base import Batch, Engine
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.engines.torch import TorchEngine
+from edge_sel.pack.reader import Pack, open_pack
+from edge_sel.pack.writer import write_pack
+
+ENGINES = {"ort": lambda: OrtEngine(1), "torch": lambda: TorchEngine(1, device="cpu")}
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest, one_thread: None) -> Engine:
+    return ENGINES[request.param]()
+
+
+@pytest.fixture(scope="session")
+def pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
+    """The built-in pack's weights with the graphs that today's compiler makes of them."""
+    from edge_sel.server.export import DEFAULT_PLANS, compile_plans
+    from edge_sel.server.forward import export_forward
+
+    manifest, weights = digits_pack.manifest, digits_pack.weights()
+    model = TorchEngine(1, device="cpu").model(digits_pack, weights)
+    forward = export_forward(model, manifest.model.image_size)
+    graphs, plans = compile_plans(forward, DEFAULT_PLANS, manifest.optimizer, len(manifest.model.classes), print)
+    path = tmp_path_factory.mktemp("digits") / "pack"
+    write_pack(path, dataclasses.replace(manifest, plans=plans), weights, graphs)
+    return open_pack(path)
+
+
+@pytest.fixture(scope="session")
+def batch(digits_pack: Pack) -> Batch:
+    """Twelve digits with so much noise that every sample has a loss, and uneven sample weights."""
+    rng = np.random.default_rng(0)
+    digits = load_digits("field")
+    x = normalise(digits.read(np.arange(12)), digits_pack.manifest.model.mean, digits_pack.manifest.model.std)
+    x += rng.normal(0, 1.5, x.shape).astype(np.float32)
+    return Batch(x, digits.labels[:12], rng.uniform(0.5, 1.5, 12).astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def sgd_pack(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
+    """A randomly initialised resnet-c-small for three classes, with SGD instead of Adam."""
+    import torch
+
+    from edge_sel.models.registry import build
+    from edge_sel.server import checkpoint
+    from edge_sel.server.export import export_pack
+
+    folder = tmp_path_factory.mktemp("sgd")
+    rng = np.random.default_rng(0)
+    images = ImageSet.from_arrays(
+        rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8), np.arange(12) % 3, ("a", "b", "c")
+    )
+    torch.manual_seed(0)
+    info = checkpoint.WarmupInfo("resnet-c-small", images.classes, images.size, (0.5,) * 3, (0.25,) * 3, {})
+    checkpoint.save(folder / "warm.safetensors", build(info.model, 3, info.image_size), info)
+    export_pack(
+        folder / "warm.safetensors",
+        images,
+        folder / "pack",
+        optimizer="sgd",
+        now=datetime(2024, 1, 1, tzinfo=timezone.utc),
+    )
+    return open_pack(folder / "pack")

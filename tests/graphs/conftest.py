@@ -1,0 +1,32 @@
+"""Forward graphs are slow to export: each is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from edge_sel.graphs.ir import Forward
+
+ForwardOf = Callable[[str], tuple[object, Forward]]
+SIZE = 16
+
+
+@pytest.fixture(scope="session")
+def forward_of(one_thread: None) -> ForwardOf:
+    """forward_of("resnet-c") -> the randomly initialised model for ten classes, and its forward graph."""
+    import torch
+
+    from edge_sel.models.registry import build
+    from edge_sel.server.forward import export_forward
+
+    made: dict[str, tuple[object, Forward]] = {}
+
+    def get(name: str) -> tuple[object, Forward]:
+        if name not in made:
+            torch.manual_seed(0)
+            model = build(name, 10, (SIZE, SIZE))
+            made[name] = model, export_forward(model, (SIZE, SIZE))
+        return made[name]
+
+    return get

@@ -1,0 +1,119 @@
+"""Two networks unlike the built-in ones: a small transformer, and a convolutional net of modern parts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention from one joint projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.joint = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, tokens, width = x.shape
+        parts = self.joint(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = parts[0], parts[1], parts[2]
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(n, tokens, width))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int, gelu: str) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(approximate=gelu), nn.Linear(2 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class SmallTransformer(nn.Module):
+    """Patchify, position embedding, three blocks, mean over tokens, linear head."""
+
+    def __init__(self, classes: int = 5, width: int = 12) -> None:
+        super().__init__()
+        self.patchify = nn.Conv2d(3, width, 4, 4)
+        self.position = nn.Embedding(16, width)
+        self.blocks = nn.Sequential(*(Block(width, 3, gelu) for gelu in ("none", "tanh", "none")))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patchify(x).flatten(2).transpose(1, 2) + self.position.weight
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, 4, 1)
+        self.expand = nn.Conv2d(4, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = F.adaptive_avg_pool2d(x, 1)
+        return x * F.hardsigmoid(self.expand(F.silu(self.reduce(scale))))
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise 5×5, group norm, pointwise MLP with GELU, layer scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.norm = nn.GroupNorm(2, channels)
+        self.wide = nn.Conv2d(channels, 2 * channels, 1)
+        self.narrow = nn.Conv2d(2 * channels, channels, 1)
+        self.scale = nn.Parameter(0.5 * torch.ones(channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.narrow(F.gelu(self.wide(self.norm(self.depthwise(x)))))
+
+
+class ShuffleBlock(nn.Module):
+    """Half of the channels pass, half are convolved in groups; then the two halves are shuffled."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.conv = nn.Conv2d(half, half, 3, padding=1, groups=2, bias=False)
+        self.norm = nn.BatchNorm2d(half)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept, changed = x.chunk(2, 1)
+        y = torch.cat([kept, F.hardswish(self.norm(self.conv(changed)))], 1)
+        n, c, h, w = y.shape
+        return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class PartsNet(nn.Module):
+    """Squeeze-and-excite, group norm, channel shuffle, concatenated pools, padding, leaky and clipped activations."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2)
+        self.excite = SqueezeExcite(8)
+        self.next = ConvNextBlock(8)
+        self.shuffle = ShuffleBlock(16)
+        self.slope = nn.PReLU(16)
+        self.last = nn.Conv2d(16, 16, 3, stride=2)
+        self.hidden = nn.Linear(64, 24)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.leaky_relu(self.stem(F.pad(x, (0, 1, 0, 1))), 0.1)
+        x = self.next(self.excite(x))
+        x = torch.cat([F.avg_pool2d(x, 2), F.max_pool2d(x, 2)], 1)
+        x = self.slope(self.shuffle(x))
+        x = F.elu(self.last(F.pad(x, (1, 1, 1, 1)))).flatten(1)
+        return self.head(self.drop(F.softplus(self.hidden(x))))

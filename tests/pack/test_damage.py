@@ -1,0 +1,375 @@
+"""A pack that is damaged, incomplete, foreign or hostile is one PackError, never a traceback and never accepted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_sel.errors import PackError
+from edge_sel.pack.manifest import FORMAT, MANIFEST, WEIGHTS, FileInfo, Manifest
+from edge_sel.pack.reader import open_pack
+from tests.pack.conftest import rewrite_manifest
+from tests.tiny import tiny_pack
+
+NAMES = (MANIFEST, WEIGHTS, *tiny_pack()[2])
+
+
+def same(pack, reference) -> bool:
+    return pack.manifest == reference.manifest and all(
+        pack.graph(name) == reference.graph(name) for name in reference.manifest.files
+    )
+
+
+def flips(size: int, count: int, seed: int) -> list[tuple[int, int]]:
+    """Positions (the first and last among them) and a non-zero mask for each."""
+    rng = np.random.default_rng(seed)
+    positions = {0, size - 1, *rng.integers(0, size, count).tolist()}
+    return [(position, int(rng.integers(1, 256))) for position in sorted(positions)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_changed_byte_of_any_file_is_noticed(folder, name):
+    reference = open_pack(folder)
+    path = folder / name
+    whole = path.read_bytes()
+    accepted = 0
+    for position, mask in flips(len(whole), 60, seed=len(name)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ mask]) + whole[position + 1 :])
+        try:
+            pack = open_pack(folder)
+        except PackError as error:
+            assert error.where == str(folder) and error.fix
+        else:
+            # Only another way to write the same JSON: white space, or 1E-05 for 1e-05.
+            assert name == MANIFEST and same(pack, reference), position
+            accepted += 1
+    assert accepted < 6
+
+
+def test_any_changed_byte_of_a_packed_file_is_noticed_or_changes_nothing(tmp_path, contents):
+    from edge_sel.pack.writer import write_pack
+
+    path = tmp_path / "one.edgepack"
+    write_pack(path, *contents)
+    reference = open_pack(path)
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")  # the central directory is small and holds most ways to confuse a reader
+    positions = flips(directory, 80, 1) + [(directory + p, m) for p, m in flips(len(whole) - directory, 200, 2)]
+    refused = 0
+    for position, mask in positions:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ mask]) + whole[position + 1 :])
+        try:
+            pack = open_pack(path)
+        except PackError as error:
+            assert error.where == str(path)
+            refused += 1
+        else:
+            assert same(pack, reference), position
+    assert refused > len(positions) / 3
+
+
+def test_a_file_cut_short_at_any_length(place, contents):
+    victims = [place] if place.suffix else [place / name for name in NAMES]
+    for path in victims:
+        whole = path.read_bytes()
+        for length in sorted({0, 1, 4, len(whole) // 3, len(whole) // 2, len(whole) - 22, len(whole) - 1}):
+            path.write_bytes(whole[: max(0, length)])
+            if path.name == MANIFEST and length == len(whole) - 1:
+                open_pack(place)  # only the last line break is gone
+                continue
+            with pytest.raises(PackError):
+                open_pack(place)
+        path.write_bytes(whole)
+    open_pack(place)
+
+
+def test_bytes_behind_the_end_are_noticed(folder):
+    for name in NAMES:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole + b"\0")
+        with pytest.raises(PackError):
+            open_pack(folder)
+        (folder / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_file_is_named(folder, tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "less.edgepack", "w") as archive:
+        for path in folder.iterdir():
+            if path.name != name:
+                archive.write(path, path.name)
+    (folder / name).unlink()
+    for place in (folder, tmp_path / "less.edgepack"):
+        with pytest.raises(PackError, match=name.replace(".", r"\.")):
+            open_pack(place)
+    (folder / name).mkdir()  # and a folder of that name does not count
+    with pytest.raises(PackError):
+        open_pack(folder)
+
+
+def test_two_files_that_changed_places(folder):
+    first, second = folder / "train-head.onnx", folder / "train-full.onnx"
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+    with pytest.raises(PackError, match="damaged"):
+        open_pack(folder)
+
+
+def test_files_that_the_manifest_does_not_list_are_ignored(folder, tmp_path):
+    reference = open_pack(folder)
+    (folder / "README.txt").write_text("hello")
+    (folder / "more").mkdir()
+    (folder / "more" / "weights.safetensors").write_text("none")
+    assert same(open_pack(folder), reference)
+    with pytest.raises(KeyError):
+        open_pack(folder).graph("README.txt")
+    with zipfile.ZipFile(tmp_path / "more.edgepack", "w") as archive:
+        for path in folder.iterdir():
+            if path.is_file():
+                archive.write(path, path.name)
+        archive.writestr("../escape.txt", "x")
+    assert same(open_pack(tmp_path / "more.edgepack"), reference)
+    assert not (tmp_path.parent / "escape.txt").exists()
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(PackError, match=r"no such pack.*edge-sel export"):
+        open_pack(tmp_path / "none")
+    with pytest.raises(PackError, match=r"no manifest\.json"):
+        open_pack(tmp_path)
+    with zipfile.ZipFile(tmp_path / "empty.edgepack", "w"):
+        pass
+    with pytest.raises(PackError, match=r"no manifest\.json"):
+        open_pack(tmp_path / "empty.edgepack")
+
+
+@pytest.mark.parametrize("content", (b"", b"hello", b"PK\x03\x04" + b"\0" * 100, b"PK\x05\x06" + b"\xff" * 18))
+def test_not_a_zip_file(tmp_path, content):
+    path = tmp_path / "one.edgepack"
+    path.write_bytes(content)
+    with pytest.raises(PackError):
+        open_pack(path)
+
+
+@pytest.mark.parametrize("version", (FORMAT + 1, FORMAT + 100))
+def test_a_newer_format_is_refused_with_the_fix(folder, version):
+    rewrite_manifest(folder, lambda body: body.update(format=version))
+    with pytest.raises(PackError, match=rf"format {version}, this edge-sel reads up to {FORMAT}") as error:
+        open_pack(folder)
+    assert error.value.fix == "pip install -U edge-sel"
+    # ... whatever else a newer version may have changed.
+    (folder / MANIFEST).write_text(json.dumps({"format": version, "contents": ["all", "different"]}))
+    with pytest.raises(PackError, match=f"format {version}"):
+        open_pack(folder)
+
+
+@pytest.mark.parametrize("version", (0, -1, "1", 1.0, True, None, [], float("nan")))
+def test_a_format_that_is_no_format(folder, version):
+    rewrite_manifest(folder, lambda body: body.update(format=version))
+    with pytest.raises(PackError, match="cannot be read"):
+        open_pack(folder)
+
+
+OUTSIDE = ("../secret", "sub/secret", "/tmp/secret", "..\\secret", "sub\\secret", "..", ".", "", "./secret", "secret/")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_lead_outside_are_refused_unread(folder, tmp_path, monkeypatch, name):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "secret").write_bytes(b"secret")
+    info = json.loads((folder / MANIFEST).read_text())["files"][WEIGHTS]
+    rewrite_manifest(folder, lambda body: body["files"].update({name: info}))
+    opened = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: opened.append(self) or read(self))
+    with pytest.raises(PackError, match="outside the pack"):
+        open_pack(folder)
+    assert {p.parent for p in opened} <= {folder} and {p.name for p in opened} <= set(NAMES)
+    with zipfile.ZipFile(tmp_path / "hostile.edgepack", "w") as archive:
+        for path in folder.iterdir():
+            if path.is_file():
+                archive.write(path, path.name)
+        if name:
+            archive.writestr(name, b"secret")
+    with pytest.raises(PackError):
+        open_pack(tmp_path / "hostile.edgepack")
+
+
+@pytest.mark.parametrize("key", ("train", "score"))
+def test_a_plan_may_only_name_listed_files(folder, key):
+    (folder.parent / "other.onnx").write_bytes(b"x")
+    rewrite_manifest(folder, lambda body: body["plans"]["head"].update({key: "../other.onnx"}))
+    with pytest.raises(PackError, match=r"does not list \.\./other\.onnx"):
+        open_pack(folder)
+
+
+@pytest.mark.parametrize("name", (WEIGHTS, "eval.onnx", "train-head.onnx"))
+def test_a_manifest_that_forgets_a_needed_file(folder, name):
+    def forget(body):
+        del body["files"][name]
+
+    rewrite_manifest(folder, forget)
+    with pytest.raises(PackError, match=f"does not list {name}"):
+        open_pack(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "",
+        "{",
+        "[]",
+        "7",
+        "null",
+        '"x"',
+        "{}",
+        "[" * 100_000,
+        '{"format": 1}',
+        '{"format": 1, "digest": ""}',
+        "\0",
+        "NaN",
+    ),
+    ids=lambda text: text[:12] or "empty",
+)
+def test_a_manifest_that_is_not_one(folder, text):
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(PackError):
+        open_pack(folder)
+
+
+def test_a_manifest_in_no_encoding(folder):
+    (folder / MANIFEST).write_bytes(b"\xff\xfe" + (folder / MANIFEST).read_text().encode("utf-16"))
+    with pytest.raises(PackError):
+        open_pack(folder)
+
+
+def entries(value, path=()):
+    """Paths of every key below the manifest's root, except the free-form notes."""
+    if isinstance(value, dict) and path[:1] not in (("parity",), ("provenance",)):
+        for key, inner in value.items():
+            yield (*path, key)
+            yield from entries(inner, (*path, key))
+
+
+def manifest_paths() -> list[tuple[str, ...]]:
+    manifest, _, graphs = tiny_pack(("full-c50",))
+    from dataclasses import asdict
+
+    files = {name: FileInfo(1, "0") for name in (WEIGHTS, *graphs)}
+    return list(entries(asdict(Manifest(**{**manifest.__dict__, "files": files}))))
+
+
+OPTIONAL = {("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip")}
+
+
+@pytest.fixture(scope="module")
+def budgeted(tmp_path_factory) -> Path:
+    from edge_sel.pack.writer import write_pack
+
+    path = tmp_path_factory.mktemp("budgeted") / "pack"
+    write_pack(path, *tiny_pack(("full-c50",)))
+    return path
+
+
+@pytest.mark.parametrize("path", manifest_paths(), ids=".".join)
+def test_a_missing_key_or_a_wrong_type_anywhere(budgeted, tmp_path, path):
+    shutil.copytree(budgeted, tmp_path / "pack")
+    original = (tmp_path / "pack" / MANIFEST).read_text()
+
+    def at(body):
+        for key in path[:-1]:
+            body = body[key]
+        return body
+
+    right = at(json.loads(original))[path[-1]]
+    wrong = [None, 7, 1.5, True, "x", [], [7], {}, {"x": None}, [["x"]]]
+    for value in wrong:
+        if type(value) is type(right) or (type(right) is float and type(value) is int):
+            continue  # another value of the right type is not what this is about
+        (tmp_path / "pack" / MANIFEST).write_text(original)
+        rewrite_manifest(tmp_path / "pack", lambda body, value=value: at(body).update({path[-1]: value}))
+        with pytest.raises(PackError):
+            open_pack(tmp_path / "pack")
+    (tmp_path / "pack" / MANIFEST).write_text(original)
+    if path in OPTIONAL or path[-2:-1] == ("channels",):
+        return
+
+    def remove(body):
+        del at(body)[path[-1]]
+
+    rewrite_manifest(tmp_path / "pack", remove)
+    if path[:-1] == ("plans",):
+        assert open_pack(tmp_path / "pack").manifest.plans == {}
+        return
+    with pytest.raises(PackError):
+        open_pack(tmp_path / "pack")
+
+
+@pytest.mark.parametrize("path", ((), ("model",), ("calibration",), ("plans", "full-c50"), ("files", WEIGHTS)), ids=str)
+def test_an_unknown_key_is_refused(budgeted, tmp_path, path):
+    shutil.copytree(budgeted, tmp_path / "pack")
+
+    def add(body):
+        inner = body
+        for key in path:
+            inner = inner[key]
+        inner["surprise"] = 1
+
+    rewrite_manifest(tmp_path / "pack", add)
+    with pytest.raises(PackError, match="surprise"):
+        open_pack(tmp_path / "pack")
+
+
+def test_an_unknown_optimizer_is_refused(folder):
+    rewrite_manifest(folder, lambda body: body.update(optimizer="lion"))
+    with pytest.raises(PackError, match="lion"):
+        open_pack(folder)
+
+
+def test_a_manifest_changed_without_its_digest(folder):
+    text = (folder / MANIFEST).read_text()
+    assert '"gamma": 0.001' in text
+    (folder / MANIFEST).write_text(text.replace('"gamma": 0.001', '"gamma": 0.002'))
+    with pytest.raises(PackError, match="digest does not match"):
+        open_pack(folder)
+
+
+def test_what_may_not_be_read(place, monkeypatch):
+    def denied(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", denied)
+    with pytest.raises(PackError, match="Permission denied"):
+        open_pack(place)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
+@pytest.mark.parametrize("locked", ("the pack", "a file in it", "the folder above"))
+def test_permissions_that_forbid_reading(place, locked):
+    inside = place / WEIGHTS if place.is_dir() else place
+    victim = {"the pack": place, "the folder above": place.parent, "a file in it": inside}[locked]
+    parents = [*place.parents][:3]
+    modes = {path: path.stat().st_mode for path in (*parents, victim)}
+    user = os.geteuid()
+    try:
+        for path in parents:
+            path.chmod(0o755)
+        victim.chmod(0)
+        if user == 0:
+            os.seteuid(65534)
+        with pytest.raises(PackError):
+            open_pack(place)
+    finally:
+        os.seteuid(user)
+        for path, mode in modes.items():
+            path.chmod(mode)
+    open_pack(place)

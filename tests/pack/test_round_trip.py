@@ -1,0 +1,264 @@
+"""What is written comes back, weights are stored once, and plain ONNX Runtime can use the folder as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from edge_sel.engines.base import Batch, Hyper
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.pack.manifest import MANIFEST, OPTIMIZER_STATE, WEIGHTS, from_json, to_json
+from edge_sel.pack.reader import Pack, open_pack
+from edge_sel.pack.writer import write_pack
+
+
+def graph_bytes(pack: Pack) -> dict[str, bytes]:
+    return {name: pack.graph(name) for name in pack.manifest.files if name.endswith(".onnx")}
+
+
+def test_everything_comes_back(place, contents):
+    manifest, weights, graphs = contents
+    pack = open_pack(place)
+    assert dataclasses.replace(pack.manifest, files={}) == manifest
+    assert pack.manifest.files.keys() == {WEIGHTS, *graphs}
+    read = pack.weights()
+    assert read.keys() == weights.keys()
+    for name, value in weights.items():
+        assert read[name].dtype == value.dtype and read[name].tobytes() == value.tobytes()
+    for name, graph in graphs.items():
+        back = onnx.load_model_from_string(pack.graph(name))
+        assert back.graph.node == graph.graph.node and back.graph.input == graph.graph.input
+        assert back.graph.output == graph.graph.output and back.opset_import == graph.opset_import
+    assert pack.eval_graph == pack.graph("eval.onnx")
+    assert pack.path == place
+
+
+def test_every_call_gives_fresh_weights(place):
+    pack = open_pack(place)
+    for value in pack.weights().values():
+        value[...] = 0
+    assert all(value.any() for value in pack.weights().values())
+
+
+def test_folder_and_file_hold_the_same(tmp_path, contents):
+    for name in ("pack", "pack.edgepack"):
+        write_pack(tmp_path / name, *contents)
+    with zipfile.ZipFile(tmp_path / "pack.edgepack") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            p.name: p.read_bytes() for p in (tmp_path / "pack").iterdir()
+        }
+    folder, file = open_pack(tmp_path / "pack"), open_pack(tmp_path / "pack.edgepack")
+    assert folder.manifest == file.manifest and folder.digest == file.digest
+
+
+def test_the_digest_tells_packs_apart(tmp_path, contents):
+    manifest, weights, graphs = contents
+    other_weights = {**weights, "head.bias": weights["head.bias"] + 1}
+    other_plans = dataclasses.replace(manifest, plans={"head": manifest.plans["head"]})
+    for name, content in {
+        "same": contents,
+        "again": contents,
+        "weights": (manifest, other_weights, graphs),
+        "plans": (other_plans, weights, graphs),
+    }.items():
+        write_pack(tmp_path / name, *content)
+    digests = {name: open_pack(tmp_path / name).digest for name in ("same", "again", "weights", "plans")}
+    assert digests["same"] == digests["again"]
+    assert len(set(digests.values())) == 3
+
+
+def test_the_manifest_round_trips_through_json(contents, digits_pack):
+    for manifest in (contents[0], digits_pack.manifest):
+        text = to_json(manifest)
+        assert from_json(text, "here") == manifest
+        assert to_json(from_json(text, "here")) == text
+
+
+def test_a_file_is_the_same_whenever_it_is_written(tmp_path, contents, monkeypatch):
+    write_pack(tmp_path / "a.edgepack", *contents)
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    monkeypatch.setattr(time, "localtime", lambda *a: time.gmtime(2e9))
+    manifest, weights, graphs = contents
+    write_pack(tmp_path / "b.edgepack", manifest, {n: v.copy() for n, v in weights.items()}, dict(graphs))
+    assert (tmp_path / "a.edgepack").read_bytes() == (tmp_path / "b.edgepack").read_bytes()
+
+
+def test_weights_are_stored_once(tmp_path, digits_pack):
+    graphs = {n: onnx.load_model_from_string(b) for n, b in graph_bytes(digits_pack).items()}
+    weights = digits_pack.weights()
+    for name, graph in graphs.items():
+        for tensor in graph.graph.initializer:
+            assert (tensor.name in weights) == (tensor.data_location == onnx.TensorProto.EXTERNAL), (name, tensor.name)
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                assert not tensor.raw_data and not tensor.float_data
+                entries = {e.key: e.value for e in tensor.external_data}
+                assert entries["location"] == WEIGHTS
+    total = sum(value.nbytes for value in weights.values())
+    sizes = {n: f.bytes for n, f in digits_pack.manifest.files.items()}
+    assert total <= sizes[WEIGHTS] < 1.1 * total
+    for name, content in graph_bytes(digits_pack).items():
+        for key, value in weights.items():
+            assert value.nbytes < 256 or value.tobytes() not in content, f"{name} holds a copy of {key}"
+
+
+def test_external_references_point_at_the_values(folder, contents):
+    weights = contents[1]
+    raw = (folder / WEIGHTS).read_bytes()
+    seen = set()
+    for path in folder.glob("*.onnx"):
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            entries = {e.key: e.value for e in tensor.external_data}
+            if entries:
+                start, length = int(entries["offset"]), int(entries["length"])
+                assert raw[start : start + length] == weights[tensor.name].tobytes()
+                seen.add(tensor.name)
+    assert {"conv.weight", "conv.bias"} <= seen
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory, digits_pack) -> Path:
+    path = tmp_path_factory.mktemp("digits")
+    with zipfile.ZipFile(digits_pack.path) as archive:
+        archive.extractall(path)
+    return path
+
+
+def session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def test_plain_onnxruntime_loads_every_graph_of_the_folder(digits_folder, digits_pack):
+    for name in graph_bytes(digits_pack):
+        session(digits_folder / name)
+        onnx.checker.check_model(str(digits_folder / name))
+
+
+@pytest.mark.parametrize("plan", ("bn", "head", "last-c25", "full"))
+def test_plain_onnxruntime_trains_from_the_folder(digits_folder, digits_pack, plan):
+    rng = np.random.default_rng(0)
+    batch = Batch(
+        rng.standard_normal((4, 3, 16, 16)).astype(np.float32), np.array([1, 2, 3, 4]), np.ones(4, np.float32)
+    )
+    info, weights = digits_pack.plan(plan), digits_pack.weights()
+    runner = session(digits_folder / f"train-{plan}.onnx")
+    hyper = {"lr": 0.01, "gamma": -1.0, "weight_decay": 0.0, "step": 1.0, "bn_momentum": 0.1}
+    feeds = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights, **weights}
+    feeds |= {n: np.array(v, np.float32) for n, v in hyper.items()}
+    feeds |= {f"{s}::{n}": np.zeros_like(weights[n]) for s in OPTIMIZER_STATE["adam"] for n in info.trainable}
+    feeds |= {f"index::{n}": np.arange(k) for n, k in info.channels.items()}
+    names = [o.name for o in runner.get_outputs()]
+    outputs = dict(zip(names, runner.run(names, {i.name: feeds[i.name] for i in runner.get_inputs()}), strict=True))
+    trainer = OrtEngine(1).trainer(digits_pack, plan, weights)
+    result = trainer.step(batch, Hyper(0.01))
+    np.testing.assert_allclose(outputs["loss"], result.losses, rtol=1e-5, atol=1e-6)
+    for name, value in trainer.weights().items():
+        np.testing.assert_allclose(outputs[f"new::{name}"], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("interruption", (OSError(28, "No space left on device"), KeyboardInterrupt()))
+def test_an_interrupted_move_leaves_the_old_pack(place, contents, monkeypatch, interruption):
+    manifest, weights, graphs = contents
+    before = tree(place.parent)
+    for moves_that_work in range(1 if place.suffix else 2):  # a folder takes two: the old one away, the new one in
+        left = moves_that_work
+        for move in (Path.rename, Path.replace):
+
+            def interrupted(self, target, move=move):
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise interruption
+                return move(self, target)
+
+            monkeypatch.setattr(Path, move.__name__, interrupted)
+        with pytest.raises(SetupError if isinstance(interruption, OSError) else KeyboardInterrupt) as error:
+            write_pack(place, manifest, {n: v + 1 for n, v in weights.items()}, graphs)
+        monkeypatch.undo()
+        assert left < 0, "the move was never tried"
+        assert tree(place.parent) == before and [p.name for p in place.parent.iterdir()] == [place.name]
+        open_pack(place)
+        if isinstance(interruption, OSError):
+            assert "cannot be written" in str(error.value) and "No space left" in str(error.value)
+
+
+def test_an_interrupted_write_leaves_the_old_pack(place, contents, monkeypatch):
+    before = tree(place.parent)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full_disk)
+    with pytest.raises(SetupError, match="No space left"):
+        write_pack(place, *contents)
+    monkeypatch.undo()
+    assert tree(place.parent) == before and [p.name for p in place.parent.iterdir()] == [place.name]
+
+
+def test_a_new_pack_replaces_an_old_one_whole(place, contents):
+    manifest, weights, graphs = contents
+    fewer = dataclasses.replace(manifest, plans={"head": manifest.plans["head"]})
+    slim = {n: g for n, g in graphs.items() if "full" not in n}
+    write_pack(place, fewer, {n: v + 1 for n, v in weights.items()}, slim)
+    pack = open_pack(place)
+    assert pack.manifest.files.keys() == {WEIGHTS, *slim}
+    assert (pack.weights()["head.bias"] == weights["head.bias"] + 1).all()
+    if place.is_dir():
+        assert {p.name for p in place.iterdir()} == {MANIFEST, WEIGHTS, *slim}
+    assert [p.name for p in place.parent.iterdir()] == [place.name]
+
+
+def test_an_empty_folder_may_become_a_pack(tmp_path, contents):
+    (tmp_path / "empty").mkdir()
+    write_pack(tmp_path / "empty", *contents)
+    open_pack(tmp_path / "empty")
+    write_pack(tmp_path / "not" / "yet" / "there", *contents)
+    open_pack(tmp_path / "not" / "yet" / "there")
+
+
+@pytest.mark.parametrize("name", ("pack", "one.edgepack"))
+def test_a_place_that_cannot_be_written(tmp_path, contents, name):
+    (tmp_path / "file").write_text("a file is no folder")
+    with pytest.raises(SetupError, match="cannot be written"):
+        write_pack(tmp_path / "file" / name, *contents)
+    assert (tmp_path / "file").read_text() == "a file is no folder"
+
+
+def test_something_else_is_not_overwritten(tmp_path, contents):
+    with zipfile.ZipFile(tmp_path / "thesis.edgepack", "w") as archive:
+        archive.writestr("thesis.txt", "three years")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / MANIFEST).write_text("{}")
+    before = tree(tmp_path)
+    for name in ("thesis.edgepack", "site"):
+        with pytest.raises(UsageError, match="is not a pack"):
+            write_pack(tmp_path / name, *contents)
+    assert tree(tmp_path) == before
+
+
+def test_unknown_plans_are_listed(place):
+    with pytest.raises(UsageError, match=r"no plan last.*head, full"):
+        open_pack(place).plan("last")
+
+
+def test_files_have_ordinary_permissions(place):
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [place, *place.rglob("*")]:
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == wanted, path

@@ -1,0 +1,60 @@
+"""A warmup checkpoint of a randomly initialised model, images for it, and its forward graph, made once."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_sel.data.dataset import ImageSet
+
+NOW = datetime(2024, 1, 1, tzinfo=timezone.utc)
+CLASSES = ("ant", "bee", "cat")
+
+
+def noise_images(count: int = 12, classes: tuple[str, ...] = CLASSES, size: tuple[int, int] = (16, 16)) -> ImageSet:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    return ImageSet.from_arrays(pixels, np.arange(count) % len(classes), classes)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(one_thread: None, tmp_path_factory: pytest.TempPathFactory):
+    """make_checkpoint("mobilenet-c") -> the path of its untrained weights."""
+    import torch
+
+    from edge_sel.models.registry import build
+    from edge_sel.server import checkpoint
+
+    def make(name: str) -> Path:
+        torch.manual_seed(0)
+        info = checkpoint.WarmupInfo(name, CLASSES, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), {"flip": True})
+        path = tmp_path_factory.mktemp("warm") / f"{name}.safetensors"
+        checkpoint.save(path, build(name, len(CLASSES), info.image_size), info)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def warm(make_checkpoint) -> Path:
+    return make_checkpoint("resnet-c-small")
+
+
+@pytest.fixture(scope="session")
+def exported_forward(warm: Path):
+    from edge_sel.server import checkpoint
+    from edge_sel.server.forward import export_forward
+
+    model, info = checkpoint.load(warm)
+    return export_forward(model, info.image_size)
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch, exported_forward) -> None:
+    """Exports of ``warm`` take its forward graph as it is: the slow part of an export."""
+    from edge_sel.server import export
+
+    monkeypatch.setattr(export, "export_forward", lambda model, size: exported_forward)

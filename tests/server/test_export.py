@@ -1,0 +1,217 @@
+"""From checkpoint to pack; and what must happen to nothing that was there when that fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sel.data.transforms import normalise
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.engines.torch import TorchEngine
+from edge_sel.errors import DataError, GraphError, UsageError
+from edge_sel.graphs.rules import RULES
+from edge_sel.pack.reader import open_pack
+from edge_sel.server import checkpoint, export
+from edge_sel.server.export import DEFAULT_PLANS, export_pack
+from edge_sel.server.parity import RULE_TOLERANCE, TOLERANCE, blame, check_parity
+from tests.server.conftest import CLASSES, NOW, noise_images
+
+
+def everything_under(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def bent(op, index, factor=1.05):
+    """The operator's rule with one of its gradients wrong by a factor."""
+    right = RULES[op]
+
+    def rule(g, node, dy):
+        grads = right(g, node, dy)
+        if grads[index] is not None:
+            grads[index] = g.op("Mul", grads[index], g.scalar(factor))
+        return grads
+
+    return rule
+
+
+def relu_that_forgets_its_mask(g, node, dy):
+    return [dy]
+
+
+def batch_norm_that_ignores_the_statistics(g, node, dy):
+    """Right with frozen statistics, wrong with the batch's: they depend on the input too."""
+    right = RULES_BATCH_NORM
+    grads = right(g, node, dy)
+    if g.bn_mode == "batch" and grads[0] is not None:
+        scale = node.inputs[1]
+        inverse = g.op("Reciprocal", g.op("Sqrt", g.op("Add", g.saved(node.outputs[0])["variance"], g.scalar(1e-5))))
+        gain = g.op("Reshape", g.op("Mul", scale, inverse), g.ints(1, -1, 1, 1))
+        grads[0] = g.op("Mul", dy, gain)
+    return grads
+
+
+RULES_BATCH_NORM = RULES["BatchNormalization"]
+
+WRONG = {
+    "Relu": ("Relu", relu_that_forgets_its_mask, "affine"),
+    "Conv, its input": ("Conv", bent("Conv", 0), "affine"),
+    "Conv, its weight": ("Conv", bent("Conv", 1), "last"),
+    "BatchNormalization, frozen": ("BatchNormalization", bent("BatchNormalization", 0), "affine"),
+    "BatchNormalization, its scale": ("BatchNormalization", bent("BatchNormalization", 1), "affine"),
+    "BatchNormalization, of the batch": ("BatchNormalization", batch_norm_that_ignores_the_statistics, "full"),
+    "Gemm, its weight": ("Gemm", bent("Gemm", 1), "head"),
+    "Gemm, its input": ("Gemm", bent("Gemm", 0), "affine"),
+    "ReduceMean": ("ReduceMean", bent("ReduceMean", 0), "affine"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_parity_refuses_a_wrong_rule_and_names_the_operator(wrong, quick_export, warm, tmp_path, monkeypatch):
+    op, rule, plan = WRONG[wrong]
+    monkeypatch.setitem(RULES, op, rule)
+    with pytest.raises(GraphError) as error:
+        export_pack(warm, noise_images(), tmp_path / "pack", now=NOW)
+    assert error.value.what.startswith(f"plan {plan} differs from torch by")
+    assert error.value.where is not None and error.value.where.startswith(f"operator {op}, node ")
+    assert "not written" in error.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_forward_pass_is_not_blamed_on_a_rule(quick_export, exported_forward, warm, tmp_path, monkeypatch):
+    values = exported_forward.initializers
+    broken = dataclasses.replace(
+        exported_forward,
+        nodes=tuple(
+            dataclasses.replace(n, attributes={**n.attributes, "epsilon": 0.5}) if n.op == "BatchNormalization" else n
+            for n in exported_forward.nodes
+        ),
+        initializers=values,
+    )
+    monkeypatch.setattr(export, "export_forward", lambda model, size: broken)
+    with pytest.raises(GraphError, match="at loss: the forward pass"):
+        export_pack(warm, noise_images(), tmp_path / "pack", now=NOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_operator_is_blamed_when_every_rule_is_right(exported_forward):
+    for bad in ("head.weight", "stem.conv.weight", "stages.1.0.norm1.bias"):
+        for mode in ("frozen", "batch"):
+            line = blame(exported_forward, bad, mode, np.random.default_rng(0))
+            assert line.startswith("one of the operators ") and line.endswith("each right on its own")
+    assert RULE_TOLERANCE < TOLERANCE
+
+
+@pytest.mark.parametrize("failure", (GraphError("refused"), KeyboardInterrupt(), MemoryError()))
+@pytest.mark.parametrize("stage", ("calibrate", "_parity", "write_pack"))
+def test_a_failed_export_leaves_what_was_there(quick_export, warm, tmp_path, monkeypatch, stage, failure):
+    export_pack(warm, noise_images(), tmp_path / "pack", plans=("head",), now=NOW)
+    export_pack(warm, noise_images(), tmp_path / "one.edgepack", plans=("head",), now=NOW)
+    before = everything_under(tmp_path)
+
+    def fail(*args, **options):
+        raise failure
+
+    monkeypatch.setattr(export, stage, fail)
+    for name in ("pack", "one.edgepack", "new"):
+        with pytest.raises(type(failure)):
+            export_pack(warm, noise_images(), tmp_path / name, plans=("bn", "head"), now=NOW)
+    assert everything_under(tmp_path) == before
+
+
+def test_a_second_export_replaces_the_first(quick_export, warm, tmp_path):
+    for name in ("pack", "one.edgepack"):
+        export_pack(warm, noise_images(), tmp_path / name, plans=("head", "bn"), now=NOW)
+        manifest = export_pack(warm, noise_images(), tmp_path / name, plans=("head",), now=NOW)
+        assert list(manifest.plans) == list(open_pack(tmp_path / name).manifest.plans) == ["head"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.edgepack", "pack"]
+    assert not (tmp_path / "pack" / "train-bn.onnx").exists()
+
+
+def foreign_places(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"jpg")
+    web = tmp_path / "extension"
+    web.mkdir()
+    (web / "manifest.json").write_text('{"name": "somebody else\'s", "manifest_version": 3}')
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "report.edgepack").write_text("no zip")
+    (tmp_path / "folder.edgepack").mkdir()
+    (tmp_path / "folder.edgepack" / "keep").write_text("keep")
+    return [folder, web, tmp_path / "notes.txt", tmp_path / "report.edgepack", tmp_path / "folder.edgepack"]
+
+
+def test_export_over_something_else_is_refused_before_any_work(warm, tmp_path, monkeypatch):
+    places = foreign_places(tmp_path)
+    before = everything_under(tmp_path)
+    monkeypatch.setattr(checkpoint, "load", lambda path: pytest.fail("work was done"))
+    monkeypatch.setattr(export, "load", lambda path: pytest.fail("work was done"))
+    for place in places:
+        with pytest.raises(UsageError, match="is not a pack") as error:
+            export_pack(warm, noise_images(), place, now=NOW)
+        assert error.value.where == str(place)
+    assert everything_under(tmp_path) == before
+
+
+def test_other_classes_are_refused(quick_export, warm, tmp_path):
+    images = noise_images(classes=("ant", "bee", "dog"))
+    with pytest.raises(DataError, match=r"other classes.*ant, bee, dog"):
+        export_pack(warm, images, tmp_path / "pack", now=NOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_plans_and_optimizers_are_usage_errors(quick_export, warm, tmp_path):
+    with pytest.raises(UsageError, match="unknown plan"):
+        export_pack(warm, noise_images(), tmp_path / "pack", plans=("head", "everything"), now=NOW)
+    with pytest.raises(UsageError, match="unknown optimizer"):
+        export_pack(warm, noise_images(), tmp_path / "pack", optimizer="adagrad", now=NOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ("mobilenet-c", "simple-cnn"))
+def test_every_kind_of_model_exports_with_the_default_plans(make_checkpoint, tmp_path, name):
+    notes: list[str] = []
+    path = make_checkpoint(name)
+    manifest = export_pack(path, noise_images(), tmp_path / "pack", now=NOW, note=notes.append)
+    wanted = set(DEFAULT_PLANS) - ({"bn"} if name == "simple-cnn" else set())
+    assert set(manifest.plans) == wanted
+    assert [line for line in notes if "left out" in line] == (
+        ["plan bn left out: plan bn finds nothing to change in this graph"] if name == "simple-cnn" else []
+    )
+    differences = manifest.parity["largest_relative_difference"]
+    assert differences.keys() == wanted and all(0 <= d <= TOLERANCE for d in differences.values())
+    model, info = checkpoint.load(path)
+    assert manifest.model.classes == CLASSES and manifest.model.name == name and manifest.model.flip
+    assert manifest.model.parameters == sum(p.numel() for p in model.parameters())
+    assert (manifest.model.mean, manifest.model.std, manifest.model.image_size) == (info.mean, info.std, (16, 16))
+    assert manifest.provenance["created"] == "2024-01-01T00:00:00+00:00"
+    pack = open_pack(tmp_path / "pack")
+    weights = pack.weights()
+    expected = {n: v.numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    assert weights.keys() == expected.keys()
+    assert all(weights[n].tobytes() == v.tobytes() for n, v in expected.items())
+    x = normalise(noise_images().read(np.arange(5)), info.mean, info.std)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(OrtEngine(1).predictor(pack, weights)(x), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_export_twice_is_the_same_file(quick_export, warm, tmp_path):
+    for name in ("a.edgepack", "b.edgepack"):
+        export_pack(warm, noise_images(), tmp_path / name, plans=("head", "last-c25"), now=NOW)
+    assert (tmp_path / "a.edgepack").read_bytes() == (tmp_path / "b.edgepack").read_bytes()
+
+
+def test_parity_reports_what_two_like_engines_differ_by(quick_export, exported_forward, warm, tmp_path):
+    export_pack(warm, noise_images(), tmp_path / "pack", plans=("bn", "head", "full"), now=NOW)
+    pack = open_pack(tmp_path / "pack")
+    x = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
+    torch_engine = TorchEngine(1, device="cpu")
+    same = check_parity(pack, exported_forward, x, np.array([0, 1, 2, 0]), engine=torch_engine, reference=torch_engine)
+    assert same == {"bn": 0.0, "head": 0.0, "full": 0.0}
+    other = check_parity(pack, exported_forward, x, np.array([0, 1, 2, 0]), engine=OrtEngine(1), reference=torch_engine)
+    assert all(0 < difference < 1e-4 for difference in other.values())

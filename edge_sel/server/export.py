@@ -15,7 +15,6 @@ import torch
 
 from edge_sel import __version__
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError
@@ -31,7 +30,6 @@ from edge_sel.server.checkpoint import load
 from edge_sel.server.forward import export_forward
 
 DEFAULT_PLANS = ("bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "full-c25")
-PARITY_BATCH = 8
 
 
 def export_pack(
@@ -122,14 +120,11 @@ def _parity(
     rng: np.random.Generator,
 ) -> dict[str, object]:
     """Write to a scratch pack and read it back, so that what is compared is what a device would load."""
-    from edge_sel.server.parity import check_parity
+    from edge_sel.server.parity import check_parity, parity_batches
 
-    chosen = np.sort(rng.permutation(len(images))[:PARITY_BATCH])
-    x = normalise(images.read(chosen), manifest.model.mean, manifest.model.std)
+    batches = parity_batches(images, manifest.model, rng)
     with TemporaryDirectory() as scratch:
         write_pack(Path(scratch) / "pack", manifest, weights, graphs)
         pack = open_pack(Path(scratch) / "pack")
-        differences = check_parity(
-            pack, forward, x, images.labels[chosen], engine=OrtEngine(), reference=TorchEngine(device="cpu")
-        )
-    return {"images": len(chosen), "largest_relative_difference": differences}
+        differences = check_parity(pack, forward, batches, engine=OrtEngine(), reference=TorchEngine(device="cpu"))
+    return {"images": len(batches[0].labels), "largest_relative_difference": differences}

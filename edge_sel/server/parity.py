@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
 from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
 from edge_sel.errors import GraphError
 from edge_sel.graphs.check import rule_error
 from edge_sel.graphs.ir import Forward, Node
 from edge_sel.graphs.plans import node_parameters
 from edge_sel.graphs.rules import RULES, STEPWISE
-from edge_sel.pack.manifest import OPTIMIZER_STATE
+from edge_sel.pack.manifest import OPTIMIZER_STATE, ModelInfo
 from edge_sel.pack.reader import Pack
 
 TOLERANCE = 2e-3
-"""Largest difference of a gradient, relative to that tensor's largest gradient; float32 noise is below 1e-4."""
+"""Largest difference of a gradient, relative to that tensor's largest; float32 rounding alone stays below 1e-4."""
 
 NOISE = 1e-4
 """A tensor whose gradients are this much smaller than the largest gradient is compared on that scale instead."""

@@ -42,8 +42,11 @@ def pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread
 
 @pytest.fixture(scope="session")
 def batch(digits_pack: Pack) -> Batch:
-    """Twelve digits with so much noise that every sample has a loss, and uneven sample weights."""
-    rng = np.random.default_rng(0)
+    """Twelve digits with so much noise that every sample has a loss, and uneven sample weights.
+
+    The seed keeps every ReLU's input 5e-6 away from zero, so that no engine's rounding carries one across its kink.
+    """
+    rng = np.random.default_rng(2)
     digits = load_digits("field")
     x = normalise(digits.read(np.arange(12)), digits_pack.manifest.model.mean, digits_pack.manifest.model.std)
     x += rng.normal(0, 1.5, x.shape).astype(np.float32)

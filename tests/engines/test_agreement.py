@@ -31,6 +31,11 @@ STATISTICS = 1e-4
 """Relative to the tensor's largest value; a mean also to its largest standard deviation."""
 
 
+DRIFT = 20
+"""How much wider the tolerances are after the first step: Adam moves a weight whose gradient is only rounding noise by
+as much as any other, up or down."""
+
+
 class Twin:
     """The same model in float64 under torch's own optimizers: shares no code with either engine.
 
@@ -87,11 +92,13 @@ def assert_gradients_agree(got: Arrays, expected: Arrays) -> None:
         assert np.abs(got[name] - gradient).max() <= GRADIENT * scale, name
 
 
-def assert_statistics_agree(got: Arrays, expected: Arrays, buffers: tuple[str, ...]) -> None:
+def assert_statistics_agree(
+    got: Arrays, expected: Arrays, buffers: tuple[str, ...], tolerance: float = STATISTICS
+) -> None:
     for mean, variance in zip(buffers[::2], buffers[1::2], strict=True):
         scale = max(np.abs(expected[mean]).max(), np.sqrt(expected[variance].max()))
-        assert np.abs(got[mean] - expected[mean]).max() <= STATISTICS * scale, mean
-        assert np.abs(got[variance] - expected[variance]).max() <= STATISTICS * expected[variance].max(), variance
+        assert np.abs(got[mean] - expected[mean]).max() <= tolerance * scale, mean
+        assert np.abs(got[variance] - expected[variance]).max() <= tolerance * expected[variance].max(), variance
 
 
 def drift(weights: Arrays, twin: Arrays, names: tuple[str, ...]) -> float:
@@ -108,12 +115,13 @@ def check(pack: Pack, plan: str, batches: list[Batch], hyper: Hyper) -> None:
     ours, theirs = (e.trainer(pack, plan, pack.weights()) for e in (OrtEngine(1), TorchEngine(1, device="cpu")))
     for number, batch in enumerate(batches):
         exact, gradients = twin.step(batch)
+        wider = DRIFT if number else 1
         for trainer in (ours, theirs):
             result = trainer.step(batch, hyper)
-            assert np.abs(result.losses - exact).max() <= LOSS * exact.max()
+            assert np.abs(result.losses - exact).max() <= wider * LOSS * exact.max()
             if number == 0 and hyper.weight_decay == 0:
                 assert_gradients_agree(gradients_of_first_step(trainer, optimizer), gradients)
-            assert_statistics_agree(trainer.weights(), twin.weights(), info.buffers)
+            assert_statistics_agree(trainer.weights(), twin.weights(), info.buffers, wider * STATISTICS)
     if info.trainable:
         # float32 and its order of summation move weights a little (Adam divides tiny gradients by themselves);
         # the compiled step must stay as close to the truth as eager torch does.

@@ -28,8 +28,8 @@ def run(model, feeds: Arrays) -> Arrays:
     return dict(zip(names, session.run(names, {i.name: feeds[i.name] for i in session.get_inputs()}), strict=True))
 
 
-def batch(size: int | tuple[int, int], count: int = 6, classes: int = 5) -> Arrays:
-    rng = np.random.default_rng(0)
+def batch(size: int | tuple[int, int], count: int = 6, classes: int = 5, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
     height, width = (size, size) if isinstance(size, int) else size
     return {
         "x": rng.standard_normal((count, 3, height, width)).astype(np.float32),

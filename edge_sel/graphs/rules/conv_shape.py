@@ -1,0 +1,73 @@
+"""Static geometry of a 2-D convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.ir import Node
+from edge_sel.graphs.rules.registry import Gradients
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Static geometry of one 2-D convolution; pairs are (height, width)."""
+
+    channels_in: int
+    channels_out: int
+    group: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    begin: tuple[int, int]
+    end: tuple[int, int]
+    size_in: tuple[int, int]
+    size_out: tuple[int, int]
+
+    @property
+    def depthwise(self) -> bool:
+        """One kernel per channel."""
+        return 1 < self.group == self.channels_in == self.channels_out
+
+    @property
+    def pointwise(self) -> bool:
+        """1×1, unpadded: a matrix product per pixel."""
+        return self.kernel == (1, 1) and self.begin == self.end == (0, 0)
+
+    @property
+    def flip_pads(self) -> tuple[int, int, int, int]:
+        """Padding that makes a convolution of the output gradient cover the input (stride 1)."""
+        span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+        return (
+            span[0] - self.begin[0],
+            span[1] - self.begin[1],
+            span[0] - self.end[0],
+            span[1] - self.end[1],
+        )
+
+
+def conv_shape(g: Gradients, node: Node) -> ConvShape:
+    """Read the geometry; GraphError for forms that have no rule."""
+    x, w, y = (_known(g, name) for name in (*node.inputs[:2], node.outputs[0]))
+    if len(x) != 4 or not all((*x[1:], *y[1:])):
+        raise GraphError("Conv needs a 2-D map of known size", where=node.name, fix="export at a fixed image size")
+    if node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b""):
+        raise GraphError("Conv with auto_pad", where=node.name, fix="export with explicit pads")
+    pads = tuple(node.attribute("pads", (0, 0, 0, 0)))
+    return ConvShape(
+        channels_in=x[1],
+        channels_out=w[0],
+        group=node.attribute("group", 1),
+        kernel=(w[2], w[3]),
+        stride=tuple(node.attribute("strides", (1, 1))),
+        dilation=tuple(node.attribute("dilations", (1, 1))),
+        begin=pads[:2],
+        end=pads[2:],
+        size_in=(x[2], x[3]),
+        size_out=(y[2], y[3]),
+    )
+
+
+def _known(g: Gradients, name: str) -> list[int]:
+    """Static shape with 0 for what is only known at run time."""
+    return [size or 0 for size in g.shape(name)]

@@ -28,9 +28,21 @@ frozen_plan = pytest.mark.parametrize("plan", FROZEN)
 budgeted_plan = pytest.mark.parametrize("plan", BUDGETED)
 
 
+@pytest.fixture(scope="module")
+def trainers() -> dict[tuple[str, str], tuple[Trainer, Arrays]]:
+    """Trainers made so far, with the state they started in: a session of ONNX Runtime takes longer than most tests."""
+    return {}
+
+
 @pytest.fixture
-def trainer(engine: Engine, pack: Pack, plan: str) -> Trainer:
-    return engine.trainer(pack, plan, pack.weights())
+def trainer(engine: Engine, pack: Pack, plan: str, trainers: dict[tuple[str, str], tuple[Trainer, Arrays]]) -> Trainer:
+    """One at its start."""
+    if (engine.name, plan) not in trainers:
+        made = engine.trainer(pack, plan, pack.weights())
+        trainers[engine.name, plan] = made, made.state()
+    trainer, start = trainers[engine.name, plan]
+    trainer.load_state(start)
+    return trainer
 
 
 def first(batch: Batch, count: int) -> Batch:
@@ -347,10 +359,11 @@ def test_bn_momentum_one_takes_over_the_batchs_statistics(engine, pack, trainer,
 
 
 @pytest.mark.parametrize("plan", BATCH_NORM)
-def test_bn_momentum_mixes_linearly_and_zero_changes_nothing(engine, pack, batch, plan):
+def test_bn_momentum_mixes_linearly_and_zero_changes_nothing(pack, trainer, batch, plan):
     taken = {}
+    start = trainer.state()
     for momentum in (0.0, 0.25, 1.0):
-        trainer = engine.trainer(pack, plan, pack.weights())
+        trainer.load_state(start)
         trainer.step(batch, Hyper(learning_rate=0.0, bn_momentum=momentum))
         taken[momentum] = trainer.weights()
     before = pack.weights()

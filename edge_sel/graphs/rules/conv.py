@@ -1,7 +1,7 @@
 """Convolution: its geometry and its gradients. The emission is chosen by shape: what is fast on ONNX Runtime's CPU.
 
-An input gradient is a convolution with the flipped kernel at stride 1 on maps above 8×8, a ConvTranspose elsewhere;
-weight gradients stand in ``conv_weight.py``.
+An input gradient is a convolution with the flipped kernel at stride 1, a ConvTranspose elsewhere: on one thread they
+cost the same, but ConvTranspose hardly uses a second one. Weight gradients stand in ``conv_weight.py``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from edge_sel.graphs.rules.conv_shape import ConvShape, conv_shape
 from edge_sel.graphs.rules.conv_weight import weight_gradient
 from edge_sel.graphs.rules.registry import Gradients, Grads, rule
 
-FLIP_MIN_MAP = 9
-"""Smallest input height for which the flipped convolution beats ConvTranspose at stride 1."""
-
 _BEGIN = -(2**31) + 1
 
 
 @rule("Conv")
 def conv(g: Gradients, node: Node, dy: str) -> Grads:
-    """``y = w * x + b``: dx by a transposed convolution, dw by im2col and one Gemm, db by a sum."""
+    """``y = w * x + b``: dx by a transposed convolution, dw by one Gemm per kernel position, db by a sum."""
     c = conv_shape(g, node)
     x, w, *bias = node.inputs
     dx = _input_gradient(g, c, w, dy) if g.needs(x) else None
@@ -30,7 +27,7 @@ def conv(g: Gradients, node: Node, dy: str) -> Grads:
 
 def _input_gradient(g: Gradients, c: ConvShape, w: str, dy: str) -> str:
     pads = c.flip_pads
-    if c.stride == (1, 1) and min(pads) >= 0 and (c.group > 1 or c.size_in[0] >= FLIP_MIN_MAP):
+    if c.stride == (1, 1) and min(pads) >= 0:
         flipped = _swap_channels(g, c, _flip(g, c, w))
         return g.op("Conv", dy, flipped, pads=list(pads), dilations=list(c.dilation), group=c.group)
     extra = [

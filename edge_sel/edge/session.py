@@ -214,6 +214,9 @@ class Session:
         outputs.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
         predict = self.engine.predictor(self.pack, weights)
         outputs.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)
+        if "test" in after and progress.history:
+            progress.history[-1]["test_full"] = after["test"]["accuracy"]
+            outputs.write_history(self.out / "history.csv", progress.history, self.images.classes)
         summary = self._summary(progress, "done", after, shipped=shipped)
         outputs.write_json(self.out / "run.json", summary)
         self._emit("finished", shipped=shipped)

@@ -1,0 +1,113 @@
+"""``edge-sel measure``: joules, watts, degrees and CPU time of any command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+from edge_sel.errors import UsageError
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--profile", help="Device profile: a name or a .toml file. [default: detected]")
+@click.option("--meter", default="auto", show_default=True, help="auto, or one of those that `edge-sel doctor` lists.")
+@click.option(
+    "--idle",
+    "idle_s",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to measure idle power before, with a meter that measures.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on stdout; what the command prints there goes to stderr."
+)
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
+def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words: tuple[str, ...]) -> int:
+    """Run COMMAND, then report its energy. The exit status is the command's."""
+    from edge_sel.power.find import find_meter
+    from edge_sel.power.recorder import EnergyRecorder
+    from edge_sel.settings import detect_profile, load_profile
+
+    device = load_profile(profile or detect_profile())
+    found, probes = find_meter(device, meter)
+    with EnergyRecorder(found, profile=device) as recorder:
+        recorder.measure_idle(idle_s)
+        window = recorder.start_window("command")
+        status, cpu_s = run(words, stdout=sys.stderr if as_json else None)
+        figure = recorder.end_window(window)
+    energy = figure.to_json()
+    if figure.source == "modelled":  # the model knows this process only; the command is its child
+        energy["net_j"] = modelled_net_j(cpu_s, device.idle_w, device.max_w)
+    result = {
+        "schema": 1,
+        "exit": status,
+        "energy": energy,
+        "time_s": figure.seconds,
+        "cpu_s": cpu_s,
+        "temp_c": {"max": figure.temp_c},
+    }
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        show(result, [probe.why for probe in probes if not probe.usable])
+    return status
+
+
+def run(words: tuple[str, ...], stdout: Any) -> tuple[int, float]:
+    """Exit status (128 + N after signal N) and CPU seconds of a command and its children.
+
+    Raises:
+        UsageError: the command cannot be started.
+    """
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    held = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command itself; we stay to report
+    try:
+        child = subprocess.Popen(words, stdout=stdout, preexec_fn=_default_interrupt)
+        terminate = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            code = child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, terminate)
+    except OSError as error:
+        raise UsageError(f"cannot start the command ({error.strerror})", where=words[0]) from error
+    finally:
+        signal.signal(signal.SIGINT, held)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return (code if code >= 0 else 128 - code), cpu_s
+
+
+def _default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
+    """``(max − idle)·cpu_s/cores``: the profile's model, for the CPU time of the command alone."""
+    import psutil
+
+    return (max_w - idle_w) * cpu_s / (psutil.cpu_count() or 1)
+
+
+def show(result: dict[str, Any], excuses: list[str]) -> None:
+    """The figures on stderr, so that the command's own output stays alone on stdout."""
+    from edge_sel.units import format_duration, format_energy, format_power
+
+    energy = result["energy"]
+    if energy["total_j"] is None:
+        line = f"energy unavailable ({energy['why'] or '; '.join(excuses) or 'no meter'})"
+    else:
+        line = f"{format_energy(energy['total_j'])} {energy['source']} by {energy['meter']}"
+        line += f" at {format_power(energy['mean_power_w'])}"
+        if energy["net_j"] is not None:
+            line += f", {format_energy(energy['net_j'])} net of idle"
+    hottest = "" if result["temp_c"]["max"] is None else f", {result['temp_c']['max']:.0f} °C"
+    times = f"{format_duration(result['time_s'])}, {format_duration(result['cpu_s'])} of CPU"
+    click.echo(f"edge-sel measure: {line}; {times}{hottest}; exit {result['exit']}", err=True)

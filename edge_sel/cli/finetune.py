@@ -20,7 +20,7 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, SetupError, UsageError
 @click.option("--test", type=click.Path(path_type=Path), help="Images that only the before/after figures look at.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of this run. [default: runs/DATE-TIME]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out if there is one; start it otherwise.")
-@click.option("--profile", help="Device profile: a name or a .toml file. [default: detected]")
+@click.option("--profile", help="Device profile: one of `edge-sel profiles`, or a .toml file. [default: detected]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings below.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @settings_options

@@ -20,6 +20,14 @@ def test_contract(tmp_path):
     assert engines["ort"]["usable"] and set(engines) == {"ort", "torch"}
 
 
+def test_profiles(tmp_path):
+    report = json.loads(run("profiles", "--json", cwd=tmp_path).stdout)
+    names = [profile["name"] for profile in report["profiles"]]
+    assert report["schema"] == 1 and report["detected"] in names and "default" in names
+    shown = run("profiles", cwd=tmp_path)
+    assert shown.returncode == 0 and shown.stdout.count("this machine") == 1 and all(n in shown.stdout for n in names)
+
+
 def test_without_torch(tmp_path):
     result = run("doctor", cwd=tmp_path, PYTHONPATH=block(tmp_path, "torch"))
     assert result.returncode == 0 and "engine torch: not installed" in result.stdout

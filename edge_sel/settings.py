@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from edge_sel.errors import UsageError
 from edge_sel.units import parse_duration_s, parse_fraction
 
-METERS = ("nvml", "psutil")
+METERS = ("jetson", "rapl", "nvml", "battery", "psutil")
 PREFIX = "EDGE_SEL_"
 RESERVED = frozenset({"EDGE_SEL_SYSFS_ROOT", "EDGE_SEL_CIFAR10"})  # read elsewhere, not settings
 _Given = list[tuple[str, Any, str]]  # key or variable, value, origin

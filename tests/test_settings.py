@@ -103,7 +103,7 @@ def test_text_of_variables_and_flags(variable: str, text: str, key: str, value: 
         ("learning_rate", "inf", "a number above 0"),
         ("gamma", "-1", "a number at least 0 or none"),
         ("gate", "sundwe", "one of sundew, random, off"),
-        ("meter", "rapl", "one of auto, nvml, psutil"),
+        ("meter", "sun", "one of auto, jetson, rapl, nvml, battery, psutil"),
         ("require_measured", "maybe", "true or false"),
         ("checkpoint_every_s", "soon", "a number above 0"),
         ("checkpoint_every_s", "", "a number above 0"),

@@ -42,11 +42,15 @@ def meters(device: Any) -> list[dict[str, Any]]:
 
 
 def thermal() -> list[dict[str, Any]]:
-    """Every readable temperature."""
+    """Every readable temperature: the kernel's zones, then psutil's sensors."""
     import psutil
 
+    from edge_sel.power.find import sysfs_root
+    from edge_sel.power.zones import read_zones
+
+    zones = [{"zone": zone.name, "temp_c": zone.temp_c} for zone in read_zones(sysfs_root())]
     sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
-    return [
+    return zones + [
         {"zone": part.label or chip, "temp_c": part.current}
         for chip, parts in sensors.items()
         for part in parts

@@ -62,7 +62,7 @@ def _run(
     from edge_sel.engines.choose import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
-    from edge_sel.power.find import find_meter
+    from edge_sel.power.find import find_meter, find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
 
     settings = resolved.settings
@@ -74,7 +74,7 @@ def _run(
         raise SetupError("no meter measures energy here", where=reasons or None, fix="leave out --require-measured")
     prepare_out(out)
     images, tested, source = load_images(opened, data, test, settings.new_classes)
-    with EnergyRecorder(meter, profile=device, on_event=console) as recorder:
+    with EnergyRecorder(meter, profile=device, on_event=console, temperature=find_thermometer()) as recorder:
         recorder.measure_idle(2.0)
         session = Session(
             pack=opened,

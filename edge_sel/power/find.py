@@ -6,15 +6,22 @@ On a Jetson, for one, NVML starts and knows no power.
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from edge_sel.errors import UsageError
+from edge_sel.power.battery import BatteryMeter
+from edge_sel.power.jetson import JetsonMeter
 from edge_sel.power.meter import Meter, MeterError, Probe, read_checked
 from edge_sel.power.nvml import NvmlMeter
 from edge_sel.power.psutil_model import PsutilModel
+from edge_sel.power.rapl import RaplMeter
+from edge_sel.power.temperature import hottest_c
+from edge_sel.power.zones import ZoneReader
 from edge_sel.settings import Profile
 
 PROBE_STEP_S = 0.02
@@ -24,8 +31,28 @@ _MODEL = "use --meter psutil for a modelled figure"
 Opener = Callable[[Profile], Meter]
 
 
+def sysfs_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where sysfs is: ``/sys``, or ``EDGE_SEL_SYSFS_ROOT`` in tests and containers."""
+    return Path(environ.get("EDGE_SEL_SYSFS_ROOT") or "/sys")
+
+
+def find_thermometer() -> Callable[[], float | None]:
+    """The hottest of the kernel's thermal zones, of psutil's sensors where there are none."""
+    zones = ZoneReader(sysfs_root())
+    return lambda: max((c for c in (zones.hottest_c(), hottest_c()) if c is not None), default=None)
+
+
+def _board() -> str | None:
+    with suppress(OSError):
+        return Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0\n")
+    return None
+
+
 OPENERS: Mapping[str, Opener] = {
+    "jetson": lambda profile: JetsonMeter(sysfs_root(), model=_board()),
+    "rapl": lambda profile: RaplMeter(sysfs_root()),
     "nvml": lambda profile: NvmlMeter(),
+    "battery": lambda profile: BatteryMeter(sysfs_root()),
     "psutil": lambda profile: PsutilModel(profile.idle_w, profile.max_w),
 }
 

@@ -32,3 +32,39 @@ def test_without_torch(tmp_path):
     result = run("doctor", cwd=tmp_path, PYTHONPATH=block(tmp_path, "torch"))
     assert result.returncode == 0 and "engine torch: not installed" in result.stdout
     assert "profile: " in result.stdout and "meter psutil" in result.stdout
+
+
+def orin_nano(root):
+    """The sysfs of a Jetson Orin Nano that draws 5 W, as JetPack 6 lays it out."""
+    chip = root / "bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
+    zone = root / "class/thermal/thermal_zone0"
+    for folder in (chip, zone):
+        folder.mkdir(parents=True)
+    rails = {1: ("VDD_IN", 5000, 1000), 2: ("VDD_CPU_GPU_CV", 5000, 400), 3: ("VDD_SOC", 5000, 200)}
+    for number, (label, millivolts, milliamperes) in rails.items():
+        (chip / f"in{number}_label").write_text(f"{label}\n")
+        (chip / f"in{number}_input").write_text(f"{millivolts}\n")
+        (chip / f"curr{number}_input").write_text(f"{milliamperes}\n")
+    (zone / "type").write_text("tj-thermal\n")
+    (zone / "temp").write_text("48500\n")
+    return str(root)
+
+
+def test_a_board_from_a_fixture_tree(tmp_path):
+    sysfs = orin_nano(tmp_path / "sys")
+    result = run("doctor", "--json", "--profile", "default", cwd=tmp_path, EDGE_SEL_SYSFS_ROOT=sysfs)
+    report = json.loads(result.stdout)
+    jetson = next(meter for meter in report["meters"] if meter["name"] == "jetson")
+    assert jetson["usable"] and abs(jetson["power_w"] - 5.0) < 1e-9
+    assert {"name": "VDD_SOC", "power_w": 1.0} in jetson["rails"]
+    assert {"zone": "tj-thermal", "temp_c": 48.5} in report["thermal"]
+
+
+def test_energy_is_measured_on_that_board(tmp_path):
+    sysfs = orin_nano(tmp_path / "sys")
+    words = ("--json", "--profile", "default", "--idle", "0", "--", "sleep", "1.2")
+    figures = json.loads(run("measure", *words, cwd=tmp_path, EDGE_SEL_SYSFS_ROOT=sysfs).stdout)
+    energy = figures["energy"]
+    assert (energy["source"], energy["meter"]) == ("measured", "jetson")
+    assert abs(energy["total_j"] - 5.0 * figures["time_s"]) < 0.5
+    assert figures["temp_c"]["max"] == 48.5

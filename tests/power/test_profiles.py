@@ -60,7 +60,7 @@ def test_the_least_a_profile_must_say(tmp_path: Path) -> None:
 def test_all_mistakes_of_a_profile_are_told_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        'idel = 1\n[power]\nidle_w = "2"\nmeters = ["nvml", "rapl"]\nmax_watt = 3\n'
+        'idel = 1\n[power]\nidle_w = "2"\nmeters = ["nvml", "sun"]\nmax_watt = 3\n'
         "[thermal]\nmax_c = true\n[runtime]\nthreads = 1.5\nbatch_size = 0\n",
     )
     with pytest.raises(UsageError) as error:
@@ -71,8 +71,8 @@ def test_all_mistakes_of_a_profile_are_told_at_once(tmp_path: Path) -> None:
         f"idel is not known (file:{path}): did you mean ",
         f"power.max_watt is not known (file:{path}): did you mean power.max_w?",
         f"power.idle_w = '2' (file:{path}) must be a number at least 0",
-        "power.meters = ['nvml', 'rapl']",
-        "must be a list of nvml, psutil",
+        "power.meters = ['nvml', 'sun']",
+        "must be a list of jetson, rapl, nvml, battery, psutil",
         "power.max_w is missing",
         "thermal.max_c = True",
         "must be a number above 0 and at most 150",
@@ -89,9 +89,12 @@ def test_all_mistakes_of_a_profile_are_told_at_once(tmp_path: Path) -> None:
     [
         ("[power]\nidle_w = 5\nmax_w = 5\n", "power.max_w must be above power.idle_w"),
         ("[power]\nidle_w = nan\nmax_w = inf\n", "power.idle_w = nan"),
-        ("[power]\nidle_w = 1\nmax_w = 2\nmeters = []\n", "a list of nvml, psutil"),
-        ("[power]\nidle_w = 1\nmax_w = 2\nmeters = ['nvml', 'nvml']\n", "a list of nvml, psutil"),
-        ("[power]\nidle_w = 1\nmax_w = 2\nmeters = [['nvml']]\n", "a list of nvml, psutil"),
+        ("[power]\nidle_w = 1\nmax_w = 2\nmeters = []\n", "a list of jetson, rapl, nvml, battery, psutil"),
+        (
+            "[power]\nidle_w = 1\nmax_w = 2\nmeters = ['nvml', 'nvml']\n",
+            "a list of jetson, rapl, nvml, battery, psutil",
+        ),
+        ("[power]\nidle_w = 1\nmax_w = 2\nmeters = [['nvml']]\n", "a list of jetson, rapl, nvml, battery, psutil"),
         ("[power]\nidle_w = 1\nmax_w = 2\n[powr]\n", "powr is not known"),
         ("power = 3\n", "power = 3"),
         ("[power\n", "cannot be read as TOML"),

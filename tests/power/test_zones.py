@@ -1,0 +1,223 @@
+"""Thermal zones: those that hang, are switched off or lie, beside those that work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from edge_sel.power import zones
+from edge_sel.power.zones import STRIKES, Zone, ZoneReader, read_zones
+
+SOON_S = 30.0
+
+
+def put(sysfs: Path, number: int, name: str, temp: object) -> Path:
+    folder = sysfs / f"class/thermal/thermal_zone{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "type").write_text(f"{name}\n", encoding="utf-8")
+    (folder / "temp").write_text(f"{temp}\n", encoding="utf-8")
+    return folder / "temp"
+
+
+@contextmanager
+def hanging(temp: Path) -> Iterator[None]:
+    """The file hangs whoever opens it, until the block ends."""
+    temp.unlink()
+    os.mkfifo(temp)
+    before = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        stuck = [thread for thread in threading.enumerate() if thread not in before]
+        assert all(thread.daemon for thread in stuck)
+        for thread in stuck:
+            release(temp, thread)
+        temp.unlink()
+
+
+def release(temp: Path, thread: threading.Thread) -> None:
+    """Write into the pipe until the thread that reads it has gone."""
+    pipe = os.open(temp, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(pipe, b"44000\n")
+        thread.join(SOON_S)
+    finally:
+        os.close(pipe)
+    assert not thread.is_alive()
+
+
+def names(reader: ZoneReader) -> list[str]:
+    return [zone.name for zone in reader.read()]
+
+
+def test_an_orin(tmp_path: Path) -> None:
+    for number, name in enumerate(["cpu-thermal", "gpu-thermal", "soc0-thermal", "soc1-thermal", "tj-thermal"]):
+        put(tmp_path, number, name, 45_000 + 1_500 * number)
+    put(tmp_path, 10, "soc2-thermal", 47_031)
+    reader = ZoneReader(tmp_path, timeout_s=SOON_S)
+    assert reader.read() == [
+        Zone("cpu-thermal", 45.0),
+        Zone("gpu-thermal", 46.5),
+        Zone("soc0-thermal", 48.0),
+        Zone("soc1-thermal", 49.5),
+        Zone("tj-thermal", 51.0),
+        Zone("soc2-thermal", 47.031),
+    ]
+    assert reader.hottest_c() == 51.0
+    assert reader.skipped == []
+
+
+def test_a_nano_has_zones_that_are_no_temperature_of_the_chip(tmp_path: Path) -> None:
+    told = {"AO-therm": 39_500, "CPU-therm": 31_000, "PMIC-Die": 100_000, "thermal-fan-est": 90_000}
+    for number, (name, temp) in enumerate(told.items()):
+        put(tmp_path, number, name, temp)
+    reader = ZoneReader(tmp_path, timeout_s=SOON_S)
+    assert reader.hottest_c() == 39.5
+    assert [name for name, _ in reader.skipped] == ["PMIC-Die", "thermal-fan-est"]
+    assert len(reader.read()) == 4
+
+
+@pytest.mark.parametrize("temp", [-256_000, -40_000, 150_000, 2**31 - 1, "", "N/A", "45.5"])
+def test_what_is_no_temperature_is_left_out(temp: object, tmp_path: Path) -> None:
+    put(tmp_path, 0, "cv0-thermal", temp)
+    put(tmp_path, 1, "cpu-thermal", 45_000)
+    reader = ZoneReader(tmp_path, timeout_s=SOON_S)
+    assert reader.read() == [Zone("cpu-thermal", 45.0)]
+    ((name, why),) = reader.skipped
+    assert name == "cv0-thermal"
+    assert why.startswith("tells ")
+    assert reader.hottest_c() == 45.0
+
+
+@pytest.mark.parametrize("temp, told", [(-39_999, -39.999), (149_999, 149.999), (0, 0.0)])
+def test_what_is_a_temperature(temp: int, told: float, tmp_path: Path) -> None:
+    put(tmp_path, 0, "cpu-thermal", temp)
+    assert read_zones(tmp_path, timeout_s=SOON_S) == [Zone("cpu-thermal", told)]
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EIO, errno.ENODATA, errno.EACCES])
+def test_a_zone_that_is_switched_off(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = put(tmp_path, 0, "gpu-thermal", 1)
+    put(tmp_path, 1, "cpu-thermal", 45_000)
+    really = zones.read_sysfs
+
+    def read(path: Path) -> str:
+        if path == off:
+            raise OSError(number, os.strerror(number))
+        return really(path)
+
+    monkeypatch.setattr(zones, "read_sysfs", read)
+    reader = ZoneReader(tmp_path, timeout_s=SOON_S)
+    assert names(reader) == ["cpu-thermal"]
+    assert reader.skipped == [("gpu-thermal", f"cannot be read: {os.strerror(number)}")]
+    monkeypatch.undo()
+    assert names(reader) == ["gpu-thermal", "cpu-thermal"]  # it is back
+
+
+def test_try_again_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """``Path.read_text`` gives a TypeError here."""
+    pipe = tmp_path / "temp"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    nonblocking, really = os.O_NONBLOCK, os.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", lambda path, flags: really(path, flags | nonblocking))
+        with pytest.raises(BlockingIOError):
+            zones.read_sysfs(pipe)
+    os.close(writer)
+
+
+def test_a_zone_that_hangs_holds_nobody_up_and_is_not_asked_again(tmp_path: Path) -> None:
+    put(tmp_path, 0, "cpu-thermal", 45_000)
+    temp = put(tmp_path, 1, "cv0-thermal", 0)
+    put(tmp_path, 2, "gpu-thermal", 46_000)
+    reader = ZoneReader(tmp_path, timeout_s=1.0)
+    before = threading.active_count()
+    with hanging(temp):
+        for _ in range(5):
+            assert names(reader) == ["cpu-thermal", "gpu-thermal"]
+            assert reader.skipped == [("cv0-thermal", "its reading hangs")]
+        assert threading.active_count() == before + 1
+        began_s = time.monotonic()
+        assert reader.hottest_c() == 46.0
+        assert time.monotonic() - began_s < 0.9
+    assert threading.active_count() == before
+
+
+def test_many_that_hang_cost_one_timeout(tmp_path: Path) -> None:
+    temps = [put(tmp_path, number, f"cv{number}-thermal", 0) for number in range(4)]
+    put(tmp_path, 4, "cpu-thermal", 45_000)
+    for temp in temps:
+        temp.unlink()
+        os.mkfifo(temp)
+    reader = ZoneReader(tmp_path, timeout_s=1.0)
+    began_s = time.monotonic()
+    assert names(reader) == ["cpu-thermal"]
+    assert time.monotonic() - began_s < 3.0
+    assert [name for name, _ in reader.skipped] == [f"cv{n}-thermal" for n in range(4)]
+    for number, temp in enumerate(temps):
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == f"cv{number}-thermal")
+        release(temp, thread)
+
+
+def test_a_zone_that_was_slow_gets_another_chance_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = put(tmp_path, 0, "cv0-thermal", 44_000)
+    really, gate = zones.read_sysfs, threading.Event()
+
+    def read(path: Path) -> str:
+        if path == slow:
+            gate.wait(SOON_S)
+        return really(path)
+
+    def strike() -> None:
+        gate.clear()
+        assert reader.read() == []
+        (thread,) = (t for t in threading.enumerate() if t.name == "cv0-thermal")
+        gate.set()
+        thread.join(SOON_S)
+
+    monkeypatch.setattr(zones, "read_sysfs", read)
+    reader = ZoneReader(tmp_path, timeout_s=0.5)
+    for _ in range(STRIKES - 1):
+        strike()
+    assert reader.read() == [Zone("cv0-thermal", 44.0)]  # which clears its record
+    for _ in range(STRIKES):
+        strike()
+    assert reader.read() == []
+    assert reader.skipped == [("cv0-thermal", "too slow")]
+
+
+def test_a_machine_without_zones(tmp_path: Path) -> None:
+    reader = ZoneReader(tmp_path / "missing")
+    assert reader.read() == []
+    assert reader.hottest_c() is None
+
+
+def test_a_zone_without_a_type_goes_by_its_folder(tmp_path: Path) -> None:
+    temp = put(tmp_path, 3, "", 45_000)
+    assert read_zones(tmp_path, timeout_s=SOON_S) == [Zone("thermal_zone3", 45.0)]
+    temp.unlink()
+    reader = ZoneReader(tmp_path, timeout_s=SOON_S)
+    assert reader.read() == []
+    assert reader.skipped == [("thermal_zone3", "cannot be read: No such file or directory")]
+
+
+def test_without_a_thread_there_is_no_temperature_but_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, 0, "cpu-thermal", 45_000)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    reader = ZoneReader(tmp_path)
+    assert reader.hottest_c() is None
+    assert reader.skipped == [("thermal_zone0", "cannot be read: can't start new thread")]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from edge_sel.edge.evaluate import Evaluation
 from edge_sel.edge.progress import Progress, Spent
 from edge_sel.power.figure import EnergyFigure
@@ -75,12 +73,3 @@ def energy_block(progress: Progress, figure: EnergyFigure, recorder_cost: Mappin
         "why": figure.why,
         "recorder": dict(recorder_cost),
     }
-
-
-def plain(value: Any) -> Any:
-    """NumPy scalars as Python numbers, for JSON."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value

@@ -143,7 +143,7 @@ class Session:
         guard = self._evaluate(weights(), self._guard)
         spent, figure = self._ledger.end_epoch()
         entry = result.epoch_entry(progress, figures, guard, spent, figure, self.images.classes)
-        progress.history.append(result.plain(entry))
+        progress.history.append(outputs.finite(entry))
         outputs.write_history(self.out / "history.csv", progress.history, self.images.classes)
         self._emit("epoch", **{key: value for key, value in entry.items() if key != "classes"})
 

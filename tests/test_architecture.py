@@ -32,6 +32,8 @@ FLOORS = (
     {"data", "models"},
     {"sel"},
     {"settings"},
+    {"profiles"},
+    {"rules"},
     {"units"},
     {"errors"},
     {"__init__"},
@@ -169,7 +171,7 @@ def test_package_data_is_there(name):
 
 
 def test_profiles_are_there_and_load():
-    from edge_sel.settings import list_profiles, load_profile
+    from edge_sel.profiles import list_profiles, load_profile
 
     files = {path.stem for path in (ROOT / "profiles").glob("*.toml")}
     assert files == set(list_profiles()) >= {"default", "cloud-vm", "laptop", "raspberry-pi-5"}

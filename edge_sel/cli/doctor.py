@@ -14,7 +14,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(profile: str | None, as_json: bool) -> None:
     """What works on this machine: meters, temperatures, engines."""
-    from edge_sel.settings import detect_profile, load_profile
+    from edge_sel.profiles import detect_profile, load_profile
 
     device = load_profile(profile or detect_profile())
     report = {"schema": 1, "profile": device.name, "meters": meters(device), "thermal": thermal(), "engines": engines()}

@@ -34,7 +34,8 @@ def command(
     """
     from edge_sel.cli.show import Console, print_result
     from edge_sel.cli.signals import StopSignal
-    from edge_sel.settings import detect_profile, load_profile, resolve
+    from edge_sel.profiles import detect_profile, load_profile
+    from edge_sel.settings import resolve
 
     if pack is not None and data is None:
         raise UsageError("--data is missing", fix="name the folder with this device's images, DIR/<class>/*.jpg")

@@ -32,7 +32,7 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
     """Run COMMAND, then report its energy. The exit status is the command's."""
     from edge_sel.power.find import find_meter, find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
-    from edge_sel.settings import detect_profile, load_profile
+    from edge_sel.profiles import detect_profile, load_profile
 
     device = load_profile(profile or detect_profile())
     found, probes = find_meter(device, meter)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from edge_sel.settings import Settings, rules
+from edge_sel.rules import rules
+from edge_sel.settings import Settings
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

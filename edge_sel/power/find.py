@@ -22,7 +22,7 @@ from edge_sel.power.psutil_model import PsutilModel
 from edge_sel.power.rapl import RaplMeter
 from edge_sel.power.temperature import hottest_c
 from edge_sel.power.zones import ZoneReader
-from edge_sel.settings import Profile
+from edge_sel.profiles import Profile
 
 PROBE_STEP_S = 0.02
 PROBE_STEPS = 50

@@ -30,7 +30,7 @@ from edge_sel.power.figure import EnergyFigure, Tally, make_figure
 from edge_sel.power.meter import Meter, Source
 from edge_sel.power.sampler import HANG_S, Sampler
 from edge_sel.power.temperature import hottest_c
-from edge_sel.settings import Profile
+from edge_sel.profiles import Profile
 
 TEMPERATURE_PERIOD_S = 1.0
 STALE_TEMPERATURE_S = 10.0

@@ -14,7 +14,7 @@ from power_fakes import Clock, FakeMeter, by_hand
 from edge_sel.power import EnergyRecorder, Reading, hottest_c
 from edge_sel.power import sampler as sampler_module
 from edge_sel.power.psutil_model import PsutilModel
-from edge_sel.settings import Profile
+from edge_sel.profiles import Profile
 
 PROFILE = Profile("p", idle_w=3.0, max_w=14.0)
 
@@ -103,7 +103,7 @@ def test_a_meter_that_hangs_does_not_hang_the_run(monkeypatch: pytest.MonkeyPatc
 def test_the_thread_does_not_keep_the_process_alive() -> None:
     code = (
         "from edge_sel.power import EnergyRecorder, find_meter\n"
-        "from edge_sel.settings import Profile\n"
+        "from edge_sel.profiles import Profile\n"
         "meter, _ = find_meter(Profile('p', 1.0, 2.0), 'psutil')\n"
         "EnergyRecorder(meter, period_s=0.01).__enter__().start_window()\n"
         "raise SystemExit(7)\n"

@@ -13,7 +13,7 @@ from power_fakes import Clock, by_hand
 
 from edge_sel.power import MeterError, find_meter
 from edge_sel.power.battery import BatteryMeter
-from edge_sel.settings import Profile
+from edge_sel.profiles import Profile
 
 
 def supply(root: Path, name: str = "BAT0", **given: object) -> Path:

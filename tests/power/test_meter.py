@@ -12,7 +12,7 @@ from power_fakes import Clock, FakeMeter
 from edge_sel.errors import UsageError
 from edge_sel.power import Meter, MeterError, find_meter
 from edge_sel.power.find import OPENERS
-from edge_sel.settings import METERS, Profile
+from edge_sel.profiles import METERS, Profile
 
 PROFILE = Profile("p", idle_w=2.0, max_w=10.0, meters=("nvml", "psutil"))
 

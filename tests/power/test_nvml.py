@@ -10,7 +10,7 @@ from power_fakes import Clock, FakeGpu, FakeNvml, by_hand
 
 from edge_sel.power import MeterError, find_meter
 from edge_sel.power.nvml import NvmlMeter
-from edge_sel.settings import Profile
+from edge_sel.profiles import Profile
 
 
 def open_meter(*gpus: FakeGpu, only: list[int] | None = None) -> NvmlMeter:

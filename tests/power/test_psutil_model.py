@@ -12,7 +12,7 @@ from power_fakes import Clock, by_hand
 
 from edge_sel.power import MeterError
 from edge_sel.power.psutil_model import PsutilModel
-from edge_sel.settings import Profile
+from edge_sel.profiles import Profile
 
 
 class Machine:

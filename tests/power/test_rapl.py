@@ -15,7 +15,7 @@ from power_fakes import Clock, by_hand
 
 from edge_sel.power import MeterError, find_meter
 from edge_sel.power.rapl import RaplMeter
-from edge_sel.settings import Profile
+from edge_sel.profiles import Profile
 
 RANGE_UJ = 262_143_328_850
 

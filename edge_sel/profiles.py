@@ -1,0 +1,77 @@
+"""What is known about the device: ``profiles/*.toml``, and which of them fits this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_sel.errors import UsageError
+from edge_sel.rules import nearest, read_toml, rules, setting, sift
+
+METERS = ("jetson", "rapl", "nvml", "battery", "psutil")
+_VIRTUAL = r"kvm|qemu|\bxen\b|vmware|virtual|bochs|amazon ec2|google compute|alibaba|openstack|droplet|vserver"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A kind of device: what it draws, how warm it may get, what suits it."""
+
+    name: str
+    idle_w: float = setting("watts when nothing runs", kind=float, low=0, table="power")
+    max_w: float = setting("watts when every core is busy", kind=float, above=0, table="power")
+    meters: tuple[str, ...] = setting("meters to try, in order", METERS, choices=METERS, table="power")
+    max_c: float | None = setting("degrees it should not exceed", None, float, above=0, high=150, table="thermal")
+    threads: int | None = setting("threads to use, 0 for all", None, int, low=0, table="runtime")
+    batch_size: int | None = setting("images in a batch", None, int, low=1, table="runtime")
+
+
+def list_profiles() -> list[str]:
+    """The names of the profiles that come with edge-sel."""
+    return sorted(path.stem for path in _profiles_folder().glob("*.toml"))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """A shipped profile by its name, or any other by the path of its TOML file."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if str(path) not in list_profiles():
+            near = nearest(str(path), list_profiles())
+            raise UsageError(f"no profile {str(path)!r}: did you mean {near}?", fix="or give a .toml file")
+        path = _profiles_folder() / f"{path}.toml"
+    at = f"file:{path}"
+    given = dict(read_toml(path))
+    values, _, mistakes = sift([(key, value, at) for key, value in given.items()], rules(Profile))
+    mistakes += [f"{key} is missing ({at})" for key in ("power.idle_w", "power.max_w") if key not in given]
+    if values.get("power.max_w", math.inf) <= values.get("power.idle_w", -math.inf):
+        mistakes.append(f"power.max_w must be above power.idle_w ({at})")
+    if mistakes:
+        raise UsageError("; ".join(mistakes))
+    return Profile(path.stem, **{key.partition(".")[2]: value for key, value in values.items()})
+
+
+def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> str:
+    """The name of the profile that fits this machine; ``root`` stands in for ``/`` in tests."""
+    sysfs = Path(environ.get("EDGE_SEL_SYSFS_ROOT") or root / "sys")
+    if "Raspberry Pi 5" in _text(root / "proc/device-tree/model"):
+        return "raspberry-pi-5"
+    if any((sysfs / "class/power_supply").glob("BAT*")):
+        return "laptop"
+    maker = " ".join(_text(sysfs / "class/dmi/id" / name) for name in ("product_name", "sys_vendor"))
+    flag = re.search(r"^flags\b.*\bhypervisor\b", _text(root / "proc/cpuinfo"), re.MULTILINE)
+    return "cloud-vm" if flag or re.search(_VIRTUAL, maker, re.IGNORECASE) else "default"
+
+
+def _profiles_folder() -> Path:
+    package = Path(__file__).parent
+    return package / "_profiles" if (package / "_profiles").is_dir() else package.parent / "profiles"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

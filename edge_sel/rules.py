@@ -1,0 +1,123 @@
+"""What a key of a TOML file, an environment variable or a flag may be, and how to say that it is not.
+
+All mistakes are reported in one error; an unknown key names the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from edge_sel.errors import UsageError
+
+PREFIX = "EDGE_SEL_"
+Given = list[tuple[str, Any, str]]
+"""Key or variable, value, origin."""
+
+
+class Rule(NamedTuple):
+    """What one key may be; ``help`` is for the command line, ``parse`` for text in flags and variables."""
+
+    kind: type
+    help: str
+    low: float = -math.inf
+    above: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    parse: Callable[[str], Any] | None = None
+    table: str = ""
+
+    def allowed(self) -> str:
+        """What a value must be, in words."""
+        if self.choices:
+            return ("a list of " if self.kind is tuple else "one of ") + ", ".join(self.choices)
+        if self.kind in (bool, str):
+            return "true or false" if self.kind is bool else "some text"
+        limits = (("at least", self.low), ("above", self.above), ("at most", self.high))
+        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit))
+        return f"{'a whole number' if self.kind is int else 'a number'} {bounds}" + " or none" * self.optional
+
+    def read(self, value: Any, *, text: bool) -> Any:
+        """The value, checked and of its own type, or an exception; ``text`` says that a string is parsed."""
+        if self.optional and text and value == "none":
+            return None
+        if text and isinstance(value, str) and self.kind is not str:
+            value = (self.parse or self.kind)(value)
+        if (type(value), self.kind) in ((int, float), (list, tuple)):
+            value = self.kind(value)
+        parts = value if self.kind is tuple else (value,)
+        found: type = type(value)
+        if found is not self.kind:  # not isinstance: true is no number
+            good = False
+        elif self.choices:
+            good = all(part in self.choices for part in parts) and len(parts) == len(set(parts)) > 0
+        elif self.kind is str:
+            good = bool(value.strip())
+        else:
+            good = self.low <= value <= self.high and value > self.above and math.isfinite(value)
+        if not good:
+            raise ValueError
+        return value
+
+
+def setting(help: str, default: Any = MISSING, kind: type | None = None, **limits: Any) -> Any:
+    """A field of a dataclass with its rule; ``limits`` are those of ``Rule``."""
+    return field(default=default, metadata={"rule": Rule(kind or type(default), help, **limits)})
+
+
+def rules(of: Any) -> dict[str, Rule]:
+    """The rule of every key of a dataclass; those of a profile are named with their table, such as ``power.idle_w``."""
+    known: dict[str, Rule] = {}
+    for name, hint in get_type_hints(of).items():
+        if rule := of.__dataclass_fields__[name].metadata.get("rule"):
+            choices = get_args(hint) if get_origin(hint) is Literal else rule.choices
+            known[f"{rule.table}.{name}".lstrip(".")] = rule._replace(choices=choices)
+    return known
+
+
+def sift(given: Given, known: Mapping[str, Rule]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """The good values, their origins, and a line for each mistake; a later value replaces an earlier one."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    mistakes: list[str] = []
+    variables = {f"{PREFIX}{key.upper()}": key for key in known}
+    for name, value, origin in given:
+        names = variables if origin.startswith("env:") else {key: key for key in known}
+        if name not in names:
+            mistakes.append(f"{name} is not known ({origin}): did you mean {nearest(name, names)}?")
+        if name not in names or value is None:
+            continue
+        key = names[name]
+        try:
+            values[key] = known[key].read(value, text=origin.startswith(("env:", "flag")))
+            origins[key] = origin
+        except (ValueError, TypeError, LookupError, UsageError):
+            mistakes.append(f"{key} = {value!r} ({origin}) must be {known[key].allowed()}")
+    return values, origins, mistakes
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The word of ``words`` most like ``word``."""
+    return "".join(difflib.get_close_matches(word, list(words), n=1, cutoff=0.0)) or "nothing"
+
+
+def read_toml(path: Path) -> Iterator[tuple[str, Any]]:
+    """The keys of a TOML file, those in a table as ``table.key``."""
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        top = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot be read as TOML: {reason}", where=path) from None
+    for key, value in top.items():
+        if isinstance(value, dict) and value:
+            yield from ((f"{key}.{inner}", part) for inner, part in value.items())
+        else:
+            yield key, value

@@ -13,7 +13,23 @@ from edge_sel.errors import UsageError
 from edge_sel.rules import nearest, read_toml, rules, setting, sift
 
 METERS = ("jetson", "rapl", "nvml", "battery", "psutil")
+
+# The first that is found in the device tree's ``compatible``, else in its ``model``: a carrier board may name another
+# module than it carries. Part numbers are of modules or whole kits, not of carriers.
+_BOARDS = (
+    (r"\bthor\b|p3834|tegra264", "jetson-thor"),
+    (r"orin nano|p3767-000[345]", "jetson-orin-nano"),
+    (r"orin nx|p3767", "jetson-orin-nx"),
+    (r"agx orin|p3701", "jetson-agx-orin"),
+    (r"xavier nx|p3668", "jetson-xavier-nx"),
+    (r"agx xavier|jetson-agx\b|p2888|p2972", "jetson-agx-xavier"),
+    (r"jetson[ -]nano|p3448|p3450", "jetson-nano"),
+    (r"raspberry pi (compute module )?5|bcm2712", "raspberry-pi-5"),
+    (r"raspberry pi (compute module )?4|bcm2711", "raspberry-pi-4"),
+)
+_PORTABLE = {"8", "9", "10", "14", "30", "31", "32"}  # SMBIOS: portable, laptop, notebook, sub-notebook, tablets
 _VIRTUAL = r"kvm|qemu|\bxen\b|vmware|virtual|bochs|amazon ec2|google compute|alibaba|openstack|droplet|vserver"
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
 @dataclass(frozen=True)
@@ -54,15 +70,42 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> str:
-    """The name of the profile that fits this machine; ``root`` stands in for ``/`` in tests."""
+    """The name of the profile that fits this machine; ``root`` stands in for ``/`` in tests.
+
+    A board is known by its device tree, a laptop by its battery or chassis. What remains is a virtual machine (also
+    one that was given a graphics card), a computer with an NVIDIA graphics card, or ``default``.
+    """
     sysfs = Path(environ.get("EDGE_SEL_SYSFS_ROOT") or root / "sys")
-    if "Raspberry Pi 5" in _text(root / "proc/device-tree/model"):
-        return "raspberry-pi-5"
-    if any((sysfs / "class/power_supply").glob("BAT*")):
+    board = _board(sysfs, root)
+    dmi = sysfs / "class/dmi/id"
+    if board:
+        return board
+    if any((sysfs / "class/power_supply").glob("BAT*")) or _text(dmi / "chassis_type") in _PORTABLE:
         return "laptop"
-    maker = " ".join(_text(sysfs / "class/dmi/id" / name) for name in ("product_name", "sys_vendor"))
+    maker = " ".join(_text(dmi / name) for name in ("product_name", "sys_vendor"))
     flag = re.search(r"^flags\b.*\bhypervisor\b", _text(root / "proc/cpuinfo"), re.MULTILINE)
-    return "cloud-vm" if flag or re.search(_VIRTUAL, maker, re.IGNORECASE) else "default"
+    if flag or re.search(_VIRTUAL, maker, re.IGNORECASE):
+        return "cloud-vm"
+    return "desktop-gpu" if _has_nvidia_card(sysfs, root) else "default"
+
+
+def _board(sysfs: Path, root: Path) -> str | None:
+    """The profile of a board that its device tree names; containers may hide one of the two places where it is."""
+    for key in ("compatible", "model"):
+        for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"):
+            told = _text(folder / key)
+            for pattern, profile in _BOARDS:
+                if re.search(pattern, told, re.IGNORECASE):
+                    return profile
+    return None
+
+
+def _has_nvidia_card(sysfs: Path, root: Path) -> bool:
+    """Whether there is a display or 3D controller of NVIDIA, or its driver knows one."""
+    if any((root / "proc/driver/nvidia/gpus").glob("*")):
+        return True
+    cards = (sysfs / "bus/pci/devices").glob("*")
+    return any(_text(c / "vendor") == _NVIDIA and _text(c / "class").startswith(_DISPLAY) for c in cards)
 
 
 def _profiles_folder() -> Path:
@@ -72,6 +115,6 @@ def _profiles_folder() -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
     except OSError:
         return ""

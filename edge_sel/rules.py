@@ -22,7 +22,11 @@ Given = list[tuple[str, Any, str]]
 
 
 class Rule(NamedTuple):
-    """What one key may be; ``help`` is for the command line, ``parse`` for text in flags and variables."""
+    """What one key may be.
+
+    ``help`` is for the command line. ``parse`` reads text with a unit, of which ``example`` is one; where the
+    value is text itself, it only checks.
+    """
 
     kind: type
     help: str
@@ -33,22 +37,27 @@ class Rule(NamedTuple):
     optional: bool = False
     parse: Callable[[str], Any] | None = None
     table: str = ""
+    example: str = ""
 
     def allowed(self) -> str:
         """What a value must be, in words."""
         if self.choices:
             return ("a list of " if self.kind is tuple else "one of ") + ", ".join(self.choices)
         if self.kind in (bool, str):
-            return "true or false" if self.kind is bool else "some text"
+            return "true or false" if self.kind is bool else f"like {self.example}" if self.example else "some text"
         limits = (("at least", self.low), ("above", self.above), ("at most", self.high))
         bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit))
-        return f"{'a whole number' if self.kind is int else 'a number'} {bounds}" + " or none" * self.optional
+        kind = "a whole number" if self.kind is int else "a number"
+        such = f", such as {self.example}" if self.example else ""
+        return f"{kind} {bounds}{such}" + " or none" * self.optional
 
     def read(self, value: Any, *, text: bool) -> Any:
         """The value, checked and of its own type, or an exception; ``text`` says that a string is parsed."""
-        if self.optional and text and value == "none":
+        if self.optional and value == "none":
             return None
-        if text and isinstance(value, str) and self.kind is not str:
+        if isinstance(value, str) and self.kind is str and self.parse is not None:
+            self.parse(value)
+        elif isinstance(value, str) and self.kind is not str and (text or self.example):
             value = (self.parse or self.kind)(value)
         if (type(value), self.kind) in ((int, float), (list, tuple)):
             value = self.kind(value)

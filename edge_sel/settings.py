@@ -6,7 +6,8 @@ flags: the last wins and its origin is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,14 @@ from typing import Any, Literal
 from edge_sel.errors import UsageError
 from edge_sel.profiles import METERS, Profile
 from edge_sel.rules import PREFIX, Given, read_toml, rules, setting, sift
-from edge_sel.units import parse_duration_s, parse_fraction
+from edge_sel.units import (
+    parse_duration_s,
+    parse_energy_j,
+    parse_fraction,
+    parse_hours,
+    parse_power_w,
+    parse_temperature_c,
+)
 
 RESERVED = frozenset({"EDGE_SEL_SYSFS_ROOT", "EDGE_SEL_CIFAR10"})  # read elsewhere, not settings
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -22,6 +30,10 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 def _seconds(text: str) -> float:
     return float(text) if text.strip()[-1:].isdigit() else parse_duration_s(text)
+
+
+def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = float, high: float = math.inf) -> Any:
+    return setting(help, None, kind, above=0, high=high, optional=True, parse=parse, example=example)
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,13 @@ class Settings:
     require_measured: bool = setting("refuse to run on modelled energy", False, parse=_TRUTH.get)
     new_classes: Literal["strict", "extend"] = setting("classes that the pack lacks", "strict")
     checkpoint_every_s: float = setting("time between checkpoints", 30.0, above=0, parse=_seconds)
+    energy_budget_j: float | None = _limit("gross energy the whole run may take", parse_energy_j, "500J")
+    max_temp_c: float | None = _limit("temperature not to exceed", parse_temperature_c, "75C", high=150)
+    battery_floor: float | None = _limit("battery charge to stop at", parse_fraction, "20%", high=1)
+    deadline_s: float | None = _limit("time until everything must be written", parse_duration_s, "30m")
+    power_cap_w: float | None = _limit("average power not to exceed", parse_power_w, "8W")
+    on_ac_only: bool = setting("pause while the device runs on its battery", False, parse=_TRUTH.get)
+    quiet_hours: str | None = _limit("local hours in which to pause", parse_hours, "22:00-07:00", str)
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,7 @@ def resolve(
     if profile is not None:
         at = f"profile:{profile.name}"
         given += [("threads", profile.threads, at), ("batch_size", profile.batch_size, at)]
+        given.append(("max_temp_c", profile.max_c, at))
     if toml_file is not None:
         given += [(key, value, f"file:{toml_file}") for key, value in read_toml(toml_file)]
     ours = {name: text for name, text in (environ or {}).items() if name.startswith(PREFIX)}

@@ -1,4 +1,4 @@
-"""Quantities as people write them: ``500J``, ``0.2Wh``, ``75C``, ``30m``, ``20%``.
+"""Quantities as people write them: ``500J``, ``0.2Wh``, ``8W``, ``75C``, ``30m``, ``20%``, ``22:00-07:00``.
 
 Parsing is strict, because a wrong unit is a budget wrong by a thousand: the unit must be there, its prefix
 is case-sensitive (``mJ`` is not ``MJ``), and a text that is not understood is a ``UsageError`` that says what
@@ -20,6 +20,7 @@ _DURATION_PART = re.compile(rf"({_NUMBER})\s*(d|h|min|ms|m|s)\s*")
 _ENERGY_J = {"µJ": 1e-6, "μJ": 1e-6, "uJ": 1e-6, "mJ": 1e-3, "J": 1.0, "kJ": 1e3, "MJ": 1e6, "GJ": 1e9}
 _ENERGY_J |= {"mWh": 3.6, "Wh": 3.6e3, "kWh": 3.6e6, "MWh": 3.6e9}
 _ENERGY_J |= {"j": 1.0, "kj": 1e3, "wh": 3.6e3, "kwh": 3.6e6}
+_POWER_W = {"mW": 1e-3, "W": 1.0, "w": 1.0, "kW": 1e3, "kw": 1e3, "MW": 1e6}
 _DURATION_S = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
 _ABSOLUTE_ZERO_C = -273.15
 _FROM_MICRO = ((1e-6, "µ"), (1e-3, "m"), (1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "G"))
@@ -32,6 +33,15 @@ def parse_energy_j(text: str) -> float:
     factor = _ENERGY_J.get(unit)
     if number is None or factor is None or number < 0 or not math.isfinite(number * factor):
         raise _not_understood("an energy", text, "500J, 2kJ, 300mJ or 0.2Wh")
+    return number * factor
+
+
+def parse_power_w(text: str) -> float:
+    """Watts of ``8W``, ``7.5 W`` or ``500mW``."""
+    number, unit = _split(text)
+    factor = _POWER_W.get(unit)
+    if number is None or factor is None or number < 0 or not math.isfinite(number * factor):
+        raise _not_understood("a power", text, "8W, 7.5W or 500mW")
     return number * factor
 
 
@@ -63,6 +73,15 @@ def parse_fraction(text: str) -> float:
     if number is None or unit not in ("", "%") or not 0 <= number <= (100 if unit else 1):
         raise _not_understood("a share", text, "20% or 0.2, from 0 to 100%")
     return number / 100 if unit else number
+
+
+def parse_hours(text: str) -> tuple[int, int]:
+    """Minutes since midnight of the beginning and the end of ``22:00-07:00``."""
+    found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d)", text.strip(), re.ASCII)
+    begin, end = (60 * int(found[1]) + int(found[2]), 60 * int(found[3]) + int(found[4])) if found else (0, 0)
+    if begin == end:
+        raise _not_understood("a part of the day", text, "two different times, such as 22:00-07:00")
+    return begin, end
 
 
 def format_energy(j: float | None) -> str:

@@ -86,6 +86,7 @@ def test_precedence(tmp_path_factory: pytest.TempPathFactory, layers: dict[str, 
         ("LEARNING_RATE", "1e-4", "learning_rate", 1e-4),
         ("ENGINE", "torch", "engine", "torch"),
         ("PLAN", "bn,last2", "plan", "bn,last2"),
+        ("ON_AC_ONLY", "yes", "on_ac_only", True),
     ],
 )
 def test_text_of_variables_and_flags(variable: str, text: str, key: str, value: Any) -> None:
@@ -93,9 +94,71 @@ def test_text_of_variables_and_flags(variable: str, text: str, key: str, value: 
     assert getattr(resolve(flags={key: text}).settings, key) == value
 
 
+LIMITS = [
+    ("energy_budget_j", "500J", 500.0),
+    ("energy_budget_j", "0.2Wh", 720.0),
+    ("max_temp_c", "75C", 75.0),
+    ("battery_floor", "20%", 0.2),
+    ("deadline_s", "1h30m", 5400.0),
+    ("power_cap_w", "7.5W", 7.5),
+    ("quiet_hours", "22:00-07:00", "22:00-07:00"),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value"), LIMITS)
+def test_limits_are_given_with_their_unit_anywhere(tmp_path: Path, key: str, text: str, value: Any) -> None:
+    layers = (
+        resolve(flags={key: text}),
+        resolve(environ={f"EDGE_SEL_{key.upper()}": text}),
+        resolve(toml_file=write(tmp_path, f'{key} = "{text}"')),
+    )
+    for resolved in layers:
+        assert getattr(resolved.settings, key) == value
+    assert [resolved.origins[key].partition(":")[0] for resolved in layers] == ["flag", "env", "file"]
+
+
+@pytest.mark.parametrize("key", [key for key, _, value in LIMITS if isinstance(value, float)])
+def test_a_plain_number_in_a_file_is_in_the_unit_of_its_key(tmp_path: Path, key: str) -> None:
+    for number, value in (("1", 1.0), ("0.5", 0.5)):
+        assert getattr(resolve(toml_file=write(tmp_path, f"{key} = {number}")).settings, key) == value
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in LIMITS])
+def test_none_lifts_a_limit(tmp_path: Path, key: str) -> None:
+    text = next(text for name, text, _ in LIMITS if name == key)
+    path = write(tmp_path, f'{key} = "{text}"')
+    for above in ({"flags": {key: "none"}}, {"environ": {f"EDGE_SEL_{key.upper()}": "none"}}):
+        assert getattr(resolve(toml_file=path, **above).settings, key) is None  # type: ignore[arg-type]
+
+
+def test_the_profile_gives_a_temperature_that_anything_overrules(tmp_path: Path) -> None:
+    warm = Profile("warm", idle_w=1.0, max_w=2.0, max_c=78.0)
+    resolved = resolve(profile=warm)
+    assert (resolved.settings.max_temp_c, resolved.origins["max_temp_c"]) == (78.0, "profile:warm")
+    assert resolve(profile=warm, flags={"max_temp_c": "60C"}).settings.max_temp_c == 60.0
+    lifted = resolve(profile=warm, flags={"max_temp_c": "none"})
+    assert (lifted.settings.max_temp_c, lifted.origins["max_temp_c"]) == (None, "flag")
+    assert resolve(profile=PROFILE).settings.max_temp_c is None
+
+
+def test_none_in_a_file_lifts_the_temperature_of_the_profile(tmp_path: Path) -> None:
+    warm = Profile("warm", idle_w=1.0, max_w=2.0, max_c=78.0)
+    assert resolve(profile=warm, toml_file=write(tmp_path, 'max_temp_c = "none"')).settings.max_temp_c is None
+
+
 @pytest.mark.parametrize(
     ("key", "text", "allowed"),
     [
+        ("energy_budget_j", "500", "a number above 0, such as 500J or none"),
+        ("energy_budget_j", "0J", "a number above 0, such as 500J or none"),
+        ("max_temp_c", "75", "a number above 0 and at most 150, such as 75C or none"),
+        ("max_temp_c", "151C", "a number above 0 and at most 150, such as 75C or none"),
+        ("battery_floor", "20", "a number above 0 and at most 1, such as 20% or none"),
+        ("deadline_s", "30", "a number above 0, such as 30m or none"),
+        ("power_cap_w", "8", "a number above 0, such as 8W or none"),
+        ("power_cap_w", "8J", "a number above 0, such as 8W or none"),
+        ("quiet_hours", "22-7", "like 22:00-07:00"),
+        ("on_ac_only", "plugged", "true or false"),
         ("epochs", "0", "a whole number at least 1"),
         ("epochs", "1.5", "a whole number at least 1"),
         ("target_rate", "0", "a number above 0 and at most 1"),

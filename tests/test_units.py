@@ -37,6 +37,27 @@ def test_the_prefix_of_an_energy_is_case_sensitive() -> None:
     assert units.parse_energy_j("1MJ") == 1e9 * units.parse_energy_j("1mJ")
 
 
+@pytest.mark.parametrize(
+    ("text", "watts"),
+    [("8W", 8), ("7.5 W", 7.5), ("500mW", 0.5), ("1kW", 1000), ("15w", 15), ("0W", 0), (" 2MW ", 2e6)],
+)
+def test_power(text: str, watts: float) -> None:
+    assert units.parse_power_w(text) == pytest.approx(watts)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("22:00-07:00", (1320, 420)),
+        ("9:05 - 17:30", (545, 1050)),
+        (" 00:00-23:59 ", (0, 1439)),
+        ("23:59-0:00", (1439, 0)),
+    ],
+)
+def test_hours(text: str, minutes: tuple[int, int]) -> None:
+    assert units.parse_hours(text) == minutes
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("1h30m", 5400), ("90s", 90), ("250ms", 0.25)])
 def test_duration(text: str, seconds: float) -> None:
     assert units.parse_duration_s(text) == pytest.approx(seconds)
@@ -90,6 +111,36 @@ def test_a_bad_fraction_names_what_is_accepted(text: str) -> None:
         units.parse_fraction(text)
 
 
+@pytest.mark.parametrize("text", ["", "8", "W", "-8W", "8 watts", "8J", "1e999W", "nanW", "8WW", "8Wh"])
+def test_a_bad_power_names_what_is_accepted(text: str) -> None:
+    with pytest.raises(UsageError, match=r"write 8W, 7\.5W or 500mW"):
+        units.parse_power_w(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "22-7", "22:00", "22:00-", "24:00-07:00", "22:60-07:00", "22:0-07:00", "07:00-07:00", "7:00-07:00", "-1:00-2:00", "22:00-07:00:00", "٢٢:00-07:00"],
+)  # fmt: skip
+def test_bad_hours_name_what_is_accepted(text: str) -> None:
+    with pytest.raises(UsageError, match="two different times, such as 22:00-07:00"):
+        units.parse_hours(text)
+
+
+@given(st.integers(0, 1439), st.integers(0, 1439))
+def test_any_two_times_are_read(begin: int, end: int) -> None:
+    text = f"{begin // 60:02}:{begin % 60:02}-{end // 60}:{end % 60:02}"
+    if begin == end:
+        with pytest.raises(UsageError):
+            units.parse_hours(text)
+    else:
+        assert units.parse_hours(text) == (begin, end)
+
+
+@given(st.floats(min_value=1e-3, max_value=9e8))
+def test_power_round_trip(watts: float) -> None:
+    assert units.parse_power_w(units.format_power(watts)) == pytest.approx(watts, rel=0.006)
+
+
 @given(POSITIVE)
 def test_energy_round_trip(joules: float) -> None:
     assert units.parse_energy_j(units.format_energy(joules)) == pytest.approx(joules, rel=0.006)
@@ -115,6 +166,7 @@ def test_plain_fractions_are_read_exactly(share: float) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     for parse in (
         units.parse_energy_j,
+        units.parse_power_w,
         units.parse_duration_s,
         units.parse_temperature_c,
         units.parse_fraction,

@@ -22,11 +22,17 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, SetupError, UsageError
 @click.option("--resume", is_flag=True, help="Continue the run in --out if there is one; start it otherwise.")
 @click.option("--profile", help="Device profile: one of `edge-sel profiles`, or a .toml file. [default: detected]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings below.")
+@click.option(
+    "--metrics-file",
+    "metrics",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the live run's figures in this OpenMetrics text file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @settings_options
 def command(
     pack: Path | None, data: Path | None, test: Path | None, out: Path | None, resume: bool, profile: str | None,
-    config: Path | None, as_json: bool, **flags: Any,
+    config: Path | None, metrics: Path | None, as_json: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Fine-tune PACK on this device's own labelled images.
 
@@ -46,7 +52,7 @@ def command(
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     stop = StopSignal()
     with Console(quiet=as_json) as console:
-        result = _run(pack, data, test, folder, resume, device, resolved, stop, console)
+        result = _run(pack, data, test, folder, resume, device, resolved, stop, console, metrics)
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -56,27 +62,45 @@ def command(
 
 def _run(
     pack: Path | None, data: Path | None, test: Path | None, out: Path, resume: bool, device: Any, resolved: Any,
-    stop: Any, console: Any,
+    stop: Any, console: Any, metrics: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
+    from functools import partial
+
+    from edge_sel.edge.governing import limits_of, local_minute, require_sensors
+    from edge_sel.edge.metrics import MetricsFile
     from edge_sel.edge.rungs import fixed_ladder
     from edge_sel.edge.session import Session
     from edge_sel.engines.choose import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
-    from edge_sel.power.find import find_meter, find_thermometer
-    from edge_sel.power.recorder import EnergyRecorder
+    from edge_sel.power.battery import read_supply
+    from edge_sel.power.find import find_meter, find_thermometer, sysfs_root
+    from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
+    from edge_sel.power.throttle import ThrottleReader
 
     settings = resolved.settings
     opened = open_pack(pack) if pack is not None else builtin_pack()
     ladder = fixed_ladder(opened, settings.plan, settings.epochs)
-    meter, probes = find_meter(device, settings.meter)
+    # The default engine works on the processor: a graphics card's watts would be somebody else's, or idle ones.
+    meter, probes = find_meter(device, settings.meter, skip=() if settings.engine == "torch" else ("nvml",))
     if settings.require_measured and (meter is None or meter.source != "measured"):
         reasons = "; ".join(f"{p.name}: {p.why}" for p in probes if p.name != "psutil")
         raise SetupError("no meter measures energy here", where=reasons or None, fix="leave out --require-measured")
-    prepare_out(out)
-    images, tested, source = load_images(opened, data, test, settings.new_classes)
+    supply = partial(read_supply, sysfs_root())
+    limits = limits_of(resolved, clock_through_sleep())
     with EnergyRecorder(meter, profile=device, on_event=console, temperature=find_thermometer()) as recorder:
         recorder.measure_idle(2.0)
+        require_sensors(resolved, recorder, supply())
+        listeners = [console]
+        if metrics is not None:
+            listeners.append(MetricsFile(metrics, recorder, str(out), on_error=lambda line: click.echo(line, err=True)))
+        prepare_out(out)
+        images, tested, source = load_images(opened, data, test, settings.new_classes)
+
+        def tell(event: dict[str, Any]) -> None:
+            for listen in listeners:
+                listen(event)
+
         session = Session(
             pack=opened,
             images=images,
@@ -87,8 +111,13 @@ def _run(
             recorder=recorder,
             out=out,
             should_stop=stop,
-            listener=console,
+            listener=tell,
+            clock=clock_through_sleep,
             source=source,
+            limits=limits,
+            supply=supply,
+            minute=local_minute,
+            throttling=ThrottleReader(sysfs_root()).read,
         )
         return session.run(resume=resume)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,17 +11,20 @@ import click
 from edge_sel.rules import rules
 from edge_sel.settings import Settings
 
+_UNIT = re.compile("_[jwcs]$")
+"""A key is in its unit; a flag is given with one."""
+
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option per setting; an option that is not given is None and leaves the layers below alone."""
     defaults = Settings()
     for name, rule in reversed(rules(Settings).items()):
-        flag = f"--{name.replace('_', '-')}"
+        flag = f"--{_UNIT.sub('', name).replace('_', '-')}"
         text = f"{rule.help[0].upper()}{rule.help[1:]}. [default: {_shown(getattr(defaults, name))}]"
         if rule.kind is bool:
             option = click.option(flag, name, is_flag=True, default=None, help=text)
         else:
-            choices = "|".join(rule.choices) if rule.choices else rule.kind.__name__.upper()
+            choices = "|".join(rule.choices) if rule.choices else rule.example or rule.kind.__name__.upper()
             option = click.option(flag, name, metavar=choices, help=text)
         command = option(command)
     return command

@@ -23,4 +23,4 @@ def command(as_json: bool) -> None:
     for profile in profiles:
         here = "  ← this machine" if profile.name == detected else ""
         watts = f"{format_power(profile.idle_w)} idle to {format_power(profile.max_w)}"
-        click.echo(f"{profile.name:16} {watts}, meters: {', '.join(profile.meters)}{here}")
+        click.echo(f"{profile.name:17} {watts}, meters: {', '.join(profile.meters)}{here}")

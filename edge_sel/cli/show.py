@@ -58,6 +58,8 @@ class Console:
             )
         elif kind == "stopped":
             self._console.print(f"stopped ({event['reason']})")
+        elif kind == "governor":
+            self._console.print(governor_line(event))
         elif kind == "meter_lost":
             self._console.print(f"the meter {event['meter']} is lost, energy is unavailable from here: {event['why']}")
 
@@ -73,6 +75,20 @@ def epoch_line(epoch: dict[str, Any]) -> str:
         f"{epoch['trained']} of {epoch['candidates']} images trained, {1 - epoch['sparsity']:.1%} of weights updated, "
         f"{loss}, guard {_percent(epoch['guard_acc'])}"
     )
+
+
+def governor_line(event: dict[str, Any]) -> str:
+    """One decision of the governor and its reason."""
+    action, limit = event["action"], event["limit"]
+    if action == "resume":
+        return f"governor: resumed after {format_duration(event['paused_s'])} at {event['duty']:.0%} of the time"
+    doing = {
+        "pressure": f"energy pressure {event.get('pressure', 0):.0%}",
+        "duty": f"works {event.get('duty', 1):.0%} of the time",
+        "pause": "pauses",
+        "stop": "ends the run",
+    }[action]
+    return f"governor: {doing} for the {limit}" + (f" ({event['why']})" if event["why"] else "")
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -102,6 +118,11 @@ def print_result(result: dict[str, Any]) -> None:
             f"energy: {format_energy(energy['total_j'])} {energy['source']} by {energy['meter']}{net}, "
             f"in {format_duration(result['time_s'])}"
         )
+        parts = sorted(energy["phases"].items(), key=lambda part: -part[1]["total_j"] if part[1]["total_j"] else 0.0)
+        shares = [f"{name} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]]
+        console.print(f"of which {', '.join(shares)}")
+    for line in result["throttled"]:
+        console.print(f"slowed down: {line}")
     if result["skipped_images"]:
         first = result["skipped_images"][0]
         console.print(f"skipped {len(result['skipped_images'])} files, the first: {first['path']}, {first['reason']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,16 @@ class Evaluation:
         }
 
 
-def evaluate(predict: Predict, images: ImageSet, model: ModelInfo) -> Evaluation:
-    """Run the model over every image once."""
-    starts = range(0, len(images), BATCH)
-    chunks = (np.arange(start, min(start + BATCH, len(images))) for start in starts)
-    logits = np.concatenate([predict(normalise(images.read(c), model.mean, model.std)) for c in chunks])
-    return evaluate_logits(logits, images.labels)
+def evaluate(
+    predict: Predict, images: ImageSet, model: ModelInfo, between: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Run the model over every image once; ``between`` is called after each batch."""
+    logits = []
+    for start in range(0, len(images), BATCH):
+        chunk = np.arange(start, min(start + BATCH, len(images)))
+        logits.append(predict(normalise(images.read(chunk), model.mean, model.std)))
+        between()
+    return evaluate_logits(np.concatenate(logits), images.labels)
 
 
 def evaluate_logits(logits: np.ndarray, labels: np.ndarray) -> Evaluation:

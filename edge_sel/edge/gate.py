@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import intensity_std
 from edge_sel.sel import sundew
 from edge_sel.sel.hardness import HardnessState
 from edge_sel.sel.significance import significance_v1, significance_v101
@@ -27,6 +29,8 @@ class Gate:
         self.significance = settings.significance
         self.rate = settings.target_rate
         self.config = SundewConfig.fast(settings.target_rate)
+        self.pressure = 0.0
+        """Of the governor, 0 to 1: lowers the target rate."""
         self._std = intensity_std
 
     @property
@@ -58,8 +62,15 @@ class Gate:
             significance = significance_v1(memory.r[candidates], self._std[candidates])
         else:
             significance = significance_v101(memory.r[candidates], entropy[candidates])
-        ranked = sundew.normalised(self.config, significance, u)
+        config = sundew.with_pressure(self.config, self.pressure)
+        ranked = sundew.normalised(config, significance, u)
         # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.
-        fallback: sundew.Fallback = "random2" if self.rate * len(candidates) >= 2 else "none"
+        fallback: sundew.Fallback = "random2" if config.target_rate * len(candidates) >= 2 else "none"
         mask: np.ndarray = sundew.active_mask(state, ranked, u, fallback=fallback)
-        return mask, sundew.update(self.config, state, float(mask.mean()))
+        return mask, sundew.update(config, state, float(mask.mean()))
+
+
+def intensities(images: ImageSet) -> np.ndarray:
+    """Standard deviation of each image's intensity [N]."""
+    chunks = np.array_split(np.arange(len(images)), max(1, len(images) // 256))
+    return np.concatenate([intensity_std(images.read(chunk)) for chunk in chunks])

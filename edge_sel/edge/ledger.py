@@ -16,24 +16,25 @@ class Ledger:
         self._epoch = recorder.start_window("epoch")
         self._earlier_run, self._earlier_epoch = progress.run_spent, progress.epoch_spent
 
+    def spent_j(self) -> float | None:
+        """Gross joules of the run up to this moment, over all parts; None if they are not known."""
+        self._recorder.refresh()
+        return self._earlier_run.plus(self._recorder.peek(self._run)).total_j
+
     def note(self, progress: Progress) -> None:
         """Bring the joules in ``progress`` up to now, for a checkpoint."""
-        progress.run_spent = _plus(self._earlier_run, self._recorder.peek(self._run))
-        progress.epoch_spent = _plus(self._earlier_epoch, self._recorder.peek(self._epoch))
+        progress.run_spent = self._earlier_run.plus(self._recorder.peek(self._run))
+        progress.epoch_spent = self._earlier_epoch.plus(self._recorder.peek(self._epoch))
 
     def end_epoch(self) -> tuple[Spent, EnergyFigure]:
         """The epoch's joules over all parts, and its latest part's figure; the next epoch begins."""
         figure = self._recorder.lap(self._epoch, "epoch")
-        spent = _plus(self._earlier_epoch, figure)
+        spent = self._earlier_epoch.plus(figure)
         self._earlier_epoch = Spent()
         return spent, figure
 
     def end_run(self, progress: Progress) -> EnergyFigure:
         """Close the run; its joules over all parts are in ``progress.run_spent``."""
         figure = self._recorder.end_window(self._run)
-        progress.run_spent = _plus(self._earlier_run, figure)
+        progress.run_spent = self._earlier_run.plus(figure)
         return figure
-
-
-def _plus(earlier: Spent, figure: EnergyFigure) -> Spent:
-    return earlier.plus(figure.total_j, figure.net_j, figure.seconds, figure.source)

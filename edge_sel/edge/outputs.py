@@ -92,6 +92,11 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray], classes: Sequen
     write_durably(path, save(tensors, {"classes": json.dumps(list(classes))}))
 
 
+def import_onnx() -> None:
+    """Load what ``write_model`` will need, so that its end is not the place where that is paid."""
+    import onnx  # noqa: F401
+
+
 def write_model(path: Path, pack: Pack, weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
     """``model.onnx``: the pack's inference graph with these weights inside and the class names as metadata."""
     import onnx

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from edge_sel.power.figure import EnergyFigure
 from edge_sel.sel import hardness, sundew
 from edge_sel.sel.embarrassment import EmbarrassmentSums, init_sums
 from edge_sel.sel.hardness import HardnessState
@@ -40,16 +41,30 @@ class Spent:
     net_j: float | None = 0.0
     seconds: float = 0.0
     source: str | None = None
+    uncertainty_j: float | None = 0.0
+    phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """``total_j``, ``net_j`` and ``seconds`` of load, score, train, evaluate, checkpoint, idle and other."""
 
-    def plus(self, total_j: float | None, net_j: float | None, seconds: float, source: str) -> Spent:
+    def plus(self, figure: EnergyFigure) -> Spent:
         """With another stretch added; unknown plus anything is unknown."""
         order = (None, "measured", "modelled", "unavailable")
+        phases = dict(self.phases)
+        for name, part in figure.phases.items():
+            before = phases.get(name, {"total_j": 0.0, "net_j": 0.0, "seconds": 0.0})
+            more = {"total_j": part.total_j, "net_j": part.net_j, "seconds": part.seconds}
+            phases[name] = {key: _sum(before[key], more[key]) for key in more}
         return Spent(
-            total_j=None if self.total_j is None or total_j is None else self.total_j + total_j,
-            net_j=None if self.net_j is None or net_j is None else self.net_j + net_j,
-            seconds=self.seconds + seconds,
-            source=max(self.source, source, key=order.index),
+            total_j=_sum(self.total_j, figure.total_j),
+            net_j=_sum(self.net_j, figure.net_j),
+            seconds=self.seconds + figure.seconds,
+            source=max(self.source, figure.source, key=order.index),
+            uncertainty_j=_sum(self.uncertainty_j, figure.uncertainty_j),
+            phases=phases,
         )
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
 
 
 @dataclass
@@ -66,6 +81,7 @@ class Progress:
         weights: every weight as of the last finished rung.
         trainer: the engine's state inside a rung; empty between rungs.
         pool_loss: loss of every image at the start of the rung (orders the curriculum).
+        outlook: what the governor expects a step and the end to take.
         class_e: last known E_c of training; NaN before the first.
     """
 
@@ -87,11 +103,16 @@ class Progress:
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, Any]] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
+    outlook: dict[str, float | None] = field(default_factory=dict)
     epoch_spent: Spent = field(default_factory=Spent)
     run_spent: Spent = field(default_factory=Spent)
 
+    def latest_weights(self) -> Arrays:
+        """Every weight as of the moment that is saved here, inside a rung too."""
+        return {name: self.trainer.get(name, value) for name, value in self.weights.items()}
 
-_SCALARS = ("rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "before")
+
+_SCALARS = ("rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "before", "outlook")
 _ARRAYS = ("entropy", "queue", "pool_loss", "class_e")
 
 

@@ -34,6 +34,8 @@ def epoch_entry(
         "energy_source": spent.source,
         "meter": figure.meter,
         "power_w": spent.total_j / seconds if spent.total_j is not None and seconds > 0 else None,
+        "uncertainty_j": spent.uncertainty_j,
+        "phases": spent.phases,
         "temp_c": figure.temp_c,
         "time_s": seconds,
         "classes": {
@@ -68,7 +70,8 @@ def energy_block(progress: Progress, figure: EnergyFigure, recorder_cost: Mappin
         "net_j": spent.net_j,
         "source": spent.source,
         "meter": figure.meter,
-        "uncertainty_j": figure.uncertainty_j,
+        "uncertainty_j": spent.uncertainty_j,
+        "phases": spent.phases,
         "idle_w": figure.idle_w,
         "why": figure.why,
         "recorder": dict(recorder_cost),

@@ -7,6 +7,7 @@ continued from a checkpoint is the run that was never interrupted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_sel.edge.channels import choose_channels
 from edge_sel.edge.gate import Gate
 from edge_sel.edge.progress import Arrays, Progress, Tally
 from edge_sel.edge.rungs import Rung
+from edge_sel.edge.work import rung_work_left
 from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
 from edge_sel.pack.reader import Pack
 from edge_sel.sel import hardness
@@ -39,10 +41,13 @@ FLUSH_MIN = 8
 
 
 class Stopped(Exception):  # noqa: N818 (a decision, not an error)
-    """The session was told to stop; ``Progress`` is at a step boundary."""
+    """The session was told to stop; ``Progress`` is at a step boundary.
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    ``weights`` are those to judge and to write, None if there is no time for that.
+    """
+
+    def __init__(self, reason: str, weights: Arrays | None = None) -> None:
+        self.reason, self.weights = reason, weights
         super().__init__(reason)
 
 
@@ -55,10 +60,12 @@ class RungContext:
     images: ImageSet
     gate: Gate
     settings: Settings
-    at_boundary: Callable[[Progress, Callable[[], Arrays]], None]
-    """Called after every step and epoch with the state in hand; may raise ``Stopped``."""
-    end_epoch: Callable[[Progress, Mapping[str, Any], Callable[[], Arrays]], None]
-    """Called with the figures of a finished epoch and a function that gives the current weights."""
+    at_boundary: Callable[[RungRunner], None]
+    """Called after every step and epoch, when the state can be saved; may raise ``Stopped``."""
+    end_epoch: Callable[[RungRunner, Mapping[str, Any]], None]
+    """Called with the figures of a finished epoch."""
+    phase: Callable[[str], AbstractContextManager[None]]
+    """Tells the energy recorder what the joules are spent on."""
 
 
 class RungRunner:
@@ -69,10 +76,12 @@ class RungRunner:
         self.rung = rung
         self.p = progress
         self.info = context.pack.plan(rung.plan)
-        self.trainer: Trainer = context.engine.trainer(context.pack, rung.plan, progress.weights)
+        with context.phase("load"):
+            self.trainer: Trainer = context.engine.trainer(context.pack, rung.plan, progress.weights)
         if progress.trainer:
             self.trainer.load_state(progress.trainer)
         self.stages = scale_epochs(STAGES, rung.epochs)
+        self._scored = 0
 
     def run(self) -> None:
         """Finish the rung; afterwards ``progress.weights`` holds its result."""
@@ -84,12 +93,21 @@ class RungRunner:
                 self._score_all()
             while self.p.epoch < self.rung.epochs:
                 self._epoch()
-        self.p.weights = self._all_weights()
+        self.p.weights = self.weights()
         self.p.trainer = {}
         self.p.rung += 1
         self.p.epoch = self.p.stage = self.p.stage_epoch = self.p.cursor = self.p.step = 0
         self.p.queue = self.p.queue[:0]
         self.p.pool_loss = self.p.pool_loss[:0]
+
+    def weights(self) -> Arrays:
+        """Every weight of the model, as of now."""
+        return {**self.p.weights, **self.trainer.weights()}
+
+    def work_left(self) -> float:
+        """FLOPs to the end of the rung, as far as can be foreseen."""
+        rate = 1.0 if self.c.gate.open else self.c.gate.rate
+        return rung_work_left(self.c.pack, self.rung, self.p, len(self.c.images), rate, self._scored)
 
     # One epoch
 
@@ -105,7 +123,7 @@ class RungRunner:
             self.p.cursor = min(self.p.cursor + size, len(order))
             if len(self.p.queue) >= size:
                 self._train(size, self.p.cursor / len(order))
-            self.c.at_boundary(self.p, self.trainer.state)
+            self.c.at_boundary(self)
         if self.p.epoch + 1 == self.rung.epochs and len(self.p.queue) >= min(FLUSH_MIN, len(order)):
             self._train(len(self.p.queue), 1.0)
         self._finish_epoch(stage)
@@ -130,7 +148,8 @@ class RungRunner:
     def _train(self, size: int, through: float) -> None:
         indices, self.p.queue = self.p.queue[:size], self.p.queue[size:]
         batch = self._batch(indices, augment=True)
-        result = self.trainer.step(batch, self._hyper(through))
+        with self.c.phase("train"):
+            result = self.trainer.step(batch, self._hyper(through))
         self.p.step += 1
         self._remember(indices, result.losses, result.logits)
         tally = self.p.tally
@@ -178,8 +197,8 @@ class RungRunner:
         self.p.cursor = 0
         self.p.tally = Tally(last_loss=self.p.tally.last_loss)
         self.p.sums = init_sums(len(self.p.class_e))
-        self.c.end_epoch(self.p, figures, self._all_weights)
-        self.c.at_boundary(self.p, self.trainer.state)
+        self.c.end_epoch(self, figures)
+        self.c.at_boundary(self)
 
     def _work(self, tally: Tally) -> dict[str, Any]:
         """What the epoch did: rates, nominal FLOPs by the papers' formula, executed FLOPs from the graphs."""
@@ -205,15 +224,21 @@ class RungRunner:
     # Before the first epoch
 
     def _score_all(self) -> None:
-        """One forward pass over every image: orders the curriculum and fills the hardness memory."""
-        losses = []
-        for start in range(0, len(self.c.images), self.c.settings.batch_size):
-            indices = np.arange(start, min(start + self.c.settings.batch_size, len(self.c.images)))
+        """One forward pass over every image: orders the curriculum and fills the hardness memory.
+
+        ``Progress`` changes at the end only: whoever stops on the way begins the pass anew.
+        """
+        found = []
+        for indices in np.split(np.arange(n := len(self.c.images)), range(size := self.c.settings.batch_size, n, size)):
             batch = self._batch(indices, augment=False)
-            scores = self.trainer.score(batch.images, batch.labels)
+            with self.c.phase("score"):
+                found.append((indices, self.trainer.score(batch.images, batch.labels)))
+            self._scored += len(indices)
+            if self._scored < n:
+                self.c.at_boundary(self)
+        for indices, scores in found:
             self._remember(indices, scores.losses, scores.logits)
-            losses.append(scores.losses)
-        self.p.pool_loss = np.concatenate(losses)
+        self.p.pool_loss = np.concatenate([scores.losses for _, scores in found])
         self.p.tally.forwards += len(self.p.pool_loss)
         self.p.tally.last_loss = float(self.p.pool_loss.mean(dtype=np.float64))
 
@@ -226,13 +251,14 @@ class RungRunner:
             indices = order[self.p.step * size : (self.p.step + 1) * size]
             self.p.step += 1
             batch = self._batch(indices, augment=False)
-            result = self.trainer.step(batch, Hyper(0.0, bn_momentum=1 / self.p.step))
+            with self.c.phase("train"):
+                result = self.trainer.step(batch, Hyper(0.0, bn_momentum=1 / self.p.step))
             self.p.tally.candidates += len(indices)
             self.p.tally.passed += len(indices)
             self.p.tally.trained += len(indices)
             self.p.tally.correct += int((result.logits.argmax(1) == batch.labels).sum())
             self.p.tally.loss_sum += float(result.losses.sum(dtype=np.float64))
-            self.c.at_boundary(self.p, self.trainer.state)
+            self.c.at_boundary(self)
         tally, self.p.epoch = self.p.tally, 1
         self._close_epoch(
             {
@@ -249,14 +275,12 @@ class RungRunner:
 
     def _batch(self, indices: np.ndarray, *, augment: bool) -> Batch:
         model = self.c.pack.manifest.model
-        images = self.c.images.read(indices)
-        if augment and model.flip:
-            images = random_flip(images, self._rng(1 + self.p.step))
-        return Batch(
-            normalise(images, model.mean, model.std),
-            self.c.images.labels[indices],
-            np.ones(len(indices), np.float32),
-        )
+        with self.c.phase("load"):
+            images = self.c.images.read(indices)
+            if augment and model.flip:
+                images = random_flip(images, self._rng(1 + self.p.step))
+            pixels = normalise(images, model.mean, model.std)
+        return Batch(pixels, self.c.images.labels[indices], np.ones(len(indices), np.float32))
 
     def _remember(self, indices: np.ndarray, losses: np.ndarray, logits: np.ndarray) -> None:
         correct = logits.argmax(1) == self.c.images.labels[indices]
@@ -266,13 +290,11 @@ class RungRunner:
 
     def _choose_channels(self, order: np.ndarray) -> None:
         batches = [self._batch(c, augment=False) for c in np.array_split(order[: 2 * self.c.settings.batch_size], 2)]
-        weights = self._all_weights()
+        weights = self.weights()
         probe = self.c.pack.plan(self.info.name.split("-c")[0])
-        self.trainer.set_channels(choose_channels(self.c.engine, self.c.pack, self.info, probe, weights, batches))
+        with self.c.phase("train"):
+            self.trainer.set_channels(choose_channels(self.c.engine, self.c.pack, self.info, probe, weights, batches))
         self.p.tally.probe_flops += sum(len(batch.labels) for batch in batches) * probe.flops_train
-
-    def _all_weights(self) -> Arrays:
-        return {**self.p.weights, **self.trainer.weights()}
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.c.settings.seed, self.p.rung, self.p.epoch, stream])

@@ -22,6 +22,9 @@ class Ladder(Protocol):
     def next(self, history: Sequence[Mapping[str, Any]], visited: int) -> Rung | None:
         """The next rung after ``visited`` finished ones, or None when nothing more pays."""
 
+    def planned(self, visited: int) -> Sequence[Rung]:
+        """What is expected to follow the rung that comes after ``visited`` finished ones; for forecasts."""
+
 
 class FixedLadder:
     """The rungs that the user named, one after the other."""
@@ -32,6 +35,10 @@ class FixedLadder:
     def next(self, history: Sequence[Mapping[str, Any]], visited: int) -> Rung | None:
         """The next named rung."""
         return self.rungs[visited] if visited < len(self.rungs) else None
+
+    def planned(self, visited: int) -> Sequence[Rung]:
+        """The rungs named after that one."""
+        return self.rungs[visited + 1 :]
 
 
 def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:

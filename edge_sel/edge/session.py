@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_sel import __version__
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
-from edge_sel.data.transforms import intensity_std
 from edge_sel.edge import outputs, result
-from edge_sel.edge.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from edge_sel.edge.checkpoint import list_checkpoints, save_checkpoint
 from edge_sel.edge.evaluate import Evaluation, evaluate
-from edge_sel.edge.gate import Gate
+from edge_sel.edge.gate import Gate, intensities
+from edge_sel.edge.governing import make_sense
+from edge_sel.edge.governor import Governor
 from edge_sel.edge.head import extend_head
 from edge_sel.edge.ledger import Ledger
-from edge_sel.edge.progress import Arrays, Progress, from_tensors, start_progress, to_tensors
+from edge_sel.edge.limits import Limit
+from edge_sel.edge.progress import Arrays, Progress, start_progress, to_tensors
+from edge_sel.edge.resume import finished_run, identify, unfinished_run
 from edge_sel.edge.rung import RungContext, RungRunner, Stopped
 from edge_sel.edge.rungs import Ladder
+from edge_sel.edge.work import work_of
 from edge_sel.engines.base import Engine
-from edge_sel.errors import UsageError
 from edge_sel.pack.reader import Pack
+from edge_sel.power.battery import Supply
 from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.power.throttle import Throttle, new_throttling
 from edge_sel.settings import Resolved
 
 GUARD_CAP = 500
 """Most images in the guard set: beyond this an evaluation costs more than its precision is worth."""
 
-_MAY_CHANGE_ON_RESUME = {"checkpoint_every_s", "meter", "require_measured"}
+WRITES = 3
+"""How many times the writing of a checkpoint the writing of the results is expected to take."""
 
 
 @dataclass
@@ -56,6 +61,11 @@ class Session:
         clock: monotonic seconds, for checkpoint intervals and event times.
         wall_clock: Unix seconds, for the event of the first gradient step.
         source: what ``images`` are, for the report.
+        limits: what the governor holds the run to.
+        supply: charge and mains of the device.
+        sleep: waits, when the governor says so.
+        minute: of the local day.
+        throttling: what slows the device down, now and since it was started.
     """
 
     pack: Pack
@@ -71,6 +81,11 @@ class Session:
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     source: str = ""
+    limits: Sequence[Limit] = ()
+    supply: Callable[[], Supply] = lambda: Supply(None, None)
+    sleep: Callable[[float], None] = time.sleep
+    minute: Callable[[], int] = lambda: 0
+    throttling: Callable[[], list[Throttle]] = list
     _saved_s: float = field(default=0.0, init=False)
     _stepped: bool = field(default=False, init=False)
 
@@ -87,14 +102,18 @@ class Session:
             self.images.labels, settings.guard_fraction, np.random.default_rng(settings.seed), cap=GUARD_CAP
         )
         self._train, self._guard = (self.images.subset(part) for part in split)
-        self._gate = Gate(settings, _intensities(self._train))
-        self._identity = self._identify()
-        if resume and (self.out / "run.json").exists():
-            return self._finished()
-        progress = self._start(resume)
+        self._gate = Gate(settings, intensities(self._train))
+        self._identity = identify(self.resolved, self.pack.digest, self.images, self.test, self.engine.name)
+        if resume and (finished := finished_run(self.out, self._identity)) is not None:
+            return finished
+        progress = unfinished_run(self.out, self._identity, resume=resume) or start_progress(
+            self._original(), len(self._train), len(self.images.classes), self._gate.start()
+        )
         self._emit = outputs.EventLog(self.out / "events.jsonl", self.clock, self.listener)
         self._saved_s = self.clock()
+        self._throttled_before = self.throttling()
         self._ledger = Ledger(self.recorder, progress)
+        self._governor = self._make_governor(progress)
         if resume and not progress.before and list_checkpoints(self.out / "checkpoints"):
             self._emit("checkpoints_damaged")
         self._emit("resumed" if progress.before else "started", images=len(self._train), guard=len(self._guard))
@@ -102,16 +121,20 @@ class Session:
             self._climb(progress)
         except Stopped as stop:
             self._emit("stopped", reason=stop.reason)
-            return self._summary(progress, stop.reason, None, shipped=False)
-        return self._finish(progress)
+            if stop.weights is None:
+                return self._summary(progress, stop.reason, None, shipped=False)
+            summary = self._finish(progress, stop.weights, stop.reason)
+            self._save(progress)  # once more, for the joules that the end took
+            return summary
+        return self._finish(progress, progress.weights, "done")
 
     # The rungs
 
     def _climb(self, progress: Progress) -> None:
         if not progress.before:
-            progress.before = self._evaluate_both(progress.weights)
-            self._emit("evaluated", accuracy=result.accuracy_block(progress.before, None))
-            self._ledger.end_epoch()
+            self._look_first(progress)
+        if reason := self._governor.at_boundary(None):
+            raise Stopped(reason, progress.latest_weights())
         context = RungContext(
             pack=self.pack,
             engine=self.engine,
@@ -120,77 +143,84 @@ class Session:
             settings=self.resolved.settings,
             at_boundary=self._at_boundary,
             end_epoch=self._end_epoch,
+            phase=self.recorder.phase,
         )
         while (rung := self.ladder.next(progress.history, progress.rung)) is not None:
             self._emit("rung", plan=rung.plan, epochs=rung.epochs)
             RungRunner(context, rung, progress).run()
 
-    def _at_boundary(self, progress: Progress, trainer_state: Callable[[], Arrays]) -> None:
-        self.listener({"event": "step", "plan_epoch": progress.epoch, "cursor": progress.cursor, "step": progress.step})
+    def _look_first(self, progress: Progress) -> None:
+        """Where the model stands before anything is changed, and what looking and writing take."""
+        progress.before = self._evaluate_both(progress.weights)
+        self._emit("evaluated", accuracy=result.accuracy_block(progress.before, None))
+        spent, _ = self._ledger.end_epoch()
+        if not self.limits:
+            return
+        outputs.import_onnx()
+        began_s = self.clock()
+        self._save(progress)
+        guard, looks = len(self._guard), len(self._guard) + len(self.test or ())
+        # Once for the verdict, once for the epoch that may just be ending.
+        seconds = 1.1 * spent.seconds * (1 + guard / looks) + WRITES * (self.clock() - began_s)
+        watts = None if spent.total_j is None or spent.seconds <= 0 else spent.total_j / spent.seconds
+        self._governor.expect({"closing_s": seconds, "closing_j": None if watts is None else watts * seconds})
+
+    def _at_boundary(self, runner: RungRunner) -> None:
+        progress = runner.p
+        at = {"plan_epoch": progress.epoch, "cursor": progress.cursor, "step": progress.step}
+        self.listener({"event": "step", **at, "trained": progress.tally.trained})
         if not self._stepped and progress.tally.computed:
             self._stepped = True
             self._emit("first_step", unix_s=self.wall_clock())
-        reason = self.should_stop()
+        signal = self.should_stop()
+        limit = None
+        if self.limits and not signal:
+            limit = self._govern(runner)
+            signal = self.should_stop()  # it may have come during a pause
         now_s = self.clock()
-        if reason or now_s - self._saved_s >= self.resolved.settings.checkpoint_every_s:
-            progress.trainer = trainer_state()
+        if signal or limit or now_s - self._saved_s >= self.resolved.settings.checkpoint_every_s:
+            progress.trainer = runner.trainer.state()
             self._save(progress)
-            self._saved_s = now_s
-        if reason:
-            raise Stopped(reason)
+        if signal or limit:
+            raise Stopped(signal or limit or "", None if signal else runner.weights())
 
-    def _end_epoch(self, progress: Progress, figures: Mapping[str, Any], weights: Callable[[], Arrays]) -> None:
-        guard = self._evaluate(weights(), self._guard)
+    def _govern(self, runner: RungRunner) -> str | None:
+        """Wait as long as the limits want; the reason if one of them ends the run."""
+        rate = 1.0 if self._gate.open else self._gate.rate
+        planned = self.ladder.planned(runner.p.rung)
+        ahead = work_of(self.pack, planned, len(self._train), rate)
+        reason = self._governor.at_boundary(runner.work_left() + ahead)
+        self._gate.pressure = self._governor.pressure
+        return reason
+
+    def _make_governor(self, progress: Progress) -> Governor:
+        sense = make_sense(self.clock, self._ledger.spent_j, self.recorder.max_temperature_c, self.supply, self.minute)
+        governor = Governor(
+            self.limits,
+            sense,
+            sleep=self._wait,
+            emit=self._emit,
+            interrupted=lambda: self.should_stop() is not None,
+            idle=partial(self.recorder.phase, "idle"),
+        )
+        governor.expect(progress.outlook)
+        return governor
+
+    def _wait(self, seconds: float) -> None:
+        self.sleep(seconds)
+        self.listener({"event": "waiting"})
+
+    def _end_epoch(self, runner: RungRunner, figures: Mapping[str, Any]) -> None:
+        progress = runner.p
+        guard = self._evaluate(runner.weights(), self._guard)
         spent, figure = self._ledger.end_epoch()
         entry = result.epoch_entry(progress, figures, guard, spent, figure, self.images.classes)
         progress.history.append(outputs.finite(entry))
         outputs.write_history(self.out / "history.csv", progress.history, self.images.classes)
         self._emit("epoch", **{key: value for key, value in entry.items() if key != "classes"})
+        self._governor.skip()
 
     # Start and finish
-
-    def _identify(self) -> dict[str, Any]:
-        """What the run is a run of; each value survives JSON."""
-        values = {key: entry["value"] for key, entry in self.resolved.to_json().items()}
-        return {
-            "edge_sel": __version__,
-            "pack": self.pack.digest,
-            "images": self.images.fingerprint(),
-            "test images": None if self.test is None else self.test.fingerprint(),
-            "engine": self.engine.name,
-            **{key: value for key, value in values.items() if key not in {*_MAY_CHANGE_ON_RESUME, "engine"}},
-        }
-
-    def _finished(self) -> dict[str, Any]:
-        """The result of the run that ended here earlier, if it is this one."""
-        path = self.out / "run.json"
-        try:
-            finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            identity = finished["identity"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError("not the result of a run of edge-sel", where=path, fix="another --out") from error
-        self._require_same(identity, self.out)
-        return finished
-
-    def _require_same(self, identity: Mapping[str, Any], where: Path) -> None:
-        different = [key for key, value in self._identity.items() if identity.get(key) != value]
-        if different:
-            raise UsageError(
-                f"cannot resume, these are not what the run began with: {', '.join(different)}", where=where,
-                fix="give the same options and images, or another --out",
-            )  # fmt: skip
-
-    def _start(self, resume: bool) -> Progress:
-        folder = self.out / "checkpoints"
-        used = any((self.out / name).exists() for name in outputs.FILES) or list_checkpoints(folder)
-        if used and not resume:
-            raise UsageError("the folder holds a run already", where=self.out, fix="--resume, or another --out")
-        loaded = load_checkpoint(folder) if resume else None
-        if loaded is None:
-            return start_progress(self._original(), len(self._train), len(self.images.classes), self._gate.start())
-        tensors, scalars, identity, path = loaded
-        self._require_same(identity, path)
-        return from_tensors(tensors, scalars)
 
     def _original(self) -> Arrays:
         """The pack's weights, with room for the device's own classes."""
@@ -198,26 +228,31 @@ class Session:
 
     def _save(self, progress: Progress) -> None:
         self._ledger.note(progress)
-        tensors, scalars = to_tensors(progress)
-        path = save_checkpoint(self.out / "checkpoints", tensors, scalars, self._identity)
+        progress.outlook = self._governor.expected()
+        with self.recorder.phase("checkpoint"):
+            tensors, scalars = to_tensors(progress)
+            path = save_checkpoint(self.out / "checkpoints", tensors, scalars, self._identity)
         self._emit("checkpoint", file=path.name)
+        self._saved_s = self.clock()
+        self._governor.skip()
 
-    def _finish(self, progress: Progress) -> dict[str, Any]:
+    def _finish(self, progress: Progress, trained: Arrays, stopped: str) -> dict[str, Any]:
         """The guard's verdict, then the files; the original weights ship when training did not beat them."""
-        after = self._evaluate_both(progress.weights)
+        after = self._evaluate_both(trained)
         before_guard, after_guard = progress.before["guard"], after["guard"]
         better = (after_guard["accuracy"], -after_guard["loss"]) > (before_guard["accuracy"], -before_guard["loss"])
         shipped = better and math.isfinite(after_guard["loss"])
         self._emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
-        weights = progress.weights if shipped else self._original()
-        outputs.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
-        outputs.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
-        predict = self.engine.predictor(self.pack, weights)
-        outputs.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)
-        if "test" in after and progress.history:
+        weights = trained if shipped else self._original()
+        with self.recorder.phase("checkpoint"):
+            outputs.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
+            outputs.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
+            predict = self.engine.predictor(self.pack, weights)
+            outputs.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)
+        if "test" in after and progress.history and stopped == "done":
             progress.history[-1]["test_full"] = after["test"]["accuracy"]
             outputs.write_history(self.out / "history.csv", progress.history, self.images.classes)
-        summary = self._summary(progress, "done", after, shipped=shipped)
+        summary = self._summary(progress, stopped, after, shipped=shipped)
         outputs.write_json(self.out / "run.json", summary)
         self._emit("finished", shipped=shipped)
         return summary
@@ -246,13 +281,16 @@ class Session:
                 "skipped_images": [{"path": s.path, "reason": s.reason} for s in self.images.skipped],
                 "settings": self.resolved.to_json(),
                 "identity": self._identity,
+                "throttled": new_throttling(self._throttled_before, self.throttling()),
                 "stopped": stopped,
             }
         )
         return dict(content)
 
     def _evaluate(self, weights: Arrays, images: ImageSet) -> Evaluation:
-        return evaluate(self.engine.predictor(self.pack, weights), images, self.pack.manifest.model)
+        with self.recorder.phase("evaluate"):
+            predict = self.engine.predictor(self.pack, weights)
+            return evaluate(predict, images, self.pack.manifest.model, self._governor.breathe)
 
     def _evaluate_both(self, weights: Arrays) -> dict[str, Any]:
         """Guard and, if there are test images, test figures."""
@@ -260,8 +298,3 @@ class Session:
         if self.test is not None:
             figures["test"] = self._evaluate(weights, self.test).to_json(self.images.classes)
         return figures
-
-
-def _intensities(images: ImageSet) -> np.ndarray:
-    chunks = np.array_split(np.arange(len(images)), max(1, len(images) // 256))
-    return np.concatenate([intensity_std(images.read(chunk)) for chunk in chunks])

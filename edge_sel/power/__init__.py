@@ -7,19 +7,25 @@ read; add how to open it to ``find.OPENERS`` and its name to ``settings.METERS``
 from edge_sel.power.figure import EnergyFigure
 from edge_sel.power.find import find_meter
 from edge_sel.power.meter import Meter, MeterError, Probe, Reading, Source
+from edge_sel.power.phases import PhaseFigure
 from edge_sel.power.recorder import EnergyRecorder, RecorderCost, Window
 from edge_sel.power.temperature import hottest_c
+from edge_sel.power.throttle import Throttle, new_throttling, read_throttling
 
 __all__ = [
     "EnergyFigure",
     "EnergyRecorder",
     "Meter",
     "MeterError",
+    "PhaseFigure",
     "Probe",
     "Reading",
     "RecorderCost",
     "Source",
+    "Throttle",
     "Window",
     "find_meter",
     "hottest_c",
+    "new_throttling",
+    "read_throttling",
 ]

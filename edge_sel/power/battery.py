@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_sel.power.meter import MeterError, Reading, Source
 
@@ -76,9 +77,44 @@ class BatteryMeter:
         except MeterError:
             return None
 
+    def on_mains(self) -> bool | None:
+        """Whether a charger feeds the device; None if nothing tells."""
+        try:
+            online = [_number(charger / "online") for charger in self._chargers]
+            states = [_text(battery / "status") for battery in self._batteries]
+        except MeterError:
+            return None
+        if any(online) or "Charging" in states:
+            return True
+        return False if "Discharging" in states or 0 in online else None
+
     def close(self) -> None:
         """Reading is over; nothing else is held."""
         self._batteries, self._chargers = [], []
+
+
+class Supply(NamedTuple):
+    """How the device is fed."""
+
+    level: float | None
+    """Charge of its batteries, 0 to 1; None without one."""
+    on_mains: bool | None
+
+
+def read_supply(sysfs: Path) -> Supply:
+    """Charge and mains from sysfs, else from psutil (macOS, Windows); a device without a battery tells neither."""
+    try:
+        battery = BatteryMeter(sysfs)
+        return Supply(battery.level(), battery.on_mains())
+    except MeterError:
+        pass
+    try:
+        import psutil
+
+        told = psutil.sensors_battery() if sysfs == Path("/sys") else None
+    except Exception:  # psutil lacks it here
+        told = None
+    return Supply(None, None) if told is None else Supply(told.percent / 100, told.power_plugged)
 
 
 def _not_the_systems(why: str) -> MeterError:

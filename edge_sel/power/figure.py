@@ -5,10 +5,13 @@ Memory does not grow with time: the sums only go up, and a window is the differe
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import operator
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from edge_sel.power.meter import Reading, Source
+from edge_sel.power.phases import PhaseFigure, PhaseTally
 from edge_sel.units import format_duration
 
 RELATIVE_ERROR = {"measured": 0.05, "modelled": 0.4, "unavailable": 1.0}
@@ -56,7 +59,7 @@ class Tally(NamedTuple):
 
     def since(self, start: Tally) -> Tally:
         """What was added after ``start``."""
-        return Tally._make(now - then for now, then in zip(self, start, strict=True))
+        return Tally._make(map(operator.sub, self, start))
 
     @property
     def mean_power_w(self) -> float | None:
@@ -89,6 +92,8 @@ class EnergyFigure:
     """What was counted before the meter was lost: less than the whole."""
     why: str | None = None
     """Why the source is ``unavailable``."""
+    phases: Mapping[str, PhaseFigure] = field(default_factory=dict, hash=False)
+    """The window's parts by ``EnergyRecorder.phase``; ``other`` is the time in none."""
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for ``--json``."""
@@ -119,14 +124,17 @@ class MeterFacts(NamedTuple):
     lost: str | None
 
 
-def make_figure(spent: Tally, seconds: float, meter: MeterFacts, *, temp_c: float | None, label: str) -> EnergyFigure:
+def make_figure(
+    spent: Tally,
+    seconds: float,
+    meter: MeterFacts,
+    *,
+    temp_c: float | None,
+    label: str,
+    phases: Mapping[str, PhaseTally],
+) -> EnergyFigure:
     """The figure of a window in which this was spent."""
-    why = meter.lost
-    if why is None and spent.covered_s <= 0 < seconds:
-        why = "no two samples were close enough together"
-    never_moved = spent.energy_j <= 0 < seconds and meter.source == "measured"
-    if why is None and never_moved and (seconds >= meter.min_window_s or meter.run_power_w <= 0):
-        why = f"{meter.name} showed no energy at all for {format_duration(seconds)}"
+    why = _why_unavailable(spent, seconds, meter)
     figure = EnergyFigure(
         total_j=None,
         net_j=None,
@@ -141,18 +149,53 @@ def make_figure(spent: Tally, seconds: float, meter: MeterFacts, *, temp_c: floa
         label=label,
         method=meter.method,
         idle_w=meter.idle_w,
+        phases={name: PhaseFigure(None, None, part.seconds, part.cpu_s, None) for name, part in phases.items()},
     )
     if why is not None:
         return replace(figure, why=why, partial_j=spent.energy_j if spent.energy_j > 0 else None)
-    net_j = None if meter.idle_w is None else max(0.0, spent.energy_j - meter.idle_w * spent.idle_s)
     power_w = max(spent.mean_power_w or 0.0, meter.run_power_w)
-    edges_s = meter.min_window_s * (0.1 if seconds >= meter.min_window_s else 1.0)
-    doubt_j = power_w * (edges_s + max(0.0, seconds - spent.covered_s))
+    edges_j = power_w * meter.min_window_s * (0.1 if seconds >= meter.min_window_s else 1.0)
+    inside_j = spent.swing_j + power_w * max(0.0, seconds - spent.covered_s)
     return replace(
         figure,
         total_j=spent.energy_j,
-        net_j=spent.net_j if meter.own_net else net_j,
+        net_j=_net_j(spent.energy_j, spent.net_j, spent.idle_s, meter),
         source=meter.source,
         mean_power_w=spent.mean_power_w,
-        uncertainty_j=RELATIVE_ERROR[meter.source] * spent.energy_j + spent.swing_j + doubt_j,
+        uncertainty_j=RELATIVE_ERROR[meter.source] * spent.energy_j + edges_j + inside_j,
+        phases={
+            name: _phase_figure(part, meter, edges_j + inside_j * (part.seconds / seconds if seconds > 0 else 1.0))
+            for name, part in phases.items()
+        },
     )
+
+
+def _why_unavailable(spent: Tally, seconds: float, meter: MeterFacts) -> str | None:
+    if meter.lost is not None:
+        return meter.lost
+    if spent.covered_s <= 0 < seconds:
+        return "no two samples were close enough together"
+    never_moved = spent.energy_j <= 0 < seconds and meter.source == "measured"
+    if never_moved and (seconds >= meter.min_window_s or meter.run_power_w <= 0):
+        return f"{meter.name} showed no energy at all for {format_duration(seconds)}"
+    return None
+
+
+def _phase_figure(part: PhaseTally, meter: MeterFacts, doubt_j: float) -> PhaseFigure:
+    if part.covered_s <= 0 < part.seconds:  # all of it lay in gaps, and nothing is known of them
+        return PhaseFigure(None, None, part.seconds, part.cpu_s, None)
+    return PhaseFigure(
+        total_j=part.energy_j,
+        net_j=_net_j(part.energy_j, part.own_j, part.idle_s, meter),
+        seconds=part.seconds,
+        cpu_s=part.cpu_s,
+        uncertainty_j=RELATIVE_ERROR[meter.source] * part.energy_j
+        + RELATIVE_ERROR["modelled"] * part.shared_j
+        + doubt_j,
+    )
+
+
+def _net_j(energy_j: float, own_j: float, idle_s: float, meter: MeterFacts) -> float | None:
+    if meter.own_net:
+        return own_j
+    return None if meter.idle_w is None else max(0.0, energy_j - meter.idle_w * idle_s)

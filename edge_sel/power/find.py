@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -61,21 +61,22 @@ def find_meter(
     profile: Profile,
     wanted: str = "auto",
     *,
+    skip: Collection[str] = (),
     openers: Mapping[str, Opener] = OPENERS,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Meter | None, list[Probe]]:
     """The first meter of the profile that works, or the wanted one, and what became of each that was tried.
 
-    A meter asked for by name is not replaced by another one. The caller closes the meter, or hands it to an
-    ``EnergyRecorder``.
+    A meter asked for by name is not replaced by another one; ``skip`` names those that do not see what will run, such
+    as ``nvml`` for work on the processor. The caller closes the meter, or hands it to an ``EnergyRecorder``.
     """
     if wanted != "auto" and wanted not in openers:
         near = difflib.get_close_matches(wanted, ["auto", *openers], n=1, cutoff=0.0)[0]
         raise UsageError(f"no meter is called {wanted!r}: did you mean {near}?")
     found: Meter | None = None
     probes = []
-    for name in profile.meters if wanted == "auto" else (wanted,):
+    for name in [m for m in profile.meters if m not in skip] if wanted == "auto" else [wanted]:
         meter, probe = _try(name, partial(openers[name], profile), clock, sleep)
         probes.append(probe)
         if found is None:

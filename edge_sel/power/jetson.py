@@ -102,6 +102,7 @@ class JetsonMeter:
                 f"in a container, mount the host's /sys; on another device, {_MODELLED}",
             )
         self._used = self._total(channels, boards)
+        self._refuse_swapped()
         self.rails: tuple[str, ...] = tuple(rail.name for rail in self._used)
         """The names of what makes up the figure."""
         self.min_window_s = max(1.0, 10 * _refresh_s(self._used))  # ten samples of the recorder, ten of the chip
@@ -126,6 +127,16 @@ class JetsonMeter:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _refuse_swapped(self) -> None:
+        """A part cannot draw more than the module: a kernel of JetPack 4 gives the Nano's rails each other's names."""
+        if len(self._used) > 1:
+            return
+        total_w = self._used[0].watts()
+        for name, watts in self.readings():
+            if watts is not None and 0 < 1.2 * total_w < watts - OFFSET_MW / 1e3:
+                told = f"{name} tells {watts:.1f} W and the whole, {self._used[0].name}, {total_w:.1f} W"
+                raise MeterError(f"power rails seem to have each other's names: {told}", _MODELLED)
 
     def _total(self, channels: list[Rail], boards: list[Rail]) -> list[Rail]:
         times = Counter(rail.name for rail in channels)

@@ -33,6 +33,8 @@ _REMEDIES = {
     "NVMLError_FunctionNotFound": ("the driver is too old to report power", "update the NVIDIA driver"),
     "NVMLError_GpuIsLost": ("the GPU is lost", "see dmesg for an Xid error; reset the GPU or reboot"),
 }
+_REASONS = {0x04: "power cap", 0x20: "heat, by the driver", 0x40: "heat, by the hardware", 0x80: "power brake"}
+_HW_SLOWDOWN = 0x08  # the hardware halved the clocks or more; 0x40 or 0x80 tell why
 COUNTER_WAIT_S = 0.25
 _STEP_S = 0.02
 
@@ -95,6 +97,20 @@ class NvmlMeter:
                 continue
         return max(found, default=None)
 
+    def throttle_reasons(self) -> list[str]:
+        """Why the clocks are held down now: power cap, heat, power brake, slowdown.
+
+        Boards that do not tell give nothing, nor do clocks that are low because the GPU is idle or was set so.
+        """
+        found = []
+        for number, handle in self._handles.items() if self._open else ():
+            bits = self._clock_reasons(handle)
+            told = [reason for bit, reason in _REASONS.items() if bits & bit]
+            if bits & _HW_SLOWDOWN and not bits & 0xC0:
+                told.append("slowdown by the hardware")
+            found += [reason if len(self._handles) == 1 else f"GPU {number}: {reason}" for reason in told]
+        return found
+
     def close(self) -> None:
         """Let NVML go; reading is over."""
         if self._open:
@@ -114,6 +130,13 @@ class NvmlMeter:
         except MeterError:  # then its power must be readable, and read() will tell
             pass
         return False
+
+    def _clock_reasons(self, handle: Any) -> int:
+        """A set of bits. Older drivers and modules know only the second name."""
+        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+            with suppress(AttributeError, self._nvml.NVMLError):
+                return int(getattr(self._nvml, name)(handle))
+        return 0
 
     def _refuse_mig(self, number: int) -> None:
         try:

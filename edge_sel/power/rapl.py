@@ -14,18 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_sel.power.access import MOUNT, RAPL_FIX
 from edge_sel.power.meter import MeterError, Reading, Source
 
 MOST_W = 2000.0
 """No zone draws more: a counter that fell, and would need more than this to have wrapped, began anew."""
 
 _MODELLED = "use --meter psutil for a modelled figure"
-_ALLOW = (
-    "run `sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj` (on the host, if in a container), again after "
-    'each boot; for good, write SUBSYSTEM=="powercap", KERNEL=="intel-rapl:*", RUN+="/bin/chmod a+r /sys%p/energy_uj" '
-    "to /etc/udev/rules.d/99-rapl.rules"
-)
-_MASKED = "in a container, start it with --security-opt systempaths=unconfined; else " + _MODELLED
+_ALLOW = f"{RAPL_FIX} (on the host, if in a container)"
+_MASKED = f"in a container, start it with {MOUNT}; else {_MODELLED}"
 
 
 @dataclass

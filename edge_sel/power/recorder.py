@@ -6,13 +6,16 @@
         run = recorder.start_window("run")
         epoch = recorder.start_window("epoch 1")
         ...
+        with recorder.phase("train"):  # figure.phases["train"] will be its part of every window
+            ...
         figure = recorder.lap(epoch, "epoch 2")  # laps follow one another without a gap, so they add up
         ...
         total = recorder.end_window(run)
 
 Windows may overlap and nest. Their edges are read by the caller, so that they begin and end where the work
-does; in between a daemon thread reads. Nothing here raises into the run: a meter that fails makes the figures
-``unavailable`` from then on, and that is said once through ``on_event``.
+does; in between a daemon thread reads. Phases are what one thread of the run is doing; they alternate without a
+reading. Nothing here raises into the run: a meter that fails makes the figures ``unavailable`` from then on, and
+that is said once through ``on_event``.
 """
 
 from __future__ import annotations
@@ -24,16 +27,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from edge_sel.power.figure import EnergyFigure, Tally, make_figure
+from edge_sel.power.figure import EnergyFigure, make_figure
 from edge_sel.power.meter import Meter, Source
-from edge_sel.power.sampler import HANG_S, Sampler
-from edge_sel.power.temperature import hottest_c
+from edge_sel.power.phases import Phase, PhaseClock
+from edge_sel.power.sampler import HANG_S, Moment, Sampler
+from edge_sel.power.temperature import PERIOD_S, Thermometer, hotter, hottest_c
 from edge_sel.profiles import Profile
-
-TEMPERATURE_PERIOD_S = 1.0
-STALE_TEMPERATURE_S = 10.0
 
 
 def clock_through_sleep() -> float:
@@ -48,14 +50,16 @@ class Window:
     """An open stretch of the run, to be handed back to the recorder."""
 
     label: str
-    start_s: float
-    start: Tally
+    start: Moment
     temp_c: float | None
 
 
 @dataclass(frozen=True)
 class RecorderCost:
-    """What recording itself took; its joules are modelled from the profile."""
+    """What recording itself took; its joules are modelled from the profile.
+
+    The short-lived thread that reads the kernel's thermal zones once a second is not in it.
+    """
 
     cpu_s: float
     energy_j: float | None
@@ -74,9 +78,10 @@ class EnergyRecorder:
         clock: seconds; its jumps are what shows a suspended machine.
         period_s: between two samples of the background thread.
         profile: gives a modelled meter its idle power, and the recorder's own cost its joules.
-        background: False starts no thread; call ``sample_once`` instead.
+        background: False starts no threads; call ``sample_once`` instead.
         on_event: is given one dict when the meter is lost.
         temperature: the hottest sensor of the device besides the meter's own.
+        cpu_time: processor seconds of this process, which share joules out among phases.
 
     """
 
@@ -90,66 +95,90 @@ class EnergyRecorder:
         background: bool = True,
         on_event: Callable[[dict[str, Any]], None] | None = None,
         temperature: Callable[[], float | None] = hottest_c,
+        cpu_time: Callable[[], float] = time.process_time,
     ) -> None:
-        self._meter, self._clock, self._period_s, self._profile = meter, clock, period_s, profile
-        self._sampler = Sampler(meter, clock, max(5 * period_s, 1.0), on_event)
+        self._meter, self._period_s, self._profile = meter, period_s, profile
+        self._phases = PhaseClock(clock, cpu_time)
+        self._sampler = Sampler(meter, self._phases, max(5 * period_s, 1.0), on_event)
         if profile is not None and meter is not None and meter.source == "modelled":
             self._sampler.idle_w = profile.idle_w
         own = getattr(meter, "temperature_c", None)
-        self._thermometers = [temperature] if own is None else [temperature, own]
-        self._temp_c: float | None = None
-        self._temp_s = -math.inf
+        self._thermometer = Thermometer([temperature] if own is None else [temperature, own], clock)
         self._windows: list[Window] = []
-        self._edges_cpu_s = self._thread_cpu_s = 0.0
+        self._edges_cpu_s = 0.0
+        self._threads_cpu_s = {"energy": 0.0, "temperature": 0.0}
+        self._background = background
+        self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="energy", daemon=True) if background else None
 
     def __enter__(self) -> EnergyRecorder:
         self._edge()
-        if self._thread is not None:
-            self._thread.start()
+        if self._background:
+            # Two, as a thermometer can hang, and samples must go on.
+            sample = partial(self._repeat, "energy", self._sampler.read, lambda: self._period_s if self.works else 1.0)
+            feel = partial(self._repeat, "temperature", self._feel, lambda: PERIOD_S)
+            for name, work in (("energy", sample), ("temperature", feel)):
+                thread = threading.Thread(target=work, name=name, daemon=True)
+                with suppress(RuntimeError):  # no more threads can be had: the edges are still read
+                    thread.start()
+                    self._threads.append(thread)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=HANG_S)
-        self._sampler.close(hung=self._thread is not None and self._thread.is_alive())
+        deadline_s = time.monotonic() + HANG_S
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline_s - time.monotonic()))
+        self._sampler.close(hung=any(thread.is_alive() for thread in self._threads))
+
+    @property
+    def works(self) -> bool:
+        """Whether there is a meter and it still tells something."""
+        return self._sampler.lost is None
 
     @property
     def idle_w(self) -> float | None:
         """Watts taken off the gross, if known."""
         return self._sampler.idle_w
 
+    def phase(self, name: str) -> Phase:
+        """A context manager: the time inside it, and its joules, are this phase's in every window that is open.
+
+        Entering and leaving read two clocks, not the meter. An inner phase takes the place of the outer one, which
+        goes on after it. One thread only may use phases. Their sums are kept for good, so names should be few.
+        """
+        return Phase(self._phases, name)
+
     def start_window(self, label: str = "") -> Window:
         """Open a window here and now."""
-        now_s, tally = self._edge()
-        window = Window(label, now_s, tally, self._temp_c)
+        window = Window(label, self._edge(), self._thermometer.latest_c())
         self._windows.append(window)
         return window
 
     def end_window(self, window: Window | None = None) -> EnergyFigure:
         """The figure of the window, or of the one opened last, which is over now."""
         window = self._windows[-1] if window is None else window
-        now_s, tally = self._edge()
+        moment = self._edge()
         self._windows.remove(window)
-        return self._figure(window, now_s, tally)
+        return self._figure(window, moment)
 
     def lap(self, window: Window, label: str = "") -> EnergyFigure:
         """The figure of the window so far, which begins anew at the same reading under a new label."""
-        now_s, tally = self._edge()
-        figure = self._figure(window, now_s, tally)
-        window.label, window.start_s, window.start, window.temp_c = label, now_s, tally, self._temp_c
+        moment = self._edge()
+        figure = self._figure(window, moment)
+        window.label, window.start, window.temp_c = label, moment, self._thermometer.latest_c()
         return figure
+
+    def refresh(self) -> None:
+        """Take a sample now, so that ``peek`` is up to date."""
+        self._edge()
 
     def peek(self, window: Window) -> EnergyFigure:
         """The figure of the window up to the latest sample; reads nothing, so it is cheap in a loop."""
-        last = self._sampler.last
-        now_s = self._clock() if last is None or self._sampler.lost else last.time_s
-        return self._figure(window, now_s, self._sampler.tally)
+        return self._figure(window, self._sampler.latest())
 
     def sample_once(self) -> None:
-        """Do by hand what the background thread does all the time."""
+        """Do by hand what the background threads do all the time."""
         self._edge()
         self._feel()
 
@@ -164,57 +193,51 @@ class EnergyRecorder:
         window = self.start_window("idle")
         for _ in range(steps := max(1, math.ceil(seconds / self._period_s))):
             sleep(seconds / steps)
-            if self._thread is None:
+            if not self._threads:
                 self.sample_once()
         self._sampler.idle_w = self.end_window(window).mean_power_w
         return self.idle_w
 
     def max_temperature_c(self) -> float | None:
         """The hottest sensor, at most a second or so old; None if there is none or it no longer answers."""
-        if self._thread is None:
+        if self._threads:
+            self._thermometer.await_first()
+        else:
             self._feel()
-        return self._temp_c if self._clock() - self._temp_s < STALE_TEMPERATURE_S else None
+        return self._thermometer.latest_c()
 
     def cost(self) -> RecorderCost:
         """What recording took so far, of the processor and in modelled joules."""
-        cpu_s = self._edges_cpu_s + self._thread_cpu_s
+        cpu_s = self._edges_cpu_s + sum(self._threads_cpu_s.values())
         if self._profile is None:
             return RecorderCost(cpu_s, None, "unavailable")
         per_core_w = (self._profile.max_w - self._profile.idle_w) / (os.cpu_count() or 1)
         return RecorderCost(cpu_s, cpu_s * per_core_w, "modelled")
 
-    def _run(self) -> None:
+    def _repeat(self, name: str, work: Callable[[], object], period_s: Callable[[], float]) -> None:
         with suppress(Exception):  # at the very end of the interpreter anything may be gone
-            self._feel()
-            while not self._stop.wait(TEMPERATURE_PERIOD_S if self._sampler.lost else self._period_s):
-                self._sampler.read()
-                self._feel()
-                self._thread_cpu_s = time.thread_time()
+            while not self._stop.is_set():
+                work()
+                self._threads_cpu_s[name] = time.thread_time()
+                self._stop.wait(period_s())
 
-    def _edge(self) -> tuple[float, Tally]:
+    def _edge(self) -> Moment:
         began_s = time.thread_time()
-        edge = self._sampler.read()
+        moment = self._sampler.read()
         self._edges_cpu_s += time.thread_time() - began_s
-        return edge
+        return moment
 
     def _feel(self) -> None:
-        """Read the temperatures, at most once a second."""
-        now_s = self._clock()
-        if now_s - self._temp_s < TEMPERATURE_PERIOD_S:
-            return
-        found: list[float | None] = []
-        for thermometer in self._thermometers:
-            with suppress(Exception):
-                found.append(thermometer())
-        self._temp_c, self._temp_s = _hotter(*found), now_s
+        temp_c = self._thermometer.ask()
         for window in list(self._windows):
-            window.temp_c = _hotter(window.temp_c, self._temp_c)
+            window.temp_c = hotter(window.temp_c, temp_c)
 
-    def _figure(self, window: Window, now_s: float, tally: Tally) -> EnergyFigure:
-        spent, seconds = tally.since(window.start), max(0.0, now_s - window.start_s)
-        facts = self._sampler.facts(tally)
-        return make_figure(spent, seconds, facts, temp_c=window.temp_c, label=window.label)
-
-
-def _hotter(*degrees: float | None) -> float | None:
-    return max((c for c in degrees if c is not None), default=None)
+    def _figure(self, window: Window, moment: Moment) -> EnergyFigure:
+        return make_figure(
+            moment.tally.since(window.start.tally),
+            max(0.0, moment.time_s - window.start.time_s),
+            self._sampler.facts(moment),
+            temp_c=window.temp_c,
+            label=window.label,
+            phases=moment.phases_since(window.start),
+        )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-COLDEST_C = -40.0
-HOTTEST_C = 150.0
+from edge_sel.power.zones import COLDEST_C, HOTTEST_C
+
+PERIOD_S = 1.0
+STALE_S = 10.0
 
 
 def hottest_c(sensors: Callable[[], dict[str, list[Any]]] | None = None) -> float | None:
@@ -25,3 +30,45 @@ def hottest_c(sensors: Callable[[], dict[str, list[Any]]] | None = None) -> floa
         return None
     sane = [c for name, c in every if "pmic" not in name and c is not None and COLDEST_C < c < HOTTEST_C]
     return float(max(sane)) if sane else None
+
+
+def hotter(*degrees: float | None) -> float | None:
+    """The highest that is known."""
+    return max((c for c in degrees if c is not None), default=None)
+
+
+class Thermometer:
+    """The hottest of several, asked at most once a second.
+
+    Args:
+        parts: each tells degrees Celsius, or None; one that raises tells nothing.
+        clock: seconds.
+
+    """
+
+    def __init__(self, parts: Sequence[Callable[[], float | None]], clock: Callable[[], float]) -> None:
+        self._parts, self._clock = parts, clock
+        self._temp_c: float | None = None
+        self._asked_s = -math.inf
+        self._begun = threading.Event()
+
+    def ask(self) -> float | None:
+        """The temperature now, or of less than a second ago. This may hang where a sensor does."""
+        now_s = self._clock()
+        if now_s - self._asked_s >= PERIOD_S:
+            found: list[float | None] = []
+            for part in self._parts:
+                with suppress(Exception):
+                    found.append(part())
+            self._temp_c, self._asked_s = hotter(*found), now_s
+            self._begun.set()
+        return self._temp_c
+
+    def await_first(self) -> None:
+        """Give another thread a second, once, to ask for the first time."""
+        if not self._begun.wait(PERIOD_S):
+            self._begun.set()
+
+    def latest_c(self) -> float | None:
+        """What was told last; None if there is no sensor, or it no longer answers."""
+        return self._temp_c if self._clock() - self._asked_s < STALE_S else None

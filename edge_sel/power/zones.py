@@ -1,8 +1,8 @@
 """The thermal zones of the kernel: ``class/thermal/thermal_zone*/{type,temp}``, thousandths of a degree Celsius.
 
 A zone of a part that is switched off may answer with an error, with -256 degrees, or not at all: on Jetson boards
-the read can hang (node_exporter#3071). So each zone is read in a thread of its own that nobody waits for longer
-than a fraction of a second.
+the read can hang (node_exporter#3071). So files of sysfs are read in threads that nobody waits for longer than a
+fraction of a second.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-from edge_sel.power.temperature import COLDEST_C, HOTTEST_C
+from typing import Any, NamedTuple
 
 TIMEOUT_S = 0.2
 STRIKES = 3
-"""A zone that was too slow this often in a row is never asked again; nor is one while it still hangs."""
+"""A read that was too slow this often in a row is never tried again; nor is one while it still hangs."""
+
+COLDEST_C = -40.0
+HOTTEST_C = 150.0
+"""Beyond these a sensor is broken."""
 
 _NOT_THE_CHIP = {"pmic-die": "always tells 100 °C", "thermal-fan-est": "a sum of others, for the fan"}
 
@@ -56,78 +59,129 @@ class ZoneReader:
     """
 
     def __init__(self, sysfs: Path, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
-        found = (sysfs / "class" / "thermal").glob("thermal_zone*")
-        self._folders = sorted(found, key=lambda folder: (len(folder.name), folder.name))
-        self._slow: dict[Path, _Worker] = {}
-        self._strikes: dict[Path, int] = {}
+        self._folders = in_order((sysfs / "class" / "thermal").glob("thermal_zone*"))
+        self._names: dict[Path, str] = {}
+        self._patience = Patience(timeout_s)
         self.skipped: list[tuple[str, str]] = []
-        """Of the latest ``read``: the zones that do not count for the hottest, and why; those that hung before lead."""
+        """Of the latest ``read``: the zones that do not count for the hottest, and why."""
 
     def read(self) -> list[Zone]:
         """The zones that have a temperature now, in the kernel's order."""
+        told, failed = self._patience.run({folder.name: self._reader(folder) for folder in self._folders})
         zones: list[Zone] = []
-        skipped: list[tuple[str, str]] = []
-        workers: list[tuple[Path, _Worker]] = []
+        self.skipped = []
         for folder in self._folders:
-            slow = self._slow.get(folder)
-            if slow is not None and (slow.is_alive() or self._strikes.get(folder, 0) >= STRIKES):
-                skipped.append((slow.name, "its reading hangs" if slow.is_alive() else "too slow"))
-            else:
-                workers.append((folder, _Worker(folder)))
-                workers[-1][1].begin()
-        deadline_s = time.monotonic() + self._timeout_s
-        for folder, worker in workers:
-            if worker.done.wait(max(0.0, deadline_s - time.monotonic())):
-                self._strikes.pop(folder, None)
-                why = worker.why or _NOT_THE_CHIP.get(worker.name.lower())
-                if worker.temp_c is not None:
-                    zones.append(Zone(worker.name, worker.temp_c))
-            else:
-                why = "its reading hangs"
-                self._slow[folder] = worker
-                self._strikes[folder] = self._strikes.get(folder, 0) + 1
+            name, temp_c = self._names.get(folder, folder.name), told.get(folder.name)
+            why = failed.get(folder.name)
+            if temp_c is not None:
+                if COLDEST_C < temp_c < HOTTEST_C:
+                    zones.append(Zone(name, temp_c))
+                    why = _NOT_THE_CHIP.get(name.lower())
+                else:
+                    why = f"tells {temp_c:g} °C"
             if why is not None:
-                skipped.append((worker.name, why))
-        self.skipped = skipped
+                self.skipped.append((name, why))
         return zones
 
     def hottest_c(self) -> float | None:
         """Degrees Celsius of the hottest zone now, the power chip and the fan's estimate aside; None without one."""
         return max((zone.temp_c for zone in self.read() if zone.name.lower() not in _NOT_THE_CHIP), default=None)
 
+    def _reader(self, folder: Path) -> Callable[[], float]:
+        def read() -> float:
+            if folder not in self._names:  # which never changes
+                self._names[folder] = read_sysfs(folder / "type") or folder.name
+            return whole_number(read_sysfs(folder / "temp")) / 1000
 
-class _Worker(threading.Thread):
-    """Reads one zone once."""
+        return read
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(name=folder.name, daemon=True)
-        self.folder = folder
-        self.temp_c: float | None = None
-        self.why: str | None = None
+
+def in_order(numbered: Iterable[Path]) -> list[Path]:
+    """``zone2`` before ``zone10``."""
+    return sorted(numbered, key=lambda path: (len(path.name), path.name))
+
+
+def whole_number(text: str, base: int = 10) -> int:
+    """The number; ValueError that says what is there instead."""
+    try:
+        return int(text, base)
+    except ValueError:
+        raise ValueError(f"tells {text[:20]!r}") from None
+
+
+class Patience:
+    """Runs jobs of which any may hang, again and again, and waits no longer than the timeout for all of them.
+
+    They share one thread. If one hangs, those behind it get a thread each, and from then on it is left out.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._slow: dict[str, _Helper] = {}
+        self._strikes: dict[str, int] = {}
+
+    def run(self, jobs: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the jobs gave, and why the others gave nothing."""
+        told: dict[str, Any] = {}
+        failed = {name: why for name in jobs if (why := self._too_slow(name))}
+        waiting = {name: job for name, job in jobs.items() if name not in failed}
+        deadline_s = time.monotonic() + self._timeout_s
+        helpers = [_Helper(waiting)]
+        if not helpers[0].done.wait(self._timeout_s / 2):
+            helpers[0].alone = True
+            behind = [name for name in waiting if name not in helpers[0].seen]
+            helpers += [_Helper({name: waiting[name]}) for name in behind]
+        for helper in helpers:
+            helper.done.wait(max(0.0, deadline_s - time.monotonic()))
+            told |= helper.told.copy()
+            failed |= helper.failed.copy()
+        for name in waiting:
+            if name in told or name in failed:
+                self._strikes.pop(name, None)
+                continue
+            failed[name] = "its reading hangs"
+            self._slow[name] = next(helper for helper in reversed(helpers) if name in helper.jobs)
+            self._strikes[name] = self._strikes.get(name, 0) + 1
+        return told, failed
+
+    def _too_slow(self, name: str) -> str | None:
+        if name in self._slow and self._slow[name].is_alive():
+            return "its reading hangs"
+        return "too slow" if self._strikes.get(name, 0) >= STRIKES else None
+
+
+class _Helper(threading.Thread):
+    """Does jobs in turn; from the moment it is left alone, only the one it is in."""
+
+    def __init__(self, jobs: Mapping[str, Callable[[], Any]]) -> None:
+        super().__init__(daemon=True)
+        self.jobs = jobs
+        self.seen: set[str] = set()
+        self.told: dict[str, Any] = {}
+        self.failed: dict[str, str] = {}
+        self.alone = False
         self.done = threading.Event()
+        try:
+            if jobs:
+                self.start()
+            else:
+                self.done.set()
+        except RuntimeError as error:  # no more threads can be had
+            self.failed = dict.fromkeys(jobs, f"cannot be read: {error}")
+            self.done.set()
 
     def run(self) -> None:
-        try:
-            self.name = read_sysfs(self.folder / "type") or self.folder.name
-            text = read_sysfs(self.folder / "temp")
-            temp_c = int(text) / 1000
-            if COLDEST_C < temp_c < HOTTEST_C:
-                self.temp_c = temp_c
-            else:
-                self.why = f"tells {temp_c:g} °C"
-        except ValueError:
-            self.why = f"tells {text[:20]!r}"
-        except OSError as error:  # switched off, or gone
-            self.why = f"cannot be read: {error.strerror or error}"
-        except Exception as error:  # a thread that nobody waits for has nowhere to raise
-            self.why = f"cannot be read: {error}"
+        for name, job in self.jobs.items():
+            if self.alone:
+                break
+            self.seen.add(name)
+            self.name = name
+            try:
+                self.told[name] = job()
+            except ValueError as error:
+                self.failed[name] = str(error)
+            except OSError as error:  # switched off, or gone
+                self.failed[name] = f"cannot be read: {error.strerror or error}"
+            except Exception as error:  # a thread that nobody waits for has nowhere to raise
+                self.failed[name] = f"cannot be read: {error}"
         self.done.set()
-
-    def begin(self) -> None:
-        """Start; without a thread there is an answer too."""
-        try:
-            self.start()
-        except RuntimeError as error:  # no more threads can be had
-            self.why = f"cannot be read: {error}"
-            self.done.set()

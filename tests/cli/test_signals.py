@@ -75,7 +75,7 @@ def test_stop_and_resume(number, arguments, uninterrupted, here):
 
 
 def test_power_cut(arguments, uninterrupted, here):
-    with running(*arguments, "--out", "run", "--checkpoint-every-s", 0.05, cwd=here) as process:
+    with running(*arguments, "--out", "run", "--checkpoint-every", "0.05s", cwd=here) as process:
         wait_for(lambda: learning(here) and list_checkpoints(here / "run" / "checkpoints"), process)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=PATIENCE_S)

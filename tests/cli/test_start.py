@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 from tests.cli.shell import environment, run
@@ -91,4 +92,4 @@ def test_help_names_every_command_and_setting(edge_sel):
     assert all(name in shown for name in COMMANDS)
     shown = edge_sel("finetune", "--help").out
     for name in rules(Settings):
-        assert f"--{name.replace('_', '-')} " in shown
+        assert f"--{re.sub('_[jwcs]$', '', name).replace('_', '-')} " in shown

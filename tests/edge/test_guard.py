@@ -71,9 +71,9 @@ def test_verdicts(before, after, ships, tmp_path, monkeypatch):
     """Better accuracy ships; at the same accuracy a lower loss does; numbers that are none never do."""
     real, told = session_module.evaluate, iter([before])
 
-    def evaluate(predict, images, model) -> Evaluation:
+    def evaluate(*given) -> Evaluation:
         accuracy, loss = next(told, after)
-        return replace(real(predict, images, model), accuracy=accuracy, loss=loss)
+        return replace(real(*given), accuracy=accuracy, loss=loss)
 
     monkeypatch.setattr(session_module, "evaluate", evaluate)
     assert session(tmp_path, plan="bn").run()["shipped"] is ships

@@ -104,7 +104,7 @@ def test_joules_and_seconds_of_all_parts_add_up(tmp_path):
     whole = start(case, tmp_path / "parts").run(resume=True)
     assert whole["time_s"] > part["time_s"] > 0
     # The clock of these tests counts looks at it: as many in the parts as in one go, and a few at each seam.
-    assert one["time_s"] <= whole["time_s"] <= one["time_s"] + 3 * 10
+    assert one["time_s"] <= whole["time_s"] <= one["time_s"] + 3 * 20
     assert sum(epoch["time_s"] for epoch in whole["epochs"]) <= whole["time_s"]
 
 

@@ -1,10 +1,19 @@
-"""What a session says it did is what the engine was asked to do, and gated samples leave the batch."""
+"""What a session says it did is what the engine was asked to do, and gated samples leave the batch.
+
+And what it expects to do is what it then does: the governor's forecasts are made of that.
+"""
+
+from itertools import pairwise
 
 import pytest
 
+from edge_sel.edge.governor import Governor
+from edge_sel.edge.limits import GO, Deadline, Limit
+from edge_sel.edge.rungs import Rung
+from edge_sel.edge.work import rung_work, work_of
 from edge_sel.sel.flops import nominal_flops
 from tests.edge.recording import Recording
-from tests.edge.runs import Tape, digits, of_counts, pack, session
+from tests.edge.runs import StopAt, Tape, World, digits, governed, of_counts, pack, session
 
 PLANS = ["head", "affine", "last", "last-c25", "first", "full"]
 
@@ -200,3 +209,98 @@ def test_any_batch_size(size, tmp_path):
     )
     assert result["stopped"] == "done"
     assert sum(engine.sizes("step", "last-c25")) == 2 * result["images"]["train"]
+
+
+# What is still to be done
+
+
+def test_the_work_of_a_rung():
+    """A forward pass over every image, then the epochs at the gate's rate; statistics are one pass."""
+    bn, head = pack().plan("bn"), pack().plan("head")
+    assert rung_work(pack(), Rung("bn", 1), 100, 0.5) == 100 * bn.flops_train
+    work = rung_work(pack(), Rung("head", 3), 100, 0.5)
+    assert work == pytest.approx(100 * head.flops_forward + 3 * 50 * head.flops_train)
+    both = work_of(pack(), [Rung("bn", 1), Rung("head", 3)], 100, 0.5)
+    assert both == pytest.approx(work + 100 * bn.flops_train) and work_of(pack(), [], 100, 0.5) == 0
+
+
+@pytest.fixture
+def work_left(monkeypatch):
+    """What the governor is told at each boundary but the first, before which there is no plan."""
+    told = []
+    monkeypatch.setattr(Governor, "at_boundary", lambda self, left: told.append(left))
+    yield told
+    assert told[0] is None and None not in told[1:]
+
+
+@pytest.mark.parametrize("plans", ["bn", "head", "bn,affine", "head,bn,last"])
+def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, tmp_path):
+    """With every image trained on, what was foreseen is what the graphs executed; 100 images are six batches and 4."""
+    result = governed(tmp_path, World(), Deadline(1e9), plan=plans, gate="off", curriculum="off", epochs=3)
+    left = work_left[1:]
+    assert left == sorted(left, reverse=True) and left[-1] == 0
+    rungs = [Rung(name, 1 if name == "bn" else 3) for name in plans.split(",")]
+    first_step = left[0] - left[1]
+    whole = work_of(pack(), rungs, 100, 1.0)
+    executed = sum(epoch["executed_flops_t"] for epoch in result["epochs"]) * 1e12
+    assert left[0] + first_step == pytest.approx(whole)
+    assert executed == pytest.approx(whole, rel=0.05)
+
+
+def test_the_gate_makes_the_work_less(work_left, tmp_path):
+    governed(tmp_path / "all", World(), Deadline(1e9), plan="head", gate="off", curriculum="off")
+    everything = work_left[1]
+    del work_left[:]
+    governed(tmp_path / "half", World(), Deadline(1e9), plan="head", gate="sundew", target_rate=0.5, curriculum="off")
+    info = pack().plan("head")
+    assert everything - work_left[1] == pytest.approx(0.5 * 2 * 100 * info.flops_train)
+
+
+def test_scoring_counts_image_by_image(work_left, tmp_path):
+    governed(tmp_path, World(), Deadline(1e9), plan="head", gate="off", curriculum="off", epochs=1)
+    done = [before - after for before, after in pairwise(work_left[1:7])]
+    assert done == pytest.approx([16 * pack().plan("head").flops_forward] * 5)
+
+
+@pytest.mark.parametrize(("boundary", "again"), [(2, 2), (8, 4), (15, 15), (30, 30)])
+def test_a_resumed_run_expects_what_is_left(boundary, again, work_left, tmp_path):
+    """In the statistics, in the scoring that begins anew, in the first and in the last epoch."""
+    given = {"plan": "bn,head", "gate": "off", "curriculum": "off", "epochs": 3}
+    governed(tmp_path / "one", World(), Deadline(1e9), **given)
+    whole = work_left[1:]
+    asked = 2 * boundary - 1  # it is asked once more after each wait
+    governed(tmp_path / "two", World(), Deadline(1e9), should_stop=StopAt(asked), **given)
+    del work_left[:]
+    governed(tmp_path / "two", World(), Deadline(1e9), resume=True, **given)
+    assert work_left[1:] == pytest.approx(whole[again:])
+
+
+class Watching(Limit):
+    """Asks for nothing; keeps when it was asked and what was expected."""
+
+    name = "watching"
+
+    def __init__(self):
+        self.seen = []
+
+    def check(self, senses, outlook, *, paused, ending):
+        self.seen.append((senses.now_s, outlook))
+        return GO
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"plan": "head", "gate": "off", "curriculum": "off", "epochs": 10},
+        {"plan": "head", "gate": "sundew", "curriculum": "off", "epochs": 20},
+    ],
+    ids=["open", "gated"],
+)
+def test_the_forecast_comes_true(given, tmp_path):
+    world, limit = World(), Watching()
+    governed(tmp_path, world, limit, images=digits(300), **given)
+    for share in (0.4, 0.6, 0.8):
+        now_s, outlook = next(look for look in limit.seen if look[0] >= share * world.now_s)
+        left_s = world.now_s - now_s
+        assert outlook.ahead_s + outlook.closing_s == pytest.approx(left_s, rel=0.3), share
+        assert outlook.ahead_j == pytest.approx(10.0 * outlook.ahead_s, rel=0.01)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 
 from edge_sel.power import EnergyRecorder, MeterError, Reading, Source
+
+SOON_S = 30.0
 
 
 class Clock:
@@ -64,6 +70,33 @@ def by_hand(meter: Any, clock: Clock, **given: Any) -> EnergyRecorder:
     return EnergyRecorder(meter, clock, background=False, **{"temperature": lambda: None, **given})
 
 
+@contextmanager
+def hanging(temp: Path) -> Iterator[None]:
+    """The file hangs whoever opens it, until the block ends."""
+    temp.unlink()
+    os.mkfifo(temp)
+    before = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        stuck = [thread for thread in threading.enumerate() if thread not in before]
+        assert all(thread.daemon for thread in stuck)
+        for thread in stuck:
+            release(temp, thread)
+        temp.unlink()
+
+
+def release(temp: Path, thread: threading.Thread) -> None:
+    """Write into the pipe until the thread that reads it has gone."""
+    pipe = os.open(temp, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(pipe, b"44000\n")
+        thread.join(SOON_S)
+    finally:
+        os.close(pipe)
+    assert not thread.is_alive()
+
+
 class FakeGpu(SimpleNamespace):
     """One board: an exception in place of a value is raised."""
 
@@ -71,6 +104,8 @@ class FakeGpu(SimpleNamespace):
     power_mw: Any = 50_000
     temperature: Any = 60
     mig: Any = pynvml.NVMLError_NotSupported()
+    reasons: Any = 0
+    old_reasons: Any = pynvml.NVMLError_FunctionNotFound()
 
 
 class FakeNvml:
@@ -118,6 +153,12 @@ class FakeNvml:
     def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int) -> int:
         assert sensor == self.NVML_TEMPERATURE_GPU
         return told(handle.temperature)
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: FakeGpu) -> int:
+        return told(handle.reasons)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: FakeGpu) -> int:
+        return told(handle.old_reasons)
 
 
 def told(value: Any) -> int:

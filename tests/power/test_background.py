@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +16,8 @@ from power_fakes import Clock, FakeMeter, by_hand
 from edge_sel.power import EnergyRecorder, Reading, hottest_c
 from edge_sel.power import sampler as sampler_module
 from edge_sel.power.psutil_model import PsutilModel
+from edge_sel.power.recorder import clock_through_sleep
+from edge_sel.power.temperature import Thermometer
 from edge_sel.profiles import Profile
 
 PROFILE = Profile("p", idle_w=3.0, max_w=14.0)
@@ -92,12 +96,43 @@ def test_a_meter_that_hangs_does_not_hang_the_run(monkeypatch: pytest.MonkeyPatc
     with EnergyRecorder(meter, period_s=0.005, on_event=events.append) as recorder:
         window = recorder.start_window()
         assert hanging.wait(5.0)
+        recorder.lap(window)
+        assert not recorder.works
+        monkeypatch.setattr(sampler_module, "HANG_S", 10.0)
+        began = time.perf_counter()
+        with recorder.phase("train"):
+            recorder.refresh()
         figure = recorder.end_window(window)
+        assert time.perf_counter() - began < 5.0, "once is enough to wait for it"
     assert figure.source == "unavailable"
     assert figure.why == "it does not answer any more"
+    assert sum(part.seconds for part in figure.phases.values()) == pytest.approx(figure.seconds)
+    assert {part.total_j for part in figure.phases.values()} == {None}
     assert meter.closed == 0, "it is not closed under the thread that is inside it"
     assert len(events) == 1
     release.set()
+
+
+def test_an_answer_after_the_meter_was_given_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "HANG_S", 0.05)
+    release, hanging = threading.Event(), threading.Event()
+
+    class Late(FakeMeter):
+        def read(self, now_s: float) -> Reading:
+            if threading.current_thread().name == "energy":
+                hanging.set()
+                release.wait(10.0)
+            return super().read(now_s)
+
+    with EnergyRecorder(Late(Clock()), period_s=0.005) as recorder:
+        window = recorder.start_window()
+        assert hanging.wait(5.0)
+        recorder.refresh()
+        release.set()
+        while recorder._sampler._lock.locked():
+            time.sleep(0.001)
+        figure = recorder.end_window(window)
+    assert (figure.samples, figure.partial_j, figure.source) == (0, None, "unavailable")
 
 
 def test_the_thread_does_not_keep_the_process_alive() -> None:
@@ -110,6 +145,76 @@ def test_the_thread_does_not_keep_the_process_alive() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_without_threads_the_edges_are_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    clock = Clock()
+    with EnergyRecorder(FakeMeter(clock, 10.0), clock, temperature=lambda: 50.0) as recorder:
+        window = recorder.start_window()
+        clock.sleep(0.5)
+        assert recorder.max_temperature_c() == 50.0
+        assert recorder.end_window(window).total_j == pytest.approx(5.0)
+
+
+STOPPED = """
+import json, sys, time
+from edge_sel.power import EnergyRecorder, Reading
+from edge_sel.power.psutil_model import PsutilModel
+from edge_sel.profiles import Profile
+
+class Sampled:
+    name, source, min_window_s = "sampled", "measured", 0.1
+    def read(self, now_s): return Reading(now_s, None, 10.0)
+    def close(self): pass
+
+profile = Profile("p", idle_w=3.0, max_w=14.0)
+counter = EnergyRecorder(PsutilModel(3.0, 14.0), profile=profile, temperature=lambda: None)
+power = EnergyRecorder(Sampled(), temperature=lambda: None)
+with counter, power:
+    windows = counter.start_window(), power.start_window()
+    with counter.phase("train"), power.phase("train"):
+        print("now", flush=True)
+        sys.stdin.readline()
+        time.sleep(0.3)
+    figures = counter.end_window(windows[0]), power.end_window(windows[1])
+print(json.dumps([figure.to_json() for figure in figures]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no job control here")
+def test_a_stopped_process() -> None:
+    """The device went on drawing power: a counter knows how much, samples do not; this process's net is small."""
+    child = subprocess.Popen([sys.executable, "-c", STOPPED], stdin=-1, stdout=-1, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child:
+        assert child.stdout.readline() == "now\n"
+        time.sleep(0.3)
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        child.send_signal(signal.SIGCONT)
+        counted, sampled = json.loads(child.communicate("\n", timeout=60)[0])
+    for figure in (counted, sampled):
+        assert figure["seconds"] > 2.0
+        assert 1.4 < figure["gap_s"] < figure["seconds"]
+        assert sum(part["seconds"] for part in figure["phases"].values()) == pytest.approx(figure["seconds"])
+        assert figure["phases"]["train"]["seconds"] > 2.0
+    assert counted["total_j"] > 3.0 * 2.0
+    assert counted["net_j"] < 5.5 * 0.5
+    assert sampled["total_j"] == pytest.approx(10.0 * (sampled["seconds"] - sampled["gap_s"]))
+    assert sampled["uncertainty_j"] > 10.0 * 1.4
+
+
+def test_the_clock_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)
+    monkeypatch.setattr(time, "clock_gettime", lambda which: {7: 1234.5}[which], raising=False)
+    assert clock_through_sleep() == 1234.5
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME")
+    assert clock_through_sleep() == pytest.approx(time.monotonic(), abs=1.0)
 
 
 # Temperature
@@ -164,9 +269,49 @@ def test_the_meter_s_own_temperature_counts_too() -> None:
 
 def test_an_old_temperature_is_not_passed_off_as_new() -> None:
     clock = Clock()
-    recorder = EnergyRecorder(None, clock, temperature=lambda: 50.0)
-    recorder._feel()
-    clock.sleep(5.0)
-    assert recorder.max_temperature_c() == 50.0
-    clock.sleep(6.0)
-    assert recorder.max_temperature_c() is None
+    thermometer = Thermometer([lambda: 50.0], clock)
+    assert thermometer.latest_c() is None
+    assert thermometer.ask() == 50.0
+    clock.sleep(9.9)
+    assert thermometer.latest_c() == 50.0
+    clock.sleep(0.1)
+    assert thermometer.latest_c() is None
+
+
+def test_a_new_window_does_not_begin_with_an_old_temperature() -> None:
+    clock = Clock()
+    recorder = by_hand(FakeMeter(clock), clock, temperature=lambda: 50.0)
+    recorder.sample_once()
+    clock.sleep(20.0)
+    window = recorder.start_window()
+    assert recorder.lap(window).temp_c is None
+    assert recorder.end_window(window).temp_c is None
+
+
+def test_the_first_temperature_is_waited_for() -> None:
+    def slow() -> float:
+        time.sleep(0.2)
+        return 50.0
+
+    with EnergyRecorder(None, temperature=slow) as recorder:
+        assert recorder.max_temperature_c() == 50.0
+
+
+def test_a_thermometer_that_hangs_holds_up_neither_samples_nor_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sel.power.recorder.HANG_S", 0.05)
+    monkeypatch.setattr("edge_sel.power.temperature.PERIOD_S", 0.5)
+    release = threading.Event()
+    meter = FakeMeter(Clock())
+    with EnergyRecorder(meter, period_s=0.005, temperature=lambda: release.wait(10.0) and None) as recorder:
+        assert recorder.max_temperature_c() is None
+        reads = meter.reads
+        for _ in range(1000):
+            if meter.reads > reads + 3:
+                break
+            time.sleep(0.005)
+        assert meter.reads > reads + 3
+        began = time.perf_counter()
+        assert recorder.max_temperature_c() is None
+        assert time.perf_counter() - began < 0.4, "only the first time is waited"
+    assert meter.closed == 0, "the thread may be inside the meter's own thermometer"
+    release.set()

@@ -299,3 +299,10 @@ def test_a_board_monitor_alone_must_be_that_of_a_jetson(tmp_path: Path) -> None:
 def test_a_chip_that_averages_for_long_needs_long_windows(tmp_path: Path) -> None:
     put(orin_nano(tmp_path) / "update_interval", 3379)
     assert JetsonMeter(tmp_path).min_window_s == pytest.approx(33.79)
+
+
+def test_rails_with_each_others_names_are_not_believed(tmp_path: Path) -> None:
+    # A JetPack 4.6 log: POM_5V_IN 3.2 W and POM_5V_GPU 8.9 W.
+    iio(tmp_path, "6-0040", 0, ("POM_5V_IN", 5000, 640), ("POM_5V_GPU", 5000, 1780), ("POM_5V_CPU", 5000, 200))
+    with pytest.raises(MeterError, match="each other's names: POM_5V_GPU tells 8"):
+        JetsonMeter(tmp_path)

@@ -30,7 +30,7 @@ def refused(*gpus: FakeGpu, init: Exception | None = None) -> MeterError:
 
 def test_the_fake_has_nothing_the_real_module_lacks() -> None:
     names = [name for name in vars(FakeNvml) if name.startswith(("nvml", "NVML"))]
-    assert len(names) == 11
+    assert len(names) == 13
     assert all(hasattr(pynvml, name) for name in names)
 
 
@@ -163,6 +163,63 @@ def test_a_board_lost_in_the_middle_of_a_run() -> None:
     assert whole.why == "GPU 0: the GPU is lost"
     assert [event["event"] for event in events] == ["meter_lost"]
     assert events[0]["fix"]
+
+
+# Throttling
+
+IDLE, SET, SYNC, DISPLAY = (
+    pynvml.nvmlClocksEventReasonGpuIdle,
+    pynvml.nvmlClocksEventReasonApplicationsClocksSetting,
+    pynvml.nvmlClocksEventReasonSyncBoost,
+    pynvml.nvmlClocksEventReasonDisplayClockSetting,
+)
+CAP, SLOW, SW_HEAT, HW_HEAT, BRAKE = (
+    pynvml.nvmlClocksEventReasonSwPowerCap,
+    pynvml.nvmlClocksEventReasonHwSlowdown,
+    pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+    pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+)
+
+
+@pytest.mark.parametrize(
+    ("bits", "told"),
+    [
+        (0, []),
+        (IDLE | SET | SYNC | DISPLAY, []),
+        (CAP, ["power cap"]),
+        (SW_HEAT | CAP, ["power cap", "heat, by the driver"]),
+        (HW_HEAT | SLOW, ["heat, by the hardware"]),
+        (BRAKE | SLOW | IDLE, ["power brake"]),
+        (SLOW, ["slowdown by the hardware"]),
+    ],
+)
+def test_why_the_clocks_are_held_down(bits: int, told: list[str]) -> None:
+    assert open_meter(FakeGpu(reasons=bits)).throttle_reasons() == told
+
+
+@pytest.mark.parametrize("error", [pynvml.NVMLError_NotSupported(), pynvml.NVMLError_GpuIsLost()])
+def test_a_board_that_does_not_tell_why_gives_nothing(error: Exception) -> None:
+    assert open_meter(FakeGpu(reasons=error, old_reasons=error)).throttle_reasons() == []
+
+
+def test_an_old_driver_or_module_knows_the_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = open_meter(FakeGpu(reasons=pynvml.NVMLError_FunctionNotFound(), old_reasons=CAP))
+    assert meter.throttle_reasons() == ["power cap"]
+    monkeypatch.delattr(FakeNvml, "nvmlDeviceGetCurrentClocksEventReasons")
+    assert meter.throttle_reasons() == ["power cap"]
+    monkeypatch.delattr(FakeNvml, "nvmlDeviceGetCurrentClocksThrottleReasons")
+    assert meter.throttle_reasons() == []
+
+
+def test_of_several_boards_the_one_is_named() -> None:
+    meter = open_meter(FakeGpu(reasons=CAP), FakeGpu(), FakeGpu(reasons=SW_HEAT))
+    assert meter.throttle_reasons() == ["GPU 0: power cap", "GPU 2: heat, by the driver"]
+    meter.close()
+    assert meter.throttle_reasons() == []
+
+
+# In use
 
 
 def test_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,22 @@ batch_size = 4
 """
 
 
+SHIPPED = Path(__file__).parents[2] / "profiles"
+PIS = ("raspberry-pi-4", "raspberry-pi-5")
+THROTTLES = {
+    "jetson-nano": 97.0,
+    "jetson-xavier-nx": 90.0,
+    "jetson-agx-xavier": 90.0,
+    "jetson-orin-nano": 99.0,
+    "jetson-orin-nx": 99.0,
+    "jetson-agx-orin": 99.0,
+    "jetson-thor": 109.0,
+    "raspberry-pi-4": 80.0,
+    "raspberry-pi-5": 80.0,
+}
+JETSONS = tuple(name for name in THROTTLES if name.startswith("jetson"))
+
+
 def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -30,20 +46,39 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
 
 
 def test_the_shipped_profiles_are_valid() -> None:
-    assert list_profiles() == ["cloud-vm", "default", "laptop", "raspberry-pi-5"]
+    assert list_profiles() == sorted(["cloud-vm", "default", "desktop-gpu", "laptop", *PIS, *JETSONS])
     for name in list_profiles():
         profile = load_profile(name)
         assert profile.name == name
         assert 0 < profile.idle_w < profile.max_w
         assert set(profile.meters) <= set(METERS)
+        assert profile.meters[-1] == "psutil", "the one that always works comes last"
+        assert profile.threads is not None and profile.batch_size is not None
+        assert (profile.max_c is None) == (name == "cloud-vm")
 
 
-def test_every_shipped_power_says_where_it_is_from() -> None:
-    for path in (Path(__file__).parents[2] / "profiles").glob("*.toml"):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for number in (n for n, line in enumerate(lines) if re.match("idle_w|max_w", line)):
-            above = "\n".join(lines[max(0, number - 3) : number])
-            assert re.search("ASSUMED|TYPICAL|Published", above), (path, lines[number])
+@pytest.mark.parametrize("name", JETSONS)
+def test_a_jetson_asks_its_own_rails_first_and_never_nvml(name: str) -> None:
+    assert load_profile(name).meters == ("jetson", "psutil")
+
+
+@pytest.mark.parametrize(("name", "throttles_c"), THROTTLES.items())
+def test_a_board_stays_below_the_degrees_at_which_it_is_throttled(name: str, throttles_c: float) -> None:
+    profile = load_profile(name)
+    assert profile.max_c is not None and 60 <= profile.max_c < throttles_c
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_number_of_watts_and_degrees_says_where_it_is_from(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ") and max(map(len, lines)) <= 120
+    numbers = [n for n, line in enumerate(lines) if re.match("idle_w|max_w|max_c", line)]
+    assert len(numbers) == 3 or path.stem == "cloud-vm"
+    for number in numbers:
+        first = number
+        while lines[first - 1].startswith("#"):
+            first -= 1
+        assert re.match("# (Published: |TYPICAL|ASSUMED)", lines[first]), (path, lines[number])
 
 
 def test_a_profile_of_your_own(tmp_path: Path) -> None:
@@ -140,27 +175,121 @@ def machine(root: Path, **files: str) -> Path:
     return root
 
 
-def test_detection(tmp_path: Path) -> None:
-    pi = "Raspberry Pi 5 Model B Rev 1.0\0"
-    assert detect_profile(machine(tmp_path / "pi", **{"proc__device-tree__model": pi}), {}) == "raspberry-pi-5"
-    older = {"proc__device-tree__model": "Raspberry Pi 4 Model B"}
-    assert detect_profile(machine(tmp_path / "older", **older), {}) == "default"
-    assert detect_profile(machine(tmp_path / "bare"), {}) == "default"
-    battery = {"sys__class__power_supply__BAT0__status": "Full", "proc__cpuinfo": "flags : fpu hypervisor\n"}
-    assert detect_profile(machine(tmp_path / "laptop", **battery), {}) == "laptop"
-    mains = {"sys__class__power_supply__AC__online": "1"}
-    assert detect_profile(machine(tmp_path / "mains", **mains), {}) == "default"
-    dmi = {"sys__class__dmi__id__sys_vendor": "Amazon EC2\n"}
-    assert detect_profile(machine(tmp_path / "arm", **dmi), {}) == "cloud-vm"
-    flags = {"proc__cpuinfo": "processor : 0\nflags\t\t: fpu vme hypervisor lahf_lm\n"}
-    assert detect_profile(machine(tmp_path / "flags", **flags), {}) == "cloud-vm"
-    tower = {"sys__class__dmi__id__sys_vendor": "Dell Inc.", "proc__cpuinfo": "flags : fpu vme\n"}
-    assert detect_profile(machine(tmp_path / "tower", **tower), {}) == "default"
+# What boards tell: their profile, model, and compatible. On the carrier of a Nano sits a Xavier NX; JetPack 5 leaves
+# out "Jetson"; one carrier's model names an Orin NX that is a Nano; the quill is a TX2, which has no profile.
+BOARDS = [
+    tuple(part.strip() for part in line.split("|"))
+    for line in """\
+jetson-nano | NVIDIA Jetson Nano Developer Kit | nvidia,p3449-0000-b00+p3448-0000-b00 nvidia,jetson-nano nvidia,tegra210
+jetson-nano | NVIDIA Jetson Nano 2GB Developer Kit | nvidia,p3542-0000+p3448-0003 nvidia,tegra210
+jetson-nano | NVIDIA Jetson Nano Developer Kit | nvidia,p3450-0000 nvidia,tegra210
+jetson-xavier-nx | NVIDIA Jetson Xavier NX Developer Kit | nvidia,p3509-0000+p3668-0000 nvidia,tegra194
+jetson-xavier-nx | NVIDIA Jetson Xavier NX Developer Kit | nvidia,p3449-0000+p3668-0001 nvidia,p3668-0001 nvidia,tegra194
+jetson-agx-xavier | Jetson-AGX | nvidia,galen nvidia,jetson-xavier nvidia,p2822-0000+p2888-0001
+jetson-agx-xavier | Jetson-AGX |
+jetson-agx-xavier | NVIDIA Jetson AGX Xavier Developer Kit | nvidia,p2972-0000 nvidia,tegra194
+jetson-orin-nano | NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super | nvidia,p3768-0000+p3767-0005-super nvidia,p3767-0005 nvidia,tegra234
+jetson-orin-nano | NVIDIA Jetson Orin Nano Developer Kit | nvidia,p3768-0000+p3767-0005 nvidia,p3767-0005 nvidia,tegra234
+jetson-orin-nano | NVIDIA Orin Nano Developer Kit |
+jetson-orin-nano | NVIDIA Jetson Orin NX Engineering Reference Developer Kit Super | nvidia,p3768-0000+p3767-0003 nvidia,p3767-0003 nvidia,tegra234
+jetson-orin-nx | NVIDIA Jetson Orin NX Engineering Reference Developer Kit | nvidia,p3768-0000+p3767-0000 nvidia,p3767-0000 nvidia,tegra234
+jetson-orin-nx | NVIDIA Orin NX Developer Kit |
+jetson-agx-orin | NVIDIA Jetson AGX Orin Developer Kit | nvidia,p3737-0000+p3701-0005 nvidia,p3701-0005 nvidia,tegra234
+jetson-agx-orin | Jetson AGX Orin |
+jetson-thor | NVIDIA Jetson AGX Thor Developer Kit | nvidia,p4071-0000+p3834-0008 nvidia,p3834-0008 nvidia,tegra264
+default | quill | nvidia,quill nvidia,p2597-0000+p3310-1000 nvidia,tegra186
+raspberry-pi-5 | Raspberry Pi 5 Model B Rev 1.0 | raspberrypi,5-model-b brcm,bcm2712
+raspberry-pi-5 | Raspberry Pi 500 Rev 1.0 | raspberrypi,500 brcm,bcm2712
+raspberry-pi-5 | Raspberry Pi Compute Module 5 Rev 1.0 |
+raspberry-pi-4 | Raspberry Pi 4 Model B Rev 1.4 | raspberrypi,4-model-b brcm,bcm2711
+raspberry-pi-4 | Raspberry Pi 4 Model B Rev 1.4 |
+raspberry-pi-4 | Raspberry Pi 400 Rev 1.0 | raspberrypi,400 brcm,bcm2711
+raspberry-pi-4 | Raspberry Pi Compute Module 4 Rev 1.0 |
+default | Raspberry Pi 3 Model B Plus Rev 1.3 | raspberrypi,3-model-b-plus brcm,bcm2837
+default | Radxa ROCK 5B | radxa,rock-5b rockchip,rk3588""".splitlines()
+]
+
+
+@pytest.mark.parametrize(("profile", "model", "compatible"), BOARDS)
+@pytest.mark.parametrize("folder", ["proc__device-tree", "sys__firmware__devicetree__base"])
+def test_boards_are_detected(tmp_path: Path, profile: str, model: str, compatible: str, folder: str) -> None:
+    tree = {f"{folder}__model": f"{model}\0"}
+    if compatible:
+        tree[f"{folder}__compatible"] = compatible.replace(" ", "\0") + "\0"
+    assert detect_profile(machine(tmp_path, **tree), {}) == profile
+
+
+@pytest.mark.parametrize(("profile", "model", "compatible"), [row for row in BOARDS if row[2]])
+def test_a_board_is_detected_whatever_its_carrier_calls_itself(
+    tmp_path: Path, profile: str, model: str, compatible: str
+) -> None:
+    tree = {"model": "Somebody's box\0", "compatible": compatible.replace(" ", "\0") + "\0"}
+    assert detect_profile(machine(tmp_path, **{f"proc__device-tree__{k}": v for k, v in tree.items()}), {}) == profile
+
+
+def test_a_model_alone_is_enough(tmp_path: Path) -> None:
+    model = "NVIDIA Jetson AGX Thor Developer Kit\0"
+    assert detect_profile(machine(tmp_path, **{"proc__device-tree__model": model}), {}) == "jetson-thor"
+
+
+def test_every_shipped_board_is_detected_by_something() -> None:
+    assert {profile for profile, _, _ in BOARDS} == {*JETSONS, *PIS, "default"}
+
+
+def pci(vendor: str, kind: str, slot: str = "0000:01:00.0") -> dict[str, str]:
+    folder = f"sys__bus__pci__devices__{slot}"
+    return {f"{folder}__vendor": f"{vendor}\n", f"{folder}__class": f"{kind}\n"}
+
+
+BATTERY = {"sys__class__power_supply__BAT0__status": "Full\n"}
+VIRTUAL = {"proc__cpuinfo": "processor : 0\nflags\t\t: fpu vme hypervisor lahf_lm\n"}
+CARD = pci("0x10de", "0x030000")
+JETSON = {"proc__device-tree__model": "NVIDIA Jetson AGX Orin Developer Kit\0"}
+
+
+def chassis(kind: int) -> dict[str, str]:
+    return {"sys__class__dmi__id__chassis_type": f"{kind}\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "profile"),
+    [
+        ({}, "default"),
+        (BATTERY, "laptop"),
+        (BATTERY | VIRTUAL, "laptop"),
+        (BATTERY | CARD, "laptop"),
+        ({"sys__class__power_supply__AC__online": "1"}, "default"),
+        *((chassis(kind), "laptop") for kind in (8, 9, 10, 14, 30, 31, 32)),
+        *((chassis(kind), "default") for kind in (1, 3, 6, 7, 13, 23, 35)),
+        (chassis(10) | CARD, "laptop"),
+        ({"sys__class__dmi__id__sys_vendor": "Amazon EC2\n"}, "cloud-vm"),
+        ({"sys__class__dmi__id__product_name": "KVM Virtual Machine\n"}, "cloud-vm"),
+        (VIRTUAL, "cloud-vm"),
+        (VIRTUAL | CARD, "cloud-vm"),  # a card that was passed through
+        ({"sys__class__dmi__id__sys_vendor": "Dell Inc.\n", "proc__cpuinfo": "flags : fpu vme\n"}, "default"),
+        (CARD | chassis(3), "desktop-gpu"),
+        (pci("0x10de", "0x030200"), "desktop-gpu"),  # a 3D controller, without outputs
+        (pci("0x10de", "0x040300"), "default"),  # only the sound of a card
+        (pci("0x10de", "0x060400"), "default"),
+        (pci("0x1002", "0x030000"), "default"),  # AMD
+        (pci("0x1002", "0x030000") | pci("0x10de", "0x030000", "0000:02:00.0"), "desktop-gpu"),
+        ({"proc__driver__nvidia__gpus__0000:01:00.0__information": "Model: RTX\n"}, "desktop-gpu"),
+        (JETSON | CARD | BATTERY | VIRTUAL, "jetson-agx-orin"),  # a board comes before all else
+    ],
+)
+def test_computers_are_detected(tmp_path: Path, files: dict[str, str], profile: str) -> None:
+    assert detect_profile(machine(tmp_path, **files), {}) == profile
 
 
 def test_detection_reads_the_given_sysfs(tmp_path: Path) -> None:
     (tmp_path / "class/power_supply/BAT1").mkdir(parents=True)
-    assert detect_profile(tmp_path / "root", {"EDGE_SEL_SYSFS_ROOT": str(tmp_path)}) == "laptop"
+    environ = {"EDGE_SEL_SYSFS_ROOT": str(tmp_path)}
+    assert detect_profile(tmp_path / "root", environ) == "laptop"
+    other = machine(tmp_path / "root", **BATTERY, **CARD)
+    (tmp_path / "class/power_supply/BAT1").rmdir()
+    assert detect_profile(other, environ) == "default", "nothing of the root's own sys counts"
+    machine(tmp_path, firmware__devicetree__base__model="NVIDIA Jetson Nano Developer Kit\0")
+    assert detect_profile(other, environ) == "jetson-nano"
 
 
 def test_this_machine_is_something() -> None:

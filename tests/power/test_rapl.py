@@ -143,7 +143,7 @@ def test_links_into_a_masked_tree_name_the_container(tmp_path: Path) -> None:
     (tree / "intel-rapl:0").symlink_to("../../devices/virtual/powercap/intel-rapl/intel-rapl:0")
     error = refused(lambda: RaplMeter(tmp_path))
     assert "intel-rapl:0/name is missing" in error.reason
-    assert "systempaths=unconfined" in str(error.fix)
+    assert "-v /sys:/host/sys:ro -e EDGE_SEL_SYSFS_ROOT=/host/sys" in str(error.fix)
 
 
 def test_a_counter_file_that_is_missing_or_goes_is_an_error(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_no_permission_says_how_to_allow_it(tmp_path: Path, monkeypatch: pytest.
     for call in (lambda: RaplMeter(tmp_path), lambda: meter.read(1.0)):
         error = refused(call)
         assert "no permission" in error.reason
-        assert "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj" in str(error.fix)
+        assert "chmod a+r /sys%p/energy_uj" in str(error.fix)
         assert "udev" in str(error.fix)
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
+from edge_sel.power import EnergyRecorder
+from edge_sel.power.phases import PhaseClock
+from edge_sel.power.sampler import Sampler
+
 
 def test_windows_nest_and_the_last_one_ends_first() -> None:
     clock = Clock()
@@ -43,19 +47,35 @@ def test_after_the_end_the_figures_stay() -> None:
     assert (figure.total_j, figure.seconds, meter.closed) == (pytest.approx(10.0), 1.0, 1)
 
 
-def test_memory_does_not_grow_with_samples() -> None:
+def test_memory_does_not_grow_with_samples_laps_and_phases() -> None:
     clock = Clock()
     recorder = by_hand(FakeMeter(clock), clock)
-    recorder.start_window()
+    window = recorder.start_window()
 
     def size() -> int:
-        held = [*vars(recorder).values(), *vars(recorder._sampler).values()]
-        return sum(len(value) for value in held if isinstance(value, (list, dict, tuple)))
+        seen: set[int] = set()
+
+        def count(thing: object) -> int:
+            if id(thing) in seen or not isinstance(thing, (list, dict, tuple, EnergyRecorder, Sampler, PhaseClock)):
+                return 0
+            seen.add(id(thing))
+            held = (
+                thing
+                if isinstance(thing, (list, tuple))
+                else (thing if isinstance(thing, dict) else vars(thing)).values()
+            )
+            return len(held) + sum(map(count, held))
+
+        return count(recorder)
 
     before = None
     for number in range(200):
-        clock.sleep(0.1)
+        for name in ("train", "load"):
+            with recorder.phase(name):
+                clock.sleep(0.05)
         recorder.sample_once()
+        recorder.lap(window)
         if number == 5:
             before = size()
     assert size() == before
+    assert size() > 20

@@ -6,16 +6,13 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from power_fakes import SOON_S, hanging, release
 
 from edge_sel.power import zones
-from edge_sel.power.zones import STRIKES, Zone, ZoneReader, read_zones
-
-SOON_S = 30.0
+from edge_sel.power.zones import STRIKES, Patience, Zone, ZoneReader, read_zones
 
 
 def put(sysfs: Path, number: int, name: str, temp: object) -> Path:
@@ -24,33 +21,6 @@ def put(sysfs: Path, number: int, name: str, temp: object) -> Path:
     (folder / "type").write_text(f"{name}\n", encoding="utf-8")
     (folder / "temp").write_text(f"{temp}\n", encoding="utf-8")
     return folder / "temp"
-
-
-@contextmanager
-def hanging(temp: Path) -> Iterator[None]:
-    """The file hangs whoever opens it, until the block ends."""
-    temp.unlink()
-    os.mkfifo(temp)
-    before = set(threading.enumerate())
-    try:
-        yield
-    finally:
-        stuck = [thread for thread in threading.enumerate() if thread not in before]
-        assert all(thread.daemon for thread in stuck)
-        for thread in stuck:
-            release(temp, thread)
-        temp.unlink()
-
-
-def release(temp: Path, thread: threading.Thread) -> None:
-    """Write into the pipe until the thread that reads it has gone."""
-    pipe = os.open(temp, os.O_RDWR | os.O_NONBLOCK)
-    try:
-        os.write(pipe, b"44000\n")
-        thread.join(SOON_S)
-    finally:
-        os.close(pipe)
-    assert not thread.is_alive()
 
 
 def names(reader: ZoneReader) -> list[str]:
@@ -163,7 +133,7 @@ def test_many_that_hang_cost_one_timeout(tmp_path: Path) -> None:
     assert time.monotonic() - began_s < 3.0
     assert [name for name, _ in reader.skipped] == [f"cv{n}-thermal" for n in range(4)]
     for number, temp in enumerate(temps):
-        (thread,) = (thread for thread in threading.enumerate() if thread.name == f"cv{number}-thermal")
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == f"thermal_zone{number}")
         release(temp, thread)
 
 
@@ -181,7 +151,7 @@ def test_a_zone_that_was_slow_gets_another_chance_but_not_for_ever(
     def strike() -> None:
         gate.clear()
         assert reader.read() == []
-        (thread,) = (t for t in threading.enumerate() if t.name == "cv0-thermal")
+        (thread,) = (t for t in threading.enumerate() if t.name == "thermal_zone0")
         gate.set()
         thread.join(SOON_S)
 
@@ -221,3 +191,41 @@ def test_without_a_thread_there_is_no_temperature_but_a_reason(tmp_path: Path, m
     reader = ZoneReader(tmp_path)
     assert reader.hottest_c() is None
     assert reader.skipped == [("thermal_zone0", "cannot be read: can't start new thread")]
+
+
+def test_zones_that_answer_share_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        put(tmp_path, number, f"zone-{number}", 45_000)
+    reader, really, started = ZoneReader(tmp_path, timeout_s=SOON_S), threading.Thread.start, []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), really(thread)))
+    assert len(reader.read()) == 9
+    assert len(started) == 1
+
+
+def test_the_type_of_a_zone_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, 0, "cpu-thermal", 45_000)
+    really, reads = zones.read_sysfs, []
+    monkeypatch.setattr(zones, "read_sysfs", lambda path: (reads.append(path.name), really(path))[1])
+    reader = ZoneReader(tmp_path, timeout_s=SOON_S)
+    assert names(reader) == names(reader) == ["cpu-thermal"]
+    assert reads == ["type", "temp", "temp"]
+
+
+def test_jobs_behind_one_that_hangs_are_done_and_only_once() -> None:
+    gate, done = threading.Event(), []
+    jobs = {"first": lambda: done.append("first"), "stuck": lambda: gate.wait(SOON_S)}
+    jobs |= {name: lambda name=name: done.append(name) for name in ("third", "fourth")}
+    patience = Patience(1.0)
+    try:
+        told, failed = patience.run(jobs)
+        assert (set(told), failed) == ({"first", "third", "fourth"}, {"stuck": "its reading hangs"})
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "stuck")
+    finally:
+        gate.set()
+    thread.join(SOON_S)
+    assert sorted(done) == ["first", "fourth", "third"]
+
+
+def test_whatever_a_job_raises_is_told() -> None:
+    _, failed = Patience(SOON_S).run({"a": lambda: 1 / 0, "b": lambda: int("x")})
+    assert failed == {"a": "cannot be read: division by zero", "b": "invalid literal for int() with base 10: 'x'"}

@@ -1,0 +1,86 @@
+"""Whether a folder holds a run, and whether it is this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_sel import __version__
+from edge_sel.data.dataset import ImageSet
+from edge_sel.edge import outputs
+from edge_sel.edge.checkpoint import list_checkpoints, load_checkpoint
+from edge_sel.edge.progress import Progress, from_tensors
+from edge_sel.errors import UsageError
+from edge_sel.settings import Resolved
+
+MAY_CHANGE = {
+    "engine", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c", "battery_floor",
+    "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours",
+}  # fmt: skip
+"""Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.
+
+The engine is compared by the name of the one that runs, not by the setting.
+"""
+
+Identity = dict[str, Any]
+
+
+def identify(resolved: Resolved, pack: str, images: ImageSet, test: ImageSet | None, engine: str) -> Identity:
+    """What the run is a run of; each value survives JSON."""
+    values = {key: entry["value"] for key, entry in resolved.to_json().items() if key not in MAY_CHANGE}
+    return {
+        "edge_sel": __version__,
+        "pack": pack,
+        "images": images.fingerprint(),
+        "test images": None if test is None else test.fingerprint(),
+        "engine": engine,
+        **values,
+    }
+
+
+def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
+    """The result of the run that ended in ``out``; None if there is none, or a limit stopped it early.
+
+    Raises:
+        UsageError: it is not the result of this run.
+    """
+    path = out / "run.json"
+    if not path.exists():
+        return None
+    try:
+        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found, stopped = finished["identity"], finished["stopped"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError("not the result of a run of edge-sel", where=path, fix="another --out") from error
+    _require_same(found, identity, out)
+    return finished if stopped == "done" else None
+
+
+def unfinished_run(out: Path, identity: Identity, *, resume: bool) -> Progress | None:
+    """The state to continue from; None if there is nothing here.
+
+    Raises:
+        UsageError: there is, but it is not to be resumed, or it is another run's.
+    """
+    folder = out / "checkpoints"
+    used = any((out / name).exists() for name in outputs.FILES) or list_checkpoints(folder)
+    if used and not resume:
+        raise UsageError("the folder holds a run already", where=out, fix="--resume, or another --out")
+    loaded = load_checkpoint(folder) if resume else None
+    if loaded is None:
+        return None
+    tensors, scalars, found, path = loaded
+    _require_same(found, identity, path)
+    return from_tensors(tensors, scalars)
+
+
+def _require_same(found: Mapping[str, Any], identity: Identity, where: Path) -> None:
+    different = [key for key, value in identity.items() if found.get(key) != value]
+    if different:
+        raise UsageError(
+            f"cannot resume, these are not what the run began with: {', '.join(different)}",
+            where=where,
+            fix="give the same options and images, or another --out",
+        )

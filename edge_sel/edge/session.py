@@ -154,14 +154,15 @@ class Session:
         progress.before = self._evaluate_both(progress.weights)
         self._emit("evaluated", accuracy=result.accuracy_block(progress.before, None))
         spent, _ = self._ledger.end_epoch()
-        if not self.limits:
-            return
-        outputs.import_onnx()
-        began_s = self.clock()
-        self._save(progress)
+        write_s = spent.seconds / WRITES  # a guess, for a run that is given limits only when it is resumed
+        if self.limits:
+            outputs.import_onnx()
+            began_s = self.clock()
+            self._save(progress)
+            write_s = self.clock() - began_s
         guard, looks = len(self._guard), len(self._guard) + len(self.test or ())
         # Once for the verdict, once for the epoch that may just be ending.
-        seconds = 1.1 * spent.seconds * (1 + guard / looks) + WRITES * (self.clock() - began_s)
+        seconds = 1.1 * spent.seconds * (1 + guard / looks) + WRITES * write_s
         watts = None if spent.total_j is None or spent.seconds <= 0 else spent.total_j / spent.seconds
         self._governor.expect({"closing_s": seconds, "closing_j": None if watts is None else watts * seconds})
 

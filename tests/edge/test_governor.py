@@ -371,6 +371,18 @@ def test_the_end_is_expected_to_need_as_much_rest_as_the_steps_did():
     assert (limit.outlook.closing_j - 200.0) / (20.0 * 2.0) == rest, "resting takes two watts"
 
 
+def test_a_resumed_run_knows_what_a_step_took():
+    bench, _ = watched(5.0, 1.0)
+    bench.governor.expect({**bench.governor.expected(), "closing_s": 20.0, "closing_j": 200.0})
+    limit = Scripted(GO)
+    resumed = Bench(limit)
+    resumed.governor.expect(bench.governor.expected())
+    resumed.governor.at_boundary(None)
+    outlook = limit.outlook
+    assert (outlook.step_s, outlook.step_j) == (pytest.approx(4.5), pytest.approx(45.0))
+    assert (outlook.closing_s, outlook.closing_j) == (20.0, 200.0)
+
+
 def test_a_long_wait_does_not_make_the_end_endless():
     limit = Scripted(GO, *[PAUSE] * 30_000, GO)
     bench = Bench(limit)

@@ -43,6 +43,15 @@ def held(seed):
     return run
 
 
+def test_the_board_remembers_how_hot_it_was():
+    board = tool().Board(None)
+    board.spend(300.0, 9.0)
+    peak_c, energy_j = board.chip_c, board.energy_j
+    board.spend(600.0, 2.7)
+    assert board.chip_c < peak_c - 20 and board.hottest_c == peak_c
+    assert energy_j == pytest.approx(2700.0) and board.energy_j == pytest.approx(2700.0 + 600 * 2.7)
+
+
 @SEEDS
 def test_an_hour_within_both_limits(seed):
     run = held(seed)

@@ -304,3 +304,10 @@ def test_the_forecast_comes_true(given, tmp_path):
         left_s = world.now_s - now_s
         assert outlook.ahead_s + outlook.closing_s == pytest.approx(left_s, rel=0.3), share
         assert outlook.ahead_j == pytest.approx(10.0 * outlook.ahead_s, rel=0.01)
+
+
+def test_looking_at_the_guard_is_no_step(tmp_path):
+    """Three seconds at the end of each epoch, where a step takes one."""
+    limit = Watching()
+    governed(tmp_path, World(), limit, images=digits(300), plan="head", gate="off", epochs=3, guard_fraction=0.5)
+    assert 16 * 0.06 <= max(outlook.step_s for _, outlook in limit.seen) < 1.5 * 16 * 0.06

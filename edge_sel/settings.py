@@ -40,12 +40,14 @@ def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = fl
 class Settings:
     """How to run. The command line takes its options, their help and their limits from these keys."""
 
-    plan: str = setting("what may change, in the order tried", "bn,first")
+    plan: str = setting("what may change, in the order tried, or auto", "bn,first")
     epochs: int = setting("epochs in each plan", 3, low=1)
     batch_size: int = setting("images in a batch", 32, low=1)
-    learning_rate: float = setting("Adam's step size before the SEL factor", 4e-4, above=0)
+    learning_rate: float | None = setting(
+        "step size before the SEL factor; none: the plan's own", None, float, above=0, optional=True
+    )
     target_rate: float = setting("share of images worth a gradient", 0.5, above=0, high=1, parse=parse_fraction)
-    gate: Literal["sundew", "random", "off"] = setting("what picks those images", "sundew")
+    gate: Literal["sundew", "hard", "random", "off"] = setting("what picks those images", "sundew")
     significance: Literal["v1", "v101"] = setting("how the gate weighs an image", "v1")
     curriculum: Literal["off", "staged", "cumulative"] = setting("easy images first, alone or kept", "off")
     gamma: float | None = setting("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)

@@ -36,7 +36,7 @@ def test_the_defaults_are_allowed_and_documented() -> None:
         default = getattr(Settings(), key)
         assert rule.help
         assert default is None or rule.read(default, text=False) == default
-    assert rules(Settings)["gate"].choices == ("sundew", "random", "off")
+    assert rules(Settings)["gate"].choices == ("sundew", "hard", "random", "off")
 
 
 def test_the_last_layer_wins(tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_none_in_a_file_lifts_the_temperature_of_the_profile(tmp_path: Path) -> 
         ("target_rate", "0", "a number above 0 and at most 1"),
         ("target_rate", "150%", "a number above 0 and at most 1"),
         ("guard_fraction", "1", "a number above 0 and at most 0.9"),
-        ("learning_rate", "nan", "a number above 0"),
-        ("learning_rate", "inf", "a number above 0"),
+        ("learning_rate", "nan", "a number above 0 or none"),
+        ("learning_rate", "inf", "a number above 0 or none"),
         ("gamma", "-1", "a number at least 0 or none"),
-        ("gate", "sundwe", "one of sundew, random, off"),
+        ("gate", "sundwe", "one of sundew, hard, random, off"),
         ("meter", "sun", "one of auto, jetson, rapl, nvml, battery, psutil"),
         ("require_measured", "maybe", "true or false"),
         ("checkpoint_every_s", "soon", "a number above 0"),
@@ -202,7 +202,7 @@ def test_all_mistakes_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
     assert "gate.kind is not known" in text
     assert "EDGE_SEL_SEEDS is not known (env:EDGE_SEL_SEEDS): did you mean EDGE_SEL_SEED?" in text
     assert "threads = '-1' (env:EDGE_SEL_THREADS)" in text
-    assert "gate = 'on' (flag) must be one of sundew, random, off" in text
+    assert "gate = 'on' (flag) must be one of sundew, hard, random, off" in text
     assert error.value.exit_code == 2
 
 

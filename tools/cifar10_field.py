@@ -44,9 +44,7 @@ def prepare(cifar: Path, work: Path, shift: str) -> None:
     """Write the shifted field, validation and test folders, once."""
     if (work / shift / "test").is_dir():
         return
-    everything = load_cifar10(cifar, "train")
-    pretraining = set(load_folder(cifar / "train", (32, 32), limit_per_class=PER_CLASS).ids)
-    rest = everything.subset([i for i, name in enumerate(everything.ids) if name not in pretraining])
+    rest = unused_images(cifar)
     parts = {
         "field": _per_class(rest, 0),
         "val": _per_class(rest, FIELD_PER_CLASS),
@@ -54,6 +52,26 @@ def prepare(cifar: Path, work: Path, shift: str) -> None:
     }
     for seed, (name, images) in enumerate(parts.items(), start=1):
         write_folder(apply_shift(shift, images, seed=seed), work / shift / name)
+
+
+def unused_images(cifar: Path) -> ImageSet:
+    """The 900 training images of each class that the pretrainer does not use."""
+    everything = load_cifar10(cifar, "train")
+    pretraining = set(load_folder(cifar / "train", (32, 32), limit_per_class=PER_CLASS).ids)
+    return everything.subset([i for i, name in enumerate(everything.ids) if name not in pretraining])
+
+
+def make_pack(images: Path, work: Path, epochs: int) -> tuple[Path, Path]:
+    """Checkpoint and pack in ``work``, made from its share of a folder of clean images unless they are there."""
+    checkpoint, pack = work / "warmup.safetensors", work / "pack"
+    if not checkpoint.exists():
+        edge_sel(
+            "pretrain", "--data", images, "--limit-per-class", PER_CLASS, "--validation", 0.0244,
+            "--epochs", epochs, "--out", checkpoint,
+        )  # fmt: skip
+    if not pack.exists():
+        edge_sel("export", checkpoint, "--data", images, "--out", pack)
+    return checkpoint, pack
 
 
 def _per_class(images: ImageSet, start: int) -> ImageSet:
@@ -73,14 +91,7 @@ def main() -> None:
     work, shift = arguments.work.expanduser(), arguments.shift
     cifar = arguments.cifar.expanduser()
     prepare(cifar, work, shift)
-    checkpoint, pack = work / "warmup.safetensors", work / "pack"
-    if not checkpoint.exists():
-        edge_sel(
-            "pretrain", "--data", cifar / "train", "--limit-per-class", PER_CLASS, "--validation", 0.0244,
-            "--epochs", arguments.epochs, "--out", checkpoint,
-        )  # fmt: skip
-    if not pack.exists():
-        edge_sel("export", checkpoint, "--data", cifar / "train", "--out", pack)
+    _, pack = make_pack(cifar / "train", work, arguments.epochs)
     clean = edge_sel("evaluate", pack, "--data", cifar / arguments.part) if arguments.part == "test" else None
     number = sum(1 for _ in (work / shift).glob("run-*"))
     out = work / shift / f"run-{number:03d}"

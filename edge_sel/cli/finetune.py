@@ -67,6 +67,7 @@ def _run(
     from functools import partial
 
     from edge_sel.edge.governing import limits_of, local_minute, require_sensors
+    from edge_sel.edge.ladder import auto_ladder
     from edge_sel.edge.metrics import MetricsFile
     from edge_sel.edge.rungs import fixed_ladder
     from edge_sel.edge.session import Session
@@ -80,7 +81,8 @@ def _run(
 
     settings = resolved.settings
     opened = open_pack(pack) if pack is not None else builtin_pack()
-    ladder = fixed_ladder(opened, settings.plan, settings.epochs)
+    auto = settings.plan == "auto"
+    ladder = auto_ladder(opened) if auto else fixed_ladder(opened, settings.plan, settings.epochs)
     # The default engine works on the processor: a graphics card's watts would be somebody else's, or idle ones.
     meter, probes = find_meter(device, settings.meter, skip=() if settings.engine == "torch" else ("nvml",))
     if settings.require_measured and (meter is None or meter.source != "measured"):

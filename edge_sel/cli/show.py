@@ -42,6 +42,13 @@ class Console:
                 self._status.update(f"{self._plan}: epoch {event['plan_epoch'] + 1}, {event['cursor']} images seen")
         elif kind == "rung":
             self._plan = event["plan"]
+            if event["why"] != "as told":
+                self._console.print(f"ladder: {self._plan} ({event['why']})")
+        elif kind == "climbed":
+            if event["why"] != "no more plans":
+                self._console.print(f"ladder: ends ({event['why']})")
+        elif kind == "reverted":
+            self._console.print(f"{event['plan']} did not lower the guard's loss: undone")
         elif kind == "checkpoints_damaged":
             self._console.print("every checkpoint here is damaged: starting from the beginning")
         elif kind in ("started", "resumed"):
@@ -145,7 +152,7 @@ def _cells(epoch: dict[str, Any]) -> list[str]:
         format_flops(epoch["executed_flops_t"] * 1e12).removesuffix("FLOP"),
         format_flops(epoch["nominal_flops_t"] * 1e12).removesuffix("FLOP"),
         "–" if epoch["train_loss"] is None else f"{epoch['train_loss']:.3f}",
-        _percent(epoch["guard_acc"]),
+        "–" if epoch["guard_acc"] is None else _percent(epoch["guard_acc"]),
     ]
 
 

@@ -1,34 +1,65 @@
 """The sample gate of a session: who of the next candidates leaves the batch before any forward pass.
 
 Significance comes from the hardness memory, which training fills as a by-product, so a skipped image costs nothing.
+
+======  ========================================================================================================
+kind    who passes
+======  ========================================================================================================
+sundew  by chance, the significant more often; losses rescaled so that the gradient stays unbiased; nobody waits
+        for more than ``WAIT / target`` decisions
+hard    those above the threshold, as published: hard example mining. Biased, and the easy may wait for ever
+random  by chance, at the same rate: the control that a gate must beat
+off     all
+======  ========================================================================================================
+
+Images that were never visited have no hardness; they pass at the plain rate, whatever the kind.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import intensity_std
-from edge_sel.sel import sundew
+from edge_sel.sel import selection, sundew
 from edge_sel.sel.hardness import HardnessState
+from edge_sel.sel.selection import Ages, SoftConfig
 from edge_sel.sel.significance import significance_v1, significance_v101
 from edge_sel.sel.sundew import SundewConfig, SundewState
 from edge_sel.settings import Settings
 
+WAIT = 4.0
+"""Starvation limit of the soft gate, in mean waits of random selection (1 / target decisions)."""
+
+
+class Choice(NamedTuple):
+    """What the gate decided about one chunk of candidates, and the states afterwards."""
+
+    mask: np.ndarray
+    """bool[N], the candidates to train on."""
+    weights: np.ndarray
+    """float32[N], of their losses; 0 for the others."""
+    state: SundewState
+    ages: Ages
+
 
 class Gate:
-    """Sundew, random at the same rate (the control), or off.
+    """Soft, hard, random at the same rate (the control), or off.
 
     Args:
         settings: gate, target_rate and significance.
         intensity_std: standard deviation of each image's intensity [N].
+        soft: how significance becomes a probability.
     """
 
-    def __init__(self, settings: Settings, intensity_std: np.ndarray) -> None:
-        self.kind = settings.gate
+    def __init__(self, settings: Settings, intensity_std: np.ndarray, soft: SoftConfig | None = None) -> None:
+        self.kind: str = settings.gate
         self.significance = settings.significance
         self.rate = settings.target_rate
         self.config = SundewConfig.fast(settings.target_rate)
+        self.soft = soft or SoftConfig()
         self.pressure = 0.0
         """Of the governor, 0 to 1: lowers the target rate."""
         self._std = intensity_std
@@ -42,10 +73,49 @@ class Gate:
         """The controller before the first batch."""
         return sundew.init(self.config)
 
+    def choose(
+        self,
+        state: SundewState,
+        ages: Ages,
+        memory: HardnessState,
+        entropy: np.ndarray,
+        candidates: np.ndarray,
+        u: np.ndarray,
+    ) -> Choice:
+        """Which candidates to train on, and with which loss weights.
+
+        Args:
+            state: the controller.
+            ages: decisions that every image has waited for.
+            memory: hardness of every image.
+            entropy: last known prediction entropy of every image.
+            candidates: indices of the next images, all different.
+            u: one uniform number in [0, 1) per candidate.
+        """
+        config = sundew.with_pressure(self.config, self.pressure)
+        weights = np.ones(len(candidates))
+        if self.open:
+            mask = np.ones(len(candidates), bool)
+        elif self.kind == "random":
+            mask = selection.draw(np.full(len(candidates), config.target_rate), u)
+        elif self.kind == "hard":
+            ranked = selection.middle_rank(self._known_significance(memory, entropy, candidates))
+            mask = self._above(config, state, np.where(np.isnan(ranked), u, ranked), u)
+            state = sundew.update(config, state, float(mask.mean()))
+        else:
+            late = selection.overdue(ages, candidates, WAIT / config.target_rate)
+            known = self._known_significance(memory, entropy, candidates)
+            p, weights = selection.odds(self.soft, known, 1 - state.threshold, late)
+            mask = selection.draw(p, u)
+            # The expected rate: the loop need not follow the luck of the draw.
+            state = sundew.update(config, state, float(p.mean()))
+        loss_weights = np.where(mask, weights, 0.0).astype(np.float32)
+        return Choice(mask, loss_weights, state, selection.update_ages(ages, candidates, mask))
+
     def select(
         self, state: SundewState, memory: HardnessState, entropy: np.ndarray, candidates: np.ndarray, u: np.ndarray
     ) -> tuple[np.ndarray, SundewState]:
-        """Which candidates to train on, [N] bool, and the controller afterwards.
+        """The hard choice, or random; [N] bool, and the controller afterwards. ``choose`` will replace it.
 
         Args:
             state: the controller.
@@ -56,18 +126,30 @@ class Gate:
         """
         if self.open:
             return np.ones(len(candidates), bool), state
-        if self.kind == "random":
-            significance = u
-        elif self.significance == "v1":
-            significance = significance_v1(memory.r[candidates], self._std[candidates])
-        else:
-            significance = significance_v101(memory.r[candidates], entropy[candidates])
+        significance = u if self.kind == "random" else self._significance(memory, entropy, candidates)
         config = sundew.with_pressure(self.config, self.pressure)
-        ranked = sundew.normalised(config, significance, u)
-        # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.
-        fallback: sundew.Fallback = "random2" if config.target_rate * len(candidates) >= 2 else "none"
-        mask: np.ndarray = sundew.active_mask(state, ranked, u, fallback=fallback)
+        mask = self._above(config, state, sundew.normalised(config, significance, u), u)
         return mask, sundew.update(config, state, float(mask.mean()))
+
+    def _above(self, config: SundewConfig, state: SundewState, ranked: np.ndarray, u: np.ndarray) -> np.ndarray:
+        # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.
+        fallback: sundew.Fallback = "random2" if config.target_rate * len(u) >= 2 else "none"
+        mask: np.ndarray = sundew.active_mask(state, ranked, u, fallback=fallback)
+        return mask
+
+    def _significance(self, memory: HardnessState, entropy: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        score = significance_v1 if self.significance == "v1" else significance_v101
+        other = self._std if self.significance == "v1" else entropy
+        significance: np.ndarray = score(memory.r[candidates], other[candidates])
+        return significance
+
+    def _known_significance(self, memory: HardnessState, entropy: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """NaN for images never visited or with a loss that diverged; the others are compared among themselves."""
+        known = (memory.seen[candidates] > 0) & np.isfinite(memory.r[candidates])
+        significance = np.full(len(candidates), np.nan)
+        if known.any():
+            significance[known] = self._significance(memory, entropy, candidates[known])
+        return significance
 
 
 def intensities(images: ImageSet) -> np.ndarray:

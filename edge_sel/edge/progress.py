@@ -8,9 +8,10 @@ from typing import Any, cast
 import numpy as np
 
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.sel import hardness, sundew
+from edge_sel.sel import hardness, selection, sundew
 from edge_sel.sel.embarrassment import EmbarrassmentSums, init_sums
 from edge_sel.sel.hardness import HardnessState
+from edge_sel.sel.selection import Ages
 from edge_sel.sel.sundew import SundewState
 
 Arrays = dict[str, np.ndarray]
@@ -77,11 +78,14 @@ class Progress:
         stage: curriculum stage of the current rung; ``stage_epoch`` counts its finished epochs.
         cursor: candidates of the current epoch that have been dealt with.
         step: steps of the current rung.
-        queue: images that passed the gate and wait for a full batch.
+        queue: images that passed the gate and wait for a full batch, and the weights of their losses.
+        ages: gate decisions that each image has waited for.
         weights: every weight as of the last finished rung.
         trainer: the engine's state inside a rung; empty between rungs.
         pool_loss: loss of every image at the start of the rung (orders the curriculum).
         outlook: what the governor expects a step and the end to take.
+        rung_plan: the plan of the rung it stands in, empty between rungs; ``rung_epochs`` how many it was given.
+        latest_guard: figures of the guard set after the latest epoch; ``best_guard`` those of ``weights``.
         class_e: last known E_c of training; NaN before the first.
     """
 
@@ -89,6 +93,7 @@ class Progress:
     memory: HardnessState
     entropy: np.ndarray
     gate: SundewState
+    ages: Ages
     rung: int = 0
     epoch: int = 0
     stage: int = 0
@@ -96,6 +101,7 @@ class Progress:
     cursor: int = 0
     step: int = 0
     queue: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    queue_weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     trainer: Arrays = field(default_factory=dict)
     pool_loss: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     class_e: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -103,6 +109,10 @@ class Progress:
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, Any]] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
+    rung_plan: str = ""
+    rung_epochs: int = 0
+    latest_guard: dict[str, Any] = field(default_factory=dict)
+    best_guard: dict[str, Any] = field(default_factory=dict)
     outlook: dict[str, float | None] = field(default_factory=dict)
     epoch_spent: Spent = field(default_factory=Spent)
     run_spent: Spent = field(default_factory=Spent)
@@ -112,8 +122,11 @@ class Progress:
         return {name: self.trainer.get(name, value) for name, value in self.weights.items()}
 
 
-_SCALARS = ("rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "before", "outlook")
-_ARRAYS = ("entropy", "queue", "pool_loss", "class_e")
+_SCALARS = (
+    "rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "before", "outlook", "rung_plan",
+    "rung_epochs", "latest_guard", "best_guard",
+)  # fmt: skip
+_ARRAYS = ("entropy", "queue", "queue_weights", "pool_loss", "class_e")
 
 
 def start_progress(weights: Arrays, images: int, classes: int, gate: SundewState) -> Progress:
@@ -123,6 +136,7 @@ def start_progress(weights: Arrays, images: int, classes: int, gate: SundewState
         memory=hardness.init(images),
         entropy=np.zeros(images, np.float32),
         gate=gate,
+        ages=selection.init_ages(images),
         class_e=np.full(classes, np.nan),
         sums=init_sums(classes),
     )
@@ -135,6 +149,7 @@ def to_tensors(progress: Progress) -> tuple[Arrays, dict[str, Any]]:
     tensors |= {f"memory/{name}": value for name, value in progress.memory._asdict().items()}
     tensors |= {f"sums/{name}": value for name, value in progress.sums._asdict().items()}
     tensors |= {f"gate/{name}": np.asarray(value) for name, value in progress.gate._asdict().items()}
+    tensors |= {f"ages/{name}": value for name, value in progress.ages._asdict().items()}
     tensors |= {f"array/{name}": getattr(progress, name) for name in _ARRAYS}
     scalars = {name: getattr(progress, name) for name in _SCALARS}
     scalars |= {name: asdict(getattr(progress, name)) for name in ("tally", "epoch_spent", "run_spent")}
@@ -152,6 +167,7 @@ def from_tensors(tensors: Arrays, scalars: dict[str, Any]) -> Progress:
         trainer=part("trainer/"),
         memory=hardness.HardnessState(**part("memory/")),
         gate=sundew.SundewState(**part("gate/")),
+        ages=Ages(**part("ages/")),
         sums=EmbarrassmentSums(**part("sums/")),
         **cast("dict[str, Any]", part("array/")),
         **{name: scalars[name] for name in _SCALARS},

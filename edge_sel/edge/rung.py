@@ -18,23 +18,20 @@ from edge_sel.data.transforms import normalise, random_flip
 from edge_sel.edge.channels import choose_channels
 from edge_sel.edge.gate import Gate
 from edge_sel.edge.progress import Arrays, Progress, Tally
+from edge_sel.edge.rates import learning_rate
 from edge_sel.edge.rungs import Rung
-from edge_sel.edge.work import rung_work_left
+from edge_sel.edge.work import STATISTICS_IMAGES, rung_work_left, work_done
 from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
 from edge_sel.pack.reader import Pack
 from edge_sel.sel import hardness
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.embarrassment import add_batch, entropy, init_sums, means
-from edge_sel.sel.flops import nominal_flops
 from edge_sel.sel.guilt import decayed_gamma
-from edge_sel.sel.schedule import annealed, sel_learning_rate
+from edge_sel.sel.schedule import annealed
 from edge_sel.settings import Settings
 
 MEMORY_GAMMA = 0.9
 """Weight of a new loss in the hardness memory: on a device each image is seen a few times only."""
-
-MAX_SEL_LOSS = 1.0
-"""Losses above this no longer raise the learning rate: SEL's factor is unbounded, a fine-tune is not robust to it."""
 
 FLUSH_MIN = 8
 """Smallest batch that ends a rung: below this, batch statistics and gradients are mostly noise."""
@@ -89,7 +86,7 @@ class RungRunner:
             if not self.p.epoch:
                 self._reestimate_statistics()
         else:
-            if not len(self.p.pool_loss):
+            if self.c.settings.curriculum != "off" and not len(self.p.pool_loss):
                 self._score_all()
             while self.p.epoch < self.rung.epochs:
                 self._epoch()
@@ -97,7 +94,7 @@ class RungRunner:
         self.p.trainer = {}
         self.p.rung += 1
         self.p.epoch = self.p.stage = self.p.stage_epoch = self.p.cursor = self.p.step = 0
-        self.p.queue = self.p.queue[:0]
+        self.p.queue, self.p.queue_weights = self.p.queue[:0], self.p.queue_weights[:0]
         self.p.pool_loss = self.p.pool_loss[:0]
 
     def weights(self) -> Arrays:
@@ -107,7 +104,9 @@ class RungRunner:
     def work_left(self) -> float:
         """FLOPs to the end of the rung, as far as can be foreseen."""
         rate = 1.0 if self.c.gate.open else self.c.gate.rate
-        return rung_work_left(self.c.pack, self.rung, self.p, len(self.c.images), rate, self._scored)
+        scores = self.info.trainable and self.c.settings.curriculum != "off" and not len(self.p.pool_loss)
+        to_score = len(self.c.images) - self._scored if scores else 0
+        return rung_work_left(self.c.pack, self.rung, self.p, len(self.c.images), rate, to_score)
 
     # One epoch
 
@@ -140,14 +139,17 @@ class RungRunner:
         return rng.permutation(pool), rng.random(len(pool))
 
     def _gate(self, candidates: np.ndarray, u: np.ndarray) -> None:
-        mask, self.p.gate = self.c.gate.select(self.p.gate, self.p.memory, self.p.entropy, candidates, u)
-        self.p.queue = np.concatenate([self.p.queue, candidates[mask]])
-        self.p.tally.candidates += len(candidates)
-        self.p.tally.passed += int(mask.sum())
+        p = self.p
+        mask, weights, p.gate, p.ages = self.c.gate.choose(p.gate, p.ages, p.memory, p.entropy, candidates, u)
+        p.queue = np.concatenate([p.queue, candidates[mask]])
+        p.queue_weights = np.concatenate([p.queue_weights, weights[mask]])
+        p.tally.candidates += len(candidates)
+        p.tally.passed += int(mask.sum())
 
     def _train(self, size: int, through: float) -> None:
         indices, self.p.queue = self.p.queue[:size], self.p.queue[size:]
-        batch = self._batch(indices, augment=True)
+        weights, self.p.queue_weights = self.p.queue_weights[:size], self.p.queue_weights[size:]
+        batch = self._batch(indices, augment=True)._replace(weights=weights)
         with self.c.phase("train"):
             result = self.trainer.step(batch, self._hyper(through))
         self.p.step += 1
@@ -165,8 +167,8 @@ class RungRunner:
     def _hyper(self, through: float) -> Hyper:
         """SEL's loss-driven rate, annealed over the rung; γ decays with the curriculum stage."""
         settings, calibration = self.c.settings, self.c.pack.manifest.calibration
-        loss = min(self.p.tally.last_loss, MAX_SEL_LOSS)
-        rate = float(sel_learning_rate(settings.learning_rate, loss))
+        loss = self.p.tally.last_loss if np.isfinite(self.p.tally.last_loss) else 1.0
+        rate = learning_rate(self.c.pack.manifest.optimizer, self.rung.plan, settings.learning_rate, loss)
         position = int(1000 * (self.p.epoch + through) / self.rung.epochs)
         gamma = calibration.gamma if settings.gamma is None else settings.gamma
         return Hyper(
@@ -185,7 +187,7 @@ class RungRunner:
             "stage_name": stage.name,
             "train_acc": accuracy,
             "train_loss": tally.loss_sum / tally.trained if tally.trained else float("nan"),
-            **self._work(tally),
+            **work_done(self.c.pack, self.info, self.p),
         }
         self.p.epoch += 1
         self.p.stage_epoch += 1
@@ -199,27 +201,6 @@ class RungRunner:
         self.p.sums = init_sums(len(self.p.class_e))
         self.c.end_epoch(self, figures)
         self.c.at_boundary(self)
-
-    def _work(self, tally: Tally) -> dict[str, Any]:
-        """What the epoch did: rates, nominal FLOPs by the papers' formula, executed FLOPs from the graphs."""
-        parameters = self._parameters()
-        updated = tally.kept / (parameters * tally.steps) if tally.steps else 0.0
-        executed = tally.trained * self.info.flops_train + tally.forwards * self.info.flops_forward + tally.probe_flops
-        return {
-            "candidates": tally.candidates,
-            "trained": tally.trained,
-            "active_rate": tally.passed / tally.candidates if tally.candidates else 0.0,
-            "sparsity": 1.0 - updated,
-            "gradient_kept": tally.kept / tally.computed if tally.computed else 0.0,
-            "nominal_flops_t": nominal_flops(parameters, tally.trained, 1.0 - updated) / 1e12,
-            "executed_flops_t": executed / 1e12,
-        }
-
-    def _parameters(self) -> int:
-        """How many the model has, counting the head's rows for the device's own classes."""
-        model, weights = self.c.pack.manifest.model, self.p.weights
-        added = len(weights[model.head[0]]) - len(model.classes)
-        return model.parameters + added * sum(int(weights[name][0].size) for name in model.head)
 
     # Before the first epoch
 
@@ -244,7 +225,7 @@ class RungRunner:
 
     def _reestimate_statistics(self) -> None:
         """Batch normalisation's running statistics from the device's own images: a cumulative mean over one pass."""
-        order = self._rng(0).permutation(len(self.c.images))
+        order = self._rng(0).permutation(len(self.c.images))[:STATISTICS_IMAGES]
         size = min(max(self.c.settings.batch_size, 32), len(order))
         batches = len(order) // size
         while self.p.step < batches:
@@ -253,6 +234,7 @@ class RungRunner:
             batch = self._batch(indices, augment=False)
             with self.c.phase("train"):
                 result = self.trainer.step(batch, Hyper(0.0, bn_momentum=1 / self.p.step))
+            self._remember(indices, result.losses, result.logits)
             self.p.tally.candidates += len(indices)
             self.p.tally.passed += len(indices)
             self.p.tally.trained += len(indices)
@@ -260,6 +242,7 @@ class RungRunner:
             self.p.tally.loss_sum += float(result.losses.sum(dtype=np.float64))
             self.c.at_boundary(self)
         tally, self.p.epoch = self.p.tally, 1
+        tally.last_loss = tally.loss_sum / tally.trained
         self._close_epoch(
             {
                 "plan": self.rung.plan,
@@ -267,7 +250,7 @@ class RungRunner:
                 "stage_name": "statistics",
                 "train_acc": tally.correct / tally.trained,
                 "train_loss": tally.loss_sum / tally.trained,
-                **self._work(tally),
+                **work_done(self.c.pack, self.info, self.p),
             }
         )
 
@@ -284,7 +267,8 @@ class RungRunner:
 
     def _remember(self, indices: np.ndarray, losses: np.ndarray, logits: np.ndarray) -> None:
         correct = logits.argmax(1) == self.c.images.labels[indices]
-        gamma = MEMORY_GAMMA if self.p.step else 1.0
+        # On a first visit nothing is known that could be mixed with.
+        gamma = np.where(self.p.memory.seen[indices] == 0, 1.0, MEMORY_GAMMA).astype(np.float32)
         self.p.memory = hardness.update(self.p.memory, indices, losses, correct, gamma=gamma)
         self.p.entropy[indices] = entropy(logits)
 

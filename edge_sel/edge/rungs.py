@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, Protocol
 from edge_sel.errors import UsageError
 from edge_sel.pack.reader import Pack
 
+PROBE = "probe"
+"""A rung that trains nothing: it finds out what the plans would gain and cost."""
+
 
 class Rung(NamedTuple):
     """One plan and how many epochs it may take."""
@@ -19,8 +22,8 @@ class Rung(NamedTuple):
 class Ladder(Protocol):
     """Decides what to do next from what has happened; must be a pure function of the history."""
 
-    def next(self, history: Sequence[Mapping[str, Any]], visited: int) -> Rung | None:
-        """The next rung after ``visited`` finished ones, or None when nothing more pays."""
+    def decide(self, history: Sequence[Mapping[str, Any]], visited: int) -> tuple[Rung | None, str]:
+        """The next rung after ``visited`` finished ones, None when nothing more pays; and why."""
 
     def planned(self, visited: int) -> Sequence[Rung]:
         """What is expected to follow the rung that comes after ``visited`` finished ones; for forecasts."""
@@ -32,9 +35,9 @@ class FixedLadder:
     def __init__(self, rungs: Sequence[Rung]) -> None:
         self.rungs = tuple(rungs)
 
-    def next(self, history: Sequence[Mapping[str, Any]], visited: int) -> Rung | None:
+    def decide(self, history: Sequence[Mapping[str, Any]], visited: int) -> tuple[Rung | None, str]:
         """The next named rung."""
-        return self.rungs[visited] if visited < len(self.rungs) else None
+        return (self.rungs[visited], "as told") if visited < len(self.rungs) else (None, "no more plans")
 
     def planned(self, visited: int) -> Sequence[Rung]:
         """The rungs named after that one."""

@@ -17,6 +17,7 @@ from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.edge import outputs, result
 from edge_sel.edge.checkpoint import list_checkpoints, save_checkpoint
+from edge_sel.edge.climb import Climb
 from edge_sel.edge.evaluate import Evaluation, evaluate
 from edge_sel.edge.gate import Gate, intensities
 from edge_sel.edge.governing import make_sense
@@ -26,9 +27,8 @@ from edge_sel.edge.ledger import Ledger
 from edge_sel.edge.limits import Limit
 from edge_sel.edge.progress import Arrays, Progress, start_progress, to_tensors
 from edge_sel.edge.resume import finished_run, identify, unfinished_run
-from edge_sel.edge.rung import RungContext, RungRunner, Stopped
+from edge_sel.edge.rung import Stopped
 from edge_sel.edge.rungs import Ladder
-from edge_sel.edge.work import work_of
 from edge_sel.engines.base import Engine
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import Supply
@@ -86,7 +86,7 @@ class Session:
     sleep: Callable[[float], None] = time.sleep
     minute: Callable[[], int] = lambda: 0
     throttling: Callable[[], list[Throttle]] = list
-    _saved_s: float = field(default=0.0, init=False)
+    saved_s: float = field(default=0.0, init=False)
     _stepped: bool = field(default=False, init=False)
 
     def run(self, *, resume: bool = False) -> dict[str, Any]:
@@ -101,106 +101,64 @@ class Session:
         split = stratified_split(
             self.images.labels, settings.guard_fraction, np.random.default_rng(settings.seed), cap=GUARD_CAP
         )
-        self._train, self._guard = (self.images.subset(part) for part in split)
-        self._gate = Gate(settings, intensities(self._train))
+        self.learning, self.guard = (self.images.subset(part) for part in split)
+        self.gate = Gate(settings, intensities(self.learning))
         self._identity = identify(self.resolved, self.pack.digest, self.images, self.test, self.engine.name)
         if resume and (finished := finished_run(self.out, self._identity)) is not None:
             return finished
         progress = unfinished_run(self.out, self._identity, resume=resume) or start_progress(
-            self._original(), len(self._train), len(self.images.classes), self._gate.start()
+            self._original(), len(self.learning), len(self.images.classes), self.gate.start()
         )
-        self._emit = outputs.EventLog(self.out / "events.jsonl", self.clock, self.listener)
-        self._saved_s = self.clock()
+        self.emit = outputs.EventLog(self.out / "events.jsonl", self.clock, self.listener)
+        self.saved_s = self.clock()
         self._throttled_before = self.throttling()
-        self._ledger = Ledger(self.recorder, progress)
-        self._governor = self._make_governor(progress)
+        self.ledger = Ledger(self.recorder, progress)
+        self.governor = self._make_governor(progress)
         if resume and not progress.before and list_checkpoints(self.out / "checkpoints"):
-            self._emit("checkpoints_damaged")
-        self._emit("resumed" if progress.before else "started", images=len(self._train), guard=len(self._guard))
+            self.emit("checkpoints_damaged")
+        self.emit("resumed" if progress.before else "started", images=len(self.learning), guard=len(self.guard))
         try:
-            self._climb(progress)
+            if not progress.before:
+                self._look_first(progress)
+            if reason := self.governor.at_boundary(None):
+                raise Stopped(reason, progress.latest_weights())
+            Climb(self, progress).run()
         except Stopped as stop:
-            self._emit("stopped", reason=stop.reason)
+            self.emit("stopped", reason=stop.reason)
             if stop.weights is None:
                 return self._summary(progress, stop.reason, None, shipped=False)
             summary = self._finish(progress, stop.weights, stop.reason)
-            self._save(progress)  # once more, for the joules that the end took
+            self.save(progress)  # once more, for the joules that the end took
             return summary
         return self._finish(progress, progress.weights, "done")
 
-    # The rungs
-
-    def _climb(self, progress: Progress) -> None:
-        if not progress.before:
-            self._look_first(progress)
-        if reason := self._governor.at_boundary(None):
-            raise Stopped(reason, progress.latest_weights())
-        context = RungContext(
-            pack=self.pack,
-            engine=self.engine,
-            images=self._train,
-            gate=self._gate,
-            settings=self.resolved.settings,
-            at_boundary=self._at_boundary,
-            end_epoch=self._end_epoch,
-            phase=self.recorder.phase,
-        )
-        while (rung := self.ladder.next(progress.history, progress.rung)) is not None:
-            self._emit("rung", plan=rung.plan, epochs=rung.epochs)
-            RungRunner(context, rung, progress).run()
+    # Start and finish
 
     def _look_first(self, progress: Progress) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
         progress.before = self._evaluate_both(progress.weights)
-        self._emit("evaluated", accuracy=result.accuracy_block(progress.before, None))
-        spent, _ = self._ledger.end_epoch()
+        progress.best_guard = progress.before["guard"]
+        self.emit("evaluated", accuracy=result.accuracy_block(progress.before, None))
+        spent, _ = self.ledger.end_epoch()
         write_s = spent.seconds / WRITES  # a guess, for a run that is given limits only when it is resumed
         if self.limits:
             outputs.import_onnx()
             began_s = self.clock()
-            self._save(progress)
+            self.save(progress)
             write_s = self.clock() - began_s
-        guard, looks = len(self._guard), len(self._guard) + len(self.test or ())
+        guard, looks = len(self.guard), len(self.guard) + len(self.test or ())
         # Once for the verdict, once for the epoch that may just be ending.
         seconds = 1.1 * spent.seconds * (1 + guard / looks) + WRITES * write_s
         watts = None if spent.total_j is None or spent.seconds <= 0 else spent.total_j / spent.seconds
-        self._governor.expect({"closing_s": seconds, "closing_j": None if watts is None else watts * seconds})
-
-    def _at_boundary(self, runner: RungRunner) -> None:
-        progress = runner.p
-        at = {"plan_epoch": progress.epoch, "cursor": progress.cursor, "step": progress.step}
-        self.listener({"event": "step", **at, "trained": progress.tally.trained})
-        if not self._stepped and progress.tally.computed:
-            self._stepped = True
-            self._emit("first_step", unix_s=self.wall_clock())
-        signal = self.should_stop()
-        limit = None
-        if self.limits and not signal:
-            limit = self._govern(runner)
-            signal = self.should_stop()  # it may have come during a pause
-        now_s = self.clock()
-        if signal or limit or now_s - self._saved_s >= self.resolved.settings.checkpoint_every_s:
-            progress.trainer = runner.trainer.state()
-            self._save(progress)
-        if signal or limit:
-            raise Stopped(signal or limit or "", None if signal else runner.weights())
-
-    def _govern(self, runner: RungRunner) -> str | None:
-        """Wait as long as the limits want; the reason if one of them ends the run."""
-        rate = 1.0 if self._gate.open else self._gate.rate
-        planned = self.ladder.planned(runner.p.rung)
-        ahead = work_of(self.pack, planned, len(self._train), rate)
-        reason = self._governor.at_boundary(runner.work_left() + ahead)
-        self._gate.pressure = self._governor.pressure
-        return reason
+        self.governor.expect({"closing_s": seconds, "closing_j": None if watts is None else watts * seconds})
 
     def _make_governor(self, progress: Progress) -> Governor:
-        sense = make_sense(self.clock, self._ledger.spent_j, self.recorder.max_temperature_c, self.supply, self.minute)
+        sense = make_sense(self.clock, self.ledger.spent_j, self.recorder.max_temperature_c, self.supply, self.minute)
         governor = Governor(
             self.limits,
             sense,
             sleep=self._wait,
-            emit=self._emit,
+            emit=self.emit,
             interrupted=lambda: self.should_stop() is not None,
             idle=partial(self.recorder.phase, "idle"),
         )
@@ -211,39 +169,32 @@ class Session:
         self.sleep(seconds)
         self.listener({"event": "waiting"})
 
-    def _end_epoch(self, runner: RungRunner, figures: Mapping[str, Any]) -> None:
-        progress = runner.p
-        guard = self._evaluate(runner.weights(), self._guard)
-        spent, figure = self._ledger.end_epoch()
-        entry = result.epoch_entry(progress, figures, guard, spent, figure, self.images.classes)
-        progress.history.append(outputs.finite(entry))
-        outputs.write_history(self.out / "history.csv", progress.history, self.images.classes)
-        self._emit("epoch", **{key: value for key, value in entry.items() if key != "classes"})
-        self._governor.skip()
-
-    # Start and finish
-
     def _original(self) -> Arrays:
         """The pack's weights, with room for the device's own classes."""
         return extend_head(self.pack.weights(), self.pack.manifest.model.head, len(self.images.classes))
 
-    def _save(self, progress: Progress) -> None:
-        self._ledger.note(progress)
-        progress.outlook = self._governor.expected()
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint."""
+        self.ledger.note(progress)
+        progress.outlook = self.governor.expected()
         with self.recorder.phase("checkpoint"):
             tensors, scalars = to_tensors(progress)
             path = save_checkpoint(self.out / "checkpoints", tensors, scalars, self._identity)
-        self._emit("checkpoint", file=path.name)
-        self._saved_s = self.clock()
-        self._governor.skip()
+        self.emit("checkpoint", file=path.name)
+        self.saved_s = self.clock()
+        self.governor.skip()
 
     def _finish(self, progress: Progress, trained: Arrays, stopped: str) -> dict[str, Any]:
         """The guard's verdict, then the files; the original weights ship when training did not beat them."""
-        after = self._evaluate_both(trained)
+        known = progress.best_guard if trained is progress.weights else None
+        guard = known or self.evaluate(trained, self.guard).to_json(self.images.classes)
+        if known is None and not guard["loss"] < progress.best_guard["loss"]:  # stopped inside a rung that did no good
+            trained, guard = progress.weights, progress.best_guard
+        after = self._evaluate_both(trained, guard)
         before_guard, after_guard = progress.before["guard"], after["guard"]
         better = (after_guard["accuracy"], -after_guard["loss"]) > (before_guard["accuracy"], -before_guard["loss"])
         shipped = better and math.isfinite(after_guard["loss"])
-        self._emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
+        self.emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
         weights = trained if shipped else self._original()
         with self.recorder.phase("checkpoint"):
             outputs.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
@@ -251,17 +202,19 @@ class Session:
             predict = self.engine.predictor(self.pack, weights)
             outputs.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)
         if "test" in after and progress.history and stopped == "done":
-            progress.history[-1]["test_full"] = after["test"]["accuracy"]
+            kept = progress.best_guard.get("epoch")
+            if kept:
+                progress.history[kept - 1]["test_full"] = after["test"]["accuracy"]
             outputs.write_history(self.out / "history.csv", progress.history, self.images.classes)
         summary = self._summary(progress, stopped, after, shipped=shipped)
         outputs.write_json(self.out / "run.json", summary)
-        self._emit("finished", shipped=shipped)
+        self.emit("finished", shipped=shipped)
         return summary
 
     def _summary(
         self, progress: Progress, stopped: str, after: Mapping[str, Any] | None, *, shipped: bool
     ) -> dict[str, Any]:
-        figure = self._ledger.end_run(progress)
+        figure = self.ledger.end_run(progress)
         content = outputs.finite(
             {
                 "schema": result.SCHEMA,
@@ -278,7 +231,11 @@ class Session:
                 "before": progress.before,
                 "after": after,
                 "classes": self.images.classes,
-                "images": {"train": len(self._train), "guard": len(self._guard), "test": len(self.test or ())},
+                "images": {
+                    "train": len(self.learning),
+                    "guard": len(self.guard),
+                    "test": len(self.test or ()),
+                },
                 "skipped_images": [{"path": s.path, "reason": s.reason} for s in self.images.skipped],
                 "settings": self.resolved.to_json(),
                 "identity": self._identity,
@@ -288,14 +245,15 @@ class Session:
         )
         return dict(content)
 
-    def _evaluate(self, weights: Arrays, images: ImageSet) -> Evaluation:
+    def evaluate(self, weights: Arrays, images: ImageSet) -> Evaluation:
+        """The model with these weights on these images; may rest in between."""
         with self.recorder.phase("evaluate"):
             predict = self.engine.predictor(self.pack, weights)
-            return evaluate(predict, images, self.pack.manifest.model, self._governor.breathe)
+            return evaluate(predict, images, self.pack.manifest.model, self.governor.breathe)
 
-    def _evaluate_both(self, weights: Arrays) -> dict[str, Any]:
-        """Guard and, if there are test images, test figures."""
-        figures = {"guard": self._evaluate(weights, self._guard).to_json(self.images.classes)}
+    def _evaluate_both(self, weights: Arrays, guard: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Guard and, if there are test images, test figures; ``guard`` where those are known already."""
+        figures = {"guard": guard or self.evaluate(weights, self.guard).to_json(self.images.classes)}
         if self.test is not None:
-            figures["test"] = self._evaluate(weights, self.test).to_json(self.images.classes)
+            figures["test"] = self.evaluate(weights, self.test).to_json(self.images.classes)
         return figures

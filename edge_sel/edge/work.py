@@ -1,33 +1,66 @@
-"""How much is still to be computed, in FLOPs at the gate's own rate: what the governor's forecasts are made of."""
+"""What was computed and what is still to be, in FLOPs; the governor's forecasts are made of the latter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.rungs import Rung
+from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
+from edge_sel.sel.flops import nominal_flops
+
+STATISTICS_IMAGES = 512
+"""Enough for batch normalisation's statistics: with 1 700 the accuracy was the same within 0.15 points."""
 
 
-def rung_work(pack: Pack, rung: Rung, images: int, rate: float) -> float:
-    """A whole rung: the pass that scores every image, then its epochs; a pass over the statistics costs a forward."""
+def rung_work(pack: Pack, rung: Rung, images: int, rate: float, *, scores: bool) -> float:
+    """A whole rung: the pass that scores every image, if there is one, and its epochs.
+
+    Re-estimating statistics costs a forward pass of some images.
+    """
     plan = pack.plan(rung.plan)
     if not plan.trainable:
-        return float(images * plan.flops_train)
-    return images * (plan.flops_forward + rung.epochs * rate * plan.flops_train)
+        return float(min(images, STATISTICS_IMAGES) * plan.flops_train)
+    return images * (scores * plan.flops_forward + rung.epochs * rate * plan.flops_train)
 
 
-def rung_work_left(pack: Pack, rung: Rung, progress: Progress, images: int, rate: float, scored: int) -> float:
-    """What is left of the rung that ``progress`` stands in; ``scored`` images have had their first look."""
+def rung_work_left(pack: Pack, rung: Rung, progress: Progress, images: int, rate: float, to_score: int) -> float:
+    """What is left of the rung that ``progress`` stands in; ``to_score`` images still get their first look."""
     plan = pack.plan(rung.plan)
     if not plan.trainable:
-        seen = progress.tally.candidates if not progress.epoch else images
-        return float((images - seen) * plan.flops_train)
+        pictures = min(images, STATISTICS_IMAGES)
+        seen = progress.tally.candidates if not progress.epoch else pictures
+        return float(max(pictures - seen, 0) * plan.flops_train)
     candidates = (rung.epochs - progress.epoch) * images - progress.cursor
-    scoring = 0 if len(progress.pool_loss) else images - scored
-    return max(candidates, 0) * rate * plan.flops_train + scoring * plan.flops_forward
+    return max(candidates, 0) * rate * plan.flops_train + to_score * plan.flops_forward
 
 
-def work_of(pack: Pack, rungs: Iterable[Rung], images: int, rate: float) -> float:
+def work_of(pack: Pack, rungs: Iterable[Rung], images: int, rate: float, *, scores: bool) -> float:
     """Several whole rungs."""
-    return sum(rung_work(pack, rung, images, rate) for rung in rungs)
+    return sum(rung_work(pack, rung, images, rate, scores=scores) for rung in rungs)
+
+
+def work_done(pack: Pack, plan: PlanInfo, progress: Progress) -> dict[str, Any]:
+    """What the epoch did: rates, nominal FLOPs by the papers' formula, executed FLOPs from the graphs."""
+    tally = progress.tally
+    parameters = _parameters(pack, progress)
+    updated = tally.kept / (parameters * tally.steps) if tally.steps else 0.0
+    executed = tally.trained * plan.flops_train + tally.forwards * plan.flops_forward + tally.probe_flops
+    return {
+        "candidates": tally.candidates,
+        "trained": tally.trained,
+        "active_rate": tally.passed / tally.candidates if tally.candidates else 0.0,
+        "sparsity": 1.0 - updated,
+        "gradient_kept": tally.kept / tally.computed if tally.computed else 0.0,
+        "nominal_flops_t": nominal_flops(parameters, tally.trained, 1.0 - updated) / 1e12,
+        "executed_flops_t": executed / 1e12,
+    }
+
+
+def _parameters(pack: Pack, progress: Progress) -> int:
+    """How many the model has, counting the head's rows for the device's own classes."""
+    model, weights = pack.manifest.model, progress.weights
+    added = len(weights[model.head[0]]) - len(model.classes)
+    return model.parameters + added * sum(int(weights[name][0].size) for name in model.head)

@@ -9,6 +9,7 @@ guilt           which parameters and output channels are worth an update
 schedule        how large the step is
 significance    how much a gradient on each sample is worth
 sundew          which samples of a batch get one, held at a target rate
+selection       the same by chance, with losses rescaled so that the gradient stays unbiased, and nobody left out
 hardness        which samples of the data set are worth visiting, remembered without extra forward passes
 flops           what the papers say all that costs (the nominal column)
 ==============  ==========================================================================================

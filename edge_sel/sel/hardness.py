@@ -19,13 +19,13 @@ class HardnessState(NamedTuple):
     """One entry per sample of the data set."""
 
     r: Array
-    """float32[N], the hardness; 1 before the first visit."""
+    """float32[N], the hardness; 1 before the first visit, which is a placeholder and no knowledge: see ``seen``."""
     last_loss: Array
     """float32[N] in nats, at the last visit."""
     last_correct: Array
     """bool[N], whether the prediction was right at the last visit."""
     seen: Array
-    """int32[N], visits so far."""
+    """int32[N], visits so far; 0 means that nothing is known about the sample."""
 
 
 def init(n: int, xp: Namespace = numpy, *, device: object = None) -> HardnessState:
@@ -40,7 +40,7 @@ def init(n: int, xp: Namespace = numpy, *, device: object = None) -> HardnessSta
 
 
 def update(
-    state: HardnessState, indices: Array, losses: Array, correct: Array, *, gamma: float, kind: Kind = "loss"
+    state: HardnessState, indices: Array, losses: Array, correct: Array, *, gamma: float | Array, kind: Kind = "loss"
 ) -> HardnessState:
     """The memory after a batch.
 

@@ -19,7 +19,7 @@ OPTIONS = {
     "rate of nothing": (["--target-rate", "0%"], ["target_rate", "above 0"]),
     "learning rate": (["--learning-rate", "nan"], ["learning_rate"]),
     "two mistakes at once": (["--epochs", 0, "--seed", -1], ["epochs", "seed"]),
-    "unknown gate": (["--gate", "shut"], ["gate", "sundew, random, off"]),
+    "unknown gate": (["--gate", "shut"], ["gate", "sundew, hard, random, off"]),
     "unknown meter": (["--meter", "guess"], ["meter", "psutil"]),
     "unknown engine": (["--engine", "abacus"], ["engine", "ort"]),
     "unknown plan": (["--plan", "bn,lst"], ["lst", "last-c25"]),

@@ -6,15 +6,18 @@ import shutil
 import struct
 import sys
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, to_json
 from edge_sel.power import MeterError, Reading
 from edge_sel.power.find import OPENERS
-from tests.cli.shell import PACK, block, run
-from tests.edge.runs import tree
+from tests.cli.shell import PACK, USAGE, block, refused, run
+from tests.edge.runs import events, tree
 
 FILES = {"run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors"}
 SHORT = ["--plan", "bn", "--threads", 1]
@@ -85,8 +88,37 @@ def test_a_run_that_made_it_worse_says_so(edge_sel, digits_folder):
     result = edge_sel("finetune", PACK, "--data", digits_folder, *arguments)
     assert result.code == 0
     assert "the original model ships" in result.out and "the original model ships" in result.err
+    assert "full did not lower the guard's loss: undone" in result.err
     told = json.loads(edge_sel("finetune", PACK, "--data", digits_folder, *arguments, "--resume", "--json").out)
     assert told["shipped"] is False
+
+
+def test_an_automatic_plan_tells_what_it_decides(edge_sel, here, digits_folder):
+    result = edge_sel(
+        "finetune", PACK, "--data", digits_folder, "--plan", "auto", "--threads", 1, "--gate", "off", "--out", "run"
+    )
+    assert result.code == 0, result.err
+    told = events(here / "run")
+    decided = [(event["plan"], event["why"]) for event in told if event["event"] == "rung"]
+    ends = [("ends", event["why"]) for event in told if event["event"] == "climbed"]
+    shown = [line for line in result.err.splitlines() if line.startswith("ladder: ")]
+    assert shown == [f"ladder: {plan} ({why})" for plan, why in [*decided, *ends]]
+    assert [plan for plan, _ in decided[:2]] == ["bn", "probe"] and len(ends) == 1
+    assert re.search(r"^ *2 +probe .* 0/0 +0\.0% .* – +–$", result.out, re.MULTILINE)
+    assert json.loads((here / "run" / "run.json").read_text())["plan"] == "auto"
+
+
+def test_an_automatic_plan_needs_the_plan_full(edge_sel, here, digits_folder):
+    opened = builtin_pack()
+    lesser = replace(opened.manifest, plans={n: opened.manifest.plans[n] for n in ("bn", "head")})
+    files = [plan[name] for plan in map(vars, lesser.plans.values()) for name in ("train", "score")]
+    kept = {name: content for name, content in opened._content.items() if name in (EVAL, WEIGHTS, *files)}
+    lesser = replace(lesser, files={name: opened.manifest.files[name] for name in kept})
+    (here / "pack").mkdir()
+    for name, content in {**kept, MANIFEST: to_json(lesser).encode()}.items():
+        (here / "pack" / name).write_bytes(content)
+    result = edge_sel("finetune", "pack", "--data", digits_folder, "--plan", "auto", "--out", "run", "--json")
+    refused(result, USAGE, "--plan auto", "full")
 
 
 def test_an_epoch_that_trained_nothing_can_be_shown(edge_sel, digits_folder):

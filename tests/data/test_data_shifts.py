@@ -7,6 +7,7 @@ from hypothesis.extra import numpy as hnp
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
+from edge_sel.data.light import shrink, smear, to_light
 from edge_sel.data.shifts import SHIFTS, apply_shift, write_folder
 from edge_sel.errors import SetupError, UsageError
 
@@ -44,7 +45,7 @@ def test_a_shifted_subset_is_the_subset_of_the_shifted(name, order, seed):
 
 @names
 def test_seed_and_id_decide(name):
-    same = ImageSet.from_arrays(np.full((3, 8, 8, 3), 180, np.uint8), [0, 0, 0], ["a"])
+    same = ImageSet.from_arrays(photos(1).repeat(3, 0), [0, 0, 0], ["a"])
     first, other = apply_shift(name, same, 0), apply_shift(name, same, 1)
     images = [*first.read([0, 1, 2]), *other.read([0, 1, 2])]
     assert len({image.tobytes() for image in images}) == 6
@@ -64,8 +65,8 @@ def test_on_demand_sets_are_shifted_the_same(name, make_tree):
 def test_low_light_is_severe_and_field_camera_mild():
     clean = photos().astype(float)
     kept = {}
-    for name, shift in SHIFTS.items():
-        shifted = shift(photos(), np.random.default_rng(0)).astype(float)
+    for name in ("low_light", "field_camera"):
+        shifted = SHIFTS[name](photos(), np.random.default_rng(0)).astype(float)
         # contrast that is left, and noise in units of the picture's own contrast
         contrast, noise = [], []
         for before, after in zip(clean, shifted, strict=True):
@@ -93,9 +94,75 @@ def test_field_camera_light_falls_off_and_is_warm_or_cool():
     assert warmth.min() < -10 and warmth.max() > 10
 
 
+def test_fog_hides_contrast_more_in_some_places():
+    clean = photos(200, (32, 32))
+    foggy = SHIFTS["fog"](clean, np.random.default_rng(0)).astype(float)
+    assert 0.15 < (foggy.std((1, 2, 3)) / clean.std((1, 2, 3))).mean() < 0.5
+    black = SHIFTS["fog"](np.zeros((200, 32, 32, 3), np.uint8), np.random.default_rng(0)).astype(float)
+    corners = black[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(2)
+    assert black.mean((1, 2, 3)).min() > 100 and (corners.max(1) - corners.min(1)).mean() > 5
+
+
+def test_colour_casts_are_strong_and_go_either_way():
+    grey = np.full((200, 8, 8, 3), 120, np.uint8)
+    cast = SHIFTS["colour_cast"](grey, np.random.default_rng(0)).astype(float)
+    warmth = cast[..., 0].mean((1, 2)) - cast[..., 2].mean((1, 2))
+    assert np.abs(warmth).min() > 30 and 60 < (warmth > 0).sum() < 140
+    np.testing.assert_array_equal(cast[:, 0, 0], cast[:, 5, 3])
+
+
+def test_blur_spreads_a_point_and_noise_grows_with_light():
+    dots = np.zeros((100, 33, 33, 3), np.uint8)
+    dots[:, 16, 16] = 255
+    blurred = to_light(SHIFTS["blur_noise"](dots, np.random.default_rng(0)))
+    assert blurred[:, 16, 16].mean() < 0.35 and blurred[:, 13:20, 13:20].sum((1, 2, 3)).mean() > 3 * 0.4
+    greys = [SHIFTS["blur_noise"](np.full((50, 9, 9, 3), v, np.uint8), np.random.default_rng(0)) for v in (40, 200)]
+    dark, bright = (to_light(grey).std((1, 2, 3)).mean() for grey in greys)
+    assert 1.5 * dark < bright < 0.15
+
+
+def test_a_smear_keeps_the_light_and_follows_its_direction():
+    light = np.zeros((2, 21, 21, 3), np.float32)
+    light[:, 10, 10] = 1
+    length, angle, radius = (np.array(v, np.float32).reshape(2, 1, 1, 1) for v in ([8, 0], [0, 0], [0.5, 3]))
+    line, disc = smear(light, length, angle, radius)[..., 0]
+    assert line.sum() == pytest.approx(1) and disc.sum() == pytest.approx(1)
+    assert line[10].sum() == pytest.approx(1) and line[10, 6:15].min() > 0.08
+    assert disc[10, 10] == disc[12, 10] == disc[10, 8] > 0 and disc[10, 14] == disc[13, 13] == 0
+
+
+def test_jpeg_keeps_the_mean_and_loses_detail():
+    clean = np.random.default_rng(1).integers(0, 256, (50, 32, 32, 3)).astype(np.uint8)
+    packed = SHIFTS["jpeg"](clean, np.random.default_rng(0))
+    assert abs(packed.mean() - clean.mean()) < 4 and packed.std() < 0.7 * clean.std()
+    smooth = SHIFTS["jpeg"](photos(), np.random.default_rng(0)).astype(float)
+    assert 3 < np.abs(smooth - photos()).mean() < 40
+
+
+def test_the_picture_lies_somewhere_on_another_ground():
+    marked = np.zeros((300, 32, 32, 3), np.uint8)
+    marked[:] = (255, 0, 255)
+    framed = SHIFTS["background"](marked, np.random.default_rng(0)).astype(int)
+    inside = (framed[..., 0] > 250) & (framed[..., 1] < 5) & (framed[..., 2] > 250)
+    assert inside.mean((1, 2)).min() > 0.25 and inside.mean((1, 2)).max() < 0.66
+    centre = (inside.any(2) * np.arange(32)).sum(1) / inside.any(2).sum(1)
+    assert centre.min() < 12 and centre.max() > 19
+    assert len({tuple(image[~seen].mean(0).round()) for image, seen in zip(framed, inside, strict=True)}) > 250
+
+
+def test_a_picture_shrinks_about_its_own_centre():
+    light = np.zeros((1, 20, 20, 3), np.float32)
+    light[:, 5:15] = 1
+    half, low, high = (np.full((1, 1, 1, 1), v, np.float32) for v in (0.5, 0.0, 1.0))
+    small, cover = shrink(light, half, low, high)
+    assert small.shape == light.shape and cover.shape == (1, 20, 20, 1)
+    assert cover[0, :9, 11:].min() == 1 and cover[0, 11:].max() == 0 and cover[0, :, :9].max() == 0
+    np.testing.assert_allclose(small[0, [0, 4, 5, 9], 15, 0], [0, 1, 1, 0], atol=0.01)
+
+
 def test_unknown_shift():
-    with pytest.raises(UsageError, match=r"no field shift named fog \(one of low_light, field_camera\)"):
-        apply_shift("fog", load_digits("test"), 0)
+    with pytest.raises(UsageError, match=r"no field shift named hail \(one of low_light, field_camera, fog, "):
+        apply_shift("hail", load_digits("test"), 0)
 
 
 # --- write_folder

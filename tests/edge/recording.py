@@ -21,6 +21,7 @@ class Recording:
         self._engine = OrtEngine(threads=1)
         self.calls: list[tuple[str, str, np.ndarray, np.ndarray | None]] = []
         self.hypers: list[Hyper] = []
+        self.loss_weights: list[np.ndarray] = []
         self.kept: list[tuple[str, int]] = []
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
@@ -62,6 +63,7 @@ class _Trainer:
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:
         self._tape.calls.append((self._plan, "step", batch.images.copy(), batch.labels.copy()))
         self._tape.hypers.append(hyper)
+        self._tape.loss_weights.append(batch.weights.copy())
         result = self._trainer.step(batch, hyper)
         self._tape.kept.append((self._plan, result.kept))
         return result

@@ -16,6 +16,7 @@ import numpy as np
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import apply_shift
+from edge_sel.edge.ladder import auto_ladder
 from edge_sel.edge.limits import Limit
 from edge_sel.edge.rungs import fixed_ladder
 from edge_sel.edge.session import Session
@@ -132,12 +133,13 @@ def session(
 ) -> Session:
     """A session with everything passed in; ``flags`` are settings."""
     settings, base = resolved(**flags), base or pack()
+    auto = settings.settings.plan == "auto"
     return Session(
         pack=base,
         images=digits() if images is None else images,
         test=test,
         engine=engine or OrtEngine(threads=1),
-        ladder=fixed_ladder(base, settings.settings.plan, settings.settings.epochs),
+        ladder=auto_ladder(base) if auto else fixed_ladder(base, settings.settings.plan, settings.settings.epochs),
         resolved=settings,
         recorder=recorder or no_meter(),
         out=out,

@@ -122,7 +122,7 @@ def test_too_few_images(counts, told, tmp_path):
 def test_plans_in_the_order_named():
     ladder = fixed_ladder(pack(), " bn, last-c25 ,head,", 4)
     assert [(r.plan, r.epochs) for r in ladder.rungs] == [("bn", 1), ("last-c25", 4), ("head", 4)]
-    assert ladder.next([], 1).plan == "last-c25" and ladder.next([], 3) is None
+    assert ladder.decide([], 1)[0].plan == "last-c25" and ladder.decide([], 3)[0] is None
 
 
 @pytest.mark.parametrize("plans", ["", " , ", "bn,lst", "bn;head"])

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from edge_sel.edge import session as session_module
 from edge_sel.edge.evaluate import Evaluation, evaluate_logits
+from edge_sel.edge.limits import Limit, Verdict
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
 from tests.edge.runs import Tape, digits, pack, session
@@ -53,10 +54,22 @@ def test_a_good_run_ships(tmp_path):
     assert any(shipped[name].tobytes() != value.tobytes() for name, value in original.items())
 
 
+class Stop(Limit):
+    """Ends the run at the boundary after its first step, so that its weights are judged as they are then."""
+
+    name = stopped = "told"
+    looks = 0
+
+    def check(self, senses, outlook, *, paused, ending):
+        self.looks += 1
+        return Verdict("stop" if self.looks > 1 else "go")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "ships"),
     [
-        ((0.5, 1.0), (0.6, 2.0), True),
+        ((0.5, 1.0), (0.6, 0.9), True),
+        ((0.5, 1.0), (0.6, 2.0), False),
         ((0.5, 1.0), (0.4, 0.1), False),
         ((0.5, 1.0), (0.5, 0.9), True),
         ((0.5, 1.0), (0.5, 1.0), False),
@@ -67,8 +80,12 @@ def test_a_good_run_ships(tmp_path):
         ((0.1, 1.0), (0.1, float("nan")), False),
     ],
 )
-def test_verdicts(before, after, ships, tmp_path, monkeypatch):
-    """Better accuracy ships; at the same accuracy a lower loss does; numbers that are none never do."""
+@pytest.mark.parametrize("limited", [False, True], ids=["done", "stopped by a limit"])
+def test_verdicts(limited, before, after, ships, tmp_path, monkeypatch):
+    """A lower loss ships, unless the accuracy is worse; numbers that are none never do.
+
+    Whatever did not lower the loss is undone, also where a limit ended the plan before its time.
+    """
     real, told = session_module.evaluate, iter([before])
 
     def evaluate(*given) -> Evaluation:
@@ -76,7 +93,10 @@ def test_verdicts(before, after, ships, tmp_path, monkeypatch):
         return replace(real(*given), accuracy=accuracy, loss=loss)
 
     monkeypatch.setattr(session_module, "evaluate", evaluate)
-    assert session(tmp_path, plan="bn").run()["shipped"] is ships
+    result = replace(session(tmp_path, plan="bn"), limits=[Stop()] if limited else []).run()
+    assert result["stopped"] == ("told" if limited else "done")
+    assert result["shipped"] is ships
+    assert result["after"]["guard"]["loss"] == (after if after[1] < before[1] else before)[1]
 
 
 def test_test_images_influence_nothing(tmp_path):

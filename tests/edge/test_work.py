@@ -5,12 +5,17 @@ And what it expects to do is what it then does: the governor's forecasts are mad
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
+from edge_sel.edge.checkpoint import load_checkpoint
+from edge_sel.edge.gate import Choice, Gate
 from edge_sel.edge.governor import Governor
 from edge_sel.edge.limits import GO, Deadline, Limit
+from edge_sel.edge.progress import from_tensors
 from edge_sel.edge.rungs import Rung
-from edge_sel.edge.work import rung_work, work_of
+from edge_sel.edge.work import STATISTICS_IMAGES, rung_work, work_of
+from edge_sel.sel.embarrassment import cross_entropy
 from edge_sel.sel.flops import nominal_flops
 from tests.edge.recording import Recording
 from tests.edge.runs import StopAt, Tape, World, digits, governed, of_counts, pack, session
@@ -77,13 +82,13 @@ def test_fewer_images_than_a_batch(tmp_path):
     assert of_plan(result, "affine")[0]["train_acc"] is None
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_flops_executed_and_nominal(plan, tmp_path):
-    result, engine = run(tmp_path, plan=plan, curriculum="off", target_rate=0.4)
+@pytest.mark.parametrize(("plan", "curriculum"), [*((plan, "off") for plan in PLANS), ("head", "cumulative")])
+def test_flops_executed_and_nominal(plan, curriculum, tmp_path):
+    result, engine = run(tmp_path, plan=plan, curriculum=curriculum, target_rate=0.4)
     info, parameters = pack().plan(plan), pack().manifest.model.parameters
     steps = list(zip(engine.sizes("step", plan), (kept for at, kept in engine.kept if at == plan), strict=True))
     forwards = [len(engine.labels("score", plan)), *[0] * len(result["epochs"])]
-    assert forwards[0] == result["images"]["train"]
+    assert forwards[0] == (0 if curriculum == "off" else result["images"]["train"])
     dense = pack().plan(plan.split("-c")[0])
     probes = sum(engine.sizes("guilt", dense.name)) * dense.flops_train / len(result["epochs"])
     assert bool(probes) == bool(info.channels)
@@ -113,6 +118,41 @@ def test_statistics_update_no_weight(tmp_path):
     rates = [hyper.bn_momentum for hyper in engine.hypers]
     assert rates == [1 / n for n in range(1, len(rates) + 1)]  # a cumulative mean
     assert all(hyper.learning_rate == 0 for hyper in engine.hypers)
+
+
+def test_statistics_take_some_images_and_remember_them(tmp_path):
+    """At most 512; what the pass sees of their losses is what the gate begins with."""
+    twice = digits(500).subset(np.tile(np.arange(500), 2))
+    result, engine = run(tmp_path, images=twice, plan="bn", checkpoint_every_s=0.1)
+    (epoch,) = result["epochs"]
+    assert result["images"]["train"] > STATISTICS_IMAGES == epoch["candidates"] == sum(engine.sizes("step", "bn"))
+    assert not engine.sizes("score", "bn")
+    progress = from_tensors(*load_checkpoint(tmp_path / "checkpoints")[:2])
+    seen = progress.memory.seen > 0
+    assert seen.sum() == STATISTICS_IMAGES == progress.memory.seen.sum()
+    assert progress.memory.last_loss[seen].mean() == pytest.approx(epoch["train_loss"])
+    assert progress.memory.last_correct[seen].mean() == pytest.approx(epoch["train_acc"])
+    assert (progress.entropy[seen] > 0).all() and not progress.entropy[~seen].any()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_gates_weights_stay_with_their_images(resumed, tmp_path, monkeypatch):
+    """Through the queue to the loss, over batches and epochs, and through a checkpoint."""
+
+    def choose(gate, state, ages, memory, entropy, candidates, u):
+        mask = candidates % 3 > 0
+        weights = np.where(mask, one.learning.labels[candidates] + 1, 0)
+        return Choice(mask, weights.astype(np.float32), state, ages)
+
+    monkeypatch.setattr(Gate, "choose", choose)
+    engine, given = Recording(), {"plan": "head", "curriculum": "off", "epochs": 3}
+    one = session(tmp_path, engine=engine, should_stop=StopAt(6 if resumed else 0), **given)
+    one.run()
+    if resumed:
+        session(tmp_path, engine=engine, **given).run(resume=True)
+    trained = np.array(engine.labels("step", "head"))
+    assert len(trained) > 150 and len(set(trained)) == 10
+    assert np.array_equal(np.concatenate(engine.loss_weights), trained + 1)
 
 
 def test_smaller_plans_execute_less(tmp_path):
@@ -150,21 +190,13 @@ def test_channels_are_probed_once_an_epoch_and_not_at_random(tmp_path):
 @pytest.mark.parametrize(("curriculum", "grows"), [("off", False), ("cumulative", True), ("staged", False)])
 def test_curriculum(curriculum, grows, tmp_path):
     tape = Tape()
-    images = digits(300)
-    engine = Recording()
-    session(
-        tmp_path,
-        images=images,
-        plan="bn,head",
-        epochs=5,
-        gate="off",
-        curriculum=curriculum,
-        engine=engine,
-        listener=tape,
-    ).run()
+    result, engine = run(
+        tmp_path, images=digits(300), plan="bn,head", epochs=5, gate="off", curriculum=curriculum, listener=tape
+    )
     epochs = [epoch for epoch in tape.of("epoch") if epoch["plan"] == "head"]
     offered = [epoch["candidates"] for epoch in epochs]
-    train = sum(engine.sizes("score", "head"))
+    train = result["images"]["train"]
+    assert sum(engine.sizes("score", "head")) == (0 if curriculum == "off" else train), "only a curriculum needs it"
     if curriculum == "off":
         assert offered == [train] * 5
     elif curriculum == "cumulative":
@@ -175,10 +207,6 @@ def test_curriculum(curriculum, grows, tmp_path):
 
 def test_easy_images_come_first(tmp_path):
     """The first stage offers, of every class, those with the lowest loss at the start of the rung."""
-    import numpy as np
-
-    from edge_sel.sel.embarrassment import cross_entropy
-
     engine = Recording()
     session(
         tmp_path, images=digits(300), plan="bn,head", epochs=5, gate="off", curriculum="staged", engine=engine
@@ -215,13 +243,15 @@ def test_any_batch_size(size, tmp_path):
 
 
 def test_the_work_of_a_rung():
-    """A forward pass over every image, then the epochs at the gate's rate; statistics are one pass."""
+    """A forward pass over every image if one is needed, then the epochs at the gate's rate; statistics are one pass."""
     bn, head = pack().plan("bn"), pack().plan("head")
-    assert rung_work(pack(), Rung("bn", 1), 100, 0.5) == 100 * bn.flops_train
-    work = rung_work(pack(), Rung("head", 3), 100, 0.5)
+    assert rung_work(pack(), Rung("bn", 1), 100, 0.5, scores=True) == 100 * bn.flops_train
+    assert rung_work(pack(), Rung("bn", 1), 10**6, 0.5, scores=True) == STATISTICS_IMAGES * bn.flops_train
+    work = rung_work(pack(), Rung("head", 3), 100, 0.5, scores=True)
     assert work == pytest.approx(100 * head.flops_forward + 3 * 50 * head.flops_train)
-    both = work_of(pack(), [Rung("bn", 1), Rung("head", 3)], 100, 0.5)
-    assert both == pytest.approx(work + 100 * bn.flops_train) and work_of(pack(), [], 100, 0.5) == 0
+    assert rung_work(pack(), Rung("head", 3), 100, 0.5, scores=False) == pytest.approx(3 * 50 * head.flops_train)
+    both = work_of(pack(), [Rung("bn", 1), Rung("head", 3)], 100, 0.5, scores=True)
+    assert both == pytest.approx(work + 100 * bn.flops_train) and work_of(pack(), [], 100, 0.5, scores=True) == 0
 
 
 @pytest.fixture
@@ -241,7 +271,7 @@ def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, t
     assert left == sorted(left, reverse=True) and left[-1] == 0
     rungs = [Rung(name, 1 if name == "bn" else 3) for name in plans.split(",")]
     first_step = left[0] - left[1]
-    whole = work_of(pack(), rungs, 100, 1.0)
+    whole = work_of(pack(), rungs, 100, 1.0, scores=False)
     executed = sum(epoch["executed_flops_t"] for epoch in result["epochs"]) * 1e12
     assert left[0] + first_step == pytest.approx(whole)
     assert executed == pytest.approx(whole, rel=0.05)
@@ -253,19 +283,24 @@ def test_the_gate_makes_the_work_less(work_left, tmp_path):
     del work_left[:]
     governed(tmp_path / "half", World(), Deadline(1e9), plan="head", gate="sundew", target_rate=0.5, curriculum="off")
     info = pack().plan("head")
-    assert everything - work_left[1] == pytest.approx(0.5 * 2 * 100 * info.flops_train)
+    to_come = 2 * 100 - 16  # of two epochs, when it is told for the first time
+    assert everything == pytest.approx(to_come * info.flops_train)
+    assert work_left[1] == pytest.approx(0.5 * everything)
 
 
 def test_scoring_counts_image_by_image(work_left, tmp_path):
-    governed(tmp_path, World(), Deadline(1e9), plan="head", gate="off", curriculum="off", epochs=1)
+    governed(tmp_path, World(), Deadline(1e9), plan="head", gate="off", curriculum="cumulative", epochs=1)
     done = [before - after for before, after in pairwise(work_left[1:7])]
     assert done == pytest.approx([16 * pack().plan("head").flops_forward] * 5)
 
 
-@pytest.mark.parametrize(("boundary", "again"), [(2, 2), (8, 4), (15, 15), (30, 30)])
-def test_a_resumed_run_expects_what_is_left(boundary, again, work_left, tmp_path):
-    """In the statistics, in the scoring that begins anew, in the first and in the last epoch."""
-    given = {"plan": "bn,head", "gate": "off", "curriculum": "off", "epochs": 3}
+@pytest.mark.parametrize(
+    ("curriculum", "boundary", "again"),
+    [("off", 2, 2), ("off", 8, 8), ("off", 26, 26), ("cumulative", 8, 4), ("cumulative", 12, 12)],
+)
+def test_a_resumed_run_expects_what_is_left(curriculum, boundary, again, work_left, tmp_path):
+    """In the statistics, in the first and in the last epoch; in the scoring that begins anew, and after it."""
+    given = {"plan": "bn,head", "gate": "off", "curriculum": curriculum, "epochs": 3}
     governed(tmp_path / "one", World(), Deadline(1e9), **given)
     whole = work_left[1:]
     asked = 2 * boundary - 1  # it is asked once more after each wait

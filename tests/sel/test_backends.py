@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.sel import curriculum, embarrassment, flops, guilt, hardness, schedule, significance, sundew
+from edge_sel.sel import curriculum, embarrassment, flops, guilt, hardness, schedule, selection, significance, sundew
 
 N, C = 40, 5
-MODULES = (curriculum, embarrassment, flops, guilt, hardness, schedule, significance, sundew)
+MODULES = (curriculum, embarrassment, flops, guilt, hardness, schedule, selection, significance, sundew)
 
 
 class Inputs:
@@ -45,6 +45,15 @@ def streamed(i):
     return embarrassment.add_batch(first, i.other_logits, i.labels)
 
 
+def some_unknown(i):
+    return i.xp.where(i.loss > 0.7, i.xp.nan, i.loss)
+
+
+def aged(i):
+    ages = selection.init_ages(N, i.xp, device=i.device)
+    return selection.update_ages(ages, i.indices, i.correct)
+
+
 # The functions of the training loop: name -> call.
 HOT = {
     "embarrassment.cross_entropy": lambda i: embarrassment.cross_entropy(i.logits, i.labels, 1.5),
@@ -61,6 +70,16 @@ HOT = {
     "guilt.channel_guilt": lambda i: guilt.channel_guilt(i.grads[0], 2.0),
     "guilt.guilty_channels": lambda i: guilt.guilty_channels(guilt.channel_guilt(i.grads[0]), 3),
     "schedule.sel_learning_rate": lambda i: schedule.sel_learning_rate(1e-3, i.loss),
+    "selection.middle_rank": lambda i: selection.middle_rank(i.loss),
+    "selection.odds": lambda i: [
+        selection.odds(selection.SoftConfig(), i.loss, 1 - i.gate.threshold),
+        selection.odds(selection.SoftConfig(drop_hardest=0.1), some_unknown(i), 0.3, i.u > 0.9),
+    ],
+    "selection.draw": lambda i: selection.draw(i.p, i.u),
+    "selection.effective_sample_size": lambda i: selection.effective_sample_size(i.loss),
+    "selection.init_ages": lambda i: selection.init_ages(N, i.xp, device=i.device),
+    "selection.update_ages": aged,
+    "selection.overdue": lambda i: selection.overdue(aged(i), i.indices, 2),
     "significance.significance_v1": lambda i: sundew.significance_v1(i.loss, i.std),
     "significance.significance_v101": lambda i: sundew.significance_v101(i.loss, i.std),
     "significance.significance_rank": lambda i: sundew.significance_rank(i.loss, i.u),
@@ -147,5 +166,6 @@ def test_a_state_is_made_where_it_is_asked_for():
         embarrassment.init_sums(3, torch, device="meta"),
         sundew.init(sundew.PUBLISHED_10, torch, device="meta"),
         hardness.init(3, torch, device="meta"),
+        selection.init_ages(3, torch, device="meta"),
     ):
         assert {str(field.device) for field in made} == {"meta"}

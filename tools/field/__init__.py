@@ -1,0 +1,1 @@
+"""Parts of the field benchmark (``tools/field_benchmark.py``)."""

@@ -12,12 +12,12 @@ import onnxruntime as ort
 from edge_sel.engines.base import (
     Arrays,
     Batch,
+    GuiltyChannels,
     Hyper,
     Predict,
     Scores,
     StepResult,
     computed_elements,
-    default_channels,
 )
 from edge_sel.errors import SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
@@ -91,7 +91,7 @@ class OrtTrainer:
         self._changing = changing
         self._fixed = {n: np.array(weights[n], np.float32) for n in inputs if n not in changing}
         self._buffers = (state, {n: np.empty_like(v) for n, v in state.items()})
-        self._channels = default_channels(plan)
+        self._channels = GuiltyChannels(plan, weights)
         self._names = {i.name for i in self._train.get_inputs()}
         outputs = [o.name for o in self._train.get_outputs()]
         self._free_outputs = [o for o in outputs if not o.startswith("new::")]
@@ -111,7 +111,8 @@ class OrtTrainer:
         binding = self._bindings[0]
         feeds: Arrays = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights}
         feeds |= {name: np.float32(value).reshape(()) for name, value in scalars.items()}
-        feeds |= {f"index::{name}": index for name, index in self._channels.items()}
+        feeds |= {f"index::{name}": index for name, index in self._channels.index.items()}
+        feeds |= {f"steps::{name}": steps for name, steps in self._channels.next_steps().items()}
         for name in self._names & feeds.keys():
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
@@ -144,6 +145,7 @@ class OrtTrainer:
         """One update; the buffers change roles."""
         outputs = self._run(batch, self._scalars(hyper))
         self._steps += 1
+        self._channels.advance()
         self._buffers = (self._buffers[1], self._buffers[0])
         self._bindings.reverse()
         kept = int(outputs["kept"]) if "kept" in outputs else 0
@@ -156,21 +158,20 @@ class OrtTrainer:
 
     def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
         """Choose the guilty output channels of a budgeted plan."""
-        self._channels = {n: np.ascontiguousarray(channels[n], np.int64) for n in self.plan.channels}
+        self._channels.choose(channels)
 
     def weights(self) -> Arrays:
         """Copies of every weight and running statistic that the plan changes."""
         return {name: self._buffers[0][name].copy() for name in self._changing}
 
     def state(self) -> Arrays:
-        """Weights, optimizer state, channel choice and step count."""
+        """Weights, optimizer state, channel choice and step counts."""
         saved = {name: value.copy() for name, value in self._buffers[0].items()}
-        saved |= {f"index::{name}": value.copy() for name, value in self._channels.items()}
-        return {**saved, "steps": np.array(self._steps, np.int64)}
+        return {**saved, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Copy a saved state into the bound buffers."""
         for name, buffer in self._buffers[0].items():
             buffer[...] = state[name]
-        self._channels = {name: state[f"index::{name}"].copy() for name in self.plan.channels}
+        self._channels.load_state(state)
         self._steps = int(state["steps"])

@@ -27,13 +27,14 @@ from edge_sel.pack.reader import Pack
 class OrtEngine:
     """Executes on the CPU with a fixed number of threads that sleep, not spin, between operators.
 
-    Spinning threads double the CPU time (and the joules) of a step; see docs/engines.md.
+    Spinning threads mostly double the CPU time (and the joules) of a step; see docs/engines.md. ``edge-sel tune`` finds
+    out where they do not.
     """
 
     name = "ort"
 
-    def __init__(self, threads: int = 0) -> None:
-        self.threads = threads
+    def __init__(self, threads: int = 0, *, spinning: bool = False) -> None:
+        self.threads, self.spinning = threads, spinning
 
     def session(self, graph: bytes, constants: Mapping[str, np.ndarray]) -> ort.InferenceSession:
         """Load a graph with the given values for the weights that it keeps constant."""
@@ -42,7 +43,7 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # its one big block doubles the peak memory and saves no time
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in constants.values()]
         if values:

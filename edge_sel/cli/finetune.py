@@ -137,7 +137,7 @@ def with_tuning(layers: Any, pack: str, profile: str, resumed: Path | None, tell
     plain = layers()
     tuned = None if resumed is None else tuned_at_start(resumed)
     path = tuning_file(pack, "ort", os.environ)
-    if tuned is None and plain.settings.engine != "torch" and path.exists():
+    if tuned is None and plain.settings.engine != "torch" and path is not None:
         costs, why = read_tuning(path, machine(profile, usable_cores()))
         tuned = {} if costs is None else tuned_settings(plain, costs, plain.settings.plan)
         if why:

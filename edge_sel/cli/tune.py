@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from edge_sel.errors import UsageError
+from edge_sel.errors import SetupError, UsageError
 
 
 @click.command()
@@ -50,6 +50,9 @@ def command(
     settings = resolve(profile=device, environ=os.environ, flags={"meter": meter}).settings
     opened = open_pack(pack) if pack is not None else builtin_pack()
     names = trained_plans(opened, plans or tuple(name.strip() for name in settings.plan.split(",")))
+    path = tuned.tuning_file(opened.digest, "ort", os.environ)
+    if path is None:
+        raise SetupError("this user has no home to remember anything in", fix="set XDG_CACHE_HOME to a folder")
     cores = usable_cores()
     found, _ = find_meter(device, settings.meter, skip=("nvml",))
     window_s = max(seconds / tune.ROUNDS, found.min_window_s if found is not None else 0.0)
@@ -72,7 +75,6 @@ def command(
         costs = {name: bench.measure(name, tried) for name in names}
     known = all(cost.energy_j is not None for told in costs.values() for cost in told.values())
     by = {"name": found.name, "source": found.source} if found and known else {"name": None, "source": "unavailable"}
-    path = tuned.tuning_file(opened.digest, "ort", os.environ)
     tuned.write_tuning(path, costs, here := tuned.machine(device.name, cores), by)
     choice = tuned.choose(tuned.total_costs(costs), settings.batch_size, {})
     usual = tuned.Candidate(cores, False, settings.batch_size)

@@ -130,10 +130,14 @@ def machine(profile: str, cores: int, root: Path = Path("/")) -> dict[str, Any]:
     }
 
 
-def tuning_file(pack: str, engine: str, environ: Mapping[str, str]) -> Path:
-    """Where the figures of a pack (its digest) are kept: ``$XDG_CACHE_HOME``, else ``~/.cache``."""
-    cache = environ.get("XDG_CACHE_HOME", "")
-    folder = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
+def tuning_file(pack: str, engine: str, environ: Mapping[str, str]) -> Path | None:
+    """Where the figures of a pack (its digest) are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``; None without a home."""
+    folder = Path(environ.get("XDG_CACHE_HOME", ""))
+    if not folder.is_absolute():
+        try:
+            folder = Path.home() / ".cache"
+        except RuntimeError:  # a user that the system does not know, as in some containers
+            return None
     return folder / "edge-sel" / "tuning" / f"{pack}-{engine}.json"
 
 
@@ -170,7 +174,7 @@ def read_tuning(
         if meter is not None and body["meter"] != meter:
             return None, f"another meter measured it: {path}"
         return {plan: dict(map(_entry, told)) for plan, told in body["plans"].items()}, None
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # a service may not even look into a home
         return None, None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"it cannot be read ({type(error).__name__}: {error}): {path}"

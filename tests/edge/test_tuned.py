@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -133,6 +134,19 @@ def test_the_file_says_what_was_measured(tmp_path):
 def test_without_an_absolute_cache_it_is_the_homes(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tuning_file("abc", "ort", cache) == tmp_path / ".cache" / "edge-sel" / "tuning" / "abc-ort.json"
+
+
+def test_without_a_home_or_a_look_into_it_nothing_is_remembered(monkeypatch, tmp_path):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    def closed(self, **how):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert tuning_file("abc", "ort", {}) is None
+    monkeypatch.setattr(Path, "read_text", closed)
+    assert read_tuning(tmp_path / "t.json", HERE) == (None, None)
 
 
 def test_another_plan_is_added_and_another_meter_starts_afresh(tmp_path):

@@ -17,7 +17,7 @@ from edge_sel.edge.checkpoint import write_durably
 from edge_sel.settings import Resolved
 
 SCHEMA = 1
-TIE = 0.03
+TIE = 0.05
 """Candidates whose costs differ by less cost the same: short measurements tell no more."""
 REACH = 2
 """How many times larger or smaller a batch may become: accuracy hardly changes so far, and the learning rate suits."""

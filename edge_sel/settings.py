@@ -1,7 +1,7 @@
 """What a run may be told, and where each value came from.
 
-Each key is declared once, with its rule. Values come from the profile, then a TOML file, then ``EDGE_SEL_*``, then
-flags: the last wins and its origin is kept.
+Each key is declared once, with its rule. Values come from the profile, then from what ``edge-sel tune`` measured, then
+a TOML file, then ``EDGE_SEL_*``, then flags: the last wins and its origin is kept.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Settings:
     guard_fraction: float = setting("share kept to judge by", 0.15, above=0, high=0.9, parse=parse_fraction)
     seed: int = setting("seed of every random choice", 0, low=0)
     threads: int = setting("threads to use, 0 for all", 0, low=0)
+    spinning: bool = setting("let threads wait busily for one another", False, parse=_TRUTH.get)
     engine: Literal["auto", "ort", "torch"] = setting("what computes", "auto")
     meter: str = setting("what measures energy", "auto", choices=("auto", *METERS))
     require_measured: bool = setting("refuse to run on modelled energy", False, parse=_TRUTH.get)
@@ -70,7 +71,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The settings of a run and, for each, ``default``, ``profile:…``, ``file:…``, ``env:…`` or ``flag``."""
+    """The settings of a run and, for each, ``default``, ``profile:…``, ``tuned``, ``file:…``, ``env:…`` or ``flag``."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -83,6 +84,7 @@ class Resolved:
 def resolve(
     *,
     profile: Profile | None = None,
+    tuned: Mapping[str, Any] | None = None,
     toml_file: Path | None = None,
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
@@ -93,6 +95,7 @@ def resolve(
         at = f"profile:{profile.name}"
         given += [("threads", profile.threads, at), ("batch_size", profile.batch_size, at)]
         given.append(("max_temp_c", profile.max_c, at))
+    given += [(key, value, "tuned") for key, value in (tuned or {}).items()]
     if toml_file is not None:
         given += [(key, value, f"file:{toml_file}") for key, value in read_toml(toml_file)]
     ours = {name: text for name, text in (environ or {}).items() if name.startswith(PREFIX)}

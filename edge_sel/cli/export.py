@@ -26,7 +26,10 @@ from edge_sel.cli.server_extra import require_server_extra
     type=click.Path(path_type=Path),
     help="Pack to write: a folder, or one file if it ends in .edgepack.",
 )
-@click.option("--plans", help="Comma-separated; default: every plan, and last-c25, full-c25.")
+@click.option(
+    "--plans",
+    help="Comma-separated, also with a budget of channels such as last2-c50. [default: all; c25, c50 of last and full]",
+)
 @click.option("--optimizer", default="adam", show_default=True, type=click.Choice(["adam", "sgd"]))
 @click.option("--gamma-percentile", default=40.0, show_default=True, type=click.FloatRange(0, 100))
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ def command(
     if resume and out is None:
         raise UsageError("--resume needs --out", fix="name the folder of the run to continue")
     device = load_profile(profile or detect_profile())
-    resolved = resolve(profile=device, toml_file=config, environ=os.environ, flags=flags)
+    layers = partial(resolve, profile=device, toml_file=config, environ=os.environ, flags=flags)
+    layers()  # mistakes are told before anything is opened
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     stop = StopSignal()
     with Console(quiet=as_json) as console:
-        result = _run(pack, data, test, folder, resume, device, resolved, stop, console, metrics)
+        result = _run(pack, data, test, folder, resume, device, layers, stop, console, metrics)
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -61,11 +63,9 @@ def command(
 
 
 def _run(
-    pack: Path | None, data: Path | None, test: Path | None, out: Path, resume: bool, device: Any, resolved: Any,
+    pack: Path | None, data: Path | None, test: Path | None, out: Path, resume: bool, device: Any, layers: Any,
     stop: Any, console: Any, metrics: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from functools import partial
-
     from edge_sel.edge.governing import limits_of, local_minute, require_sensors
     from edge_sel.edge.ladder import auto_ladder
     from edge_sel.edge.metrics import MetricsFile
@@ -79,8 +79,9 @@ def _run(
     from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
     from edge_sel.power.throttle import ThrottleReader
 
-    settings = resolved.settings
     opened = open_pack(pack) if pack is not None else builtin_pack()
+    resolved = with_tuning(layers, opened.digest, device.name, out if resume else None, console)
+    settings = resolved.settings
     fixed = None if settings.plan == "auto" else fixed_ladder(opened, settings.plan, settings.epochs)
     # The default engine works on the processor: a graphics card's watts would be somebody else's, or idle ones.
     meter, probes = find_meter(device, settings.meter, skip=() if settings.engine == "torch" else ("nvml",))
@@ -106,7 +107,7 @@ def _run(
             pack=opened,
             images=images,
             test=tested,
-            engine=choose_engine(settings.engine, settings.threads),
+            engine=choose_engine(settings.engine, settings.threads, spinning=settings.spinning),
             ladder=fixed or auto_ladder(opened, len(images.classes)),
             resolved=resolved,
             recorder=recorder,
@@ -121,6 +122,29 @@ def _run(
             throttling=ThrottleReader(sysfs_root()).read,
         )
         return session.run(resume=resume)
+
+
+def with_tuning(layers: Any, pack: str, profile: str, resumed: Path | None, tell: Any) -> Any:
+    """The settings, and below what the user gave what `edge-sel tune` found to take the fewest joules.
+
+    A run that is resumed keeps what it began with.
+    """
+    from edge_sel.cli.tune import usable_cores
+    from edge_sel.edge.resume import tuned_at_start
+    from edge_sel.edge.tuned import machine, read_tuning, tuned_settings, tuning_file
+
+    plain = layers()
+    tuned = None if resumed is None else tuned_at_start(resumed)
+    path = tuning_file(pack, "ort", os.environ)
+    if tuned is None and plain.settings.engine != "torch" and path is not None:
+        costs, why = read_tuning(path, machine(profile, usable_cores()))
+        tuned = {} if costs is None else tuned_settings(plain, costs, plain.settings.plan)
+        if why:
+            tell({"event": "tuning_ignored", "why": why})
+    if not tuned:
+        return plain
+    tell({"event": "tuned", "settings": tuned})
+    return layers(tuned=tuned)
 
 
 def load_images(pack: Any, data: Path | None, test: Path | None, new_classes: str) -> tuple[Any, Any, str]:

@@ -13,6 +13,7 @@ from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, UsageError
 
 COMMANDS = {
     "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),
+    "tune": ("edge_sel.cli.tune", "Find the threads and batch size that take the fewest joules, for finetune."),
     "evaluate": (
         "edge_sel.cli.evaluate",
         "Accuracy and per-class embarrassment of a pack on a folder of images.",

@@ -51,6 +51,11 @@ class Console:
             self._console.print(f"{event['plan']} did not lower the guard's loss: undone")
         elif kind == "checkpoints_damaged":
             self._console.print("every checkpoint here is damaged: starting from the beginning")
+        elif kind == "tuned":
+            told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event["settings"].items())
+            self._console.print(f"tuned by `edge-sel tune`: {told}")
+        elif kind == "tuning_ignored":
+            self._console.print(f"tuning ignored, {event['why']} (run `edge-sel tune` again)")
         elif kind in ("started", "resumed"):
             self._console.print(f"{kind}: {event['images']} images to learn from, {event['guard']} held back as guard")
         elif kind == "evaluated":

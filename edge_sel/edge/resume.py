@@ -16,13 +16,16 @@ from edge_sel.errors import UsageError
 from edge_sel.settings import Resolved
 
 MAY_CHANGE = {
-    "engine", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c", "battery_floor",
-    "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours",
+    "engine", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
+    "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours",
 }  # fmt: skip
 """Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.
 
 The engine is compared by the name of the one that runs, not by the setting.
 """
+
+TUNED = "tuned"
+"""Key of an identity: what tuning gave the run. It is kept for those who resume, not compared: the values are."""
 
 Identity = dict[str, Any]
 
@@ -37,7 +40,20 @@ def identify(resolved: Resolved, pack: str, images: ImageSet, test: ImageSet | N
         "test images": None if test is None else test.fingerprint(),
         "engine": engine,
         **values,
+        TUNED: {key: getattr(resolved.settings, key) for key, at in resolved.origins.items() if at == "tuned"},
     }
+
+
+def tuned_at_start(out: Path) -> dict[str, Any] | None:
+    """What tuning gave the run in ``out`` when it began; None if there is no run to resume.
+
+    A run keeps these settings to its end, whatever is measured meanwhile.
+    """
+    try:
+        return dict(json.loads((out / "run.json").read_text(encoding="utf-8"))["identity"].get(TUNED, {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        loaded = load_checkpoint(out / "checkpoints")
+    return None if loaded is None else dict(loaded[2].get(TUNED, {}))
 
 
 def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
@@ -77,7 +93,7 @@ def unfinished_run(out: Path, identity: Identity, *, resume: bool) -> Progress |
 
 
 def _require_same(found: Mapping[str, Any], identity: Identity, where: Path) -> None:
-    different = [key for key, value in identity.items() if found.get(key) != value]
+    different = [key for key, value in identity.items() if key != TUNED and found.get(key) != value]
     if different:
         raise UsageError(
             f"cannot resume, these are not what the run began with: {', '.join(different)}",

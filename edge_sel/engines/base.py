@@ -66,7 +66,10 @@ class Trainer(Protocol):
         """Gradient norm of each output channel [O] of each trained convolution; changes nothing."""
 
     def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
-        """Choose the guilty output channels of a budgeted plan: weight → sorted int64 [k]."""
+        """Choose the guilty output channels of a budgeted plan: weight → sorted int64 [k].
+
+        A channel that leaves keeps its weights and its optimizer state, and goes on from them when it returns.
+        """
 
     def weights(self) -> Arrays:
         """Copies of every weight and running statistic that the plan changes."""
@@ -98,6 +101,39 @@ def computed_elements(plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> int:
     return sum(plan.channels[n] * weights[n][0].size if n in plan.channels else weights[n].size for n in plan.trainable)
 
 
-def default_channels(plan: PlanInfo) -> Arrays:
-    """The first k channels of every limited weight, until guilt has been measured."""
-    return {name: np.arange(count, dtype=np.int64) for name, count in plan.channels.items()}
+class GuiltyChannels:
+    """Which channels of a plan's limited weights take part, and how many steps each channel took part in.
+
+    Until guilt has been measured they are the first k of each weight.
+
+    Attributes:
+        index: weight → int64 [k], the chosen channels.
+        steps: weight → int64 [O], the steps of every channel so far: what Adam corrects its moments by.
+    """
+
+    def __init__(self, plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> None:
+        self.index: Arrays = {name: np.arange(count, dtype=np.int64) for name, count in plan.channels.items()}
+        self.steps: Arrays = {name: np.zeros(len(weights[name]), np.int64) for name in plan.channels}
+
+    def choose(self, channels: Mapping[str, np.ndarray]) -> None:
+        """Take these from now on."""
+        self.index = {name: np.ascontiguousarray(channels[name], np.int64) for name in self.index}
+
+    def next_steps(self) -> Arrays:
+        """Weight → float32 [k]: the count of each chosen channel, with the step that is about to be made."""
+        return {name: (self.steps[name][index] + 1).astype(np.float32) for name, index in self.index.items()}
+
+    def advance(self) -> None:
+        """A step was made."""
+        for name, index in self.index.items():
+            self.steps[name][index] += 1
+
+    def state(self) -> Arrays:
+        """Copies of both, as ``index::WEIGHT`` and ``steps::WEIGHT``."""
+        saved = {f"index::{name}": index.copy() for name, index in self.index.items()}
+        return saved | {f"steps::{name}": steps.copy() for name, steps in self.steps.items()}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a saved state, of which these are a part."""
+        self.choose({name: state[f"index::{name}"].copy() for name in self.index})
+        self.steps = {name: state[f"steps::{name}"].copy() for name in self.steps}

@@ -8,8 +8,8 @@ from edge_sel.engines.base import Engine
 from edge_sel.errors import SetupError
 
 
-def choose_engine(name: str, threads: int) -> Engine:
-    """``auto`` is ``ort``: it is the default engine and always installed.
+def choose_engine(name: str, threads: int, *, spinning: bool = False) -> Engine:
+    """``auto`` is ``ort``: it is the default engine and always installed. Torch's threads know no spinning.
 
     Raises:
         SetupError: torch was asked for and is not installed.
@@ -22,4 +22,4 @@ def choose_engine(name: str, threads: int) -> Engine:
         return TorchEngine(threads)
     from edge_sel.engines.ort import OrtEngine
 
-    return OrtEngine(threads)
+    return OrtEngine(threads, spinning=spinning)

@@ -12,12 +12,12 @@ import onnxruntime as ort
 from edge_sel.engines.base import (
     Arrays,
     Batch,
+    GuiltyChannels,
     Hyper,
     Predict,
     Scores,
     StepResult,
     computed_elements,
-    default_channels,
 )
 from edge_sel.errors import SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
@@ -27,13 +27,14 @@ from edge_sel.pack.reader import Pack
 class OrtEngine:
     """Executes on the CPU with a fixed number of threads that sleep, not spin, between operators.
 
-    Spinning threads double the CPU time (and the joules) of a step; see docs/engines.md.
+    Spinning threads mostly double the CPU time (and the joules) of a step; see docs/engines.md. ``edge-sel tune`` finds
+    out where they do not.
     """
 
     name = "ort"
 
-    def __init__(self, threads: int = 0) -> None:
-        self.threads = threads
+    def __init__(self, threads: int = 0, *, spinning: bool = False) -> None:
+        self.threads, self.spinning = threads, spinning
 
     def session(self, graph: bytes, constants: Mapping[str, np.ndarray]) -> ort.InferenceSession:
         """Load a graph with the given values for the weights that it keeps constant."""
@@ -42,7 +43,7 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # its one big block doubles the peak memory and saves no time
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in constants.values()]
         if values:
@@ -91,7 +92,7 @@ class OrtTrainer:
         self._changing = changing
         self._fixed = {n: np.array(weights[n], np.float32) for n in inputs if n not in changing}
         self._buffers = (state, {n: np.empty_like(v) for n, v in state.items()})
-        self._channels = default_channels(plan)
+        self._channels = GuiltyChannels(plan, weights)
         self._names = {i.name for i in self._train.get_inputs()}
         outputs = [o.name for o in self._train.get_outputs()]
         self._free_outputs = [o for o in outputs if not o.startswith("new::")]
@@ -111,7 +112,8 @@ class OrtTrainer:
         binding = self._bindings[0]
         feeds: Arrays = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights}
         feeds |= {name: np.float32(value).reshape(()) for name, value in scalars.items()}
-        feeds |= {f"index::{name}": index for name, index in self._channels.items()}
+        feeds |= {f"index::{name}": index for name, index in self._channels.index.items()}
+        feeds |= {f"steps::{name}": steps for name, steps in self._channels.next_steps().items()}
         for name in self._names & feeds.keys():
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
@@ -144,6 +146,7 @@ class OrtTrainer:
         """One update; the buffers change roles."""
         outputs = self._run(batch, self._scalars(hyper))
         self._steps += 1
+        self._channels.advance()
         self._buffers = (self._buffers[1], self._buffers[0])
         self._bindings.reverse()
         kept = int(outputs["kept"]) if "kept" in outputs else 0
@@ -156,21 +159,20 @@ class OrtTrainer:
 
     def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
         """Choose the guilty output channels of a budgeted plan."""
-        self._channels = {n: np.ascontiguousarray(channels[n], np.int64) for n in self.plan.channels}
+        self._channels.choose(channels)
 
     def weights(self) -> Arrays:
         """Copies of every weight and running statistic that the plan changes."""
         return {name: self._buffers[0][name].copy() for name in self._changing}
 
     def state(self) -> Arrays:
-        """Weights, optimizer state, channel choice and step count."""
+        """Weights, optimizer state, channel choice and step counts."""
         saved = {name: value.copy() for name, value in self._buffers[0].items()}
-        saved |= {f"index::{name}": value.copy() for name, value in self._channels.items()}
-        return {**saved, "steps": np.array(self._steps, np.int64)}
+        return {**saved, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Copy a saved state into the bound buffers."""
         for name, buffer in self._buffers[0].items():
             buffer[...] = state[name]
-        self._channels = {name: state[f"index::{name}"].copy() for name in self.plan.channels}
+        self._channels.load_state(state)
         self._steps = int(state["steps"])

@@ -13,12 +13,12 @@ from torch import nn
 from edge_sel.engines.base import (
     Arrays,
     Batch,
+    GuiltyChannels,
     Hyper,
     Predict,
     Scores,
     StepResult,
     computed_elements,
-    default_channels,
 )
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.models.registry import build
@@ -86,7 +86,7 @@ class TorchTrainer:
         self._slots = {
             f"{slot}::{n}": torch.zeros_like(tensors[n]) for n in plan.trainable for slot in OPTIMIZER_STATE[optimizer]
         }
-        self.set_channels(default_channels(plan))
+        self._channels = GuiltyChannels(plan, weights)
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         """Forward only, with the current weights and running statistics."""
@@ -99,10 +99,12 @@ class TorchTrainer:
         """One update."""
         logits, losses, gradients = self._gradients(batch, hyper)
         self._steps += 1
+        self._channels.advance()
         kept = torch.zeros((), dtype=torch.int64, device=self._device)
         with torch.no_grad():
             for name, gradient in gradients.items():
-                rows = self._channels.get(name, slice(None))
+                index = self._channels.index.get(name)
+                rows = slice(None) if index is None else torch.from_numpy(index).to(self._device)
                 guilty = gradient[rows].abs() > hyper.gamma
                 kept += guilty.sum()
                 self._update(name, rows, torch.where(guilty, gradient[rows], 0.0), hyper)
@@ -132,8 +134,12 @@ class TorchTrainer:
         m, v = self._slots[f"m::{name}"], self._slots[f"v::{name}"]
         m[rows] = m[rows] * BETA1 + gradient * (1 - BETA1)
         v[rows] = v[rows] * BETA2 + gradient * gradient * (1 - BETA2)
-        scale = hyper.learning_rate / (1 - BETA1**self._steps)
-        denominator = v[rows].sqrt() / (1 - BETA2**self._steps) ** 0.5 + EPSILON
+        steps: int | torch.Tensor = self._steps
+        if name in self._channels.index:  # each channel's own count
+            taken = self._channels.steps[name][self._channels.index[name]]
+            steps = torch.from_numpy(taken).to(self._device).view(-1, 1, 1, 1)
+        scale = hyper.learning_rate / (1 - BETA1**steps)
+        denominator = v[rows].sqrt() / (1 - BETA2**steps) ** 0.5 + EPSILON
         weight[rows] = weight[rows] * (1 - hyper.learning_rate * hyper.weight_decay) - scale * m[rows] / denominator
 
     def guilt(self, batch: Batch) -> Arrays:
@@ -149,22 +155,21 @@ class TorchTrainer:
 
     def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
         """Choose the guilty output channels of a budgeted plan."""
-        self._channels = {n: torch.from_numpy(channels[n]).to(self._device) for n in self.plan.channels}
+        self._channels.choose(channels)
 
     def weights(self) -> Arrays:
         """Copies of every weight and running statistic that the plan changes."""
         return {name: value.detach().cpu().numpy().copy() for name, value in self._tensors.items()}
 
     def state(self) -> Arrays:
-        """Weights, optimizer state, channel choice and step count."""
+        """Weights, optimizer state, channel choice and step counts."""
         saved = {**self.weights(), **{n: s.cpu().numpy().copy() for n, s in self._slots.items()}}
-        saved |= {f"index::{n}": i.cpu().numpy().copy() for n, i in self._channels.items()}
-        return {**saved, "steps": np.array(self._steps, np.int64)}
+        return {**saved, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a saved state."""
         with torch.no_grad():
             for name, tensor in {**self._tensors, **self._slots}.items():
                 tensor.copy_(torch.from_numpy(state[name]))
-        self.set_channels({name: state[f"index::{name}"] for name in self.plan.channels})
+        self._channels.load_state(state)
         self._steps = int(state["steps"])

@@ -2,6 +2,12 @@
 
 Hyper-parameters are run-time scalars: ``lr``, ``gamma``, ``weight_decay`` and ``step`` (1, 2, …; Adam) or ``momentum``
 (SGD). State tensors are inputs ``NAME::WEIGHT`` and outputs ``new::NAME::WEIGHT``.
+
+Of a weight with a channel budget only the chosen rows take part in a step. For the others time stands still: weight,
+momentum and moments stay as they are, nothing decays, and a channel that comes back goes on as if it had never been
+away. So that Adam is right about them, its bias correction counts each channel's own steps, ``steps::WEIGHT`` [k]. With
+the plan's count, as ``torch.optim.SparseAdam`` has it, the correction would be spent when a channel comes late, and as
+``v`` grows slower than ``m`` its first steps would be 3 to 6.6 times too long.
 """
 
 from __future__ import annotations
@@ -36,8 +42,15 @@ def emit_update(b: Builder, optimizer: str, weight: str, gradient: str, index: s
     Rows that are not in the index keep their weight and their optimizer state to the bit.
     """
     old = {name: _rows(b, name, index) for name in (weight, *(f"{s}::{weight}" for s in STATE[optimizer]))}
-    rule = _adam if optimizer == "adam" else _sgd
-    for name, value in rule(b, weight, gradient, old).items():
+    if optimizer == "sgd":
+        updated = _sgd(b, weight, gradient, old)
+    else:
+        scales = ("adam_scale1", "adam_scale2")
+        if index is not None:
+            # Only convolutions are limited: one count for each kernel [k, 1, 1, 1].
+            scales = _bias_corrections(b, b.op("Reshape", f"steps::{weight}", b.ints(-1, 1, 1, 1)))
+        updated = _adam(b, weight, gradient, old, scales)
+    for name, value in updated.items():
         if index is None:
             b.op("Identity", value, name=f"new::{name}")
         else:
@@ -56,7 +69,7 @@ def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str]) -> dict[st
     return {weight: b.op("Sub", old[weight], b.op("Mul", velocity, "lr")), state: velocity}
 
 
-def _adam(b: Builder, weight: str, gradient: str, old: dict[str, str]) -> dict[str, str]:
+def _adam(b: Builder, weight: str, gradient: str, old: dict[str, str], scales: tuple[str, str]) -> dict[str, str]:
     """Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019).
 
     ``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``,
@@ -66,8 +79,8 @@ def _adam(b: Builder, weight: str, gradient: str, old: dict[str, str]) -> dict[s
     first = b.op("Add", b.op("Mul", old[m], b.scalar(BETA1)), b.op("Mul", gradient, b.scalar(1 - BETA1)))
     squared = b.op("Mul", b.op("Mul", gradient, gradient), b.scalar(1 - BETA2))
     second = b.op("Add", b.op("Mul", old[v], b.scalar(BETA2)), squared)
-    denominator = b.op("Add", b.op("Mul", b.op("Sqrt", second), "adam_scale2"), b.scalar(EPSILON))
-    change = b.op("Div", b.op("Mul", first, "adam_scale1"), denominator)
+    denominator = b.op("Add", b.op("Mul", b.op("Sqrt", second), scales[1]), b.scalar(EPSILON))
+    change = b.op("Div", b.op("Mul", first, scales[0]), denominator)
     kept = b.op("Mul", old[weight], "decay_factor")
     return {weight: b.op("Sub", kept, change), m: first, v: second}
 
@@ -76,8 +89,13 @@ def emit_shared(b: Builder, optimizer: str) -> None:
     """Append the scalars that every weight's update shares."""
     if optimizer != "adam":
         return
+    _bias_corrections(b, "step", names=("adam_scale1", "adam_scale2"))
+    b.op("Sub", b.scalar(1.0), b.op("Mul", "lr", "weight_decay"), name="decay_factor")
+
+
+def _bias_corrections(b: Builder, steps: str, names: tuple[str | None, str | None] = (None, None)) -> tuple[str, str]:
+    """``lr/(1−β₁ᵗ)`` and ``1/√(1−β₂ᵗ)``, in the shape of ``steps``."""
     one = b.scalar(1.0)
-    b.op("Div", "lr", b.op("Sub", one, b.op("Pow", b.scalar(BETA1), "step")), name="adam_scale1")
-    correction = b.op("Sub", one, b.op("Pow", b.scalar(BETA2), "step"))
-    b.op("Reciprocal", b.op("Sqrt", correction), name="adam_scale2")
-    b.op("Sub", one, b.op("Mul", "lr", "weight_decay"), name="decay_factor")
+    first = b.op("Div", "lr", b.op("Sub", one, b.op("Pow", b.scalar(BETA1), steps)), name=names[0])
+    second = b.op("Sub", one, b.op("Pow", b.scalar(BETA2), steps))
+    return first, b.op("Reciprocal", b.op("Sqrt", second), name=names[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edge_sel.errors import GraphError, UsageError
@@ -62,6 +63,11 @@ def make_plan(forward: Forward, name: str) -> Plan:
         if not channels:
             raise GraphError(f"plan {name} finds no convolution to limit in this graph")
     return Plan(name, trainable, bn_mode, channels, buffers)
+
+
+def with_probes(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, and before a plan with a channel budget the one without, whose gradients choose the channels."""
+    return tuple(dict.fromkeys(part for name in names for part in (name.partition("-c")[0], name)))
 
 
 def running_statistics(forward: Forward) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
 
     Inputs: ``x`` [batch, 3, H, W], ``labels`` int64 [batch], ``sample_weight`` [batch], the optimizer's scalars,
     ``bn_momentum`` (batch statistics), every trainable weight and its optimizer state, running statistics that
-    change, and ``index::WEIGHT`` int64 [k] for limited weights. Outputs: ``loss`` [batch], ``logits``, ``new::…`` for
+    change, and for limited weights ``index::WEIGHT`` int64 [k] and, with Adam, ``steps::WEIGHT`` [k]: how many steps
+    each of these channels has taken part in, with this one. Outputs: ``loss`` [batch], ``logits``, ``new::…`` for
     everything that changes, ``kept`` (how many gradient elements passed the guilt mask) and, in plans without a
     channel budget, ``guilt::WEIGHT`` [O], the gradient norm of each output channel of each convolution.
 
@@ -48,6 +49,8 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
     inputs += [_float(name, shape) for name, shape in shapes.items()]
     inputs += [_float(n, weight_shape(forward, n)) for n in head_names(forward) if n not in shapes]
     inputs += [_int(f"index::{weight}", [count]) for weight, count in plan.channels.items()]
+    if optimizer == "adam":
+        inputs += [_float(f"steps::{weight}", [count]) for weight, count in plan.channels.items()]
     outputs = [_float("loss", [BATCH]), _float(forward.logits, [BATCH, CLASSES])]
     outputs += [_float(f"new::{name}", shape) for name, shape in shapes.items()]
     outputs += [_float(name, [None] if name.startswith("guilt::") else []) for name in extra]

@@ -20,7 +20,7 @@ from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError
 from edge_sel.graphs.flops import executed_flops
 from edge_sel.graphs.ir import Forward
-from edge_sel.graphs.plans import head_names, make_plan
+from edge_sel.graphs.plans import head_names, make_plan, with_probes
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.pack.manifest import EVAL, Manifest, ModelInfo, PlanInfo
 from edge_sel.pack.reader import open_pack
@@ -29,7 +29,9 @@ from edge_sel.server.calibrate import calibrate
 from edge_sel.server.checkpoint import load
 from edge_sel.server.forward import export_forward
 
-DEFAULT_PLANS = ("bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "full-c25")
+DEFAULT_PLANS = (
+    "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",
+)  # fmt: skip
 
 
 def export_pack(
@@ -95,7 +97,7 @@ def compile_plans(
     """Compile the graphs of every plan; a plan that finds nothing to change in this model is left out and noted."""
     graphs = {EVAL: compile_eval(forward)}
     compiled = {}
-    for name in names:
+    for name in with_probes(names):
         try:
             plan = make_plan(forward, name)
         except GraphError as error:

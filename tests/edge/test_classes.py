@@ -1,6 +1,7 @@
 """Which images a session takes: new classes, few images, too few images."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +16,7 @@ from edge_sel.data.shifts import write_folder
 from edge_sel.edge.head import extend_head
 from edge_sel.edge.rungs import fixed_ladder
 from edge_sel.errors import DataError, UsageError
+from edge_sel.pack.reader import Pack
 from tests.edge.runs import digits, of_counts, pack, session
 
 MODEL = pack().manifest.model
@@ -123,6 +125,14 @@ def test_plans_in_the_order_named():
     ladder = fixed_ladder(pack(), " bn, last-c25 ,head,", 4)
     assert [(r.plan, r.epochs) for r in ladder.rungs] == [("bn", 1), ("last-c25", 4), ("head", 4)]
     assert ladder.decide([], 1)[0].plan == "last-c25" and ladder.decide([], 3)[0] is None
+
+
+def test_a_budget_needs_the_plan_whose_gradients_choose_its_channels():
+    base = pack()
+    kept = {name: info for name, info in base.manifest.plans.items() if name != "last"}
+    without = Pack(base.path, replace(base.manifest, plans=kept), base._content)
+    with pytest.raises(UsageError, match="no plan last"):
+        fixed_ladder(without, "bn,last-c25", 1)
 
 
 @pytest.mark.parametrize("plans", ["", " , ", "bn,lst", "bn;head"])

@@ -160,8 +160,8 @@ def test_a_budgeted_plan_changes_only_the_chosen_channels(pack, trainer, batch, 
     channels = PLANS[plan].channels
     rng = np.random.default_rng(1)
     shuffled = {name: rng.permutation(len(pack.weights()[name])) for name in channels}
-    for turn in range(3):  # other channels in every turn
-        chosen = {n: np.sort(order[turn * channels[n] : (turn + 1) * channels[n]]) for n, order in shuffled.items()}
+    for turn in range(3):  # other channels in every turn, until there are no others
+        chosen = {n: np.sort(np.roll(order, -turn * channels[n])[: channels[n]]) for n, order in shuffled.items()}
         before = trainer.state()
         trainer.set_channels(chosen)
         result = trainer.step(batch, HYPER)

@@ -44,7 +44,8 @@ def step_feeds(model: nn.Module, plan: Plan, data: Arrays) -> Arrays:
     scalars = {"lr": 1e-3, "gamma": -1.0, "weight_decay": 0.0, "step": 1.0, "momentum": 0.9, "bn_momentum": 1.0}
     feeds = {**data, **tensors, **{n: np.array(v, np.float32) for n, v in scalars.items()}}
     feeds |= {f"{slot}::{n}": np.zeros_like(tensors[n]) for n in plan.trainable for slot in ("m", "v", "momentum")}
-    return feeds | {f"index::{n}": np.arange(k, dtype=np.int64) for n, k in plan.channels.items()}
+    feeds |= {f"index::{n}": np.arange(k, dtype=np.int64) for n, k in plan.channels.items()}
+    return feeds | {f"steps::{n}": np.ones(k, np.float32) for n, k in plan.channels.items()}
 
 
 def assert_step_is_autograds(model: nn.Module, forward: Forward, name: str, data: Arrays, tolerance: float = 1e-3):

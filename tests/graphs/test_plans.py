@@ -10,7 +10,7 @@ from torch import nn
 
 from edge_sel.errors import GraphError, UsageError
 from edge_sel.graphs.ir import read_forward
-from edge_sel.graphs.plans import PLANS, head_names, make_plan
+from edge_sel.graphs.plans import PLANS, head_names, make_plan, with_probes
 from edge_sel.graphs.train import compile_train
 from edge_sel.models.registry import MODELS
 from tests.graphs.conftest import SIZE
@@ -100,6 +100,11 @@ def test_an_unknown_plan_is_a_usage_error_that_lists_the_plans(name):
     with pytest.raises(UsageError, match="last2") as error:
         make_plan(read_forward(tiny_model()), name)
     assert error.value.where == name
+
+
+def test_a_budget_brings_the_plan_that_chooses_its_channels():
+    assert with_probes(["head", "last-c50", "last-c25"]) == ("head", "last", "last-c50", "last-c25")
+    assert with_probes(["full-c10"]) == ("full", "full-c10") and with_probes(["last", "bn"]) == ("last", "bn")
 
 
 def test_a_plan_that_finds_nothing_is_a_graph_error():

@@ -157,6 +157,7 @@ def test_plain_onnxruntime_trains_from_the_folder(digits_folder, digits_pack, pl
     feeds |= {n: np.array(v, np.float32) for n, v in hyper.items()}
     feeds |= {f"{s}::{n}": np.zeros_like(weights[n]) for s in OPTIMIZER_STATE["adam"] for n in info.trainable}
     feeds |= {f"index::{n}": np.arange(k) for n, k in info.channels.items()}
+    feeds |= {f"steps::{n}": np.ones(k, np.float32) for n, k in info.channels.items()}
     names = [o.name for o in runner.get_outputs()]
     outputs = dict(zip(names, runner.run(names, {i.name: feeds[i.name] for i in runner.get_inputs()}), strict=True))
     trainer = OrtEngine(1).trainer(digits_pack, plan, weights)

@@ -1,0 +1,171 @@
+"""``edge-sel tune``: the threads, spinning and batch size that take the fewest joules here, for ``finetune``."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_sel.errors import SetupError, UsageError
+
+
+@click.command()
+@click.argument("pack", required=False, type=click.Path(path_type=Path))
+@click.option("--plan", "plans", multiple=True, help="Plan to measure, may be repeated. [default: those of `finetune`]")
+@click.option(
+    "--seconds",
+    "seconds",
+    default=3.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="How long to measure each candidate, in three rounds; longer where the meter needs it.",
+)
+@click.option("--profile", help="Device profile: one of `edge-sel profiles`, or a .toml file. [default: detected]")
+@click.option("--meter", help="auto, or one of those that `edge-sel doctor` lists.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(
+    pack: Path | None, plans: tuple[str, ...], seconds: float, profile: str | None, meter: str | None, as_json: bool
+) -> None:
+    """Measure joules per sample of PACK's training steps with other threads, spinning and batch sizes.
+
+    `edge-sel finetune` then uses the best ones, unless a flag, EDGE_SEL_* or the TOML file says otherwise. Let nothing
+    else run meanwhile.
+    """
+    from edge_sel.edge import tune, tuned
+    from edge_sel.engines.choose import choose_engine
+    from edge_sel.pack.builtin import builtin_pack
+    from edge_sel.pack.reader import open_pack
+    from edge_sel.power.find import find_meter
+    from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
+    from edge_sel.profiles import detect_profile, load_profile
+    from edge_sel.settings import resolve
+
+    device = load_profile(profile or detect_profile())
+    settings = resolve(profile=device, environ=os.environ, flags={"meter": meter}).settings
+    opened = open_pack(pack) if pack is not None else builtin_pack()
+    names = trained_plans(opened, plans or tuple(name.strip() for name in settings.plan.split(",")))
+    path = tuned.tuning_file(opened.digest, "ort", os.environ)
+    if path is None:
+        raise SetupError("this user has no home to remember anything in", fix="set XDG_CACHE_HOME to a folder")
+    cores = usable_cores()
+    found, _ = find_meter(device, settings.meter, skip=("nvml",))
+    window_s = max(seconds / tune.ROUNDS, found.min_window_s if found is not None else 0.0)
+    tried = tune.candidates(cores, settings.batch_size)
+    note = partial(click.echo, err=True)
+    if not as_json:
+        most_s = len(names) * len(tried) * tune.ROUNDS * window_s
+        note(f"{len(names)} plans, {len(tried)} candidates: about {most_s:.0f} s of measuring at most")
+    with EnergyRecorder(found, profile=device) as recorder:
+        bench = tune.Bench(
+            pack=opened,
+            make_engine=lambda threads, spinning: choose_engine("ort", threads, spinning=spinning),
+            recorder=recorder,
+            window_s=window_s,
+            clock=clock_through_sleep,
+            cpu_time=time.process_time,
+            memory=memory,
+            tell=(lambda line: None) if as_json else note,
+        )
+        costs = {name: bench.measure(name, tried) for name in names}
+    known = all(cost.energy_j is not None for told in costs.values() for cost in told.values())
+    by = {"name": found.name, "source": found.source} if found and known else {"name": None, "source": "unavailable"}
+    tuned.write_tuning(path, costs, here := tuned.machine(device.name, cores), by)
+    choice = tuned.choose(tuned.total_costs(costs), settings.batch_size, {})
+    usual = tuned.Candidate(cores, False, settings.batch_size)
+    took = {
+        c: sum(tune.weight(told[c]) for told in costs.values())
+        for c in (choice, usual)
+        if c and all(c in told for told in costs.values())
+    }
+    result = {
+        "schema": 1,
+        "pack": str(opened.path),
+        "engine": "ort",
+        "machine": here,
+        "meter": by,
+        "plans": {n: [{**c._asdict(), **cost._asdict()} for c, cost in told.items()] for n, told in costs.items()},
+        "choice": None if choice is None else choice._asdict(),
+        "saved": None if choice is None or usual not in took else 1 - took[choice] / took[usual],
+        "file": str(path),
+    }
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        show(result)
+
+
+def trained_plans(pack: Any, plans: tuple[str, ...]) -> list[str]:
+    """Those of the plans that have training steps; of ``auto`` every plan that the ladder may choose.
+
+    Raises:
+        UsageError: the pack does not have one of them, or none of them trains.
+    """
+    known = pack.manifest.plans
+    if "auto" in plans:
+        plans = tuple(name for name, info in known.items() if not info.channels)
+    names = [name for name in dict.fromkeys(plans) if pack.plan(name).trainable]
+    if not names:
+        able = ", ".join(name for name, info in known.items() if info.trainable)
+        raise UsageError("no plan to measure", where=",".join(plans), fix=f"--plan with one of {able}")
+    return names
+
+
+def usable_cores() -> int:
+    """Physical cores, as far as this process may use them."""
+    import psutil
+
+    from edge_sel.power.access import cpu_quota
+
+    count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
+    return max(1, min(count, allowed, int(cpu_quota() or count)))
+
+
+def memory() -> tuple[int, int]:
+    """Bytes that this process has, and that it could still have."""
+    import psutil
+
+    return psutil.Process().memory_info().rss, psutil.virtual_memory().available
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """A table for each plan, and what the next run will do."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from edge_sel.units import format_energy
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    told = {
+        "measured": f"gross joules measured by {result['meter']['name']}",
+        "modelled": f"gross joules modelled by {result['meter']['name']}, from time, processor time and the profile",
+        "unavailable": "no meter works here: compared by processor time",
+    }[result["meter"]["source"]]
+    choice = result["choice"]
+    for name, rows in result["plans"].items():
+        table = Table(title=f"{name}, one sample: {told}", title_justify="left", box=None, pad_edge=False)
+        for column in ("threads", "spinning", "batch", "gross", "ms", "CPU ms", "rounds", ""):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(
+                str(row["threads"]), "on" if row["spinning"] else "off", str(row["batch_size"]),
+                format_energy(row["energy_j"]), f"{1e3 * row['time_s']:.2f}", f"{1e3 * row['cpu_s']:.2f}",
+                str(row["rounds"]),
+                "chosen" if choice and all(row[key] == value for key, value in choice.items()) else "",
+            )  # fmt: skip
+        console.print(table)
+    if choice is None:
+        console.print("nothing fits into memory: a finetune keeps its defaults")
+        return
+    saved = "" if result["saved"] is None else f" ({result['saved']:.0%} less than with all cores and the usual batch)"
+    console.print(
+        f"finetune will use threads {choice['threads']}, spinning {'on' if choice['spinning'] else 'off'}, "
+        f"batch size {choice['batch_size']}{saved}"
+    )
+    console.print(f"remembered in {result['file']}")

@@ -40,8 +40,8 @@ def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = fl
 class Settings:
     """How to run. The command line takes its options, their help and their limits from these keys."""
 
-    plan: str = setting("what may change, in the order tried, or auto", "bn,first")
-    epochs: int = setting("epochs in each plan", 3, low=1)
+    plan: str = setting("what may change, in the order tried; auto: whatever pays", "auto")
+    epochs: int = setting("epochs in each named plan", 3, low=1)
     batch_size: int = setting("images in a batch", 32, low=1)
     learning_rate: float | None = setting(
         "step size before the SEL factor; none: the plan's own", None, float, above=0, optional=True

@@ -30,7 +30,7 @@ from edge_sel.cli.server_extra import require_server_extra
     "--plans",
     help="Comma-separated, also with a budget of channels such as last2-c50. [default: all; c25, c50 of last and full]",
 )
-@click.option("--optimizer", default="adam", show_default=True, type=click.Choice(["adam", "sgd"]))
+@click.option("--optimizer", default="sgd", show_default=True, type=click.Choice(["adam", "sgd"]))
 @click.option("--gamma-percentile", default=40.0, show_default=True, type=click.FloatRange(0, 100))
 @click.option(
     "--limit-per-class",

@@ -40,7 +40,7 @@ def export_pack(
     out: Path,
     *,
     plans: Sequence[str] = DEFAULT_PLANS,
-    optimizer: str = "adam",
+    optimizer: str = "sgd",
     gamma_percentile: float = 40.0,
     seed: int = 0,
     now: datetime,

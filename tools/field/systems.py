@@ -43,16 +43,16 @@ TORCH: dict[str, list[str]] = {
 
 OURS: dict[str, list[str]] = {
     "ours-bn": ["--plan", "bn"],
-    "ours-default": [],
-    "ours-random": ["--gate", "random"],
-    "ours-affine": ["--plan", "bn,affine", "--epochs", "2"],
-    "ours-first": ["--plan", "bn,first", "--gate", "off", "--epochs", "2"],
+    "ours-head": ["--plan", "bn,head"],
     "ours-last": ["--plan", "bn,last"],
+    "ours-affine": ["--plan", "bn,affine"],
+    "ours-full": ["--plan", "bn,full"],
     "auto": ["--plan", "auto"],
+    "auto-random": ["--plan", "auto", "--gate", "random"],
 }
 
 ALL = (SHIPPED, *TORCH, *OURS)
-SHORT = (SHIPPED, "dense-1", "head", "bn", "ours-default")
+SHORT = (SHIPPED, "dense-1", "head", "bn", "auto")
 
 
 def options(name: str) -> list[str]:

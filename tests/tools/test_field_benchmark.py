@@ -203,9 +203,9 @@ def test_the_short_form_runs_and_goes_on(tmp_path):
     assert len(rows) == 10 and not any("failed" in r for r in rows)
     accuracy = {(r["system"], r["shift"]): r["accuracy"] for r in rows}
     for shift in ("low_light", "fog"):
-        assert accuracy["ours-default", shift] > accuracy["as-shipped", shift] + 0.2
+        assert accuracy["auto", shift] > accuracy["as-shipped", shift] + 0.2
         assert accuracy["bn", shift] > accuracy["as-shipped", shift] + 0.2
-    assert "| ours-default" in done.stdout and (tmp_path / "field-val.csv").is_file()
+    assert "| auto" in done.stdout and (tmp_path / "field-val.csv").is_file()
     results.append(tmp_path / "results.jsonl", {**rows[1], "failed": "a power cut"})
     again = benchmark("--work", tmp_path, "--short")
     assert again.returncode == 0 and again.stdout == done.stdout

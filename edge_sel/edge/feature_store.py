@@ -23,6 +23,9 @@ _HEADER = _ROW + _HASH
 class Store(Protocol):
     """A row of features per key 0 … N-1."""
 
+    def there(self) -> np.ndarray:
+        """Of which keys there seems to be a row [N]; only reading tells for certain."""
+
     def read(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows [n, …] float16 of these keys, and which of them were there [n]; the others hold anything."""
 
@@ -39,6 +42,11 @@ class MemoryStore:
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         self._rows = np.empty((count, *shape), np.float16)
         self._there = np.zeros(count, bool)
+
+    def there(self) -> np.ndarray:
+        """What was written."""
+        there: np.ndarray = self._there.copy()
+        return there
 
     def read(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Copies."""
@@ -82,6 +90,10 @@ class FileStore:
             self._file.truncate(0)
             self._put(0, key)
             self._end = KEY_BYTES
+
+    def there(self) -> np.ndarray:
+        """What was written, by an earlier process too."""
+        return np.asarray(self._places >= 0)
 
     def read(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read the file, and check each record."""

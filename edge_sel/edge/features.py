@@ -50,6 +50,9 @@ class Features:
         progress: its tally counts the images that went through the prefix, and ``featured`` says which are kept, so
             that a resumed run counts as if it had not been interrupted.
         phase: tells the energy recorder: ``load`` for reading, ``prefix`` for computing.
+
+    Attributes:
+        kept: [copies · N] bool, which features need not be computed any more; empty where they are not kept.
     """
 
     def __init__(
@@ -66,10 +69,9 @@ class Features:
         self._model, self._images, self._info = pack.manifest.model, images, info
         self._takes_images, self._prefix, self._load = prefix is None, prefix, load
         self._store, self._p, self._phase = store, progress, phase
-        count = copies(pack) * len(images) if store else 0
-        self._kept = np.zeros(count, bool)
-        if len(progress.featured) != count:
-            progress.featured = np.zeros(count, bool)
+        self.kept = store.there() if store else np.zeros(0, bool)
+        if len(progress.featured) != len(self.kept):
+            progress.featured = np.zeros(len(self.kept), bool)
 
     def get(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> np.ndarray:
         """Float32 [n, …], for ``Batch.images`` or ``score``.
@@ -99,7 +101,10 @@ class Features:
         if len(missing):
             rows[~found] = self._compute(missing // step, missing % step > 0)
             self._keep(missing, rows[~found])
-        self._note(keys)
+        if self._store is not None:
+            self.kept[keys] = True
+            if self.kept.all():  # the prefix has done its work: its memory is better spent elsewhere
+                self._prefix = None
         return rows.astype(np.float32)[back]
 
     def close(self, *, keep: bool) -> None:
@@ -133,14 +138,7 @@ class Features:
                 self._store.write(keys, rows)
         except OSError:  # the disk is full: from now on without
             self._store.close(keep=False)
-            self._store, self._p.featured = None, self._p.featured[:0]
-
-    def _note(self, keys: np.ndarray) -> None:
-        """Once every row is there, the prefix is not needed any more: its memory is better spent elsewhere."""
-        if self._store is not None:
-            self._kept[keys] = True
-            if self._kept.all():
-                self._prefix = None
+            self._store, self.kept, self._p.featured = None, self.kept[:0], self._p.featured[:0]
 
 
 def open_features(

@@ -85,7 +85,8 @@ class RungRunner:
         rate = 1.0 if self.c.gate.open else self.c.gate.rate
         scores = self.info.trainable and self.c.settings.curriculum != "off" and not len(self.p.pool_loss)
         to_score = len(self.c.images) - self._scored if scores else 0
-        return rung_work_left(self.c.pack, self.rung, self.p, len(self.c.images), rate, to_score)
+        kept = self.features.kept
+        return rung_work_left(self.c.pack, self.rung, self.p, len(self.c.images), rate, to_score, kept)
 
     # One epoch
 

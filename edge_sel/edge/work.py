@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from edge_sel.edge.features import copies
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.rungs import Rung
@@ -31,8 +33,14 @@ def rung_work(pack: Pack, rung: Rung, images: int, rate: float, *, scores: bool)
     return work
 
 
-def rung_work_left(pack: Pack, rung: Rung, progress: Progress, images: int, rate: float, to_score: int) -> float:
-    """What is left of the rung that ``progress`` stands in; ``to_score`` images still get their first look."""
+def rung_work_left(
+    pack: Pack, rung: Rung, progress: Progress, images: int, rate: float, to_score: int, kept: np.ndarray
+) -> float:
+    """What is left of the rung that ``progress`` stands in.
+
+    ``to_score`` images still get their first look; ``kept`` says which features need not be computed any more, and
+    is empty where they are not kept.
+    """
     plan, prefix = pack.plan(rung.plan), pack.prefix(rung.plan)
     if not plan.trainable:
         pictures = min(images, STATISTICS_IMAGES)
@@ -41,13 +49,14 @@ def rung_work_left(pack: Pack, rung: Rung, progress: Progress, images: int, rate
     candidates = max((rung.epochs - progress.epoch) * images - progress.cursor, 0)
     work = candidates * rate * plan.flops_train + to_score * plan.flops_forward
     if prefix:
-        work += _features_left(pack, progress, images, rate, candidates, to_score) * prefix.flops
+        work += _features_left(pack, ~kept, images, rate, candidates, to_score) * prefix.flops
     return work
 
 
-def _features_left(pack: Pack, progress: Progress, images: int, rate: float, candidates: float, to_score: int) -> float:
+def _features_left(
+    pack: Pack, missing: np.ndarray, images: int, rate: float, candidates: float, to_score: int
+) -> float:
     """How many features are still to be computed in this rung; every time anew where they are not kept."""
-    missing = ~progress.featured
     if not len(missing):
         return candidates * rate + to_score
     certain = int(missing[:: copies(pack)].sum()) if to_score else 0

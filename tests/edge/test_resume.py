@@ -103,8 +103,9 @@ def test_joules_and_seconds_of_all_parts_add_up(tmp_path):
         assert part["stopped"] == "signal"
     whole = start(case, tmp_path / "parts").run(resume=True)
     assert whole["time_s"] > part["time_s"] > 0
-    # The clock of these tests counts looks at it: as many in the parts as in one go, and a few at each seam.
-    assert one["time_s"] <= whole["time_s"] <= one["time_s"] + 3 * 20
+    # The clock of these tests counts looks at it: as many in the parts as in one go, and some at each seam, where
+    # features that were in memory are computed again.
+    assert one["time_s"] <= whole["time_s"] <= one["time_s"] + 3 * 30
     assert sum(epoch["time_s"] for epoch in whole["epochs"]) <= whole["time_s"]
 
 

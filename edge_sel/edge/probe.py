@@ -22,6 +22,8 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.rates import learning_rate
+from edge_sel.edge.rungs import Rung
+from edge_sel.edge.work import rung_work
 from edge_sel.engines.base import Arrays, Batch, Engine, Hyper, Trainer
 from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import Manifest, PlanInfo
@@ -29,6 +31,7 @@ from edge_sel.pack.reader import Pack
 from edge_sel.settings import Settings
 
 BATCHES, BATCH = 6, 32
+EPOCHS = 3
 MOMENTUM = 0.9
 ADAM_BETA1 = 0.9
 
@@ -74,8 +77,8 @@ def probe_plans(
 ) -> tuple[dict[str, dict[str, float | None]], float]:
     """Guilt of every plan and its cost per step, and the FLOPs that finding it took.
 
-    What a step costs is the plan's executed FLOPs at this device's own joules per FLOP of late; those are the same for
-    every plan, so that where no meter works the choice is the same.
+    What a step costs is the plan's executed FLOPs, its share in the frozen prefix among them, at this device's own
+    joules per FLOP of late; those are the same for every plan, so that where no meter works the choice is the same.
 
     Raises:
         UsageError: the pack has no plan ``full``, whose gradients hold those of all others.
@@ -95,13 +98,20 @@ def probe_plans(
     j_per_tflop = joules_per_tflop(progress.history)
     told = {}
     for name, nats in guilt(found, plans, pack.manifest, loss).items():
-        per_step = plans[name].flops_train * settings.batch_size / 1e12
+        per_step = step_flops(pack, name, settings) / 1e12
         told[name] = {
             "guilt": nats,
             "j_per_step": None if j_per_tflop is None else j_per_tflop * per_step,
             "guilt_per_j": nats / (per_step * (j_per_tflop or 1.0)),
         }
     return told, float(len(order) * full.flops_train)
+
+
+def step_flops(pack: Pack, plan: str, settings: Settings) -> float:
+    """Of a step, and of its share in the frozen prefix if the rung has ``EPOCHS`` epochs."""
+    rate = 1.0 if settings.gate == "off" else settings.target_rate
+    steps = EPOCHS * rate / settings.batch_size  # that one image takes part in
+    return rung_work(pack, Rung(plan, EPOCHS), 1, rate, scores=False) / steps
 
 
 def joules_per_tflop(history: Sequence[Mapping[str, Any]]) -> float | None:

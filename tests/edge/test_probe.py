@@ -11,7 +11,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge import probe as probe_module
 from edge_sel.edge.outputs import write_model
-from edge_sel.edge.probe import BATCH, BATCHES, MOMENTUM, gradients, guilt, joules_per_tflop, probe_plans
+from edge_sel.edge.probe import BATCH, BATCHES, MOMENTUM, gradients, guilt, joules_per_tflop, probe_plans, step_flops
 from edge_sel.edge.progress import start_progress, to_tensors
 from edge_sel.edge.rates import learning_rate
 from edge_sel.engines.base import Batch, Hyper
@@ -44,8 +44,10 @@ def packs(tmp_path_factory):
         plan, info = make_plan(forward, name), adam.plan(name)
         graphs[info.train] = compile_train(forward, plan, "sgd")
         graphs[info.score] = compile_score(forward, (*plan.trainable, *plan.buffers))
-        plans[name] = info
-    write_pack(folder / "pack", replace(adam.manifest, optimizer="sgd", plans=plans), adam.weights(), graphs)
+        plans[name] = replace(info, prefix="")
+    write_pack(
+        folder / "pack", replace(adam.manifest, optimizer="sgd", plans=plans, prefixes={}), adam.weights(), graphs
+    )
     return {"adam": adam, "sgd": open_pack(folder / "pack")}
 
 
@@ -221,8 +223,10 @@ def test_what_a_step_costs():
     settings = replace(Settings(), batch_size=24)
     known, unknown = (looked(digits(), history=history, settings=settings)[0] for history in (WORK, []))
     for name, figures in known.items():
-        joules = 8.0 * 24 * pack().plan(name).flops_train / 1e12
+        joules = 8.0 * step_flops(pack(), name, settings) / 1e12
         assert figures["j_per_step"] == pytest.approx(joules)
+        whole = pack().plan(name).flops_train + (p.flops if (p := pack().prefix(name)) else 0)
+        assert pack().plan(name).flops_train * 24 <= step_flops(pack(), name, settings) <= whole * 24 * (1 + 1e-9)
         assert figures["guilt_per_j"] == pytest.approx(figures["guilt"] / joules)
         assert unknown[name]["guilt"] == figures["guilt"] and unknown[name]["j_per_step"] is None
         assert unknown[name]["guilt_per_j"] == pytest.approx(8.0 * figures["guilt_per_j"])

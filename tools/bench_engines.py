@@ -32,7 +32,7 @@ def peak_rss_mb() -> float:
 
 
 def ort_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
-    """A step of the pack's compiled graph, on images that it sees for the first time: a frozen prefix is computed too."""
+    """A step of the compiled graph, on images it sees for the first time: a frozen prefix is computed too."""
     import numpy as np
 
     from edge_sel.engines.base import Batch, Hyper

@@ -80,7 +80,7 @@ def open_pack(path: Path) -> Pack:
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
     needed = {WEIGHTS, EVAL, *(f for p in manifest.plans.values() for f in (p.train, p.score))}
-    needed |= {prefix.graph for prefix in manifest.prefixes.values()}
+    needed |= {manifest.prefixes[p.prefix].graph for p in manifest.plans.values() if p.prefix}
     missing = sorted(needed - set(content))
     if missing:
         raise PackError(f"the manifest does not list {', '.join(missing)}", where=path, fix="export it again")

@@ -32,7 +32,7 @@ def peak_rss_mb() -> float:
 
 
 def ort_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
-    """A step of the pack's compiled graph."""
+    """A step of the compiled graph, on images it sees for the first time: a frozen prefix is computed too."""
     import numpy as np
 
     from edge_sel.engines.base import Batch, Hyper
@@ -40,12 +40,15 @@ def ort_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
     from edge_sel.pack.reader import open_pack
 
     pack = open_pack(pack_path)
-    trainer = OrtEngine(threads).trainer(pack, plan, pack.weights())
+    engine = OrtEngine(threads)
+    trainer, prefix = (make(pack, plan, pack.weights()) for make in (engine.trainer, engine.prefix))
     rng = np.random.default_rng(0)
     images = rng.standard_normal((BATCH, 3, *pack.manifest.model.image_size)).astype(np.float32)
     labels = rng.integers(0, len(pack.manifest.model.classes), BATCH)
     batch, hyper = Batch(images, labels, np.ones(BATCH, np.float32)), Hyper(1e-3)
-    return lambda: void(trainer.step(batch, hyper))
+    if prefix is None:
+        return lambda: void(trainer.step(batch, hyper))
+    return lambda: void(trainer.step(batch._replace(images=prefix(images)), hyper))
 
 
 def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:

@@ -39,6 +39,7 @@ def inspect(pack: Path, as_json: bool) -> None:
         click.echo(
             f"  {plan.name:10} {len(plan.trainable):3} tensors trained, {plan.flops_train / 1e6:9.1f} MFLOP per image"
             f" and step, forward {plan.flops_forward / 1e6:.1f}"
+            + (f", before that once {manifest.prefixes[plan.prefix].flops / 1e6:.1f}" if plan.prefix else "")
         )
 
 
@@ -52,6 +53,7 @@ def verify(pack: Path) -> None:
     opened = open_pack(pack)
     weights, engine = opened.weights(), OrtEngine()
     for name in opened.manifest.plans:
+        engine.prefix(opened, name, weights)
         engine.trainer(opened, name, weights)
     engine.predictor(opened, weights)
     size = sum(info.bytes for info in opened.manifest.files.values())

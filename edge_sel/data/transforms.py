@@ -42,12 +42,6 @@ def normalise(images: UInt8Array, mean: npt.ArrayLike, std: npt.ArrayLike) -> Fl
     return result
 
 
-def random_flip(images: UInt8Array, rng: np.random.Generator) -> UInt8Array:
-    """A copy of uint8 [N, H, W, 3] in which each image is mirrored left to right with probability 1/2."""
-    flip = rng.random(len(images)) < 0.5
-    return np.where(flip[:, None, None, None], images[:, :, ::-1], images)
-
-
 def random_crop(
     images: UInt8Array,
     padding: int,

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edge_sel.edge import outputs, result
+from edge_sel.edge.context import RungContext, Stopped
 from edge_sel.edge.progress import Progress
-from edge_sel.edge.rung import RungContext, RungRunner, Stopped
+from edge_sel.edge.rung import RungRunner
 from edge_sel.edge.rungs import Rung
 from edge_sel.edge.work import work_of
 
@@ -36,6 +37,7 @@ class Climb:
             images=self.s.learning,
             gate=self.s.gate,
             settings=self.s.resolved.settings,
+            folder=self.s.out,
             at_boundary=self._at_boundary,
             end_epoch=self._end_epoch,
             phase=self.s.recorder.phase,

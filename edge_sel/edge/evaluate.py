@@ -14,7 +14,8 @@ from edge_sel.engines.base import Predict
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.sel.embarrassment import class_embarrassment, confidence, cross_entropy
 
-BATCH = 64
+BATCH = 16
+"""More images take more memory and no less time."""
 
 
 @dataclass(frozen=True)

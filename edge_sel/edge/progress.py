@@ -30,6 +30,7 @@ class Tally:
     kept: int = 0
     computed: int = 0
     forwards: int = 0
+    prefixed: int = 0
     probe_flops: int = 0
     last_loss: float = float("nan")
 
@@ -44,7 +45,7 @@ class Spent:
     source: str | None = None
     uncertainty_j: float | None = 0.0
     phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """``total_j``, ``net_j`` and ``seconds`` of load, score, train, evaluate, checkpoint, idle and other."""
+    """``total_j``, ``net_j`` and ``seconds`` of load, prefix, score, train, evaluate, checkpoint, idle and other."""
 
     def plus(self, figure: EnergyFigure) -> Spent:
         """With another stretch added; unknown plus anything is unknown."""
@@ -82,6 +83,7 @@ class Progress:
         ages: gate decisions that each image has waited for.
         weights: every weight as of the last finished rung.
         trainer: the engine's state inside a rung; empty between rungs.
+        featured: which features of the current rung's frozen prefix have been computed and kept; see ``Features``.
         pool_loss: loss of every image at the start of the rung (orders the curriculum).
         outlook: what the governor expects a step and the end to take.
         decisions: what the ladder chose, rung by rung, and why.
@@ -105,6 +107,7 @@ class Progress:
     queue_weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     trainer: Arrays = field(default_factory=dict)
     pool_loss: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    featured: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     class_e: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sums: EmbarrassmentSums = field(default_factory=lambda: init_sums(0))
     tally: Tally = field(default_factory=Tally)
@@ -128,7 +131,7 @@ _SCALARS = (
     "rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "decisions", "before", "outlook", "rung_plan",
     "rung_epochs", "latest_guard", "best_guard",
 )  # fmt: skip
-_ARRAYS = ("entropy", "queue", "queue_weights", "pool_loss", "class_e")
+_ARRAYS = ("entropy", "queue", "queue_weights", "pool_loss", "featured", "class_e")
 
 
 def start_progress(weights: Arrays, images: int, classes: int, gate: SundewState) -> Progress:

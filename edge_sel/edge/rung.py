@@ -6,63 +6,30 @@ continued from a checkpoint is the run that was never interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise, random_flip
 from edge_sel.edge.channels import choose_channels
-from edge_sel.edge.gate import Gate
+from edge_sel.edge.context import RungContext
+from edge_sel.edge.features import Features, open_features
 from edge_sel.edge.progress import Arrays, Progress, Tally
 from edge_sel.edge.rates import learning_rate
 from edge_sel.edge.rungs import Rung
 from edge_sel.edge.work import STATISTICS_IMAGES, rung_work_left, work_done
-from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
-from edge_sel.pack.reader import Pack
+from edge_sel.engines.base import Batch, Hyper, Trainer
 from edge_sel.sel import hardness
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.embarrassment import add_batch, entropy, init_sums, means
 from edge_sel.sel.guilt import decayed_gamma
 from edge_sel.sel.schedule import annealed
-from edge_sel.settings import Settings
 
 MEMORY_GAMMA = 0.9
 """Weight of a new loss in the hardness memory: on a device each image is seen a few times only."""
 
 FLUSH_MIN = 8
 """Smallest batch that ends a rung: below this, batch statistics and gradients are mostly noise."""
-
-
-class Stopped(Exception):  # noqa: N818 (a decision, not an error)
-    """The session was told to stop; ``Progress`` is at a step boundary.
-
-    ``weights`` are those to judge and to write, None if there is no time for that.
-    """
-
-    def __init__(self, reason: str, weights: Arrays | None = None) -> None:
-        self.reason, self.weights = reason, weights
-        super().__init__(reason)
-
-
-@dataclass
-class RungContext:
-    """What a rung works with; all of it outlives the rung."""
-
-    pack: Pack
-    engine: Engine
-    images: ImageSet
-    gate: Gate
-    settings: Settings
-    at_boundary: Callable[[RungRunner], None]
-    """Called after every step and epoch, when the state can be saved; may raise ``Stopped``."""
-    end_epoch: Callable[[RungRunner, Mapping[str, Any]], None]
-    """Called with the figures of a finished epoch."""
-    phase: Callable[[str], AbstractContextManager[None]]
-    """Tells the energy recorder what the joules are spent on."""
 
 
 class RungRunner:
@@ -75,6 +42,10 @@ class RungRunner:
         self.info = context.pack.plan(rung.plan)
         with context.phase("load"):
             self.trainer: Trainer = context.engine.trainer(context.pack, rung.plan, progress.weights)
+            self.features: Features = open_features(
+                context.engine, context.pack, rung.plan, context.images, progress, context.settings,
+                folder=context.folder, phase=context.phase,
+            )  # fmt: skip
         if progress.trainer:
             self.trainer.load_state(progress.trainer)
         self.stages = scale_epochs(STAGES, rung.epochs)
@@ -82,6 +53,20 @@ class RungRunner:
 
     def run(self) -> None:
         """Finish the rung; afterwards ``progress.weights`` holds its result."""
+        try:
+            self._run()
+        except BaseException:
+            self.features.close(keep=True)
+            raise
+        self.features.close(keep=False)
+        self.p.weights = self.weights()
+        self.p.trainer = {}
+        self.p.rung += 1
+        self.p.epoch = self.p.stage = self.p.stage_epoch = self.p.cursor = self.p.step = 0
+        self.p.queue, self.p.queue_weights = self.p.queue[:0], self.p.queue_weights[:0]
+        self.p.pool_loss, self.p.featured = self.p.pool_loss[:0], self.p.featured[:0]
+
+    def _run(self) -> None:
         if not self.info.trainable:
             if not self.p.epoch:
                 self._reestimate_statistics()
@@ -90,12 +75,6 @@ class RungRunner:
                 self._score_all()
             while self.p.epoch < self.rung.epochs:
                 self._epoch()
-        self.p.weights = self.weights()
-        self.p.trainer = {}
-        self.p.rung += 1
-        self.p.epoch = self.p.stage = self.p.stage_epoch = self.p.cursor = self.p.step = 0
-        self.p.queue, self.p.queue_weights = self.p.queue[:0], self.p.queue_weights[:0]
-        self.p.pool_loss = self.p.pool_loss[:0]
 
     def weights(self) -> Arrays:
         """Every weight of the model, as of now."""
@@ -106,7 +85,8 @@ class RungRunner:
         rate = 1.0 if self.c.gate.open else self.c.gate.rate
         scores = self.info.trainable and self.c.settings.curriculum != "off" and not len(self.p.pool_loss)
         to_score = len(self.c.images) - self._scored if scores else 0
-        return rung_work_left(self.c.pack, self.rung, self.p, len(self.c.images), rate, to_score)
+        kept = self.features.kept
+        return rung_work_left(self.c.pack, self.rung, self.p, len(self.c.images), rate, to_score, kept)
 
     # One epoch
 
@@ -257,13 +237,11 @@ class RungRunner:
     # Small parts
 
     def _batch(self, indices: np.ndarray, *, augment: bool) -> Batch:
-        model = self.c.pack.manifest.model
-        with self.c.phase("load"):
-            images = self.c.images.read(indices)
-            if augment and model.flip:
-                images = random_flip(images, self._rng(1 + self.p.step))
-            pixels = normalise(images, model.mean, model.std)
-        return Batch(pixels, self.c.images.labels[indices], np.ones(len(indices), np.float32))
+        mirrored = None
+        if augment and self.c.pack.manifest.model.flip:
+            mirrored = self._rng(1 + self.p.step).random(len(indices)) < 0.5
+        fed = self.features.get(indices, mirrored)
+        return Batch(fed, self.c.images.labels[indices], np.ones(len(indices), np.float32))
 
     def _remember(self, indices: np.ndarray, losses: np.ndarray, logits: np.ndarray) -> None:
         correct = logits.argmax(1) == self.c.images.labels[indices]

@@ -18,6 +18,7 @@ from edge_sel.data.split import stratified_split
 from edge_sel.edge import outputs, result
 from edge_sel.edge.checkpoint import list_checkpoints, save_checkpoint
 from edge_sel.edge.climb import Climb
+from edge_sel.edge.context import Stopped
 from edge_sel.edge.evaluate import Evaluation, evaluate
 from edge_sel.edge.gate import Gate, intensities
 from edge_sel.edge.governing import make_sense
@@ -27,7 +28,6 @@ from edge_sel.edge.ledger import Ledger
 from edge_sel.edge.limits import Limit
 from edge_sel.edge.progress import Arrays, Progress, start_progress, to_tensors
 from edge_sel.edge.resume import finished_run, identify, unfinished_run
-from edge_sel.edge.rung import Stopped
 from edge_sel.edge.rungs import Ladder
 from edge_sel.engines.base import Engine
 from edge_sel.pack.reader import Pack

@@ -79,7 +79,7 @@ class Bench:
             taken_bytes, free_bytes = self.memory()
             if per_image_bytes * candidate.batch_size - (taken_bytes - before_bytes) > free_bytes / 2:
                 return
-            batch = noise(self.pack, candidate.batch_size)
+            batch = noise(self.pack, plan, candidate.batch_size)
             for _ in range(WARM_UP_STEPS):
                 trainer.step(batch, Hyper(0.0))
             per_image_bytes = max(0, self.memory()[0] - before_bytes) / candidate.batch_size
@@ -115,9 +115,11 @@ def median(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def noise(pack: Pack, size: int) -> Batch:
-    """Images of the pack's size that show nothing: what a step takes does not depend on what it sees."""
+def noise(pack: Pack, plan: str, size: int) -> Batch:
+    """Images, or features behind a frozen prefix, that show nothing: what a step takes does not depend on them."""
     rng = np.random.default_rng(0)
     model = pack.manifest.model
-    images = rng.standard_normal((size, 3, *model.image_size)).astype(np.float32)
+    prefix = pack.prefix(plan)
+    shape = (3, *model.image_size) if prefix is None else prefix.shape
+    images = rng.standard_normal((size, *shape)).astype(np.float32)
     return Batch(images, rng.integers(0, len(model.classes), size), np.ones(size, np.float32))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+from edge_sel.edge.features import copies
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.rungs import Rung
 from edge_sel.pack.manifest import PlanInfo
@@ -16,25 +19,53 @@ STATISTICS_IMAGES = 512
 
 
 def rung_work(pack: Pack, rung: Rung, images: int, rate: float, *, scores: bool) -> float:
-    """A whole rung: the pass that scores every image, if there is one, and its epochs.
+    """A whole rung: the pass that scores every image, if there is one, its epochs, and its frozen prefix.
 
-    Re-estimating statistics costs a forward pass of some images.
+    Re-estimating statistics costs a forward pass of some images. That features are kept is taken for granted here.
     """
-    plan = pack.plan(rung.plan)
+    plan, prefix = pack.plan(rung.plan), pack.prefix(rung.plan)
     if not plan.trainable:
         return float(min(images, STATISTICS_IMAGES) * plan.flops_train)
-    return images * (scores * plan.flops_forward + rung.epochs * rate * plan.flops_train)
+    work = images * (scores * plan.flops_forward + rung.epochs * rate * plan.flops_train)
+    if prefix:
+        mirrored = (copies(pack) - scores) * _share_asked(pack, rate, rung.epochs)
+        work += images * (scores + mirrored) * prefix.flops
+    return work
 
 
-def rung_work_left(pack: Pack, rung: Rung, progress: Progress, images: int, rate: float, to_score: int) -> float:
-    """What is left of the rung that ``progress`` stands in; ``to_score`` images still get their first look."""
-    plan = pack.plan(rung.plan)
+def rung_work_left(
+    pack: Pack, rung: Rung, progress: Progress, images: int, rate: float, to_score: int, kept: np.ndarray
+) -> float:
+    """What is left of the rung that ``progress`` stands in.
+
+    ``to_score`` images still get their first look; ``kept`` says which features need not be computed any more, and
+    is empty where they are not kept.
+    """
+    plan, prefix = pack.plan(rung.plan), pack.prefix(rung.plan)
     if not plan.trainable:
         pictures = min(images, STATISTICS_IMAGES)
         seen = progress.tally.candidates if not progress.epoch else pictures
         return float(max(pictures - seen, 0) * plan.flops_train)
-    candidates = (rung.epochs - progress.epoch) * images - progress.cursor
-    return max(candidates, 0) * rate * plan.flops_train + to_score * plan.flops_forward
+    candidates = max((rung.epochs - progress.epoch) * images - progress.cursor, 0)
+    work = candidates * rate * plan.flops_train + to_score * plan.flops_forward
+    if prefix:
+        work += _features_left(pack, ~kept, images, rate, candidates, to_score) * prefix.flops
+    return work
+
+
+def _features_left(
+    pack: Pack, missing: np.ndarray, images: int, rate: float, candidates: float, to_score: int
+) -> float:
+    """How many features are still to be computed in this rung; every time anew where they are not kept."""
+    if not len(missing):
+        return candidates * rate + to_score
+    certain = int(missing[:: copies(pack)].sum()) if to_score else 0
+    return certain + (int(missing.sum()) - certain) * _share_asked(pack, rate, candidates / images)
+
+
+def _share_asked(pack: Pack, rate: float, epochs: float) -> float:
+    """Of the images and their mirror images, those that will be trained on at least once in so many epochs."""
+    return float(1 - (1 - rate / copies(pack)) ** epochs)
 
 
 def work_of(pack: Pack, rungs: Iterable[Rung], images: int, rate: float, *, scores: bool) -> float:
@@ -47,7 +78,9 @@ def work_done(pack: Pack, plan: PlanInfo, progress: Progress) -> dict[str, Any]:
     tally = progress.tally
     parameters = _parameters(pack, progress)
     updated = tally.kept / (parameters * tally.steps) if tally.steps else 0.0
+    prefix = pack.prefix(plan.name)
     executed = tally.trained * plan.flops_train + tally.forwards * plan.flops_forward + tally.probe_flops
+    executed += tally.prefixed * prefix.flops if prefix else 0
     return {
         "candidates": tally.candidates,
         "trained": tally.trained,

@@ -15,9 +15,15 @@ Arrays = dict[str, np.ndarray]
 Predict = Callable[[np.ndarray], np.ndarray]
 """Images [N, 3, H, W] float32 to logits [N, classes]."""
 
+Prefix = Callable[[np.ndarray], np.ndarray]
+"""Images [N, 3, H, W] float32 to features [N, …] float32, a row per image."""
+
 
 class Batch(NamedTuple):
-    """Normalised images [N, 3, H, W] float32, labels [N] int64, loss weights [N] float32."""
+    """Normalised images [N, 3, H, W] float32, labels [N] int64, loss weights [N] float32.
+
+    Where the engine has a prefix for the plan, ``images`` are the features [N, …] that it makes of them.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -52,7 +58,10 @@ class StepResult(NamedTuple):
 
 
 class Trainer(Protocol):
-    """One plan's training state on one engine. Not safe for use from several threads."""
+    """One plan's training state on one engine. Not safe for use from several threads.
+
+    What it calls images are features where the engine has a prefix for the plan.
+    """
 
     plan: PlanInfo
 
@@ -91,6 +100,12 @@ class Engine(Protocol):
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
         """Start a plan from the given full set of weights."""
+
+    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+        """The plan's frozen prefix with the given full set of weights; None if the plan's trainer takes images.
+
+        That is so where the plan has none, and in an engine that always computes the whole network.
+        """
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         """Inference with the given full set of weights."""

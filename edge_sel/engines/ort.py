@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from edge_sel.engines.base import (
     GuiltyChannels,
     Hyper,
     Predict,
+    Prefix,
     Scores,
     StepResult,
     computed_elements,
@@ -43,6 +44,8 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # its one big block doubles the peak memory and saves no time
         options.log_severity_level = 3
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in constants.values()]
@@ -60,6 +63,19 @@ class OrtEngine:
         """Start a plan from the given full set of weights."""
         return OrtTrainer(self, pack, pack.plan(plan), weights)
 
+    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+        """The plan's frozen prefix, all weights constant."""
+        info = pack.prefix(plan)
+        if info is None:
+            return None
+        session = self.session(pack.graph(info.graph), {n: weights[n] for n in info.constants if n in weights})
+
+        def prefix(images: np.ndarray) -> np.ndarray:
+            features: np.ndarray = session.run(["features"], {"x": images})[0]
+            return features
+
+        return prefix
+
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         """Inference with all weights but the head as constants, so that ORT can fuse and pack them."""
         head = pack.manifest.model.head
@@ -73,6 +89,22 @@ class OrtEngine:
         return predict
 
 
+@cache
+def _share_arena() -> None:
+    """One arena for all sessions of this process, which grows by what is asked for.
+
+    Arenas of their own keep what the largest run ever needed, and double what they ask for.
+    """
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    as_requested = {
+        "max_mem": 0,
+        "arena_extend_strategy": 1,
+        "initial_chunk_size_bytes": -1,
+        "max_dead_bytes_per_chunk": -1,
+    }
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(as_requested))
+
+
 class OrtTrainer:
     """Weights and optimizer state live in two sets of buffers; a step reads one and writes the other."""
 
@@ -82,7 +114,8 @@ class OrtTrainer:
         self._computed = computed_elements(plan, weights)
         changing = [*plan.trainable, *plan.buffers]
         inputs = {*changing, *pack.manifest.model.head}
-        constants = {n: v for n, v in weights.items() if n not in inputs}
+        before = info.constants if (info := pack.prefix(plan.name)) else ()
+        constants = {n: v for n, v in weights.items() if n not in inputs and n not in before}
         self._train = engine.session(pack.graph(plan.train), constants)
         self._score: ort.InferenceSession | None = None
         self._make_score = partial(engine.session, pack.graph(plan.score), constants)

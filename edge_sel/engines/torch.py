@@ -16,6 +16,7 @@ from edge_sel.engines.base import (
     GuiltyChannels,
     Hyper,
     Predict,
+    Prefix,
     Scores,
     StepResult,
     computed_elements,
@@ -49,6 +50,10 @@ class TorchEngine:
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> TorchTrainer:
         """Start a plan from the given full set of weights."""
         return TorchTrainer(self.model(pack, weights), pack.manifest.optimizer, pack.plan(plan), weights, self.device)
+
+    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+        """None: a torch module has no seams to cut it at, so the whole of it is computed each time."""
+        return None
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         """Inference with the given full set of weights."""

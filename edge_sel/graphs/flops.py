@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import onnx
 from onnx import shape_inference
 
-from edge_sel.graphs.ir import BATCH, CLASSES
+from edge_sel.graphs.ir import BATCH, CLASSES, Node, Shape
 
 _BATCH_SIZE = 8
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def executed_flops(model: onnx.ModelProto, classes: int) -> int:
@@ -20,19 +22,34 @@ def executed_flops(model: onnx.ModelProto, classes: int) -> int:
     shapes = _static_shapes(model, classes)
     total = 0
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        a, b, y = (shapes.get(name, ()) for name in (node.input[0], node.input[1], node.output[0]))
-        if node.op_type == "Conv":
-            total += 2 * prod(y) * prod(b[1:])
-        elif node.op_type == "ConvTranspose":
-            total += 2 * prod(a) * prod(b[1:])
-        elif node.op_type == "Gemm":
-            transposed = any(at.name == "transA" and at.i for at in node.attribute)
-            total += 2 * prod(y) * a[0 if transposed else 1]
-        else:
-            total += 2 * prod(y) * a[-1]
+        transposed = any(at.name == "transA" and at.i for at in node.attribute)
+        total += _product_flops(node.op_type, node.input, node.output[0], shapes, transposed=transposed)
     return total // _BATCH_SIZE
+
+
+def node_flops(node: Node, shapes: Mapping[str, Shape]) -> int:
+    """The same for one node of a forward graph, with 1 for a size that is not known."""
+    if node.op not in _PRODUCTS:
+        return 0
+    known = {n: tuple(size or 1 for size in shapes.get(n, ())) for n in (*node.inputs[:2], node.outputs[0])}
+    transposed = bool(node.attribute("transA", 0))
+    return _product_flops(node.op, node.inputs, node.outputs[0], known, transposed=transposed)
+
+
+def _product_flops(
+    op: str, inputs: Sequence[str], output: str, shapes: Mapping[str, tuple[int, ...]], *, transposed: bool
+) -> int:
+    """2 × multiply-adds of an operator; 0 for what is no product. ``transposed``: a Gemm's first operand is."""
+    if op not in _PRODUCTS:
+        return 0
+    a, b, y = (shapes.get(name, ()) for name in (inputs[0], inputs[1], output))
+    if op == "Conv":
+        return 2 * prod(y) * prod(b[1:])
+    if op == "ConvTranspose":
+        return 2 * prod(a) * prod(b[1:])
+    if op == "Gemm":
+        return 2 * prod(y) * a[0 if transposed else 1]
+    return 2 * prod(y) * a[-1]
 
 
 def _static_shapes(model: onnx.ModelProto, classes: int) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,8 @@ class Node:
 class Forward:
     """An inference graph with one image input [batch, 3, H, W] and one output, the logits [batch, classes].
 
-    ``parameters`` are the initializers that are the model's own weights, not its buffers or the exporter's constants.
+    ``parameters`` are the initializers that are the model's own weights, not its buffers or the exporter's constants;
+    ``per_image`` the tensors of floats whose first axis is the batch.
     """
 
     nodes: tuple[Node, ...]
@@ -50,6 +51,7 @@ class Forward:
     input: str
     logits: str
     parameters: frozenset[str] = frozenset()
+    per_image: frozenset[str] = frozenset()
 
     def shape(self, name: str) -> Shape:
         """Shape of a tensor; () when shape inference could not tell."""
@@ -98,15 +100,21 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
             nodes.append(node)
     shapes.update({name: value.shape for name, value in initializers.items()})
     nodes = [_without_zero_bias(node, initializers) for node in nodes]
-    nodes = _live([_with_constant_shape(node, shapes, initializers) for node in nodes], graph.output[0].name)
+    nodes = live_nodes([_with_constant_shape(node, shapes, initializers) for node in nodes], graph.output[0].name)
     used = {name for node in nodes for name in node.inputs}
     initializers = {name: value for name, value in initializers.items() if name in used}
     kept = frozenset(parameters) & initializers.keys()
-    return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept)
+    per_image = frozenset(v.name for v in values if types[v.name] == onnx.TensorProto.FLOAT and _batched(v))
+    return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
+
+
+def _batched(value: onnx.ValueInfoProto) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return bool(dims) and dims[0].dim_param == BATCH
 
 
 def _constant(attributes: dict[str, Any]) -> np.ndarray:
@@ -141,11 +149,11 @@ def _with_constant_shape(node: Node, shapes: Mapping[str, Shape], initializers: 
     return Node(node.op, (node.inputs[0], target), node.outputs, node.attributes, node.name)
 
 
-def _live(nodes: list[Node], output: str) -> list[Node]:
-    """The nodes that the output depends on, in order."""
+def live_nodes(nodes: Sequence[Node], output: str, known: str = "") -> list[Node]:
+    """The nodes that the output depends on, in order; not those that make only what is ``known``."""
     needed, kept = {output}, []
     for node in reversed(nodes):
-        if needed & set(node.outputs):
+        if needed.intersection(node.outputs) - {known}:
             needed |= set(node.inputs)
             kept.append(node)
     return kept[::-1]

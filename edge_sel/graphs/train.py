@@ -16,14 +16,15 @@ from edge_sel.pack.manifest import OPTIMIZER_STATE
 
 
 def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelProto:
-    """The training step of a plan.
+    """The training step of a plan, on the whole forward graph or on its tail behind the plan's frozen prefix.
 
-    Inputs: ``x`` [batch, 3, H, W], ``labels`` int64 [batch], ``sample_weight`` [batch], the optimizer's scalars,
-    ``bn_momentum`` (batch statistics), every trainable weight and its optimizer state, running statistics that
-    change, and for limited weights ``index::WEIGHT`` int64 [k] and, with Adam, ``steps::WEIGHT`` [k]: how many steps
-    each of these channels has taken part in, with this one. Outputs: ``loss`` [batch], ``logits``, ``new::…`` for
-    everything that changes, ``kept`` (how many gradient elements passed the guilt mask) and, in plans without a
-    channel budget, ``guilt::WEIGHT`` [O], the gradient norm of each output channel of each convolution.
+    Inputs: ``x`` [batch, 3, H, W], or the features that a tail begins with, ``labels`` int64 [batch],
+    ``sample_weight`` [batch], the optimizer's scalars, ``bn_momentum`` (batch statistics), every trainable weight and
+    its optimizer state, running statistics that change, and for limited weights ``index::WEIGHT`` int64 [k] and, with
+    Adam, ``steps::WEIGHT`` [k]: how many steps each of these channels has taken part in, with this one. Outputs:
+    ``loss`` [batch], ``logits``, ``new::…`` for everything that changes, ``kept`` (how many gradient elements passed
+    the guilt mask) and, in plans without a channel budget, ``guilt::WEIGHT`` [O], the gradient norm of each output
+    channel of each convolution.
 
     Raises:
         GraphError: an operator on the way has no gradient rule; the message names it.
@@ -58,7 +59,7 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
 
 
 def compile_score(forward: Forward, changing: Iterable[str]) -> onnx.ModelProto:
-    """Forward and per-sample loss with frozen statistics; ``changing`` weights and the head are inputs."""
+    """Forward (or its tail) and per-sample loss, statistics frozen; ``changing`` weights and the head are inputs."""
     b = Builder()
     for node in forward.nodes:
         b.copy(node)
@@ -116,8 +117,7 @@ def _emit_updates(b: Builder, forward: Forward, plan: Plan, optimizer: str, grad
 
 
 def _image_inputs(forward: Forward, labels: list[str]) -> list[onnx.ValueInfoProto]:
-    _, channels, height, width = forward.shape(forward.input)
-    image = _float(forward.input, [BATCH, channels, height, width])
+    image = _float(forward.input, [BATCH, *forward.shape(forward.input)[1:]])
     return [image, *(_int(name, [BATCH]) for name in labels)]
 
 

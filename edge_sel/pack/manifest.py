@@ -10,7 +10,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from edge_sel.errors import PackError
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 a plan may have a frozen prefix; format 1 is read as plans without one."""
+
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 EVAL = "eval.onnx"
@@ -38,7 +40,7 @@ class PlanInfo:
     """One compiled update plan.
 
     ``flops_forward`` and ``flops_train`` count 2 operations per multiply-add of every Conv, ConvTranspose, Gemm and
-    MatMul in the graph, per image.
+    MatMul in the graph, per image. With a ``prefix`` both graphs begin at its features, and so do their counts.
     """
 
     name: str
@@ -50,6 +52,25 @@ class PlanInfo:
     score: str
     flops_train: int
     flops_forward: int
+    prefix: str = ""
+    """Which of the manifest's prefixes; none where the graphs begin at the image."""
+
+
+@dataclass(frozen=True)
+class PrefixInfo:
+    """The frozen part of the forward pass that one or several plans share.
+
+    Attributes:
+        graph: its file, image in, features out.
+        shape: of one image's features.
+        constants: initializers that the features depend on, the exporter's own among them.
+        flops: of the prefix per image, counted as those of the plans are.
+    """
+
+    graph: str
+    shape: tuple[int, ...]
+    constants: tuple[str, ...]
+    flops: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class Manifest:
     calibration: Calibration
     plans: dict[str, PlanInfo]
     files: dict[str, FileInfo]
+    prefixes: dict[str, PrefixInfo] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     opset: int = 18
@@ -123,6 +145,9 @@ def from_json(text: str, where: object) -> Manifest:
         manifest: Manifest = _typed(Manifest, body, "")
         if manifest.optimizer not in OPTIMIZER_STATE:
             raise ValueError(f"optimizer is {manifest.optimizer!r}")
+        for plan in manifest.plans.values():
+            if plan.prefix and plan.prefix not in manifest.prefixes:
+                raise ValueError(f"plans.{plan.name}.prefix is {plan.prefix!r}")
         return manifest
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PackError(

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from edge_sel.errors import PackError, UsageError
-from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, from_json, to_json
+from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, PrefixInfo, from_json, to_json
 
 
 class Pack:
@@ -32,7 +32,7 @@ class Pack:
         return self._content[EVAL]
 
     def graph(self, file: str) -> bytes:
-        """The bytes of one of the plans' graphs."""
+        """The bytes of the graph of a plan or of a prefix."""
         return self._content[file]
 
     def plan(self, name: str) -> PlanInfo:
@@ -44,6 +44,11 @@ class Pack:
                 fix=f"one of {', '.join(self.manifest.plans)}",
             )
         return self.manifest.plans[name]
+
+    def prefix(self, plan: str) -> PrefixInfo | None:
+        """The frozen prefix of the named plan; None when it has none."""
+        name = self.plan(plan).prefix
+        return self.manifest.prefixes[name] if name else None
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every parameter and running statistic, as fresh arrays."""
@@ -75,6 +80,7 @@ def open_pack(path: Path) -> Pack:
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
     needed = {WEIGHTS, EVAL, *(f for p in manifest.plans.values() for f in (p.train, p.score))}
+    needed |= {manifest.prefixes[p.prefix].graph for p in manifest.plans.values() if p.prefix}
     missing = sorted(needed - set(content))
     if missing:
         raise PackError(f"the manifest does not list {', '.join(missing)}", where=path, fix="export it again")

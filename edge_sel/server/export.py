@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -21,8 +23,9 @@ from edge_sel.errors import DataError, GraphError
 from edge_sel.graphs.flops import executed_flops
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import head_names, make_plan, with_probes
+from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
-from edge_sel.pack.manifest import EVAL, Manifest, ModelInfo, PlanInfo
+from edge_sel.pack.manifest import EVAL, Manifest, ModelInfo, PlanInfo, PrefixInfo
 from edge_sel.pack.reader import open_pack
 from edge_sel.pack.writer import refuse_foreign, write_pack
 from edge_sel.server.calibrate import calibrate
@@ -60,7 +63,7 @@ def export_pack(
         )
     note("exporting the forward graph")
     forward = export_forward(model, info.image_size)
-    graphs, compiled = compile_plans(forward, plans, optimizer, len(info.classes), note)
+    graphs, compiled, prefixes = compile_plans(forward, plans, optimizer, len(info.classes), note)
     note("calibrating")
     rng = np.random.default_rng(seed)
     calibration = calibrate(model, images, info.mean, info.std, gamma_percentile=gamma_percentile, rng=rng)
@@ -73,6 +76,7 @@ def export_pack(
         calibration=calibration,
         plans=compiled,
         files={},
+        prefixes=prefixes,
         provenance={
             "created": now.isoformat(timespec="seconds"),
             "edge_sel": __version__,
@@ -86,31 +90,50 @@ def export_pack(
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     note("checking one step of every plan against torch")
     parity = _parity(manifest, weights, graphs, forward, images, rng)
-    final = Manifest(**{**manifest.__dict__, "parity": parity})
-    write_pack(out, final, weights, graphs)
+    write_pack(out, replace(manifest, parity=parity), weights, graphs)
     return open_pack(out).manifest
+
+
+class Compiled(NamedTuple):
+    """Graphs by file name, and what the manifest says about them."""
+
+    graphs: dict[str, onnx.ModelProto]
+    plans: dict[str, PlanInfo]
+    prefixes: dict[str, PrefixInfo]
 
 
 def compile_plans(
     forward: Forward, names: Sequence[str], optimizer: str, classes: int, note: Callable[[str], None]
-) -> tuple[dict[str, onnx.ModelProto], dict[str, PlanInfo]]:
-    """Compile the graphs of every plan; a plan that finds nothing to change in this model is left out and noted."""
+) -> Compiled:
+    """Compile the graphs of every plan; a plan that finds nothing to change in this model is left out and noted.
+
+    A prefix has the name of the first plan that is cut there; others share it.
+    """
     graphs = {EVAL: compile_eval(forward)}
-    compiled = {}
+    compiled: dict[str, PlanInfo] = {}
+    prefixes: dict[str, PrefixInfo] = {}
+    cuts: dict[Cut, str] = {}
     for name in with_probes(names):
         try:
             plan = make_plan(forward, name)
         except GraphError as error:
             note(f"plan {name} left out: {error}")
             continue
-        train = compile_train(forward, plan, optimizer)
-        score = compile_score(forward, (*plan.trainable, *plan.buffers))
+        cut = find_cut(forward, plan)
+        if cut and cut not in cuts:
+            cuts[cut], file = name, f"prefix-{name}.onnx"
+            graphs[file] = compile_prefix(forward, cut)
+            prefixes[name] = PrefixInfo(file, cut.shape, cut.constants, executed_flops(graphs[file], classes))
+        trained = tail(forward, cut)
+        train = compile_train(trained, plan, optimizer)
+        score = compile_score(trained, (*plan.trainable, *plan.buffers))
         graphs |= {f"train-{name}.onnx": train, f"score-{name}.onnx": score}
         compiled[name] = PlanInfo(
             name, plan.trainable, plan.buffers, plan.bn_mode, plan.channels, f"train-{name}.onnx",
             f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
+            cuts[cut] if cut else "",
         )  # fmt: skip
-    return graphs, compiled
+    return Compiled(graphs, compiled, prefixes)
 
 
 def _parity(

@@ -49,6 +49,7 @@ def check_parity(
 
     The first optimizer state after one step from zero is the gradient times a constant, so comparing it compares
     gradients, without Adam's division blowing up differences of tiny ones. A plan must agree on one of the batches.
+    What stands in the pack in two halves is compared with the whole that torch computes.
 
     Raises:
         GraphError: a plan differs by more than ``TOLERANCE``; the message names the plan, the weight, the operator.
@@ -57,12 +58,14 @@ def check_parity(
     weights = pack.weights()
     for name in pack.manifest.plans:
         ours, theirs = (e.trainer(pack, name, weights) for e in (engine, reference))
+        prefixes = [e.prefix(pack, name, weights) for e in (engine, reference)]
         start = theirs.state()
         best: dict[str, float] = {}
         for batch in batches:
             ours.load_state(start)
             theirs.load_state(start)
-            differences = step_differences(ours, theirs, batch, pack.manifest.optimizer)
+            fed = [batch._replace(images=prefix(batch.images)) if prefix else batch for prefix in prefixes]
+            differences = step_differences(ours, theirs, fed, pack.manifest.optimizer)
             if not best or max(differences.values()) < max(best.values()):
                 best = differences
             if max(best.values()) <= TOLERANCE:
@@ -78,13 +81,13 @@ def check_parity(
     return report
 
 
-def step_differences(ours: Trainer, theirs: Trainer, batch: Batch, optimizer: str) -> dict[str, float]:
-    """Largest relative difference of losses, gradients and running statistics after one step.
+def step_differences(ours: Trainer, theirs: Trainer, fed: Sequence[Batch], optimizer: str) -> dict[str, float]:
+    """Largest relative difference of losses, gradients and running statistics after one step of each.
 
-    Trainable names come closest to the loss first.
+    ``fed`` is the same batch for both, as each of them takes it. Trainable names come closest to the loss first.
     """
     hyper = Hyper(learning_rate=1e-3)
-    results = [trainer.step(batch, hyper) for trainer in (ours, theirs)]
+    results = [trainer.step(batch, hyper) for trainer, batch in zip((ours, theirs), fed, strict=True)]
     states = [trainer.state() for trainer in (ours, theirs)]
     slot = OPTIMIZER_STATE[optimizer][0]
     differences = {"loss": _relative(results[0].losses, results[1].losses)}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import channel_statistics, intensity_std, normalise, random_crop, random_flip
+from edge_sel.data.transforms import channel_statistics, intensity_std, normalise, random_crop
 
 batches = hnp.arrays(np.uint8, st.tuples(st.integers(0, 5), st.integers(2, 9), st.integers(2, 9), st.just(3)))
 unit = st.floats(0, 1)
@@ -22,22 +22,6 @@ def test_normalise(images, mean, std):
 def test_normalise_refuses_a_zero_deviation():
     with pytest.raises(ValueError, match="std"):
         normalise(np.zeros((1, 2, 2, 3), np.uint8), [0.5] * 3, [0.2, 0.0, 0.2])
-
-
-@given(batches, st.integers(0, 2**32 - 1))
-def test_random_flip_mirrors_whole_images(images, seed):
-    before = images.copy()
-    result = random_flip(images, np.random.default_rng(seed))
-    np.testing.assert_array_equal(images, before)
-    assert result.shape == images.shape and result.dtype == np.uint8
-    for old, new in zip(images, result, strict=True):
-        assert (new == old).all() or (new == old[:, ::-1]).all()
-    np.testing.assert_array_equal(result, random_flip(images, np.random.default_rng(seed)))
-
-
-def test_random_flip_mirrors_about_half():
-    images = np.arange(2, dtype=np.uint8).reshape(1, 1, 2, 1).repeat(1000, 0).repeat(3, 3)
-    assert 400 < random_flip(images, np.random.default_rng(0))[:, 0, 0, 0].sum() < 600
 
 
 @given(batches, st.integers(0, 3), st.integers(0, 2**32 - 1), st.sampled_from(["reflect", "zero"]))

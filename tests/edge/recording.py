@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.engines.base import Batch, Hyper, Predict, Scores, StepResult
+from edge_sel.engines.base import Batch, Hyper, Predict, Prefix, Scores, StepResult
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import Pack
 
 
 class Recording:
-    """The default engine; ``calls`` holds (plan, what, images, labels) in the order of the calls."""
+    """The default engine; ``calls`` holds (plan, what, images or features, labels) in the order of the calls."""
 
     name = "ort"
 
@@ -26,6 +26,15 @@ class Recording:
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         return _Trainer(self, self._engine.trainer(pack, plan, weights), plan)
+
+    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+        prefix = self._engine.prefix(pack, plan, weights)
+
+        def recorded(images: np.ndarray) -> np.ndarray:
+            self.calls.append((plan, "prefix", images.copy(), None))
+            return prefix(images)
+
+        return recorded if prefix else None
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         predict = self._engine.predictor(pack, weights)

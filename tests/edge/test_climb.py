@@ -14,6 +14,7 @@ from edge_sel.edge import ladder as ladder_module
 from edge_sel.edge.ladder import LEAST_GUILT, MOST_RUNGS
 from edge_sel.edge.limits import EnergyBudget, Limit, Verdict
 from edge_sel.edge.metrics import MetricsFile
+from edge_sel.edge.probe import step_flops
 from edge_sel.edge.rungs import PROBE, FixedLadder, Rung
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import UsageError
@@ -31,6 +32,7 @@ from tests.edge.runs import (
     history,
     outcome,
     pack,
+    resolved,
     session,
 )
 
@@ -112,7 +114,7 @@ def test_a_probe_costs_joules_and_the_meter_tells_what_a_step_would(tmp_path):
     statistics = result["epochs"][0]
     per_tflop = statistics["energy_j"] / statistics["executed_flops_t"]
     for plan, figures in first["probe"].items():
-        joules = per_tflop * 32 * pack().plan(plan).flops_train / 1e12
+        joules = per_tflop * step_flops(pack(), plan, resolved(**AUTO).settings) / 1e12
         assert figures["j_per_step"] == pytest.approx(joules)
         assert figures["guilt_per_j"] == pytest.approx(figures["guilt"] / joules)
     assert outcome(tmp_path)["weights"] == climbed()[1]["weights"], "the meter changes no decision"

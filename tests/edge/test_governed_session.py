@@ -21,9 +21,9 @@ from edge_sel.edge.limits import (
 from edge_sel.power.battery import Supply
 from tests.edge.runs import KillAt, Killed, StopAt, Tape, World, digits, governed, outcome
 
-OPEN = {"plan": "bn,head", "epochs": 4, "gate": "off", "curriculum": "off"}
+OPEN = {"plan": "bn,affine", "epochs": 4, "gate": "off", "curriculum": "off"}
 """Every image is trained on, whatever the pressure: pauses and stops change when, never what."""
-GATED = {"plan": "head", "epochs": 6, "gate": "sundew", "curriculum": "off"}
+GATED = {"plan": "affine", "epochs": 6, "gate": "sundew", "curriculum": "off"}
 FILES = {"run.json", "events.jsonl", "model.onnx", "weights.safetensors"}
 """Beside them ``history.csv``, once there was an epoch."""
 
@@ -152,7 +152,7 @@ def test_a_budget_that_never_sufficed(world, tmp_path):
 
 def test_resuming_an_exhausted_budget_leaves_the_model_as_it_was(world, tmp_path):
     first = governed(tmp_path, world, EnergyBudget(320.0), **OPEN)
-    assert first["shipped"] and first["epochs"][-1]["plan"] == "head"
+    assert first["shipped"] and first["epochs"][-1]["plan"] == "affine"
     assert governed(tmp_path, world, EnergyBudget(100.0), resume=True, **OPEN)["after"] == first["after"]
 
 

@@ -15,10 +15,9 @@ from edge_sel.edge.limits import GO, Deadline, Limit
 from edge_sel.edge.progress import from_tensors
 from edge_sel.edge.rungs import Rung
 from edge_sel.edge.work import STATISTICS_IMAGES, rung_work, work_of
-from edge_sel.sel.embarrassment import cross_entropy
 from edge_sel.sel.flops import nominal_flops
 from tests.edge.recording import Recording
-from tests.edge.runs import StopAt, Tape, World, digits, governed, of_counts, pack, session
+from tests.edge.runs import StopAt, Tape, World, digits, flipping, governed, of_counts, pack, session
 
 PLANS = ["head", "affine", "last", "last-c25", "first", "full"]
 
@@ -92,6 +91,7 @@ def test_flops_executed_and_nominal(plan, curriculum, tmp_path):
     dense = pack().plan(plan.split("-c")[0])
     probes = sum(engine.sizes("guilt", dense.name)) * dense.flops_train / len(result["epochs"])
     assert bool(probes) == bool(info.channels)
+    prefix, prefixed = pack().prefix(plan), 0.0
     for epoch, scored in zip(result["epochs"], forwards, strict=False):
         sizes, kept = [], 0
         while sum(sizes) < epoch["trained"]:
@@ -99,12 +99,14 @@ def test_flops_executed_and_nominal(plan, curriculum, tmp_path):
             sizes, kept = [*sizes, size], kept + passed
         assert sum(sizes) == epoch["trained"]
         executed = epoch["trained"] * info.flops_train + scored * info.flops_forward + probes
-        assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed)
+        prefixed += epoch["executed_flops_t"] * 1e12 - executed
+        assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed) or prefix
         assert 0 <= epoch["gradient_kept"] <= 1 and 0 <= epoch["sparsity"] <= 1
         assert epoch["sparsity"] == pytest.approx(1 - (kept / (parameters * len(sizes)) if sizes else 0))
         nominal = nominal_flops(parameters, epoch["trained"], epoch["sparsity"])
         assert epoch["nominal_flops_t"] * 1e12 == pytest.approx(nominal)
     assert not steps and kept > 0
+    assert prefixed == pytest.approx(sum(engine.sizes("prefix", plan)) * prefix.flops if prefix else 0, abs=1e3)
     assert 0 < info.flops_forward <= info.flops_train
 
 
@@ -213,13 +215,13 @@ def test_easy_images_come_first(tmp_path):
     ).run()
     scored = [(images, labels) for plan, kind, images, labels in engine.calls if (plan, kind) == ("head", "score")]
     first = next(i for i, call in enumerate(engine.calls) if call[:2] == ("head", "step"))
-    predict = engine._engine.predictor(pack(), _after_bn(tmp_path))
+    trainer = engine._engine.trainer(pack(), "head", _after_bn(tmp_path))
     losses = {}
-    for images, labels in scored:
-        for image, loss in zip(images, cross_entropy(predict(images), labels), strict=True):
-            losses[image.tobytes()] = float(loss)
+    for features, labels in scored:
+        for row, loss in zip(features, trainer.score(features, labels).losses, strict=True):
+            losses[row.tobytes()] = float(loss)
     batch = engine.calls[first][2]
-    assert np.mean([losses[image.tobytes()] for image in batch]) < 0.3 * np.mean(list(losses.values()))
+    assert np.mean([losses[row.tobytes()] for row in batch]) < 0.3 * np.mean(list(losses.values()))
 
 
 def _after_bn(out):
@@ -244,14 +246,32 @@ def test_any_batch_size(size, tmp_path):
 
 def test_the_work_of_a_rung():
     """A forward pass over every image if one is needed, then the epochs at the gate's rate; statistics are one pass."""
-    bn, head = pack().plan("bn"), pack().plan("head")
+    bn, affine = pack().plan("bn"), pack().plan("affine")
     assert rung_work(pack(), Rung("bn", 1), 100, 0.5, scores=True) == 100 * bn.flops_train
     assert rung_work(pack(), Rung("bn", 1), 10**6, 0.5, scores=True) == STATISTICS_IMAGES * bn.flops_train
-    work = rung_work(pack(), Rung("head", 3), 100, 0.5, scores=True)
-    assert work == pytest.approx(100 * head.flops_forward + 3 * 50 * head.flops_train)
-    assert rung_work(pack(), Rung("head", 3), 100, 0.5, scores=False) == pytest.approx(3 * 50 * head.flops_train)
-    both = work_of(pack(), [Rung("bn", 1), Rung("head", 3)], 100, 0.5, scores=True)
+    work = rung_work(pack(), Rung("affine", 3), 100, 0.5, scores=True)
+    assert work == pytest.approx(100 * affine.flops_forward + 3 * 50 * affine.flops_train)
+    assert rung_work(pack(), Rung("affine", 3), 100, 0.5, scores=False) == pytest.approx(3 * 50 * affine.flops_train)
+    both = work_of(pack(), [Rung("bn", 1), Rung("affine", 3)], 100, 0.5, scores=True)
     assert both == pytest.approx(work + 100 * bn.flops_train) and work_of(pack(), [], 100, 0.5, scores=True) == 0
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize(("rate", "epochs"), [(1.0, 1), (0.5, 3), (0.1, 10)])
+def test_the_work_of_a_frozen_prefix(flips, scores, rate, epochs):
+    """Once for each image, plain or mirrored, that a simulated gate lets through at all."""
+    base = flipping(pack()) if flips else pack()
+    rng = np.random.default_rng(0)
+    asked = np.zeros((2, 20000), bool)
+    asked[0] = scores
+    for _ in range(epochs):
+        mirrored = rng.integers(0, 2, 20000) if flips else np.zeros(20000, int)
+        asked[mirrored, np.arange(20000)] |= rng.random(20000) < rate
+    head = pack().plan("head")
+    tail = 20000 * (scores * head.flops_forward + epochs * rate * head.flops_train)
+    expected = tail + asked.sum() * pack().prefix("head").flops
+    assert rung_work(base, Rung("head", epochs), 20000, rate, scores=scores) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.fixture
@@ -278,11 +298,11 @@ def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, t
 
 
 def test_the_gate_makes_the_work_less(work_left, tmp_path):
-    governed(tmp_path / "all", World(), Deadline(1e9), plan="head", gate="off", curriculum="off")
+    governed(tmp_path / "all", World(), Deadline(1e9), plan="affine", gate="off", curriculum="off")
     everything = work_left[1]
     del work_left[:]
-    governed(tmp_path / "half", World(), Deadline(1e9), plan="head", gate="sundew", target_rate=0.5, curriculum="off")
-    info = pack().plan("head")
+    governed(tmp_path / "half", World(), Deadline(1e9), plan="affine", gate="sundew", target_rate=0.5, curriculum="off")
+    info = pack().plan("affine")
     to_come = 2 * 100 - 16  # of two epochs, when it is told for the first time
     assert everything == pytest.approx(to_come * info.flops_train)
     assert work_left[1] == pytest.approx(0.5 * everything)
@@ -291,7 +311,7 @@ def test_the_gate_makes_the_work_less(work_left, tmp_path):
 def test_scoring_counts_image_by_image(work_left, tmp_path):
     governed(tmp_path, World(), Deadline(1e9), plan="head", gate="off", curriculum="cumulative", epochs=1)
     done = [before - after for before, after in pairwise(work_left[1:7])]
-    assert done == pytest.approx([16 * pack().plan("head").flops_forward] * 5)
+    assert done == pytest.approx([16 * (pack().plan("head").flops_forward + pack().prefix("head").flops)] * 5)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +320,7 @@ def test_scoring_counts_image_by_image(work_left, tmp_path):
 )
 def test_a_resumed_run_expects_what_is_left(curriculum, boundary, again, work_left, tmp_path):
     """In the statistics, in the first and in the last epoch; in the scoring that begins anew, and after it."""
-    given = {"plan": "bn,head", "gate": "off", "curriculum": curriculum, "epochs": 3}
+    given = {"plan": "bn,affine", "gate": "off", "curriculum": curriculum, "epochs": 3}
     governed(tmp_path / "one", World(), Deadline(1e9), **given)
     whole = work_left[1:]
     asked = 2 * boundary - 1  # it is asked once more after each wait
@@ -326,8 +346,8 @@ class Watching(Limit):
 @pytest.mark.parametrize(
     "given",
     [
-        {"plan": "head", "gate": "off", "curriculum": "off", "epochs": 10},
-        {"plan": "head", "gate": "sundew", "curriculum": "off", "epochs": 20},
+        {"plan": "affine", "gate": "off", "curriculum": "off", "epochs": 10},
+        {"plan": "affine", "gate": "sundew", "curriculum": "off", "epochs": 20},
     ],
     ids=["open", "gated"],
 )
@@ -344,5 +364,5 @@ def test_the_forecast_comes_true(given, tmp_path):
 def test_looking_at_the_guard_is_no_step(tmp_path):
     """Three seconds at the end of each epoch, where a step takes one."""
     limit = Watching()
-    governed(tmp_path, World(), limit, images=digits(300), plan="head", gate="off", epochs=3, guard_fraction=0.5)
+    governed(tmp_path, World(), limit, images=digits(300), plan="affine", gate="off", epochs=3, guard_fraction=0.5)
     assert 16 * 0.06 <= max(outlook.step_s for _, outlook in limit.seen) < 1.5 * 16 * 0.06

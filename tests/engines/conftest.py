@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.engines.base import Batch, Engine
+from edge_sel.engines.base import Arrays, Batch, Engine, Hyper, Prefix, Scores, StepResult, Trainer
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
@@ -20,9 +22,40 @@ from edge_sel.pack.writer import write_pack
 ENGINES = {"ort": lambda: OrtEngine(1), "torch": lambda: TorchEngine(1, device="cpu")}
 
 
+class Whole:
+    """An engine whose trainers take images, whether a plan has a prefix or not."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.name = engine, engine.name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
+        trainer, prefix = self._engine.trainer(pack, plan, weights), self._engine.prefix(pack, plan, weights)
+        return _WholeTrainer(trainer, prefix) if prefix else trainer
+
+
+class _WholeTrainer:
+    def __init__(self, trainer: Trainer, prefix: Prefix) -> None:
+        self._trainer, self._prefix = trainer, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        return self._trainer.score(self._prefix(images), labels)
+
+    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+        return self._trainer.step(batch._replace(images=self._prefix(batch.images)), hyper)
+
+    def guilt(self, batch: Batch) -> Arrays:
+        return self._trainer.guilt(batch._replace(images=self._prefix(batch.images)))
+
+
 @pytest.fixture(scope="session", params=ENGINES)
-def engine(request: pytest.FixtureRequest, one_thread: None) -> Engine:
-    return ENGINES[request.param]()
+def engine(request: pytest.FixtureRequest, one_thread: None) -> Any:
+    return Whole(ENGINES[request.param]())
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +67,11 @@ def pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread
     manifest, weights = digits_pack.manifest, digits_pack.weights()
     model = TorchEngine(1, device="cpu").model(digits_pack, weights)
     forward = export_forward(model, manifest.model.image_size)
-    graphs, plans = compile_plans(forward, DEFAULT_PLANS, manifest.optimizer, len(manifest.model.classes), print)
+    graphs, plans, prefixes = compile_plans(
+        forward, DEFAULT_PLANS, manifest.optimizer, len(manifest.model.classes), print
+    )
     path = tmp_path_factory.mktemp("digits") / "pack"
-    write_pack(path, dataclasses.replace(manifest, plans=plans), weights, graphs)
+    write_pack(path, dataclasses.replace(manifest, plans=plans, prefixes=prefixes), weights, graphs)
     return open_pack(path)
 
 

@@ -17,6 +17,7 @@ from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack
 from edge_sel.server.export import DEFAULT_PLANS
 from edge_sel.server.parity import NOISE
+from tests.engines.conftest import Whole
 
 PLANS = builtin_pack().manifest.plans
 STEPS = 3
@@ -112,7 +113,7 @@ def check(pack: Pack, plan: str, batches: list[Batch], hyper: Hyper) -> None:
     twin = Twin(pack, plan, hyper)
     start = twin.weights()
     start = {name: value.copy() for name, value in start.items()}
-    ours, theirs = (e.trainer(pack, plan, pack.weights()) for e in (OrtEngine(1), TorchEngine(1, device="cpu")))
+    ours, theirs = (e.trainer(pack, plan, pack.weights()) for e in (Whole(OrtEngine(1)), TorchEngine(1, device="cpu")))
     for number, batch in enumerate(batches):
         exact, gradients = twin.step(batch)
         wider = DRIFT if number else 1
@@ -161,7 +162,7 @@ def test_sgd_steps_with_weight_decay_agree(sgd_pack, batch, plan):
 def test_the_built_in_pack_does_what_todays_compiler_does(one_thread, digits_pack, pack, batch):
     assert digits_pack.manifest.plans == pack.manifest.plans, "python tools/make_builtin_pack.py makes it again"
     for plan in pack.manifest.plans:
-        stored, fresh = (OrtEngine(1).trainer(p, plan, p.weights()) for p in (digits_pack, pack))
+        stored, fresh = (Whole(OrtEngine(1)).trainer(p, plan, p.weights()) for p in (digits_pack, pack))
         results = [trainer.step(batch, Hyper(learning_rate=1e-3)) for trainer in (stored, fresh)]
         np.testing.assert_allclose(results[0].losses, results[1].losses, rtol=1e-4, atol=1e-5)
         assert_gradients_agree(gradients_of_first_step(stored, "adam"), gradients_of_first_step(fresh, "adam"))
@@ -173,7 +174,7 @@ def test_the_built_in_pack_does_what_todays_compiler_does(one_thread, digits_pac
 @pytest.mark.parametrize("plan", PLANS)
 def test_guilt_agrees(one_thread, pack, batch, plan):
     ours, theirs = (
-        e.trainer(pack, plan, pack.weights()).guilt(batch) for e in (OrtEngine(1), TorchEngine(1, device="cpu"))
+        e.trainer(pack, plan, pack.weights()).guilt(batch) for e in (Whole(OrtEngine(1)), TorchEngine(1, device="cpu"))
     )
     assert ours.keys() == theirs.keys()
     for name, norms in theirs.items():
@@ -182,7 +183,7 @@ def test_guilt_agrees(one_thread, pack, batch, plan):
 
 @pytest.mark.parametrize("plan", ("head", "last", "full", "last-c25"))
 def test_a_run_continues_on_the_other_engine(one_thread, pack, batch, plan):
-    ours, theirs = (e.trainer(pack, plan, pack.weights()) for e in (OrtEngine(1), TorchEngine(1, device="cpu")))
+    ours, theirs = (e.trainer(pack, plan, pack.weights()) for e in (Whole(OrtEngine(1)), TorchEngine(1, device="cpu")))
     hyper = Hyper(learning_rate=1e-3)
     ours.step(batch, hyper)
     theirs.load_state(ours.state())

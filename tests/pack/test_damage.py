@@ -267,7 +267,10 @@ def manifest_paths() -> list[tuple[str, ...]]:
     return list(entries(asdict(Manifest(**{**manifest.__dict__, "files": files}))))
 
 
-OPTIONAL = {("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip")}
+OPTIONAL = {
+    ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("prefixes",),
+    ("plans", "full-c50", "prefix"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ def test_an_automatic_plan_needs_the_plan_full(edge_sel, here, digits_folder):
     opened = builtin_pack()
     lesser = replace(opened.manifest, plans={n: opened.manifest.plans[n] for n in ("bn", "head")})
     files = [plan[name] for plan in map(vars, lesser.plans.values()) for name in ("train", "score")]
+    files.append(opened.prefix("head").graph)
     kept = {name: content for name, content in opened._content.items() if name in (EVAL, WEIGHTS, *files)}
     lesser = replace(lesser, files={name: opened.manifest.files[name] for name in kept})
     (here / "pack").mkdir()

@@ -81,8 +81,7 @@ def _run(
 
     settings = resolved.settings
     opened = open_pack(pack) if pack is not None else builtin_pack()
-    auto = settings.plan == "auto"
-    ladder = auto_ladder(opened) if auto else fixed_ladder(opened, settings.plan, settings.epochs)
+    fixed = None if settings.plan == "auto" else fixed_ladder(opened, settings.plan, settings.epochs)
     # The default engine works on the processor: a graphics card's watts would be somebody else's, or idle ones.
     meter, probes = find_meter(device, settings.meter, skip=() if settings.engine == "torch" else ("nvml",))
     if settings.require_measured and (meter is None or meter.source != "measured"):
@@ -108,7 +107,7 @@ def _run(
             images=images,
             test=tested,
             engine=choose_engine(settings.engine, settings.threads),
-            ladder=ladder,
+            ladder=fixed or auto_ladder(opened, len(images.classes)),
             resolved=resolved,
             recorder=recorder,
             out=out,

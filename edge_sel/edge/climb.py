@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edge_sel.edge import outputs, result
-from edge_sel.edge.probe import probe_plans
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.rung import RungContext, RungRunner, Stopped
-from edge_sel.edge.rungs import PROBE, Rung
+from edge_sel.edge.rungs import Rung
 from edge_sel.edge.work import work_of
 
 if TYPE_CHECKING:
@@ -42,9 +41,6 @@ class Climb:
             phase=self.s.recorder.phase,
         )
         while (rung := self._next_rung()) is not None:
-            if rung.plan == PROBE:
-                self._probe()
-                continue
             before = progress.weights
             RungRunner(context, rung, progress).run()
             if _loss(progress.latest_guard) < _loss(progress.best_guard):
@@ -62,27 +58,14 @@ class Climb:
         else:
             found, why = self.s.ladder.decide(progress.history, progress.rung)
             if found is None:
+                progress.decisions.append({"rung": progress.rung, "plan": None, "epochs": 0, "why": why})
                 self.s.emit("climbed", why=why)
                 return None
             rung = found
+            progress.decisions.append({"rung": progress.rung, "plan": rung.plan, "epochs": rung.epochs, "why": why})
         self.s.emit("rung", plan=rung.plan, epochs=rung.epochs, why=why)
         progress.rung_plan, progress.rung_epochs = rung
         return rung
-
-    def _probe(self) -> None:
-        progress = self.p
-        with self.s.recorder.phase("train"):
-            found, executed = probe_plans(
-                self.s.engine, self.s.pack, self.s.learning, progress, self.s.resolved.settings
-            )
-        spent, figure = self.s.ledger.end_epoch()
-        entry = result.probe_entry(progress, found, executed, spent, figure)
-        progress.history.append(outputs.finite(entry))
-        outputs.write_history(self.s.out / "history.csv", progress.history, self.s.images.classes)
-        self.s.emit("probe", plans=found)
-        progress.rung_plan = ""
-        progress.rung += 1
-        self.s.governor.skip()
 
     def _at_boundary(self, runner: RungRunner) -> None:
         progress = runner.p

@@ -41,12 +41,18 @@ class Evaluation:
         values: np.ndarray = confidence(self.embarrassment)
         return values
 
+    @property
+    def mean_embarrassment(self) -> float:
+        """Over the classes that occur, in nats; NaN where the model diverged."""
+        return float(self.embarrassment[np.isfinite(self.class_accuracy)].mean())
+
     def to_json(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """Numbers per class by name; classes without images are left out."""
         present = [i for i in range(len(classes)) if np.isfinite(self.class_accuracy[i])]
         return {
             "accuracy": self.accuracy,
             "loss": self.loss,
+            "embarrassment": self.mean_embarrassment,
             "images": self.images,
             "classes": {
                 classes[i]: {

@@ -84,6 +84,7 @@ class Progress:
         trainer: the engine's state inside a rung; empty between rungs.
         pool_loss: loss of every image at the start of the rung (orders the curriculum).
         outlook: what the governor expects a step and the end to take.
+        decisions: what the ladder chose, rung by rung, and why.
         rung_plan: the plan of the rung it stands in, empty between rungs; ``rung_epochs`` how many it was given.
         latest_guard: figures of the guard set after the latest epoch; ``best_guard`` those of ``weights``.
         class_e: last known E_c of training; NaN before the first.
@@ -108,6 +109,7 @@ class Progress:
     sums: EmbarrassmentSums = field(default_factory=lambda: init_sums(0))
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
     rung_plan: str = ""
     rung_epochs: int = 0
@@ -123,7 +125,7 @@ class Progress:
 
 
 _SCALARS = (
-    "rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "before", "outlook", "rung_plan",
+    "rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "decisions", "before", "outlook", "rung_plan",
     "rung_epochs", "latest_guard", "best_guard",
 )  # fmt: skip
 _ARRAYS = ("entropy", "queue", "queue_weights", "pool_loss", "class_e")

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from edge_sel.edge.evaluate import Evaluation
 from edge_sel.edge.progress import Progress, Spent
-from edge_sel.edge.rungs import PROBE
 from edge_sel.power.figure import EnergyFigure
 from edge_sel.sel.embarrassment import confidence
 
@@ -26,42 +23,20 @@ def epoch_entry(
 ) -> dict[str, Any]:
     """One epoch of ``history``: what was done, what it cost, where the guard set stands, per-class E, C, accuracy."""
     confident = confidence(progress.class_e)
-    known = guard.embarrassment[np.isfinite(guard.embarrassment)]
     return {
         "epoch": len(progress.history) + 1,
         "rung": progress.rung,
         **figures,
         "guard_acc": guard.accuracy,
         "guard_loss": guard.loss,
-        "guard_e": float(known.mean()) if len(known) else float("nan"),
+        "guard_e": guard.mean_embarrassment,
         "best_loss": progress.best_guard["loss"],
+        "best_e": progress.best_guard["embarrassment"],
         **_energy(spent, figure),
         "classes": {
             name: {"E": progress.class_e[i], "C": confident[i], "acc": guard.class_accuracy[i]}
             for i, name in enumerate(classes)
         },
-    }
-
-
-def probe_entry(
-    progress: Progress, probe: Mapping[str, Any], executed: float, spent: Spent, figure: EnergyFigure
-) -> dict[str, Any]:
-    """A probe in ``history``: it trains nothing, but it costs."""
-    nothing = dict.fromkeys(("candidates", "trained", "active_rate", "gradient_kept", "nominal_flops_t"), 0)
-    unknown = dict.fromkeys(("train_acc", "train_loss", "guard_acc", "guard_loss", "guard_e", "best_loss"))
-    return {
-        "epoch": len(progress.history) + 1,
-        "rung": progress.rung,
-        "plan": PROBE,
-        "stage": 0,
-        "stage_name": PROBE,
-        **nothing,
-        **unknown,
-        "sparsity": 1.0,
-        "executed_flops_t": executed / 1e12,
-        "probe": dict(probe),
-        **_energy(spent, figure),
-        "classes": {},
     }
 
 

@@ -8,9 +8,6 @@ from typing import Any, NamedTuple, Protocol
 from edge_sel.errors import UsageError
 from edge_sel.pack.reader import Pack
 
-PROBE = "probe"
-"""A rung that trains nothing: it finds out what the plans would gain and cost."""
-
 
 class Rung(NamedTuple):
     """One plan and how many epochs it may take."""

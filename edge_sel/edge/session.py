@@ -228,6 +228,7 @@ class Session:
                 "energy": result.energy_block(progress, figure, self.recorder.cost().to_json()),
                 "time_s": progress.run_spent.seconds,
                 "epochs": progress.history,
+                "decisions": progress.decisions,
                 "before": progress.before,
                 "after": after,
                 "classes": self.images.classes,

@@ -2,14 +2,15 @@
 
 1. ``bn``: batch normalisation's statistics from the device's own images, no backward pass. What that does to the guard
    set tells what has changed: if it helps, the pictures have; if it does not, their classes have.
-2. Stop when the guard set embarrasses the model no more than the server's own images did.
+2. Stop when the guard set embarrasses the model no more, or hardly more, than the server's own images did.
 3. ``head`` on cached features, the cheapest plan with a backward pass, where the classes have changed: the device has
-   some of its own, or new statistics did no good.
-4. ``full``, which gained more per joule than any other plan wherever the pictures had changed (docs/session.md), for
+   some of its own, or new statistics did no good, or there are none.
+4. ``full``, which gained as much per joule as any other plan wherever the pictures had changed (docs/session.md), for
    as many epochs as there is embarrassment left. Once more while the guard's loss falls fast enough.
 
 Each decision is a pure function of the history, so that a resumed run decides as the uninterrupted one did. Joules are
-told, but executed FLOPs decide: they are the same on every run.
+told but do not decide: they are not the same on every run. Epochs of one plan cost the same, so a gain per epoch is a
+gain per joule.
 """
 
 from __future__ import annotations
@@ -106,13 +107,14 @@ class AutoLadder:
         if start is None or end is None:
             return None, f"{self._body} diverged"
         gain = (start - end) / len(rung)
-        told = f"the guard's loss fell by {gain:.3f} nats per epoch"
+        told = f"the guard's loss {'fell' if gain > 0 else 'rose'} by {abs(gain):.3f} nats per epoch"
         joules = [entry["energy_j"] for entry in rung]
-        if None not in joules and sum(joules) > 0:
+        if gain > 0 and None not in joules and sum(joules) > 0:
             told += f", {(start - end) / sum(joules):.2g} per joule"
         rungs = len({entry["rung"] for entry in history if entry["plan"] == self._body})
         if gain < LEAVE_BELOW:
             return None, told
         if rungs >= MOST_BODY_RUNGS:
             return None, f"{told}, but {rungs} times is enough"
-        return self._train_body(now_e)[0], told
+        further, left = self._train_body(now_e)
+        return further, told if further else f"{told}; {left}"

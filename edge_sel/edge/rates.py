@@ -1,6 +1,6 @@
 """The step size of each plan, where the user gives none.
 
-Chosen on validation images of two field shifts (low light, blur with noise): a plan of few weights takes larger steps.
+Chosen on validation images of field shifts (low light, fog, blur with noise; head: label shift and a new class).
 """
 
 from __future__ import annotations

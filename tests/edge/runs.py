@@ -133,13 +133,15 @@ def session(
 ) -> Session:
     """A session with everything passed in; ``flags`` are settings."""
     settings, base = resolved(**flags), base or pack()
+    images = digits() if images is None else images
     auto = settings.settings.plan == "auto"
+    named, epochs = settings.settings.plan, settings.settings.epochs
     return Session(
         pack=base,
-        images=digits() if images is None else images,
+        images=images,
         test=test,
         engine=engine or OrtEngine(threads=1),
-        ladder=auto_ladder(base) if auto else fixed_ladder(base, settings.settings.plan, settings.settings.epochs),
+        ladder=auto_ladder(base, len(images.classes)) if auto else fixed_ladder(base, named, epochs),
         resolved=settings,
         recorder=recorder or no_meter(),
         out=out,
@@ -260,13 +262,14 @@ def governed(out: Path, world: World, *limits: Limit, resume: bool = False, **gi
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """What must not depend on interruptions: weights, model, and the history without time and energy."""
+    """What must not depend on interruptions: weights, model, decisions, and the history without time and energy."""
     run = json.loads((out / "run.json").read_text())
     return {
         "weights": (out / "weights.safetensors").read_bytes(),
         "model": (out / "model.onnx").read_bytes(),
         "epochs": [{k: v for k, v in epoch.items() if k not in CHANGES_WITH_TIME} for epoch in run["epochs"]],
         "history": [{k: v for k, v in row.items() if k not in CHANGES_WITH_TIME} for row in history(out)],
+        "decisions": run["decisions"],
         "accuracy": run["accuracy"],
         "shipped": run["shipped"],
     }

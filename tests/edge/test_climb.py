@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from edge_sel.data.dataset import ImageSet
 from edge_sel.edge import ladder as ladder_module
-from edge_sel.edge.ladder import LEAST_GUILT, MOST_RUNGS
+from edge_sel.edge.ladder import auto_ladder
 from edge_sel.edge.limits import EnergyBudget, Limit, Verdict
 from edge_sel.edge.metrics import MetricsFile
-from edge_sel.edge.probe import step_flops
-from edge_sel.edge.rungs import PROBE, FixedLadder, Rung
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.errors import UsageError
 from edge_sel.pack.reader import Pack
 from tests.edge.recording import Recording
 from tests.edge.runs import (
@@ -32,7 +30,6 @@ from tests.edge.runs import (
     history,
     outcome,
     pack,
-    resolved,
     session,
 )
 
@@ -44,22 +41,32 @@ IMPROVING = {"plan": "bn,last2", "learning_rate": None, "gate": "off", "curricul
 
 @pytest.fixture(autouse=True)
 def short_rungs(monkeypatch):
-    """An automatic ladder of few epochs."""
-    monkeypatch.setattr(ladder_module, "MOST_EPOCHS", 2)
-
-
-@cache
-def climbed():
-    """The result, the outcome, the events and the table of an automatic run that nothing interrupted."""
-    with TemporaryDirectory() as out:
-        tape = Tape()
-        result = session(Path(out), listener=tape, **AUTO).run()
-        return result, outcome(Path(out)), tape, history(Path(out))
+    """An automatic ladder of few epochs that goes on while the body gets any better."""
+    short = {"MOST_EPOCHS": 2, "HEAD_EPOCHS": 1, "MOST_BODY_RUNGS": 2, "LEAVE_BELOW": 0.0, "E_PER_EPOCH": 0.1}
+    for name, value in short.items():
+        monkeypatch.setattr(ladder_module, name, value)
 
 
 def without(*plans):
     kept = {name: info for name, info in pack().manifest.plans.items() if name not in plans}
     return Pack(pack().path, replace(pack().manifest, plans=kept), pack()._content)
+
+
+PACKS = {"statistics first": pack(), "head first": without("bn")}
+every_pack = pytest.mark.parametrize("base", PACKS)
+
+
+@cache
+def climbed(base="statistics first"):
+    """The result, the outcome, the events and the table of an automatic run that nothing interrupted."""
+    with TemporaryDirectory() as out:
+        tape = Tape()
+        result = session(Path(out), base=PACKS[base], listener=tape, **AUTO).run()
+        return result, outcome(Path(out)), tape, history(Path(out))
+
+
+def decided(result):
+    return [(decision["plan"], decision["epochs"]) for decision in result["decisions"]]
 
 
 def guard_loss(result, when):
@@ -69,56 +76,60 @@ def guard_loss(result, when):
 # An automatic climb
 
 
-def test_statistics_then_a_probe_before_every_plan():
-    result, _, tape, _ = climbed()
-    plans = [epoch["plan"] for epoch in result["epochs"]]
-    assert plans[:2] == ["bn", PROBE] and plans[2] in pack().manifest.plans
-    assert 1 <= plans.count(PROBE) <= MOST_RUNGS
-    decisions = tape.of("rung")
-    visited = [plan for plan, before in zip(plans, ["", *plans[:-1]], strict=True) if plan != before]
-    assert [event["plan"] for event in decisions] == visited
-    assert all(event["why"] for event in [*decisions, *tape.of("climbed")]) and len(tape.of("climbed")) == 1
-    for rung, event in enumerate(decisions):
-        assert len([epoch for epoch in result["epochs"] if epoch["rung"] == rung]) == event["epochs"] <= 2
-    assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, len(plans) + 1))
+@every_pack
+def test_rungs_are_as_decided(base):
+    result, _, _, rows = climbed(base)
+    plans = [plan for plan, _ in decided(result)]
+    assert plans == [base.split()[0].replace("statistics", "bn"), "full", "full", None]
+    epochs = [decision["plan"] for decision in result["decisions"] for _ in range(decision["epochs"])]
+    assert epochs == [epoch["plan"] for epoch in result["epochs"]] == [row["plan"] for row in rows]
+    assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, len(epochs) + 1))
 
 
-def test_the_plan_that_follows_a_probe_is_its_best():
-    result, *_ = climbed()
-    for before, after in zip(result["epochs"], result["epochs"][1:], strict=False):
-        if before["plan"] == PROBE:
-            paying = {plan: told for plan, told in before["probe"].items() if told["guilt"] >= LEAST_GUILT}
-            per_joule = {plan: told["guilt_per_j"] for plan, told in paying.items()}
-            assert after["plan"] == max(per_joule, key=per_joule.get)
+@every_pack
+def test_decisions_are_the_events(base):
+    result, _, tape, _ = climbed(base)
+    *rungs, end = result["decisions"]
+    told = [{"rung": n, **{key: e[key] for key in ("plan", "epochs", "why")}} for n, e in enumerate(tape.of("rung"))]
+    assert rungs == told and all(decision["why"] for decision in result["decisions"])
+    (climbed_,) = tape.of("climbed")
+    assert end == {"rung": len(rungs), "plan": None, "epochs": 0, "why": climbed_["why"]}
 
 
-def test_what_a_probe_leaves():
-    result, _, tape, rows = climbed()
-    probes = [epoch for epoch in result["epochs"] if epoch["plan"] == PROBE]
-    assert [event["plans"] for event in tape.of("probe")] == [epoch["probe"] for epoch in probes]
-    assert [row["plan"] for row in rows] == [epoch["plan"] for epoch in result["epochs"]]
-    for epoch, row in zip(result["epochs"], rows, strict=True):
-        if epoch["plan"] == PROBE:
-            assert epoch["trained"] == epoch["nominal_flops_t"] == 0 < epoch["executed_flops_t"]
-            assert float(row["executed_flops_T"]) == epoch["executed_flops_t"]
-            assert row["guard_acc"] == row["train_loss"] == row["acc_3"] == "" and row["sparsity"] == "1.0"
-            assert set(epoch["probe"]) == {"head", "affine", "last", "last2", "first", "full"}
+@every_pack
+def test_decisions_follow_from_the_history(base):
+    """From what run.json tells; nothing else is needed."""
+    result = json.loads(json.dumps(climbed(base)[0]))
+    ladder = auto_ladder(PACKS[base], len(result["classes"]))
+    for decision in result["decisions"]:
+        before = [epoch for epoch in result["epochs"] if epoch["rung"] < decision["rung"]]
+        rung, why = ladder.decide(before, decision["rung"])
+        assert (*(rung or (None, 0)), why) == (decision["plan"], decision["epochs"], decision["why"])
 
 
-def test_a_probe_costs_joules_and_the_meter_tells_what_a_step_would(tmp_path):
-    world, tape = World(), Tape()
-    result = governed(tmp_path, world, listener=tape, **AUTO)
-    first = next(epoch for epoch in result["epochs"] if epoch["plan"] == PROBE)
-    assert first["energy_j"] == pytest.approx(100 * 0.06 * 10.0), "a step of every image of this world"
-    assert first["energy_source"] == "measured" and first["phases"]["train"]["total_j"] == first["energy_j"]
-    statistics = result["epochs"][0]
-    per_tflop = statistics["energy_j"] / statistics["executed_flops_t"]
-    for plan, figures in first["probe"].items():
-        joules = per_tflop * step_flops(pack(), plan, resolved(**AUTO).settings) / 1e12
-        assert figures["j_per_step"] == pytest.approx(joules)
-        assert figures["guilt_per_j"] == pytest.approx(figures["guilt"] / joules)
-    assert outcome(tmp_path)["weights"] == climbed()[1]["weights"], "the meter changes no decision"
-    assert sum(epoch["energy_j"] for epoch in result["epochs"]) <= result["energy"]["total_j"]
+@pytest.mark.parametrize("given", [AUTO, {"plan": "bn,full,head", **RUINOUS}], ids=["good", "bad"])
+def test_the_history_tells_where_each_rung_began(given, tmp_path):
+    """With the best guard figures of all rungs before it."""
+    result = session(tmp_path, **given).run()
+    before = result["before"]["guard"]
+    each = [figures["embarrassment"] for figures in before["classes"].values()]
+    assert before["embarrassment"] == pytest.approx(np.mean(each))
+    best, rungs = (before["loss"], before["embarrassment"]), {epoch["rung"] for epoch in result["epochs"]}
+    for rung in sorted(rungs):
+        epochs = [epoch for epoch in result["epochs"] if epoch["rung"] == rung]
+        assert {(epoch["best_loss"], epoch["best_e"]) for epoch in epochs} == {best}
+        best = min(best, (epochs[-1]["guard_loss"], epochs[-1]["guard_e"]))
+    after = result["after"]["guard"]
+    assert len(rungs) == 3 and (after["loss"], after["embarrassment"]) == best
+
+
+def test_a_meter_changes_no_decision(tmp_path):
+    """But the reason tells what it read."""
+    world = World()
+    result = governed(tmp_path, world, **AUTO)
+    assert decided(result) == decided(climbed()[0])
+    assert outcome(tmp_path)["weights"] == climbed()[1]["weights"]
+    assert "per joule" in result["decisions"][-1]["why"] and "joule" not in climbed()[0]["decisions"][-1]["why"]
 
 
 def test_epochs_are_the_ladders_not_the_settings(tmp_path):
@@ -126,81 +137,91 @@ def test_epochs_are_the_ladders_not_the_settings(tmp_path):
     assert outcome(tmp_path)["weights"] == climbed()[1]["weights"]
 
 
-def test_without_statistics_the_probe_is_first(tmp_path):
-    result = session(tmp_path, base=without("bn"), **AUTO).run()
-    assert [epoch["plan"] for epoch in result["epochs"]][:1] == [PROBE] and result["shipped"]
-
-
 def test_a_model_that_is_good_enough_is_left_alone(tmp_path):
     """On images like the server's, or nearly so."""
     calibration = replace(pack().manifest.calibration, embarrassment=(9.0,) * 10)
     easy = Pack(pack().path, replace(pack().manifest, calibration=calibration), pack()._content)
     result = session(tmp_path, base=easy, **AUTO).run()
-    assert [epoch["plan"] for epoch in result["epochs"]] == ["bn"]
-    (why,) = [event["why"] for event in events(tmp_path) if event["event"] == "climbed"]
-    assert "no more embarrassed" in why
+    assert decided(result) == [("bn", 1), (None, 0)] and "on the server's images" in result["decisions"][-1]["why"]
+
+
+def test_classes_of_its_own_get_the_head(tmp_path):
+    plain = digits()
+    labels = np.where(np.arange(len(plain)) % 10 == 0, 10, plain.labels)
+    images = ImageSet.from_arrays(plain.read(np.arange(len(plain))), labels, (*plain.classes, "odd"))
+    result = session(tmp_path, images=images, **AUTO).run()
+    assert decided(result)[:3] == [("bn", 1), ("head", 1), ("full", 2)]
 
 
 def test_a_pack_without_the_plan_full(tmp_path):
-    with pytest.raises(UsageError, match="full"):
-        session(tmp_path, base=without("full"), **AUTO).run()
+    result = session(tmp_path, base=without("full"), **AUTO).run()
+    assert decided(result)[:2] == [("bn", 1), ("last2", 2)] and result["shipped"]
+
+
+def test_a_pack_without_any_plan(tmp_path):
+    result = session(tmp_path, base=without(*pack().manifest.plans), **AUTO).run()
+    assert decided(result) == [(None, 0)] and not result["epochs"] and not result["shipped"]
 
 
 # Resumed
 
 
-def boundaries():
-    return range(1, len(climbed()[2].of("step")) + 1)
+def boundaries(base):
+    return range(1, len(climbed(base)[2].of("step")) + 1)
 
 
-def test_an_automatic_climb_stopped_anywhere(tmp_path):
-    assert len(boundaries()) > 12
-    for boundary in boundaries():
+@every_pack
+def test_an_automatic_climb_stopped_anywhere(base, tmp_path):
+    assert len(boundaries(base)) > 20
+    for boundary in boundaries(base)[::2]:
         out = tmp_path / str(boundary)
-        session(out, should_stop=StopAt(boundary), **AUTO).run()
-        session(out, **AUTO).run(resume=True)
-        assert outcome(out) == climbed()[1], f"stopped at boundary {boundary}"
+        session(out, base=PACKS[base], should_stop=StopAt(boundary), **AUTO).run()
+        session(out, base=PACKS[base], **AUTO).run(resume=True)
+        assert outcome(out) == climbed(base)[1], f"stopped at boundary {boundary}"
 
 
-def test_an_automatic_climb_killed_anywhere(tmp_path):
-    """Saved at every step or some of them, so that a probe and its decision may have to be made again."""
-    for boundary in boundaries()[::3]:
+@every_pack
+def test_an_automatic_climb_killed_anywhere(base, tmp_path):
+    """Saved at some of the steps, so that a decision may have to be made again."""
+    for boundary in boundaries(base)[1::5]:
         out = tmp_path / str(boundary)
         with pytest.raises(Killed):
-            session(out, listener=KillAt(boundary), checkpoint_every_s=7.0, **AUTO).run()
-        session(out, **AUTO).run(resume=True)
-        assert outcome(out) == climbed()[1], f"killed at boundary {boundary}"
+            session(out, base=PACKS[base], listener=KillAt(boundary), checkpoint_every_s=7.0, **AUTO).run()
+        session(out, base=PACKS[base], **AUTO).run(resume=True)
+        assert outcome(out) == climbed(base)[1], f"killed at boundary {boundary}"
 
 
 def test_a_rung_is_ended_without_asking_again(tmp_path):
     """The plan and its epochs are those that were decided before the interruption."""
-    tape = climbed()[2]
-    kinds = [event["event"] for event in tape.events if event["event"] in ("step", "probe")]
-    session(tmp_path, should_stop=StopAt(kinds.index("probe") + 2), **AUTO).run()
+    result, _, tape, _ = climbed()
+    kinds = [event["event"] for event in tape.events if event["event"] in ("step", "epoch")]
+    boundary = kinds[: kinds.index("epoch") + 2].count("step") + 1  # one more than those of the first rung
+    session(tmp_path, should_stop=StopAt(boundary), **AUTO).run()
     told = len(events(tmp_path))
-    session(tmp_path, **AUTO).run(resume=True)
+    assert session(tmp_path, **AUTO).run(resume=True)["decisions"] == result["decisions"]
     first, *resumed = [event for event in events(tmp_path)[told:] if event["event"] in ("rung", "epoch", "climbed")]
-    decided = tape.of("rung")[2]
-    assert decided["why"] != first["why"] == "goes on"
-    assert [first[key] for key in ("event", "plan", "epochs")] == ["rung", decided["plan"], decided["epochs"]]
-    epochs = resumed[: decided["epochs"]]
-    assert [(event["event"], event["plan"]) for event in epochs] == [("epoch", decided["plan"])] * decided["epochs"]
-    assert resumed[decided["epochs"]]["event"] != "epoch"
+    second = result["decisions"][1]
+    assert second["why"] != first["why"] == "goes on"
+    assert [first[key] for key in ("event", "plan", "epochs")] == ["rung", second["plan"], second["epochs"]]
+    epochs = resumed[: second["epochs"]]
+    assert [(event["event"], event["plan"]) for event in epochs] == [("epoch", second["plan"])] * second["epochs"]
+    assert resumed[second["epochs"]]["event"] != "epoch"
 
 
 def test_an_automatic_climb_with_a_larger_budget_goes_on(tmp_path):
-    """Joules of all parts, so that what a step costs is told as without the stops."""
+    """And tells all of its decisions in the end, so far as it has come before."""
     given, world = {**AUTO, "gate": "off"}, World()
     whole = governed(tmp_path / "one", world, **given)
     parts = World()
     for share in (0.4, 0.7):
         budget = EnergyBudget(share * world.energy_j)
-        assert governed(tmp_path / "parts", parts, budget, resume=True, **given)["stopped"] == "budget"
+        part = governed(tmp_path / "parts", parts, budget, resume=True, **given)
+        assert part["stopped"] == "budget" and decided(part) == decided(whole)[: len(part["decisions"])]
+        assert part["decisions"][-1]["plan"], "it has not come to its end"
     last = governed(tmp_path / "parts", parts, resume=True, **given)
     one, other = (outcome(tmp_path / name) for name in ("one", "parts"))
     assert other["weights"] == one["weights"] and last["stopped"] == "done"
-    costs = [[e["probe"]["head"]["j_per_step"] for e in run["epochs"] if e["plan"] == PROBE] for run in (whole, last)]
-    assert costs[0] == pytest.approx(costs[1], rel=0.1), "a stop itself takes a few joules"
+    assert decided(last) == decided(whole)
 
 
 # Undone
@@ -270,7 +291,7 @@ DIVERGES = {**RUINOUS, "learning_rate": 1e30}
 def test_never_worse_than_the_best_rung(case, tmp_path):
     """By the guard's loss at the end of each rung, and before the first."""
     result = session(tmp_path, **LADDERS[case]).run()
-    ends = {epoch["rung"]: epoch["guard_loss"] for epoch in result["epochs"] if epoch["plan"] != PROBE}
+    ends = {epoch["rung"]: epoch["guard_loss"] for epoch in result["epochs"]}
     losses = [guard_loss(result, "before"), *(loss for loss in ends.values() if loss is not None)]
     assert result["stopped"] == "done" and guard_loss(result, "after") == min(losses)
 
@@ -284,17 +305,6 @@ def test_the_last_look_at_the_guard_is_not_repeated(tmp_path):
     assert sum(engine.sizes("predict", "")) == 3 * len(one.guard) + written, "before, and after each epoch"
     looked = one.evaluate(load_file(tmp_path / "weights.safetensors"), one.guard).to_json(digits().classes)
     assert {key: after[key] for key in looked} == json.loads(json.dumps(looked))
-
-
-def test_a_probe_sees_the_best_weights(tmp_path):
-    """Also after a rung that was undone."""
-    rungs = [Rung("bn", 1), Rung("full", 1), Rung(PROBE, 1)]
-    engine = Begun()
-    plain = session(tmp_path / "two", plan="bn,full", engine=engine, **RUINOUS)
-    result = replace(plain, ladder=FixedLadder(rungs)).run()
-    session(tmp_path / "one", plan="bn", **RUINOUS).run()
-    assert result["epochs"][-1]["plan"] == PROBE
-    assert engine.weights["full"] == digest(load_file(tmp_path / "one" / "weights.safetensors"))
 
 
 # Where it ends before its time, and what is told
@@ -336,21 +346,16 @@ def test_a_plan_that_diverges_is_undone(tmp_path):
     assert result["epochs"][1]["guard_loss"] is None and result["epochs"][1]["guard_e"] is None
 
 
-def test_an_automatic_climb_outlives_a_plan_that_diverges(tmp_path):
-    result = session(tmp_path, **{**AUTO, "learning_rate": 1e30}).run()
-    assert result["stopped"] == "done" and guard_loss(result, "after") == result["epochs"][0]["guard_loss"]
-
-
-def test_without_statistics_a_plan_that_made_it_worse_is_the_last(tmp_path):
+@pytest.mark.parametrize("rate", [0.1, 1e30], ids=["worse", "diverges"])
+@every_pack
+def test_an_automatic_climb_outlives_plans_that_do_harm(base, rate, tmp_path):
+    """Each is undone, the body is the last, and none is judged by what it left behind."""
     tape = Tape()
-    session(tmp_path, base=without("bn"), listener=tape, **{**AUTO, "learning_rate": 0.1}).run()
-    assert len(tape.of("reverted")) == 1 and "inf" not in tape.of("climbed")[0]["why"]
-
-
-def test_a_probe_that_ends_the_climb_is_in_the_table(tmp_path):
-    rungs = [Rung("bn", 1), Rung(PROBE, 1)]
-    replace(session(tmp_path, plan="bn"), ladder=FixedLadder(rungs)).run()
-    assert [row["plan"] for row in history(tmp_path)] == ["bn", PROBE]
+    result = session(tmp_path, base=PACKS[base], listener=tape, **{**AUTO, "learning_rate": rate}).run()
+    assert result["stopped"] == "done" and decided(result) == [decided(climbed(base)[0])[0], ("full", 2), (None, 0)]
+    assert tape.of("reverted")[-1]["plan"] == "full" and "inf" not in result["decisions"][-1]["why"]
+    if base == "statistics first":
+        assert result["shipped"] and guard_loss(result, "after") == result["epochs"][0]["guard_loss"]
 
 
 def test_the_test_images_are_told_of_the_rung_whose_model_is_kept(tmp_path):

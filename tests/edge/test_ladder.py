@@ -1,6 +1,7 @@
-"""What ``--plan auto`` decides, from histories made by hand."""
+"""What ``--plan auto`` decides, from histories made by hand and from any outcomes."""
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 
@@ -8,230 +9,290 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.ladder import (
-    GUILT_PER_EPOCH,
-    LEAST_GUILT,
-    LEAVE_BELOW,
-    MOST_EPOCHS,
-    MOST_RUNGS,
-    AutoLadder,
-    auto_ladder,
-)
-from edge_sel.edge.rungs import PROBE, Rung
+from edge_sel.edge import ladder as constants
+from edge_sel.edge.ladder import BODY, E_PER_EPOCH, HEAD_EPOCHS, LEAVE_BELOW, MOST_EPOCHS, AutoLadder, auto_ladder
+from edge_sel.edge.rungs import Rung
 from edge_sel.pack.reader import Pack
 from tests.edge.runs import pack
 
 PLANS = pack().manifest.plans
 CLEAN = 0.35
-LADDER = AutoLadder(PLANS, CLEAN)
-MUCH, LITTLE = 3 * LEAST_GUILT, LEAST_GUILT / 3
-COSTS = {"head": 1.0, "affine": 2.0, "full": 3.0}
+MUCH = CLEAN + 2 * E_PER_EPOCH
+"""Embarrassment worth two epochs."""
+BEFORE = (9.0, MUCH)  # the guard's loss and embarrassment of the model that a rung begins with
+BN, HEAD, UNKNOWN = Rung("bn", 1), Rung("head", HEAD_EPOCHS), Rung("full", constants.UNKNOWN_EPOCHS)
+LOWER = BEFORE[0] - 1.0
+NO_GOOD = (BEFORE[0], BEFORE[0] + 1, None)
+"""Losses of the guard set after which a rung is undone."""
 
 
-def statistics(e=2 * CLEAN):
-    known = {"guard_loss": 1.0, "best_loss": 2.0, "energy_j": 1.0, "executed_flops_t": 1.0}
-    return {"plan": "bn", "rung": 0, "guard_e": e, **known}
+def made(*without, clean_e=CLEAN, new_classes=False):
+    kept = {name: info for name, info in PLANS.items() if name not in without}
+    return AutoLadder(kept, clean_e, new_classes=new_classes)
 
 
-def probe(rung, joules=COSTS, /, **guilt):
-    """What the probe found: nats per step of each plan, at so many joules per step."""
-    found = {n: {"guilt": g, "j_per_step": joules[n], "guilt_per_j": g / joules[n]} for n, g in guilt.items()}
-    unknown = {"guard_loss": None, "guard_e": None, "energy_j": 1.0, "executed_flops_t": 1.0}
-    return {"plan": PROBE, "rung": rung, "probe": found, **unknown}
+LADDER, NEW = made(), made(new_classes=True)
 
 
-def trained(rung, *losses, plan="full", best=1.0):
-    """One epoch per loss of the guard, which began at ``best``."""
-    same = {"plan": plan, "rung": rung, "guard_e": 2 * CLEAN, "energy_j": 1.0, "executed_flops_t": 1.0}
-    return [{**same, "guard_loss": loss, "best_loss": best} for loss in losses]
+def ran(rung, plan, *after, before=BEFORE):
+    """A rung that began ``before``; (loss, embarrassment) of the guard set after each of its epochs."""
+    same = {"rung": rung, "plan": plan, "best_loss": before[0], "best_e": before[1], "energy_j": 1.0, "time_s": 1.0}
+    return [{**same, "guard_loss": loss, "guard_e": e} for loss, e in after]
 
 
-def decide(*history, ladder=LADDER):
-    return ladder.decide(history, len({entry["rung"] for entry in history}))
-
-
-def after_probe(joules=COSTS, /, **guilt):
-    return decide(statistics(), probe(1, joules, **guilt))
+def decide(*rungs, ladder=LADDER):
+    """After these rungs, each a plan, what it began with and (loss, embarrassment) after each epoch."""
+    history = [entry for n, (plan, before, *after) in enumerate(rungs) for entry in ran(n, plan, *after, before=before)]
+    return ladder.decide(history, len(rungs))
 
 
 # The beginning
 
 
-def test_statistics_come_first():
-    rung, why = decide()
-    assert rung == Rung("bn", 1) and "statistics" in why
+@pytest.mark.parametrize("ladder", [LADDER, NEW, made("head"), made("full"), made(clean_e=None)])
+def test_statistics_come_first(ladder):
+    rung, why = decide(ladder=ladder)
+    assert rung == BN and "statistics" in why
 
 
-@pytest.mark.parametrize("plans", [{}, {"bn": replace(PLANS["bn"], buffers=())}], ids=["no bn", "nothing in it"])
-def test_without_statistics_it_begins_with_the_probe(plans):
-    rest = {name: info for name, info in PLANS.items() if name != "bn"}
-    rung, _ = decide(ladder=AutoLadder(plans | rest, CLEAN))
-    assert rung == Rung(PROBE, 1)
+@pytest.mark.parametrize("bn", [{}, {"bn": replace(PLANS["bn"], buffers=())}], ids=["no bn", "nothing in it"])
+def test_without_statistics_it_begins_with_the_head(bn):
+    """Nothing tells what has changed, and it is the cheapest; without it, with the body."""
+    rest = {name: info for name, info in PLANS.items() if name not in ("bn", "head")}
+    rung, why = decide(ladder=AutoLadder({"head": PLANS["head"], **bn, **rest}, CLEAN, new_classes=False))
+    assert rung == HEAD and "no statistics" in why
+    assert decide(ladder=AutoLadder(bn | rest, CLEAN, new_classes=False))[0] == UNKNOWN
 
 
-@pytest.mark.parametrize(("e", "ends"), [(0.5 * CLEAN, True), (CLEAN, True), (1.01 * CLEAN, False)])
-def test_no_more_embarrassed_than_on_the_servers_images_is_enough(e, ends):
-    rung, why = decide(statistics(e))
-    assert rung == (None if ends else Rung(PROBE, 1))
-    assert why.startswith("no more embarrassed") if ends else why == "still embarrassed"
+def test_a_pack_of_no_plan_that_it_could_use():
+    for ladder in (made(*PLANS), made("bn", "head", *BODY)):
+        assert decide(ladder=ladder) == (None, "the pack has no further plan")
 
 
-def test_statistics_that_diverged_are_no_reason_to_end():
-    assert decide(statistics(None))[0] == Rung(PROBE, 1)
+# Good enough
 
 
-def test_a_pack_that_does_not_know_its_embarrassment_is_probed():
-    assert decide(statistics(0.0), ladder=AutoLadder(PLANS, None))[0] == Rung(PROBE, 1)
+@pytest.mark.parametrize("plan", ["bn", "head", "full"])
+@pytest.mark.parametrize("e", [0.0, 0.5 * CLEAN, CLEAN])
+def test_no_more_embarrassed_than_on_the_servers_images_is_enough(plan, e):
+    """After any rung, new classes or not."""
+    rung, why = decide((plan, BEFORE, (LOWER, e)))
+    assert rung is None and "on the server's images" in why
+    assert decide((plan, BEFORE, (LOWER, e)), ladder=NEW) == (None, why)
+
+
+@pytest.mark.parametrize("plan", ["bn", "head", "full"])
+def test_a_little_more_is_not_worth_an_epoch_of_the_body(plan):
+    assert decide((plan, BEFORE, (LOWER, CLEAN + 0.4 * E_PER_EPOCH)))[0] is None
+    assert decide((plan, BEFORE, (LOWER, CLEAN + 0.6 * E_PER_EPOCH)))[0] == Rung("full", 1)
+    new, _ = decide((plan, BEFORE, (LOWER, CLEAN + 0.4 * E_PER_EPOCH)), ladder=NEW)
+    assert new == (HEAD if plan == "bn" else None), "the head is cheaper"
+
+
+@pytest.mark.parametrize("plan", ["bn", "head"])
+@pytest.mark.parametrize("loss", NO_GOOD)
+def test_a_rung_that_was_undone_is_judged_by_what_it_began_with(plan, loss):
+    """Its own embarrassment is nobody's any more, however small or large."""
+    told = "on the server's images"
+    assert told not in decide((plan, BEFORE, (loss, 0.1 * CLEAN)))[1]
+    assert told in decide((plan, (BEFORE[0], CLEAN), (loss, 99.0)))[1]
+    assert decide(("bn", BEFORE, (loss, 99.0)), ladder=made("head"))[0] == Rung("full", 2)
+
+
+def test_a_pack_that_does_not_know_its_embarrassment():
+    for plan in ("bn", "head"):
+        assert decide((plan, BEFORE, (LOWER, 0.0)), ladder=made(clean_e=None))[0] == UNKNOWN
+
+
+def of_calibration(*embarrassment, classes=10):
+    calibration = replace(pack().manifest.calibration, embarrassment=embarrassment)
+    return auto_ladder(Pack(pack().path, replace(pack().manifest, calibration=calibration), {}), classes)
 
 
 def test_the_servers_embarrassment_is_the_mean_over_its_known_classes():
-    def of(*embarrassment):
-        calibration = replace(pack().manifest.calibration, embarrassment=embarrassment)
-        return auto_ladder(Pack(pack().path, replace(pack().manifest, calibration=calibration), {}))
-
-    two = of(0.2, None, 0.6)
-    assert decide(statistics(0.399), ladder=two)[0] is None and decide(statistics(0.401), ladder=two)[0] is not None
-    assert decide(statistics(0.0), ladder=of(None, None))[0] == Rung(PROBE, 1)
+    two = of_calibration(0.2, None, 0.6)
+    assert decide(("bn", BEFORE, (LOWER, 0.399)), ladder=two)[1].endswith("images by 0.400")
+    assert decide(("bn", BEFORE, (LOWER, 0.4 + 2 * E_PER_EPOCH)), ladder=two)[0] == Rung("full", 2)
+    assert decide(("bn", BEFORE, (LOWER, 0.0)), ladder=of_calibration(None, None))[0] == UNKNOWN
 
 
-# After a probe
+# After the statistics
 
 
-def test_the_most_guilt_per_joule_is_tried():
-    rung, why = after_probe(head=MUCH, affine=1.9 * MUCH, full=2.9 * MUCH)
-    assert rung.plan == "head" and why.startswith("head has the most guilt per joule")
-    assert after_probe(head=MUCH, affine=2.1 * MUCH, full=2.9 * MUCH)[0].plan == "affine"
-    assert after_probe(head=-MUCH, affine=-MUCH, full=MUCH)[0].plan == "full"
+@pytest.mark.parametrize("before", [BEFORE, (None, None)], ids=["finite", "diverged"])
+def test_statistics_that_helped_are_followed_by_the_body(before):
+    rung, why = decide(("bn", before, (LOWER, MUCH)))
+    assert rung == Rung("full", 2) and "more than on the server" in why
 
 
-def test_cheaper_by_the_meter_is_cheaper():
-    guilt = dict.fromkeys(COSTS, MUCH)
-    for name in COSTS:
-        assert after_probe({**COSTS, name: 0.1}, **guilt)[0].plan == name
+@pytest.mark.parametrize("loss", NO_GOOD)
+def test_statistics_that_did_no_good_are_followed_by_the_head(loss):
+    rung, why = decide(("bn", BEFORE, (loss, MUCH)))
+    assert rung == HEAD and "no good" in why
+    assert decide(("bn", BEFORE, (loss, MUCH)), ladder=made("head"))[0] == Rung("full", 2)
 
 
-def test_too_little_guilt_ends_the_climb():
-    rung, why = after_probe(head=LITTLE, affine=LITTLE, full=-MUCH)
-    assert rung is None and why.startswith("no plan gains")
-    assert after_probe(head=LEAST_GUILT)[0].plan == "head"
-    assert after_probe(head=0.99 * LEAST_GUILT)[0] is None
+@pytest.mark.parametrize("loss", [BEFORE[0] - 1, *NO_GOOD])
+def test_classes_of_its_own_need_the_head(loss):
+    rung, why = decide(("bn", BEFORE, (loss, MUCH)), ladder=NEW)
+    assert rung == HEAD and "classes of its own" in why
 
 
-def test_a_cheap_plan_without_guilt_does_not_end_the_climb():
-    """Per joule it may have the most."""
-    assert after_probe({**COSTS, "head": 0.01}, head=LITTLE, full=MUCH)[0].plan == "full"
+@pytest.mark.parametrize(("more", "plan"), [(-1, "full"), (0, "full"), (1, "head"), (5, "head")])
+def test_classes_are_new_beyond_the_packs(more, plan):
+    ladder = of_calibration(CLEAN, classes=len(pack().manifest.model.classes) + more)
+    assert decide(("bn", BEFORE, (LOWER, MUCH)), ladder=ladder)[0].plan == plan
 
 
-def test_a_plan_of_unknown_guilt_is_not_tried():
-    """Its gradients were no numbers."""
-    found = probe(1, head=MUCH, full=MUCH)
-    found["probe"]["full"] = dict.fromkeys(found["probe"]["full"])
-    assert decide(statistics(), found)[0].plan == "head"
-    found["probe"]["head"] = found["probe"]["full"]
-    assert decide(statistics(), found)[0] is None
+# The body
 
 
-@given(st.floats(LEAST_GUILT, 1e3), st.floats(LEAST_GUILT, 1e3))
-def test_more_guilt_gets_more_epochs(one, other):
-    fewer, more = (after_probe(full=guilt)[0].epochs for guilt in sorted((one, other)))
-    assert 1 <= fewer <= more <= MOST_EPOCHS
+def test_the_body_follows_the_head():
+    """Whether that helped or not; only its last epoch counts. New classes get an epoch more."""
+    good, bad = ((9.0, 99.0), (99.0, 99.0), (LOWER, MUCH)), [(BEFORE, (LOWER, 0.0), (loss, 99.0)) for loss in NO_GOOD]
+    for ladder, epochs in ((LADDER, 2), (NEW, min(3, MOST_EPOCHS))):
+        assert {decide(("head", *way), ladder=ladder)[0] for way in (good, *bad)} == {Rung("full", epochs)}
 
 
-def test_epochs_follow_guilt():
-    for epochs in range(1, MOST_EPOCHS + 1):
-        if epochs * GUILT_PER_EPOCH >= LEAST_GUILT:
-            assert after_probe(full=epochs * GUILT_PER_EPOCH)[0].epochs == epochs
-    assert after_probe(full=1e6)[0].epochs == MOST_EPOCHS
+def test_the_body_is_the_first_of_its_plans_that_the_pack_has():
+    assert BODY[0] == "full" and "head" not in BODY and set(BODY) < PLANS.keys()
+    for left, plan in enumerate(BODY):
+        assert decide(("bn", BEFORE, (LOWER, MUCH)), ladder=made(*BODY[:left]))[0] == Rung(plan, 2)
+    for after in ("bn", "head"):
+        assert decide((after, BEFORE, (LOWER, MUCH)), ladder=made(*BODY)) == (None, "the pack has no further plan")
 
 
-# After training
+@pytest.mark.parametrize("part", [-0.4, 0.0, 0.4])
+def test_epochs_follow_embarrassment(part):
+    for worth in (*range(1, MOST_EPOCHS + 1), MOST_EPOCHS + 1, 10 * MOST_EPOCHS):
+        rung, _ = decide(("bn", BEFORE, (LOWER, CLEAN + (worth + part) * E_PER_EPOCH)))
+        assert rung == Rung("full", min(worth, MOST_EPOCHS))
 
-START = [statistics(), probe(1, full=MUCH)]
+
+@given(st.floats(0, 3) | st.floats(0, 1e3), st.floats(0, 3))
+def test_more_embarrassment_never_gets_fewer_epochs(one, other):
+    """After any rung; to end is to train for none."""
+    for plan, ladder in (("bn", LADDER), ("head", LADDER), ("full", LADDER), ("head", NEW), ("full", NEW)):
+        ends = [(BEFORE[0] - 2 * LEAVE_BELOW, e) for e in sorted((one, other))]
+        fewer, more = (decide((plan, BEFORE, end), ladder=ladder)[0] for end in ends)
+        assert fewer is None or 1 <= fewer.epochs <= more.epochs <= MOST_EPOCHS
+
+
+# After the body
 
 
 @pytest.mark.parametrize("epochs", [1, 2, MOST_EPOCHS])
 @pytest.mark.parametrize(("gain", "goes_on"), [(1.1, True), (0.9, False), (0.0, False), (-1.0, False)])
 def test_it_goes_on_while_the_guard_gains_per_epoch(epochs, gain, goes_on):
     """Only where the rung began and ended matters, not the way."""
-    losses = [*[5.0] * (epochs - 1), 1.0 - gain * LEAVE_BELOW * epochs]
-    rung, why = decide(*START, *trained(2, *losses))
-    assert rung == (Rung(PROBE, 1) if goes_on else None)
-    assert "per epoch" in why
+    way = [(5.0, 99.0)] * (epochs - 1)
+    rung, why = decide(("bn", BEFORE, BEFORE), ("full", BEFORE, *way, (BEFORE[0] - gain * LEAVE_BELOW * epochs, MUCH)))
+    assert rung == (Rung("full", 2) if goes_on else None)
+    assert "nats per epoch" in why and "enough" not in why
 
 
-@pytest.mark.parametrize(("first", "best"), [(9.0, 1.0), (0.5, 0.5)], ids=["undone", "kept"])
-def test_a_rung_begins_at_the_best_loss_before_it(first, best):
+@pytest.mark.parametrize("first", [BEFORE[0] + 50, BEFORE[0] - 1])
+def test_a_rung_begins_at_the_best_loss_before_it(first):
     """Neither one that was undone nor one that went well makes the next one look good."""
-    again = trained(4, best - 0.5 * LEAVE_BELOW, best=best)
-    rung, why = decide(*START, *trained(2, first), probe(3, full=MUCH), *again)
-    assert rung is None and "nats per epoch" in why and "tried" not in why
+    best = (min(first, BEFORE[0]), MUCH)
+    rung, why = decide(
+        ("bn", BEFORE, BEFORE), ("full", BEFORE, (first, MUCH)), ("full", best, (best[0] - LEAVE_BELOW / 2, MUCH))
+    )
+    assert rung is None and "nats per epoch" in why and "enough" not in why
 
 
 @pytest.mark.parametrize(("best", "end"), [(1.0, None), (None, 1.0), (None, None)])
-def test_a_plan_that_diverged_is_the_last(best, end):
+def test_a_body_that_diverged_is_the_last(best, end):
     """Or one that began with a loss that was no number."""
-    rung, why = decide(*START, *trained(2, 0.9, end, best=best))
+    rung, why = decide(("bn", BEFORE, BEFORE), ("full", (best, MUCH), (0.9, MUCH), (end, MUCH)))
     assert rung is None and why == "full diverged"
 
 
-def test_at_most_so_many_plans():
-    """However well it goes."""
-    history, visited = [], 0
-    while (rung := LADDER.decide(history, visited)[0]) is not None:
-        if rung.plan == PROBE:
-            history.append(probe(visited, head=MUCH, full=MUCH))
-        elif rung.plan == "bn":
-            history.append(statistics())
+def test_at_most_so_many_bodies():
+    """However well it goes, and rungs before it do not count."""
+    history = [("bn", BEFORE, BEFORE), ("head", BEFORE, BEFORE)]
+    for n in range(constants.MOST_BODY_RUNGS):
+        assert decide(*history, ladder=NEW)[0].plan == "full"
+        history.append(("full", (90.0 - n, MUCH), (89.5, MUCH), (89.0 - n, MUCH)))
+    rung, why = decide(*history, ladder=NEW)
+    assert rung is None and "enough" in why
+
+
+def test_joules_are_told_where_they_are_known():
+    history = [*ran(0, "bn", BEFORE), *ran(1, "full", *[(BEFORE[0] - n, MUCH) for n in (1.0, 3.0)])]
+    for joules, told in (((4.0, 2.0), True), ((4.0, None), False), ((0.0, 0.0), False)):
+        metered = [{**entry, "energy_j": j} for entry, j in zip(history, (None, *joules), strict=True)]
+        why = LADDER.decide(metered, 2)[1]
+        assert ("0.5 per joule" in why) == ("joule" in why) == told
+
+
+# Any outcome
+
+LOSS = st.floats(0.0, 3.0) | st.just(1.0) | st.none()
+E = st.floats(0.0, 3.0) | st.sampled_from([0.0, CLEAN]) | st.none()
+OUTCOMES = st.lists(st.tuples(LOSS, E), min_size=1, max_size=30)
+LESS = st.just([]) | st.lists(st.sampled_from(list(PLANS)))
+LADDERS = st.builds(lambda less, e, new: made(*less, clean_e=e, new_classes=new), LESS, E, st.booleans())
+
+
+def climb(ladder, outcomes):
+    """Every (history, rung, why) of a climb whose epochs end in ``outcomes``, over and over; as ``Climb`` does it."""
+    history, best, outcomes = [], outcomes[0], itertools.cycle(outcomes)
+    for visited in itertools.count():
+        rung, why = ladder.decide(history, visited)
+        yield list(history), rung, why
+        if rung is None:
+            return
+        history += ran(visited, rung.plan, *itertools.islice(outcomes, rung.epochs), before=best)
+        end = (history[-1]["guard_loss"], history[-1]["guard_e"])
+        best = end if end[0] is not None and (best[0] is None or end[0] < best[0]) else best
+
+
+@given(LADDERS, OUTCOMES)
+def test_it_always_ends_with_few_plans_of_the_pack(ladder, outcomes):
+    """In the order of their costs, each with a reason and within the limits."""
+    steps = list(itertools.islice(climb(ladder, outcomes), 99))
+    assert steps[-1][1] is None and all(why and "\n" not in why for _, _, why in steps)
+    most = {"bn": 1, "head": HEAD_EPOCHS}
+    for _, rung, _ in steps[:-1]:
+        assert rung.plan in ladder._plans and rung.plan in ("bn", "head", *BODY)
+        assert 1 <= rung.epochs <= most.get(rung.plan, max(MOST_EPOCHS, constants.UNKNOWN_EPOCHS))
+    plans = [rung.plan for _, rung, _ in steps[:-1]]
+    bodies = [plan for plan in plans if plan in BODY]
+    assert plans == [plan for plan in most if plan in plans] + bodies
+    assert len(bodies) <= constants.MOST_BODY_RUNGS and len(set(bodies)) <= 1
+
+
+@given(LADDERS, OUTCOMES)
+def test_the_head_comes_where_classes_have_changed(ladder, outcomes):
+    """Or where there are no statistics that could tell; and then always, unless the model is good enough."""
+    for history, rung, why in climb(ladder, outcomes):
+        headed = rung is not None and rung.plan == "head"
+        if not history:
+            assert headed == ("head" in ladder._plans and "bn" not in ladder._plans)
+        elif [entry["plan"] for entry in history] == ["bn"] and "on the server's images" not in why:
+            now, then = history[0]["guard_loss"], history[0]["best_loss"]
+            no_good = now is None or (then is not None and now >= then)
+            assert headed == ("head" in ladder._plans and (ladder._new_classes or no_good))
         else:
-            loss = 90.0 - 10.0 * visited
-            history += trained(visited, *[loss] * rung.epochs, plan=rung.plan, best=loss + 10.0)
-        visited += 1
-    tried = ["bn", *[PROBE, "head"] * MOST_RUNGS]
-    assert [plan for plan, before in _pairs(history) if plan != before] == tried
-    assert LADDER.decide(history, visited)[1] == f"{MOST_RUNGS} plans were tried"
+            assert not headed
 
 
-def _pairs(history):
-    plans = [entry["plan"] for entry in history]
-    return zip(plans, ["", *plans[:-1]], strict=True)
+@given(LADDERS, OUTCOMES, st.integers(0, 9))
+def test_the_same_history_gives_the_same_decision(ladder, outcomes, visited):
+    """From another ladder, from a checkpoint; and it is not changed by being asked."""
+    for history, *decision in climb(ladder, outcomes):
+        kept = copy.deepcopy(history)
+        assert list(copy.deepcopy(ladder).decide(json.loads(json.dumps(history)), visited)) == decision
+        assert history == kept
 
 
-# A function of the history
-
-SOME = st.floats(0.0, 3.0) | st.none()
-GUILT = st.fixed_dictionaries({name: st.floats(-1e-2, 1e-2) for name in COSTS})
-
-
-@st.composite
-def histories(draw):
-    """What may have happened so far: nothing, statistics, and then plans, each after a probe."""
-    history = [statistics(draw(SOME))] if draw(st.booleans()) else []
-    rung = len(history)
-    for _ in range(draw(st.integers(0, MOST_RUNGS)) if history else 0):
-        losses = draw(st.lists(SOME, min_size=1, max_size=MOST_EPOCHS))
-        plan, best = draw(st.sampled_from(list(COSTS))), draw(SOME)
-        history += [probe(rung, **draw(GUILT)), *trained(rung + 1, *losses, plan=plan, best=best)]
-        rung += 2
-    return [*history, probe(rung, **draw(GUILT))] if history and draw(st.booleans()) else history
-
-
-@given(histories())
-def test_the_same_history_gives_the_same_decision(history):
-    """From another ladder, from a checkpoint, whatever the clock says; and it is not changed by being asked."""
-    kept = copy.deepcopy(history)
-    decision = LADDER.decide(history, 7)
-    assert history == kept
-    assert AutoLadder(PLANS, CLEAN).decide(json.loads(json.dumps(history)), 7) == decision
-    later = [{**entry, "time_s": 99.0, "energy_j": None} for entry in history]
-    assert LADDER.decide(later, 7) == decision
-
-
-@given(histories())
-def test_a_decision_is_a_plan_of_the_pack_with_a_reason(history):
-    rung, why = decide(*history)
-    assert why and "\n" not in why
-    if rung is not None:
-        assert rung.plan in (*PLANS, PROBE) and 1 <= rung.epochs <= MOST_EPOCHS
+@given(LADDERS, OUTCOMES, st.lists(st.floats(0, 1e6) | st.none(), min_size=1))
+def test_neither_joules_nor_time_decide(ladder, outcomes, figures):
+    """The meter may be another one, or none."""
+    for history, rung, _ in climb(ladder, outcomes):
+        other = [{**e, "energy_j": j, "time_s": j} for e, j in zip(history, itertools.cycle(figures), strict=False)]
+        assert ladder.decide(other, 7)[0] == rung
 
 
 def test_nothing_is_foreseen():

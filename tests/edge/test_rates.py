@@ -22,8 +22,10 @@ def test_every_plan_that_trains_has_a_rate(optimizer, plan):
 
 
 @pytest.mark.parametrize("rates", BASE_RATES.values(), ids=BASE_RATES)
-def test_all_weights_together_take_the_smallest_steps(rates):
-    assert min(rates.values()) == rates["full"]
+def test_a_plan_of_few_weights_takes_larger_steps(rates):
+    """Those near the input excepted: nobody knows beforehand what they do to all that follows."""
+    assert rates["full"] <= min(rates["last"], rates["last2"]) <= max(rates["last"], rates["last2"])
+    assert max(rates["last"], rates["last2"]) < min(rates["affine"], rates["head"])
 
 
 @pytest.mark.parametrize("given", [None, 3e-3])

@@ -52,7 +52,7 @@ def damaged_pack(kind, here):
         (pack / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     elif kind == "manifest changed":
         manifest = json.loads((pack / "manifest.json").read_text())
-        (pack / "manifest.json").write_text(json.dumps({**manifest, "optimizer": "sgd"}))
+        (pack / "manifest.json").write_text(json.dumps({**manifest, "optimizer": "adam"}))
     elif kind == "empty file":
         (here / "empty.edgepack").write_bytes(b"")
         return here / "empty.edgepack"

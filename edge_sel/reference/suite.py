@@ -174,6 +174,7 @@ class _Run:
             "setup": asdict(self.setup),
             "environment": environment(trainer.device),
             "identity": self.identity,
+            "rows": rows,
         }
         if parallel.rank() == 0:
             self.folder.finish(rows, result)

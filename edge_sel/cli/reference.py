@@ -118,7 +118,7 @@ def _compare(wanted: list[Any] | None, out: Path, data: str | None, edge: Path |
         results = [result for result in results if result["system"] in names]
     if not results:
         raise UsageError("no finished results", where=out, fix="run `edge-sel reference` first, or name its --out")
-    claims = compare(results, data or "cifar10")
+    claims = compare(results, data)
     epochs = None if edge is None else edge_epochs(edge)
     if as_json:
         answer = {"schema": 1, "systems": overview(results), "claims": claims}

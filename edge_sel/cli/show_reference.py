@@ -28,7 +28,7 @@ class Console:
         name = f"{event['system']} seed {event['seed']}"
         if event["event"] == "epoch":
             self.note(
-                f"{name}  {event['epoch']}/{event['epochs']} {event['phase']:<10} loss {event['train_loss']:.3f}  "
+                f"{name}  {event['epoch']}/{event['epochs']} {event['phase']:<10} loss {_number(event['train_loss'])}  "
                 f"test {_percent(event['test_full'])}  active {_percent(event['active_rate'])}  "
                 f"{format_energy(event['energy_j'])} {event['energy_source']}"
             )
@@ -72,7 +72,7 @@ def print_comparison(claims: Sequence[Mapping[str, Any]], label: str) -> None:
     """Claim, ours, difference."""
     table = _table(label, "system", "figure", "claim", "ours", "difference", "source")
     for row in claims:
-        ours = "unavailable" if row["ours"] is None else _number(row["ours"])
+        ours = _number(row["ours"])
         if row["seeds"] > 1 and row["std"] is not None:
             ours += f" ± {_number(row['std'])}"
         difference = "" if row["difference"] is None else f"{row['difference']:+.4g}"
@@ -92,10 +92,13 @@ def print_edge(epochs: Sequence[Mapping[str, Any]], reference_j: Mapping[str, fl
     _print(table)
 
 
+_WORDS = {"system", "run", "model", "what", "figure", "source"}
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in _WORDS else "right", overflow="fold")
     return table
 
 
@@ -120,5 +123,5 @@ def _flops(tera: float | None) -> str:
     return format_flops(None if tera is None else tera * 1e12).removesuffix("FLOP")
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _number(value: float | None) -> str:
+    return "unavailable" if value is None else f"{value:.4g}"

@@ -51,19 +51,25 @@ def load_claims() -> list[Claim]:
     return claims
 
 
-def compare(results: Sequence[Result], data: str = "cifar10") -> list[dict[str, Any]]:
+def compare(results: Sequence[Result], data: str | None = None) -> list[dict[str, Any]]:
     """Claim, ours and the difference, for every claim about a system that was run.
 
     Args:
         results: of finished runs, any number of seeds of each system.
-        data: the data set that was used; claims about others are left out.
+        data: claims about other data sets are left out. None: the set that was used if there are claims about it, else
+            CIFAR-10, as most are about that.
 
     Returns:
         One object per claim: system, metric, epoch, claim, ours (mean over seeds), std, seeds, difference, source and
-        comparable, which is false at a reduced scale.
+        comparable, which is false at a reduced scale or on other data. A folder is taken for the data of the claim.
     """
+    claims = load_claims()
+    known = {claim.data for claim in claims}
+    used = {result["data_name"] for result in results}
+    data = data or next(iter(sorted(used & known)), "cifar10")
+    others = (known | {"digits"}) - {data}
     found = []
-    for claim in load_claims():
+    for claim in claims:
         runs = [result for result in results if result["system"] == claim.system]
         if not runs or claim.data != data:
             continue
@@ -79,7 +85,7 @@ def compare(results: Sequence[Result], data: str = "cifar10") -> list[dict[str, 
                 "seeds": len(runs),
                 "difference": None if ours is None else ours[0] - claim.value,
                 "source": claim.source,
-                "comparable": all(result["scale"] == "full" for result in runs),
+                "comparable": all(r["scale"] == "full" and r["data_name"] not in others for r in runs),
             }
         )
     return found

@@ -56,6 +56,13 @@ def gather(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def same(x: torch.Tensor) -> torch.Tensor:
+    """The first process's values, in all: rounding on another GPU must not lead to another choice."""
+    if world() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
 def average(x: torch.Tensor) -> None:
     """Replace ``x`` by its mean over the processes."""
     if world() > 1:

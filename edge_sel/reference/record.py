@@ -46,7 +46,7 @@ def make_row(
         sure = None if shame[number] is None else float(confidence(np.float64(shame[number])))
         row[f"C_{name}"] = sure
         row[f"acc_{name}"] = judged.per_class[number]
-    return row | {
+    row |= {
         "phase": result.phase,
         "visited": result.visited,
         "active": result.active,
@@ -61,6 +61,8 @@ def make_row(
         "power_w": figure.mean_power_w,
         "temp_c": figure.temp_c,
     }
+    # A loss that diverged, or a class without test images: JSON has no NaN, and it is no number either.
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +164,7 @@ class _Run:
             "label": self.options.scale.label,
             "source": self.system.source,
             "data": sets.source,
+            "data_name": self.options.data,
             "train_images": len(train),
             "test_images": len(test),
             "weights": weights,
@@ -193,8 +193,8 @@ class _Run:
         return make_row(rows, result, judged, figure, trainer.train.classes)
 
     def _save(self, trainer: Trainer, rows: list[Row]) -> None:
-        with self.recorder.phase("checkpoint") if parallel.rank() == 0 else nullcontext():
-            if parallel.rank() == 0:
+        if parallel.rank() == 0:
+            with self.recorder.phase("checkpoint"):
                 self.folder.save(trainer.state(), rows, self.identity)
 
 

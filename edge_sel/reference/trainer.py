@@ -100,12 +100,16 @@ class Trainer:
         total = self.policy.epochs(self.setup.epochs) * len(batches)
         self.model.train()
         for number, index in enumerate(batches):
-            if parallel.agree(bool(self._should_stop())):
+            # Several processes would have to wait for each other each time.
+            if (parallel.world() == 1 or number % 50 == 0) and parallel.agree(bool(self._should_stop())):
                 raise Stopped
             x = self.train.batch(index, draw, self._augmentation.border)
             batch = self.policy.narrow(self, Batch(index, x, self.train.labels[index]))
             step = (epoch - 1) * len(batches) + number
             self._step(batch, pool, sums, step, total, len(batches))
+        for buffer in self.model.buffers():  # batch norm's statistics are of each process's part
+            if buffer.is_floating_point():
+                parallel.average(buffer)
         result = sums.result(pool, self.parameters, self.executed_flops)
         self.policy.end_epoch(self, result.train_acc)
         return result
@@ -133,7 +137,7 @@ class Trainer:
         self.stepper.step(step, total)
         self.policy.after_step(self)
         self.policy.observe(self, every, all_losses, correct)
-        self.count(len(every.y), backward=True)
+        self.count(len(batch.y), backward=True)
         sums.add(all_logits, every.y, all_losses, correct, weights, sparsity)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -146,8 +150,8 @@ class Trainer:
             return forward(x).float()
 
     def count(self, images: int, *, backward: bool) -> None:
-        """Note that this many images went forward, and perhaps back."""
-        self.executed_flops += images * (self.work.forward + (self.work.backward if backward else 0))
+        """Note that this many images went forward, and perhaps back, in every process."""
+        self.executed_flops += parallel.world() * images * (self.work.forward + (self.work.backward if backward else 0))
 
     def _shuffled(self, pool: Pool, epoch: int) -> Iterator[torch.Tensor]:
         """This process's part of each batch."""
@@ -171,7 +175,7 @@ class Trainer:
         ]
         self.model.train()
         self.count(len(index), backward=False)
-        return torch.cat(losses)
+        return parallel.same(torch.cat(losses))
 
     def calibrate(self, images: int) -> None:
         """Put the gradient of one batch into ``gradient``; the model does not change."""
@@ -183,14 +187,12 @@ class Trainer:
         F.cross_entropy(self._half_or_not(self.train.batch(index)), self.train.labels[index]).backward()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
+        parallel.same(self.gradient.values)
         self.count(len(index), backward=True)
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
         """Accuracy on the test images; per class only the first 100 count, as in the sources."""
-        for buffer in self.model.buffers():
-            if parallel.world() > 1 and buffer.is_floating_point():
-                parallel.average(buffer)
         self.model.eval()
         correct, index = [], torch.arange(len(self.test), device=self.device)
         for rows in index.split(_SCORE_BATCH):

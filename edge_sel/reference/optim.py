@@ -152,13 +152,17 @@ class Stepper:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """What ``state`` gave."""
         remembered: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "lookahead":
                 self._averaged[int(rest)].copy_(value)
             elif kind == "optimizer":
                 number, _, key = rest.partition(".")
-                remembered.setdefault(int(number), {})[key] = value
+                parameter = parameters[int(number)]
+                # Fused steps take it for granted that a moment lies in memory as its parameter does.
+                fits = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                remembered.setdefault(int(number), {})[key] = fits
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
         if "loss_scale" in tensors and self.loss_scale.is_enabled():

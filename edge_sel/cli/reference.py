@@ -44,7 +44,6 @@ def command(
     """
     require_server_extra("reference", "torch")
     from edge_sel.reference.setup import find_scale
-    from edge_sel.reference.suite import Options, plan
     from edge_sel.reference.systems import find_systems
 
     chosen = find_scale("smoke" if smoke else scale)
@@ -53,6 +52,8 @@ def command(
         raise UsageError("--edge needs --compare")
     if comparing:
         return _compare(wanted if systems else None, out, data, edge, as_json)
+    from edge_sel.reference.suite import Options, plan
+
     options = Options(chosen, data or chosen.data, out, tuple(range(seeds)), device, weights, model, epochs)  # type: ignore[arg-type]
     if dry_run:
         from edge_sel.cli.show_reference import print_plan

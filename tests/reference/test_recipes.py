@@ -10,7 +10,7 @@ from edge_sel.reference.policy import Pool
 from edge_sel.reference.recipes.ast import Sundew
 from edge_sel.reference.recipes.controls import InfoBatch, RandomRate, SelectiveBackprop
 from edge_sel.reference.recipes.dihcl import Dihcl, SelfPaced
-from edge_sel.reference.recipes.lottery import Lottery, prune_mask
+from edge_sel.reference.recipes.lottery import prune_mask
 from edge_sel.reference.recipes.sel import RandomPools, Sel, staged
 from edge_sel.reference.setup import find_scale
 from edge_sel.reference.suite import Options, plan

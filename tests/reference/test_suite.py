@@ -66,7 +66,17 @@ def test_rows_have_the_published_columns_and_ours(suite, tmp_path):
     result = suite("sel-95")[0]
     lines = (tmp_path / "out/sel-95/seed-0/history.csv").read_text().splitlines()
     columns = lines[0].split(",")
-    assert columns[:9] == "epoch,stage,train_acc,train_loss,test_full,test_100,flops_T,time_s,sparsity".split(",")
+    assert columns[:9] == [
+        "epoch",
+        "stage",
+        "train_acc",
+        "train_loss",
+        "test_full",
+        "test_100",
+        "flops_T",
+        "time_s",
+        "sparsity",
+    ]
     assert columns[9:12] == ["E_red", "C_red", "acc_red"]
     assert {"executed_flops_T", "energy_j", "energy_source", "power_w", "active_rate"} <= set(columns)
     assert len(lines) == 1 + result["summary"]["epochs"] == 1 + len(result["rows"])
@@ -154,5 +164,5 @@ def test_imagenet_weights_fit_except_stem_and_head():
     theirs["layer4.1.bn2.bias"] = torch.full((512,), 7.0)
     assert take_torchvision_resnet18(ours, theirs) == ["head", "stem.conv"]
     assert ours.state_dict()["stages.3.1.norm2.bias"].eq(7).all()
-    model, word = start_model(Setup("resnet18-cifar", 1, imagenet=True), 10, (32, 32), "random")
+    _model, word = start_model(Setup("resnet18-cifar", 1, imagenet=True), 10, (32, 32), "random")
     assert word == "random"

@@ -78,7 +78,7 @@ SCALES = {
     scale.name: scale
     for scale in (
         Scale("smoke", 0.07, 2, 32, 40, 20, True, "digits"),
-        Scale("small", 0.4, 2, 128, 300, 200, True),
+        Scale("small", 0.4, 2, 32, 400, 200, True),
         Scale("full"),
     )
 }

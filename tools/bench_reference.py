@@ -4,8 +4,8 @@
     python tools/bench_reference.py --model resnet-c-small --images 640 --device cpu
 
 The plain loop is what the sources' code is like: a ``DataLoader`` with workers, augmentation on the host, float32,
-Adam, ``loss.item()`` after every batch. Random images; the first epoch of each warms up and is not timed. The aim is 8 times
-as many on a GPU.
+Adam, ``loss.item()`` after every batch. Random images; the first epoch of each warms up and is not timed. The aim is
+8 times as many on a GPU.
 """
 
 from __future__ import annotations

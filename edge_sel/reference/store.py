@@ -18,7 +18,8 @@ from safetensors.torch import save as save_tensors
 
 from edge_sel.errors import SetupError
 
-_CHECKPOINT, _HISTORY, _RUN = "checkpoint.safetensors", "history.csv", "run.json"
+_CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+_HISTORY, _RUN = "history.csv", "run.json"
 Row = dict[str, Any]
 
 
@@ -37,25 +38,30 @@ class RunFolder:
         # Clones, as safetensors refuses tensors that share memory.
         content = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         packed = save_tensors(content, {"rows": json.dumps(rows), "identity": json.dumps(identity, sort_keys=True)})
+        if (self.path / _CHECKPOINT).exists():
+            (self.path / _CHECKPOINT).replace(self.path / _PREVIOUS)
         write_durably(self.path / _CHECKPOINT, hashlib.sha256(packed).digest() + packed)
         self._write_table(rows)
 
     def load(self) -> tuple[dict[str, torch.Tensor], list[Row], dict[str, Any]] | None:
-        """What ``save`` wrote last as (tensors, rows, identity); None if there is none, or it is damaged."""
-        try:
-            content = (self.path / _CHECKPOINT).read_bytes()
-            if hashlib.sha256(content[32:]).digest() != content[:32]:
-                return None
-            metadata = _metadata(content[32:])
-            return load_tensors(content[32:]), json.loads(metadata["rows"]), json.loads(metadata["identity"])
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return None
+        """What ``save`` wrote last as (tensors, rows, identity); before that if it is damaged; None if both are."""
+        for name in (_CHECKPOINT, _PREVIOUS):
+            try:
+                content = (self.path / name).read_bytes()
+                if hashlib.sha256(content[32:]).digest() != content[:32]:
+                    continue
+                metadata = _metadata(content[32:])
+                return load_tensors(content[32:]), json.loads(metadata["rows"]), json.loads(metadata["identity"])
+            except (OSError, SafetensorError, KeyError, ValueError):
+                continue
+        return None
 
     def finish(self, rows: Sequence[Row], result: Mapping[str, Any]) -> None:
         """The run is over: its table and its result; the checkpoint goes."""
         self._write_table(rows)
         write_durably(self.path / _RUN, json.dumps(result, indent=1).encode())
-        (self.path / _CHECKPOINT).unlink(missing_ok=True)
+        for name in (_CHECKPOINT, _PREVIOUS):
+            (self.path / name).unlink(missing_ok=True)
 
     def _write_table(self, rows: Sequence[Row]) -> None:
         text = io.StringIO()

@@ -77,7 +77,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         self._half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        self.stepper.loss_scale = torch.amp.GradScaler("cuda", enabled=self._half == torch.float16)
+        self.stepper.loss_scale = torch.amp.GradScaler(self.device.type, enabled=self._half == torch.float16)
         self._forward = torch.compile(self.model, mode="reduce-overhead", dynamic=False)
 
     @property
@@ -146,7 +146,7 @@ class Trainer:
             return self._forward(x)
         torch.compiler.cudagraph_mark_step_begin()
         forward = self._forward if len(x) in self._compiled_sizes else self.model
-        with torch.autocast("cuda", self._half):
+        with torch.autocast(self.device.type, self._half):
             return forward(x).float()
 
     def count(self, images: int, *, backward: bool) -> None:

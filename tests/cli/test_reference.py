@@ -46,3 +46,9 @@ def test_without_torch_it_says_what_to_install(tmp_path):
     result = run("reference", "--dry-run", cwd=tmp_path, PYTHONPATH=block(tmp_path / "without", "torch"))
     assert result.returncode == SETUP and result.stdout == "" and len(result.stderr.splitlines()) == 1
     assert "torch" in result.stderr and "edge-sel[server]" in result.stderr and "onnxscript" not in result.stderr
+
+
+def test_a_signal_leaves_what_can_be_resumed(edge_sel, monkeypatch):
+    monkeypatch.setattr("edge_sel.cli.signals.StopSignal.__call__", lambda self: "signal")
+    result = edge_sel("reference", "ast", "--smoke", "--device", "cpu")
+    assert result.code == 75 and result.out == "" and "goes on from the last finished epoch" in result.err

@@ -275,3 +275,15 @@ def test_the_gate_counts_only_what_passes(make_trainer):
     assert (first.active, first.phase, second.visited, second.phase) == (60, "warmup", 60, "gated")
     assert 15 < second.active < 45
     assert second.executed_flops == first.executed_flops and second.nominal_flops < first.nominal_flops
+
+
+def test_the_gate_starts_after_the_warmup_and_closes_while_too_many_pass(make_trainer):
+    from edge_sel.sel.sundew import PUBLISHED_10
+
+    policy = Sundew(PUBLISHED_10, warmup_epochs=1)
+    run = make_trainer(policy)
+    run.train_epoch(1)
+    assert not policy.memory
+    result = run.train_epoch(2)
+    assert result.active / result.visited > 0.2
+    assert float(policy.memory["threshold"]) > 0.5 and float(policy.memory["rate_ema"]) > 0.10

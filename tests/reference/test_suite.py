@@ -103,15 +103,20 @@ def test_seeds_differ(suite):
     assert timeless(first) != timeless(second)
 
 
-def test_a_damaged_checkpoint_starts_again(suite, tmp_path):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(suite, tmp_path):
+    whole = suite("ast", out=tmp_path / "whole")[0]
     with pytest.raises(Stopped):
-        suite("ast", stop_after=5)
-    path = tmp_path / "out/ast/seed-0/checkpoint.safetensors"
-    damaged = bytearray(path.read_bytes())
-    damaged[-1] ^= 1
-    path.write_bytes(bytes(damaged))
-    assert RunFolder(tmp_path / "out", "ast", 0).load() is None
-    assert len(suite("ast")[0]["rows"]) == 3
+        suite("ast", stop_after=7)  # in the third epoch
+    folder = RunFolder(tmp_path / "out", "ast", 0)
+    for name, epochs in (("checkpoint", 1), ("checkpoint-previous", None)):
+        path = folder.path / f"{name}.safetensors"
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 1
+        path.write_bytes(bytes(damaged))
+        found = folder.load()
+        assert found is None if epochs is None else len(found[1]) == epochs
+    assert timeless(suite("ast")[0]) == timeless(whole)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["history.csv", "run.json"]
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 @click.option("--data", metavar="NAME|DIR", help="digits, cifar10 and other sets by torchvision name, or folders.")
 @click.option("--scale", default="full", show_default=True, metavar="smoke|small|full", help="How much of it to run.")
 @click.option("--smoke", is_flag=True, help="The same as --scale smoke: seconds, offline, on built-in digits.")
-@click.option("--out", default=Path("reference"), type=click.Path(path_type=Path), show_default=True,
+@click.option("--out", default=Path("runs/reference"), type=click.Path(path_type=Path), show_default=True,
               help="Folder of results; what is finished there is not run again, what is not goes on.")  # fmt: skip
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat with this many seeds.")
 @click.option("--model", help="Instead of the systems' own, such as wrn-28-10; torchvision:NAME, timm:NAME.")

@@ -20,7 +20,7 @@ def test_smoke_runs_offline_and_goes_on_and_compares(edge_sel, tmp_path):
     answer = json.loads(first.out)
     assert [system["system"] for system in answer["systems"]] == ["ast", "fast-sel"]
     assert answer["runs"][0]["scale"] == "smoke" and answer["runs"][0]["label"]
-    rows = list(csv.DictReader((tmp_path / "reference/ast/seed-0/history.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "runs/reference/ast/seed-0/history.csv").read_text().splitlines()))
     assert len(rows) == answer["systems"][0]["epochs"] and rows[0]["energy_source"] in (
         "measured",
         "modelled",

@@ -82,10 +82,17 @@ def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | N
     prepare_out(options.out)
     profile = load_profile(profile_name or detect_profile())
     device = parallel.start(options.device)
-    # A graphics card's watts are idle ones, or somebody else's, while the work is on the processor.
-    meter, _ = find_meter(profile, meter_name, skip=() if device.type == "cuda" else ("nvml",))
     stop, first = StopSignal(), parallel.rank() == 0
     console = Console(quiet=as_json or not first)
+    meter = None
+    if device.type == "cuda" and meter_name == "auto":
+        # Before all others: those of a desktop know the processor only.
+        meter, tried = find_meter(profile, "nvml")
+        if meter is None:
+            console.note(f"joules are not the GPU's, as NVML does not work: {tried[0].why}")
+    if meter is None:
+        # And while the work is on the processor, a graphics card's watts are idle ones or somebody else's.
+        meter, _ = find_meter(profile, meter_name, skip=("nvml",) if meter_name == "auto" else ())
     if options.scale.label:
         console.note(options.scale.label)
     try:

@@ -11,16 +11,29 @@ import os
 import torch
 import torch.distributed as dist
 
+from edge_sel.errors import SetupError, UsageError
+
 
 def start(device: str) -> torch.device:
-    """This process's device; joins the others if ``torchrun`` started them. ``auto`` is the GPU if there is one."""
+    """This process's device; joins the others if ``torchrun`` started them. ``auto`` is the GPU if there is one.
+
+    Raises:
+        UsageError: no such kind of device.
+        SetupError: torch sees no GPU, or not this one.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise UsageError("no such device", where=device, fix="auto, cpu, cuda or cuda:1")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        fix = "see `nvidia-smi`, install the torch build for its driver, or use --device cpu"
+        raise SetupError(f"torch sees {torch.cuda.device_count()} GPUs", where=device, fix=fix)
+    chosen = torch.device(kind)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", chosen.index if world() == 1 else int(os.environ.get("LOCAL_RANK", "0")))
+        chosen = torch.device("cuda", int(number or 0) if world() == 1 else int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
     return chosen
 

@@ -39,6 +39,12 @@ def test_mistakes_are_one_line(edge_sel, tmp_path):
     refused(edge_sel("reference", "--scale", "smal"), USAGE, "small")
     refused(edge_sel("reference", "--smoke", "--data", "digitz", "--json", "ast"), USAGE, "digits")
     refused(edge_sel("reference", "--compare", "--out", "none"), USAGE, "none", "edge-sel reference")
+    refused(edge_sel("reference", "ast", "--smoke", "--device", "gpu"), USAGE, "gpu", "cuda")
+    refused(edge_sel("reference", "ast", "--smoke", "--device", "cuda:7"), SETUP, "cuda:7", "--device cpu")
+    refused(edge_sel("reference", "ast", "--smoke", "--meter", "nvlm"), USAGE, "nvml")
+    refused(
+        edge_sel("reference", "ast", "--smoke", "--model", "resnet-d", "--device", "cpu", "--json"), USAGE, "resnet-c"
+    )
     refused(edge_sel("reference", "--edge", "run"), USAGE, "--compare")
 
 

@@ -5,7 +5,7 @@ import torch
 
 from edge_sel.models.fast_net import FastNet
 from edge_sel.models.registry import build, parameter_count
-from edge_sel.models.wide_resnet import WideResNet
+from edge_sel.models.wide_resnet import WideBlock, WideResNet
 
 
 def test_wrn_28_10_has_its_published_size():
@@ -33,3 +33,11 @@ def test_the_fast_net_begins_as_the_identity_and_has_no_scales():
     torch.testing.assert_close(net.groups[1].conv1(x)[:, :24], x)
     assert all(not m.weight.requires_grad for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert net(torch.randn(3, 3, 32, 32)).shape == net(torch.randn(3, 3, 16, 16)).shape == (3, 5)
+
+
+def test_a_wide_block_adds_to_its_input():
+    block = WideBlock(4, 4, 1)
+    block.conv2.weight.data.zero_()
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block(x), x)
+    assert WideBlock(4, 8, 2)(x).shape == (2, 8, 3, 3)

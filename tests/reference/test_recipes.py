@@ -287,3 +287,14 @@ def test_the_gate_starts_after_the_warmup_and_closes_while_too_many_pass(make_tr
     result = run.train_epoch(2)
     assert result.active / result.visited > 0.2
     assert float(policy.memory["threshold"]) > 0.5 and float(policy.memory["rate_ema"]) > 0.10
+
+
+def test_a_smaller_batch_takes_sgd_in_smaller_steps():
+    small = find_scale("small")
+    fast, adam = SYSTEMS["fast"].at(small), SYSTEMS["baseline"].at(small)
+    assert (fast.batch_size, fast.model) == (32, "fast-net-small") and fast.optimizer.rate == pytest.approx(
+        1.5 * 32 / 1024
+    )
+    assert adam.optimizer.rate == 1e-3 and adam.model == "resnet-c-small" and not adam.imagenet
+    assert SYSTEMS["ast-two-stage"].at(small).augmentation.shift == round(16 * 32 / 224)
+    assert SYSTEMS["baseline"].at(small, model="resnet-c", epochs=3).epochs == 3

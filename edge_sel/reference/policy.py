@@ -76,9 +76,6 @@ class Policy:
         """Change the gradients in ``run.gradient``; the share that was zeroed, as a 0-d tensor, or None."""
         return None
 
-    def after_step(self, run: Trainer) -> None:
-        """After the weights have changed."""
-
     def observe(self, run: Trainer, batch: Batch, losses: torch.Tensor, correct: torch.Tensor) -> None:
         """What the batch was like: float[B] in nats and bool[B], of all processes together."""
 

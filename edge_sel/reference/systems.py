@@ -156,6 +156,8 @@ _ALL = [
     System("random-mini-batch", "DIHCL's plain comparator", DIHCL, _DIHCL, _plain),
     System("spl", "self-paced learning: the easiest, more each epoch", DIHCL, _DIHCL, partial(_self_paced, easy=True)),
     System("mcl", "minimax curriculum: hard and diverse", DIHCL, _DIHCL, partial(_self_paced, easy=False)),
+    System("sel-99", "control: gamma at p99, so that the published sparsity comes about", "control",
+           _epochs(_RESNET, 50), partial(_sel, percentile=99)),
     System("random", "control: as many images as sel-95, at random, annealed", "control", _epochs(_ANNEALED, 50),
            _random, True),
     System("random-10", "control: a random 10 %, annealed, for ast", "control",

@@ -135,7 +135,6 @@ class Trainer:
         sparsity = self.policy.mask(self)
         self.stepper.set_rate(step, total, per_epoch, all_losses.mean())
         self.stepper.step(step, total)
-        self.policy.after_step(self)
         self.policy.observe(self, every, all_losses, correct)
         self.count(len(batch.y), backward=True)
         sums.add(all_logits, every.y, all_losses, correct, weights, sparsity)

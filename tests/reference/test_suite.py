@@ -171,3 +171,13 @@ def test_imagenet_weights_fit_except_stem_and_head():
     assert ours.state_dict()["stages.3.1.norm2.bias"].eq(7).all()
     _model, word = start_model(Setup("resnet18-cifar", 1, imagenet=True), 10, (32, 32), "random")
     assert word == "random"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_runs_at_smoke_scale(name, suite):
+    result = suite(name)[0]
+    summary = result["summary"]
+    assert all(row["train_loss"] is not None and row["executed_flops_T"] > 0 for row in result["rows"])
+    assert summary["epochs"] == len(result["rows"]) >= 2 and 0 <= summary["test_full"] <= 1
+    assert summary["per_class"].keys() == {"red", "green", "blue"}
+    assert json.loads(json.dumps(result, allow_nan=False)) == result

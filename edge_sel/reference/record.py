@@ -99,9 +99,9 @@ def total(rows: Sequence[Row], column: str) -> float | None:
     return None if any(value is None for value in values) else math.fsum(values)
 
 
-def mean_std(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and sample standard deviation (0 for one value); None if a value is missing."""
+def mean_std(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation (None for one value, which has none); None if a value is missing."""
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:
         return None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else 0.0
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None

@@ -136,7 +136,7 @@ def test_a_missing_joule_makes_the_sum_unavailable():
     assert (
         mean_std([1.0, None]) is None
         and mean_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
-        and mean_std([5.0]) == (5.0, 0.0)
+        and mean_std([5.0]) == (5.0, None)
     )
 
 

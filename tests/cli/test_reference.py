@@ -35,7 +35,7 @@ def test_smoke_runs_offline_and_goes_on_and_compares(edge_sel, tmp_path):
 
 
 def test_mistakes_are_one_line(edge_sel, tmp_path):
-    refused(edge_sel("reference", "sel96"), USAGE, "sel96", "sel-95")
+    refused(edge_sel("reference", "sel95"), USAGE, "sel95", "sel-95")
     refused(edge_sel("reference", "--scale", "smal"), USAGE, "small")
     refused(edge_sel("reference", "--smoke", "--data", "digitz", "--json", "ast"), USAGE, "digits")
     refused(edge_sel("reference", "--compare", "--out", "none"), USAGE, "none", "edge-sel reference")

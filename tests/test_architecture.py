@@ -39,7 +39,7 @@ FLOORS = (
     {"__init__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-MAY_IMPORT_TORCH = ("edge_sel.server.", "edge_sel.models.", "edge_sel.engines.torch")
+MAY_IMPORT_TORCH = ("edge_sel.server.", "edge_sel.reference.", "edge_sel.models.", "edge_sel.engines.torch")
 PURE = {
     "__future__",
     "array_api_compat",

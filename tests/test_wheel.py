@@ -15,7 +15,14 @@ import pytest
 import edge_sel
 
 ROOT = Path(edge_sel.__file__).parent.parent
-DATA = {"py.typed", "data/assets/CREDITS.md", "data/assets/digits.npz", "pack/assets/digits.edgepack"}
+PUBLISHED = ("CREDITS.md", "claims.json", *(f"hist_{name}.csv" for name in ("baseline", "lottery", "sel95", "warmup")))
+DATA = {
+    "py.typed",
+    "data/assets/CREDITS.md",
+    "data/assets/digits.npz",
+    "pack/assets/digits.edgepack",
+    *(f"reference/published/{name}" for name in PUBLISHED),
+}
 
 
 def call(*command, cwd=None, **env):

@@ -20,6 +20,10 @@ COMMANDS = {
     ),
     "pretrain": ("edge_sel.cli.pretrain", "Train a dense warmup checkpoint (needs edge-sel[server])."),
     "export": ("edge_sel.cli.export", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
+    "reference": (
+        "edge_sel.cli.reference",
+        "Run the published systems, joules beside their claims (needs edge-sel[server]).",
+    ),
     "pack": ("edge_sel.cli.pack", "Inspect or verify a pack."),
     "profiles": ("edge_sel.cli.profiles", "The device profiles, and the one that fits this machine."),
     "doctor": ("edge_sel.cli.doctor", "What meters, sensors and engines work here, and how to mend them."),

@@ -13,8 +13,10 @@ from typing import cast
 from torch import nn
 
 from edge_sel.errors import SetupError, UsageError
+from edge_sel.models.fast_net import FastNet
 from edge_sel.models.resnet import SmallImageResNet
 from edge_sel.models.simple import SimpleCNN, SmallImageMobileNet
+from edge_sel.models.wide_resnet import WideResNet
 
 Builder = Callable[[int, tuple[int, int]], nn.Module]
 
@@ -25,6 +27,14 @@ MODELS: dict[str, Builder] = {
     "mobilenet-c": lambda classes, size: SmallImageMobileNet(classes),
     "simple-cnn": SimpleCNN,
 }
+"""What a device fine-tunes: each can be exported to a pack."""
+
+REFERENCE_MODELS: dict[str, Builder] = {
+    "wrn-28-10": lambda classes, size: WideResNet(28, 10, classes),
+    "fast-net": lambda classes, size: FastNet((64, 256, 256), classes),
+    "fast-net-small": lambda classes, size: FastNet((24, 32, 32), classes),
+}
+"""What `edge-sel reference` trains besides; no pack is made of them."""
 
 
 def build(name: str, classes: int, image_size: tuple[int, int], *, pretrained: bool = False) -> nn.Module:
@@ -39,13 +49,14 @@ def build(name: str, classes: int, image_size: tuple[int, int], *, pretrained: b
         return _torchvision(model_name, classes, pretrained)
     if library == "timm":
         return _timm(model_name, classes, pretrained)
-    if library or name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME"
+    known = {**MODELS, **REFERENCE_MODELS}
+    if library or name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}, torchvision:NAME, timm:NAME"
         raise UsageError("unknown model", where=name, fix=hint)
     if pretrained:
         raise UsageError("no pretrained weights exist for this model", where=name, fix="use torchvision:NAME")
-    return MODELS[name](classes, image_size)
+    return known[name](classes, image_size)
 
 
 def parameter_count(model: nn.Module) -> int:

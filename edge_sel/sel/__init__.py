@@ -11,6 +11,7 @@ significance    how much a gradient on each sample is worth
 sundew          which samples of a batch get one, held at a target rate
 selection       the same by chance, with losses rescaled so that the gradient stays unbiased, and nobody left out
 hardness        which samples of the data set are worth visiting, remembered without extra forward passes
+self_paced      the same from losses that are scored anew: easiest first, or hardest and spread over the classes
 flops           what the papers say all that costs (the nominal column)
 ==============  ==========================================================================================
 

@@ -195,3 +195,48 @@ def update_ages(ages: Ages, indices: Array, mask: Array) -> Ages:
     waited = xp.asarray(ages.waited, copy=True)
     waited[indices] = xp.where(mask, xp.zeros_like(waited[indices]), waited[indices] + 1)
     return Ages(waited)
+
+
+def prune_easy(losses: Array, u: Array, ratio: float = 0.5) -> tuple[Array, Array]:
+    """Leave out some of the samples below the mean loss, and let the others of them make up for it.
+
+    Formula: ``kept_i = loss_i >= mean(loss) or u_i >= ratio``; ``w_i = 1 / (1 - ratio)`` below the mean, else 1
+
+    Args:
+        losses: float[N] in nats; NaN is kept with weight 1, and does not count in the mean.
+        u: uniform[N] in 0..1.
+        ratio: of those below the mean that go, 0 to below 1.
+
+    Returns:
+        Who stays, bool[N], and the weights of the losses, float[N]: ``E[kept_i w_i] = 1`` for every sample.
+
+    Source: InfoBatch (Qin et al. 2024).
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio {ratio} is not a share below 1")
+    xp = array_namespace(losses, u)
+    x = as_float(losses)
+    known = xp.isfinite(x)
+    count = xp.sum(xp.astype(known, x.dtype))
+    below = x < xp.sum(xp.where(known, x, 0.0)) / xp.where(count > 0, count, 1.0)
+    return ~below | (u >= ratio), xp.where(below, 1 / (1 - ratio), xp.ones_like(x))
+
+
+def relative_importance(losses: Array, keep: float) -> Array:
+    """Selective backprop: how likely a sample is to be drawn, by the rank of its loss within the batch.
+
+    Formula: ``p_i ∝ ((rank_i + 1) / N) ^ (1 / keep - 1)``, rank 0 for the smallest loss
+
+    Args:
+        losses: float[N]; NaN ranks highest.
+        keep: the share that will be drawn, above 0 and not above 1; 1 makes all alike.
+
+    Returns:
+        float[N] that sums to 1.
+
+    Source: Composer's selective backpropagation, after Jiang et al. 2019.
+    """
+    xp = array_namespace(losses)
+    x = as_float(losses)
+    p = ((xp.astype(ranks(x), x.dtype) + 1) / max(1, x.shape[0])) ** (1 / keep - 1)
+    return p / xp.sum(p)

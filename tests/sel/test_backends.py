@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.sel import curriculum, embarrassment, flops, guilt, hardness, schedule, selection, significance, sundew
+from edge_sel.sel import (
+    curriculum,
+    embarrassment,
+    flops,
+    guilt,
+    hardness,
+    schedule,
+    selection,
+    self_paced,
+    significance,
+    sundew,
+)
 
 N, C = 40, 5
-MODULES = (curriculum, embarrassment, flops, guilt, hardness, schedule, selection, significance, sundew)
+MODULES = (curriculum, embarrassment, flops, guilt, hardness, schedule, selection, self_paced, significance, sundew)
 
 
 class Inputs:
@@ -79,6 +90,10 @@ HOT = {
     "selection.effective_sample_size": lambda i: selection.effective_sample_size(i.loss),
     "selection.init_ages": lambda i: selection.init_ages(N, i.xp, device=i.device),
     "selection.update_ages": aged,
+    "selection.prune_easy": lambda i: [selection.prune_easy(x, i.u) for x in (i.loss, some_unknown(i))],
+    "selection.relative_importance": lambda i: selection.relative_importance(i.loss, 0.3),
+    "self_paced.easiest": lambda i: self_paced.easiest(i.loss, 7),
+    "self_paced.diverse_hardest": lambda i: self_paced.diverse_hardest(i.loss, i.labels, C, 7, 0.5),
     "selection.overdue": lambda i: selection.overdue(aged(i), i.indices, 2),
     "significance.significance_v1": lambda i: sundew.significance_v1(i.loss, i.std),
     "significance.significance_v101": lambda i: sundew.significance_v101(i.loss, i.std),

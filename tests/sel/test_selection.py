@@ -238,3 +238,26 @@ def test_any_limit_decisions_contain_a_pass(xp, seed, limit):
         ages = selection.update_ages(ages, xp.asarray(indices), late)
         longest[indices] = np.where(np.asarray(late), 0, longest[indices] + 1)
         assert longest.max() < math.ceil(limit)
+
+
+def test_pruning_the_easy_ones_is_unbiased():
+    rng = np.random.default_rng(0)
+    losses = np.array([0.1, 0.2, 3.0, np.nan, 0.3])
+    total = np.zeros(5)
+    for _ in range(4000):
+        kept, weights = selection.prune_easy(losses, rng.random(5), 0.6)
+        assert kept[2] and kept[3] and weights[2] == weights[3] == 1
+        total += kept * weights
+    np.testing.assert_allclose(total / 4000, 1, atol=0.08)
+
+
+def test_pruning_everything_easy_is_refused():
+    with pytest.raises(ValueError, match="share"):
+        selection.prune_easy(np.zeros(3), np.zeros(3), 1.0)
+
+
+def test_importance_grows_with_the_rank_of_the_loss():
+    losses = np.array([5.0, 0.1, 2.0, 1.0])
+    p = selection.relative_importance(losses, 0.5)
+    np.testing.assert_allclose(p, np.array([4, 1, 3, 2]) / 10)
+    np.testing.assert_allclose(selection.relative_importance(losses, 1.0), 0.25)

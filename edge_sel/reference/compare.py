@@ -1,0 +1,152 @@
+"""Claims beside results: what was published, what came out here, and what that cost."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edge_sel.errors import BadInputError
+from edge_sel.reference.record import mean_std
+
+_TABLES = {
+    "hist_baseline.csv": "baseline",
+    "hist_lottery.csv": "lottery-ticket",
+    "hist_sel95.csv": "sel-95",
+    "hist_warmup.csv": "warmup-sel",
+}
+_NAMES = {"flops_T": "nominal_flops_t", "sparsity": "last_sparsity"}
+"""How a column of the published tables is called in a summary, where that differs."""
+_CURVES = ("test_full", "test_100", "train_acc", "train_loss", "sparsity")
+Result = dict[str, Any]
+
+
+class Claim(NamedTuple):
+    """One published figure."""
+
+    system: str
+    metric: str
+    value: float
+    source: str
+    data: str = "cifar10"
+    epoch: int | None = None
+    """Of a figure in the course of a run; None for its end."""
+
+
+def load_claims() -> list[Claim]:
+    """Every published figure: those in texts, then the tables: their last rows in full, and the curves before."""
+    folder = resources.files("edge_sel.reference") / "published"
+    claims = [Claim(**entry) for entry in json.loads((folder / "claims.json").read_text(encoding="utf-8"))]
+    for name, system in _TABLES.items():
+        rows = list(csv.DictReader((folder / name).read_text(encoding="utf-8").splitlines()))
+        for column, value in rows[-1].items():
+            if column not in ("epoch", "stage"):
+                metric = _NAMES.get(column, column)
+                claims.append(Claim(system, metric, float(value), f"{name}, last row"))
+        for row in rows[:-1]:
+            claims += [Claim(system, c, float(row[c]), name, epoch=int(row["epoch"])) for c in _CURVES]
+    return claims
+
+
+def compare(results: Sequence[Result], data: str | None = None) -> list[dict[str, Any]]:
+    """Claim, ours and the difference, for every claim about a system that was run.
+
+    Args:
+        results: of finished runs, any number of seeds of each system.
+        data: claims about other data sets are left out. None: the set that was used if there are claims about it, else
+            CIFAR-10, as most are about that.
+
+    Returns:
+        One object per claim: system, metric, epoch, claim, ours (mean over seeds), std, seeds, difference, source and
+        comparable, which is false at a reduced scale or on other data. A folder is taken for the data of the claim.
+    """
+    claims = load_claims()
+    known = {claim.data for claim in claims}
+    used = {result["data_name"] for result in results}
+    data = data or next(iter(sorted(used & known)), "cifar10")
+    others = (known | {"digits"}) - {data}
+    found = []
+    for claim in claims:
+        runs = [result for result in results if result["system"] == claim.system]
+        if not runs or claim.data != data:
+            continue
+        ours = mean_std([_value(result, claim) for result in runs])
+        found.append(
+            {
+                "system": claim.system,
+                "metric": claim.metric,
+                "epoch": claim.epoch,
+                "claim": claim.value,
+                "ours": None if ours is None else ours[0],
+                "std": None if ours is None else ours[1],
+                "seeds": len(runs),
+                "difference": None if ours is None else ours[0] - claim.value,
+                "source": claim.source,
+                "comparable": all(r["scale"] == "full" and r["data_name"] not in others for r in runs),
+            }
+        )
+    return found
+
+
+def _value(result: Result, claim: Claim) -> float | None:
+    if claim.epoch is not None:
+        rows = result["rows"]
+        found: float | None = rows[claim.epoch - 1].get(claim.metric) if claim.epoch <= len(rows) else None
+        return found
+    summary = result["summary"]
+    kind, _, name = claim.metric.partition("_")
+    if kind in ("acc", "E", "C"):
+        found = summary["per_class"].get(name, {}).get(kind)
+        return found
+    found = summary.get(claim.metric)
+    return found
+
+
+def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One object per system: mean and std over seeds of accuracy, FLOPs, joules and time."""
+    found = []
+    for system in dict.fromkeys(result["system"] for result in results):
+        runs = [result for result in results if result["system"] == system]
+        summaries = [result["summary"] for result in runs]
+        row: dict[str, Any] = {"system": system, "seeds": len(runs), "scale": runs[0]["scale"]}
+        for key in ("test_full", "test_100", "nominal_flops_t", "executed_flops_t", "energy_j", "net_j", "time_s"):
+            pair = mean_std([summary[key] for summary in summaries])
+            row[key], row[f"{key}_std"] = pair if pair is not None else (None, None)
+        row["epochs"] = summaries[0]["epochs"]
+        row["energy_source"] = " and ".join(sorted({summary["energy_source"] for summary in summaries}))
+        row["weights"] = runs[0]["weights"]
+        classes = max(1, len(summaries[0]["per_class"]))
+        row["j_per_point"] = joules_per_point(row["energy_j"], row["test_full"], classes)
+        found.append(row)
+    return found
+
+
+def joules_per_point(energy_j: float | None, accuracy: float, classes: int) -> float | None:
+    """Joules for each percentage point of accuracy above guessing; None if there is no such point, or no meter."""
+    points = 100 * (accuracy - 1 / classes)
+    return None if energy_j is None or points <= 0 else energy_j / points
+
+
+def edge_epochs(run: Path) -> list[dict[str, Any]]:
+    """Plan, joules and their source of each epoch of a fine-tune run, to stand beside the reference's.
+
+    Raises:
+        BadInputError: not the folder of a finished fine-tune run.
+    """
+    try:
+        epochs: Iterable[dict[str, Any]] = json.loads((run / "run.json").read_text(encoding="utf-8"))["epochs"]
+        keys = ("epoch", "plan", "energy_j", "net_j", "energy_source", "executed_flops_t")
+        return [{key: epoch[key] for key in keys} for epoch in epochs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError("not the folder of a finished fine-tune run", where=run) from error
+
+
+def epoch_joules(results: Sequence[Result]) -> dict[str, float | None]:
+    """Mean joules of an epoch, per system."""
+    found: dict[str, float | None] = {}
+    for row in overview(results):
+        found[row["system"]] = None if row["energy_j"] is None else row["energy_j"] / row["epochs"]
+    return found

@@ -1,0 +1,188 @@
+"""The registry: every system of the sources, their comparators, and the controls they lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from edge_sel.errors import UsageError
+from edge_sel.reference.setup import Augmentation, Optimizer, Scale, Setup, scaled
+from edge_sel.rules import nearest
+
+if TYPE_CHECKING:
+    from edge_sel.reference.policy import Policy
+
+SEL, SEL_V3 = "SEL benchmark README", "SEL README v3"
+AST, AST_6 = "AST README v1", "AST CIFAR-10 report (6 %)"
+DIHCL = "DIHCL poster (Zhou et al. 2020)"
+
+_RESNET = Setup("resnet18-cifar", 30, imagenet=True)
+_ANNEALED = replace(_RESNET, optimizer=Optimizer(schedule="cosine"))
+_SIMPLE = Setup("simple-cnn", 40, augmentation=Augmentation("none", 0))
+_TWO_STAGE = Setup("torchvision:resnet50", 100, optimizer=Optimizer("sgd", 0.01, "cosine", weight_decay=1e-4),
+                   augmentation=Augmentation(shift=16, border="reflect"), image_size=224, imagenet=True)  # fmt: skip
+_DIHCL = Setup("resnet18-cifar", 30, batch_size=128,
+               optimizer=Optimizer("sgd", 0.1, "cycles", weight_decay=5e-4))  # fmt: skip
+# airbench94: SGD of rate 11.5 per 1024 images and momentum 0.85, both divided by 1024 (1 + 1 / (1 - momentum)), with a
+# summed loss; so 11.5 / (1 + 1 / 0.15) for a mean loss, and 0.0153 / the same for the decay, which there is per step.
+_FAST_RATE = 11.5 / (1 + 1 / 0.15)
+_FAST = Setup(
+    "fast-net", 10, batch_size=1024,
+    optimizer=Optimizer("sgd", _FAST_RATE, "triangle", momentum=0.85, weight_decay=0.0153 / 11.5, bias_factor=64.0,
+                        lookahead=True),
+    augmentation=Augmentation("alternate", 2, "reflect"), label_smoothing=0.2, drop_last=True, mirror_test=True,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class System:
+    """A system: what it trains with, how it selects, where it is from."""
+
+    name: str
+    text: str
+    source: str
+    setup: Setup
+    recipe: Callable[[Setup], Policy]
+    """Makes the policy of a run; given the setup as scaled."""
+    in_suite: bool = False
+    in_small: bool = False
+
+    def at(self, scale: Scale, *, model: str | None = None, epochs: int | None = None) -> Setup:
+        """The setup at a scale; a model or a number of epochs that was asked for wins."""
+        setup = scaled(self.setup, scale)
+        return replace(setup, model=model or setup.model, epochs=epochs or setup.epochs)
+
+
+def _plain(setup: Setup) -> Policy:
+    from edge_sel.reference.policy import Policy
+
+    return Policy()
+
+
+def _lottery(setup: Setup) -> Policy:
+    from edge_sel.reference.recipes.lottery import Lottery
+
+    return Lottery(setup.epochs)
+
+
+def _sel(setup: Setup, *, percentile: float, warmup: int = 0, share: float = 0.2, thresholds: bool = False,
+         fast: bool = False) -> Policy:  # fmt: skip
+    from edge_sel.reference.recipes.sel import Sel, staged
+    from edge_sel.sel.curriculum import STAGES
+
+    stages, before = staged([s._replace(epochs=1) for s in STAGES] if fast else STAGES, setup.epochs, warmup)
+    return Sel(stages, percentile=percentile, warmup_epochs=before, warmup_share=share, thresholds=thresholds,
+               schedule=None if fast else "sel")  # fmt: skip
+
+
+def _random(setup: Setup, *, warmup: int = 0, share: float = 0.2, fast: bool = False) -> Policy:
+    from edge_sel.reference.recipes.sel import RandomPools, staged
+    from edge_sel.sel.curriculum import STAGES
+
+    stages, before = staged([s._replace(epochs=1) for s in STAGES] if fast else STAGES, setup.epochs, warmup)
+    return RandomPools(stages, warmup_epochs=before, warmup_share=share, schedule="triangle" if fast else "cosine")
+
+
+def _random_rate(setup: Setup, *, rate: float) -> Policy:
+    from edge_sel.reference.recipes.controls import RandomRate
+
+    return RandomRate(rate)
+
+
+def _sundew(setup: Setup, *, rate: float, warmup_share: float = 0.0) -> Policy:
+    from edge_sel.reference.recipes.ast import Sundew
+    from edge_sel.sel.sundew import config_for
+
+    return Sundew(config_for(rate), warmup_epochs=max(1, round(warmup_share * setup.epochs)) if warmup_share else 0)
+
+
+def _dihcl(setup: Setup, *, rule: str, kind: str) -> Policy:
+    from edge_sel.reference.recipes.dihcl import Dihcl
+
+    return Dihcl(rule, kind, setup.epochs)  # type: ignore[arg-type]
+
+
+def _self_paced(setup: Setup, *, easy: bool) -> Policy:
+    from edge_sel.reference.recipes.dihcl import SelfPaced
+
+    return SelfPaced(easy=easy, epochs=setup.epochs)
+
+
+def _infobatch(setup: Setup) -> Policy:
+    from edge_sel.reference.recipes.controls import InfoBatch
+
+    return InfoBatch(setup.epochs)
+
+
+def _selective(setup: Setup) -> Policy:
+    from edge_sel.reference.recipes.controls import SelectiveBackprop
+
+    return SelectiveBackprop(setup.epochs)
+
+
+def _epochs(setup: Setup, epochs: int) -> Setup:
+    return replace(setup, epochs=epochs)
+
+
+def _hardness_systems() -> list[System]:
+    kinds = {"loss": "the loss", "delta": "the change of the loss", "flip": "prediction flips"}
+    found = []
+    for rule in ("greedy", "rand", "exp", "beta"):
+        for kind, words in kinds.items():
+            usual = "flip" if rule == "beta" else "loss"
+            name = f"dihcl-{rule}" if kind == usual else f"dihcl-{rule}-{kind}"
+            recipe = partial(_dihcl, rule=rule, kind=kind)
+            text = f"DIHCL-{rule.title()}, hardness by {words}"
+            found.append(System(name, text, DIHCL, _DIHCL, recipe, name == "dihcl-exp", name == "dihcl-exp"))
+    return found
+
+
+_ALL = [
+    System("baseline", "dense training", SEL, _RESNET, _plain, True, True),
+    System("lottery-ticket", "15 epochs, 80 % pruned, rewound, 30 epochs", SEL, _epochs(_RESNET, 45), _lottery,
+           True, True),
+    System("sel-95", "gamma at p40, 5 stages", SEL, _epochs(_RESNET, 50), partial(_sel, percentile=40), True, True),
+    System("warmup-sel", "5 dense epochs on a fifth, then SEL", SEL, _epochs(_RESNET, 55),
+           partial(_sel, percentile=40, warmup=5), True, True),
+    System("sel-v3", "gamma at p20, stages with accuracy thresholds", SEL_V3, _epochs(_RESNET, 50),
+           partial(_sel, percentile=20, thresholds=True), True),
+    System("ast", "Sundew gate at 10 %", AST, _SIMPLE, partial(_sundew, rate=0.10), True, True),
+    System("ast-6", "Sundew gate at 6 %, 3 epochs", AST_6, _epochs(_SIMPLE, 3), partial(_sundew, rate=0.06)),
+    System("ast-two-stage", "10 dense epochs, then the gate at 38 %", AST, _TWO_STAGE,
+           partial(_sundew, rate=0.38, warmup_share=0.1)),
+    *_hardness_systems(),
+    System("random-mini-batch", "DIHCL's plain comparator", DIHCL, _DIHCL, _plain),
+    System("spl", "self-paced learning: the easiest, more each epoch", DIHCL, _DIHCL, partial(_self_paced, easy=True)),
+    System("mcl", "minimax curriculum: hard and diverse", DIHCL, _DIHCL, partial(_self_paced, easy=False)),
+    System("sel-99", "control: gamma at p99, so that the published sparsity comes about", "control",
+           _epochs(_RESNET, 50), partial(_sel, percentile=99)),
+    System("random", "control: as many images as sel-95, at random, annealed", "control", _epochs(_ANNEALED, 50),
+           _random, True),
+    System("random-10", "control: a random 10 %, annealed, for ast", "control",
+           replace(_SIMPLE, optimizer=Optimizer(schedule="cosine")), partial(_random_rate, rate=0.10)),
+    System("fewer-epochs", "control: as many images as sel-95, 12 annealed epochs", "control", _epochs(_ANNEALED, 12),
+           _plain),
+    System("infobatch", "control: half of the easy ones pruned, unbiased", "control", _ANNEALED, _infobatch),
+    System("selective-backprop", "control: backward on the harder half", "control", _ANNEALED, _selective),
+    System("fast", "control: a fast baseline of the airbench class", "control", _FAST, _plain, True),
+    System("fast-sel", "SEL on the fast baseline: 5 dense epochs, then stages", "control", _FAST,
+           partial(_sel, percentile=40, warmup=5, share=1.0, fast=True), True),
+    System("fast-random", "control: as many images as fast-sel, at random", "control", _FAST,
+           partial(_random, warmup=5, share=1.0, fast=True)),
+    System("fast-ast", "the Sundew gate at 38 % on the fast baseline", "control", _FAST,
+           partial(_sundew, rate=0.38, warmup_share=0.1)),
+]  # fmt: skip
+
+SYSTEMS = {system.name: system for system in _ALL}
+
+
+def find_systems(names: list[str], scale: Scale) -> list[System]:
+    """The systems of these names; without any, the suite of the scale (``smoke``: all of them)."""
+    unknown = [name for name in names if name not in SYSTEMS]
+    if unknown:
+        raise UsageError(f"no system {unknown[0]!r}: did you mean {nearest(unknown[0], SYSTEMS)}?")
+    if names:
+        return [SYSTEMS[name] for name in dict.fromkeys(names)]
+    return [s for s in _ALL if scale.name == "smoke" or (s.in_small if scale.name == "small" else s.in_suite)]

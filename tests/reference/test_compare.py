@@ -1,0 +1,130 @@
+"""Claims beside results."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import edge_sel.reference
+from edge_sel.errors import BadInputError
+from edge_sel.reference.compare import compare, edge_epochs, epoch_joules, joules_per_point, load_claims, overview
+from edge_sel.reference.systems import SYSTEMS
+
+PUBLISHED = Path(edge_sel.reference.__file__).parent / "published"
+
+
+def result(system="sel-95", *, accuracy=0.8, energy_j=400.0, scale="full", data="cifar10", rows=2):
+    per_class = {name: {"acc": 0.5, "E": 0.4, "C": 0.6} for name in ("airplane", "cat")}
+    summary = {
+        "epochs": rows, "test_full": accuracy, "test_100": accuracy, "nominal_flops_t": 0.1, "executed_flops_t": 2000.0,
+        "energy_j": energy_j, "net_j": None, "time_s": 10.0, "energy_source": "measured", "per_class": per_class,
+        "last_sparsity": 0.9, "sparsity": 0.8, "train_acc": 0.7, "train_loss": 0.3,
+    }  # fmt: skip
+    curve = [{"test_full": 0.1 * (n + 1), "train_loss": 1.0} for n in range(rows)]
+    return {
+        "system": system,
+        "seed": 0,
+        "scale": scale,
+        "data_name": data,
+        "weights": "random",
+        "summary": summary,
+        "rows": curve,
+    }
+
+
+def test_every_claim_is_of_a_system_that_exists_and_has_a_source():
+    claims = load_claims()
+    assert {claim.system for claim in claims} <= SYSTEMS.keys() and all(claim.source for claim in claims)
+    sources = {
+        "sel-95",
+        "warmup-sel",
+        "baseline",
+        "lottery-ticket",
+        "sel-v3",
+        "ast",
+        "ast-6",
+        "ast-two-stage",
+        "spl",
+        "mcl",
+        "random-mini-batch",
+    }
+    assert sources <= {claim.system for claim in claims}
+
+
+@pytest.mark.parametrize(
+    ("system", "metric", "data", "value"),
+    [
+        ("baseline", "nominal_flops_t", "cifar10", 33.521886),
+        ("baseline", "test_full", "cifar10", 0.9252),
+        ("lottery-ticket", "time_s", "cifar10", 1459.617803812027),
+        ("sel-95", "nominal_flops_t", "cifar10", 0.08419393773568162),
+        ("warmup-sel", "E_cat", "cifar10", 0.24958520458718805),
+        ("sel-v3", "acc_cat", "cifar10", 0.61),
+        ("ast", "active_rate", "cifar10", 0.104),
+        ("ast-6", "nominal_savings_percent", "cifar10", 98.8),
+        ("ast-two-stage", "test_full", "imagenet-100", 0.9212),
+        ("dihcl-exp", "test_full", "cifar10", 0.9703),
+        ("dihcl-beta", "test_full", "imagenet", 0.7633),
+        ("mcl", "test_full", "cars", 0.7698),
+    ],
+)
+def test_claims_are_the_published_figures(system, metric, data, value):
+    found = [c.value for c in load_claims() if (c.system, c.metric, c.data, c.epoch) == (system, metric, data, None)]
+    assert value in found
+
+
+def test_curves_are_the_tables_rows():
+    rows = list(csv.DictReader((PUBLISHED / "hist_sel95.csv").read_text().splitlines()))
+    found = {c.epoch: c.value for c in load_claims() if c.system == "sel-95" and c.metric == "test_full" and c.epoch}
+    assert found == {int(row["epoch"]): float(row["test_full"]) for row in rows[:-1]} and len(found) == 49
+
+
+def test_claim_ours_and_difference():
+    found = {(c["metric"], c["epoch"], c["source"]): c for c in compare([result(), result(accuracy=0.7)])}
+    row = found["test_full", None, "hist_sel95.csv, last row"]
+    assert (row["claim"], row["ours"], row["seeds"], row["comparable"]) == (0.7726, pytest.approx(0.75), 2, True)
+    assert row["difference"] == pytest.approx(0.75 - 0.7726) and row["std"] == pytest.approx(0.0707, abs=1e-3)
+    assert found["E_cat", None, "hist_sel95.csv, last row"]["ours"] == 0.4
+    assert found["acc_dog", None, "hist_sel95.csv, last row"]["ours"] is None  # a class that this data lacks
+    assert found["last_sparsity", None, "hist_sel95.csv, last row"]["claim"] == pytest.approx(0.9911, abs=1e-4)
+    curve = found["test_full", 2, "hist_sel95.csv"]
+    assert (curve["claim"], curve["ours"]) == (0.2001, pytest.approx(0.2))
+    assert found["test_full", 3, "hist_sel95.csv"]["ours"] is None
+
+
+def test_a_reduced_run_is_never_comparable():
+    assert not any(c["comparable"] for c in compare([result(scale="small")]))
+    assert not any(c["comparable"] for c in compare([result(data="digits")]))
+    assert all(c["comparable"] for c in compare([result(data="/home/me/cifar10")]))
+
+
+def test_claims_about_other_data_are_left_out():
+    on_cifar = compare([result("dihcl-exp")])
+    assert {c["claim"] for c in on_cifar} == {0.9703}
+    assert {c["claim"] for c in compare([result("dihcl-exp", data="svhn")])} == {0.9691}
+
+
+def test_joules_per_point():
+    assert joules_per_point(400.0, 0.8, 10) == pytest.approx(400 / 70)
+    assert joules_per_point(None, 0.8, 10) is None and joules_per_point(400.0, 0.1, 10) is None
+    row = overview([result()])[0]
+    assert row["j_per_point"] == pytest.approx(400 / 30) and (row["net_j"], row["seeds"]) == (None, 1)
+    assert epoch_joules([result()]) == {"sel-95": 200.0}
+    assert epoch_joules([result(energy_j=None)]) == {"sel-95": None}
+
+
+def test_an_edge_run_stands_beside(tmp_path):
+    epoch = {
+        "epoch": 1,
+        "plan": "bn",
+        "energy_j": 0.5,
+        "net_j": None,
+        "energy_source": "modelled",
+        "executed_flops_t": 0.1,
+        "more": 1,
+    }
+    (tmp_path / "run.json").write_text(json.dumps({"epochs": [epoch]}))
+    assert edge_epochs(tmp_path) == [{key: value for key, value in epoch.items() if key != "more"}]
+    with pytest.raises(BadInputError, match="fine-tune"):
+        edge_epochs(tmp_path / "none")

@@ -1,0 +1,43 @@
+"""The networks that only the reference trains."""
+
+import pytest
+import torch
+
+from edge_sel.models.fast_net import FastNet
+from edge_sel.models.registry import build, parameter_count
+from edge_sel.models.wide_resnet import WideBlock, WideResNet
+
+
+def test_wrn_28_10_has_its_published_size():
+    with torch.device("meta"):
+        assert parameter_count(build("wrn-28-10", 10, (32, 32))) == 36_479_194
+    assert WideResNet(10, 1, 3)(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+    with pytest.raises(ValueError, match="6 n"):
+        WideResNet(27, 10, 10)
+
+
+def test_whitened_patches_are_uncorrelated():
+    torch.manual_seed(0)
+    images = torch.randn(40, 3, 16, 16).cumsum(3) * 0.3
+    net = FastNet((4, 4, 4), 5)
+    net.set_whitening(images, eps=0.0)
+    net.whiten.bias.data.zero_()
+    out = net.whiten(images).permute(1, 0, 2, 3).flatten(1).detach()
+    assert torch.equal(out[:12], -out[12:]) and not net.whiten.weight.requires_grad
+    torch.testing.assert_close(out[:12] @ out[:12].T / out.shape[1], torch.eye(12), atol=1e-3, rtol=0)
+
+
+def test_the_fast_net_begins_as_the_identity_and_has_no_scales():
+    net = FastNet((24, 32, 32), 5)
+    x = torch.randn(2, 24, 8, 8)
+    torch.testing.assert_close(net.groups[1].conv1(x)[:, :24], x)
+    assert all(not m.weight.requires_grad for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert net(torch.randn(3, 3, 32, 32)).shape == net(torch.randn(3, 3, 16, 16)).shape == (3, 5)
+
+
+def test_a_wide_block_adds_to_its_input():
+    block = WideBlock(4, 4, 1)
+    block.conv2.weight.data.zero_()
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block(x), x)
+    assert WideBlock(4, 8, 2)(x).shape == (2, 8, 3, 3)

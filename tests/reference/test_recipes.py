@@ -1,0 +1,300 @@
+"""The recipes are those of the sources."""
+
+import math
+
+import pytest
+import torch
+
+from edge_sel.models.registry import build, parameter_count
+from edge_sel.reference.policy import Pool
+from edge_sel.reference.recipes.ast import Sundew
+from edge_sel.reference.recipes.controls import InfoBatch, RandomRate, SelectiveBackprop
+from edge_sel.reference.recipes.dihcl import Dihcl, SelfPaced
+from edge_sel.reference.recipes.lottery import prune_mask
+from edge_sel.reference.recipes.sel import RandomPools, Sel, staged
+from edge_sel.reference.setup import find_scale
+from edge_sel.reference.suite import Options, plan
+from edge_sel.reference.systems import SYSTEMS
+from edge_sel.sel.curriculum import STAGES, Stage
+from edge_sel.sel.guilt import calibrate_gamma
+
+FULL = find_scale("full")
+CIFAR_LABELS = torch.arange(50_000) % 10
+ONE_EACH = tuple(stage._replace(epochs=1) for stage in STAGES)
+
+
+def setup_of(name):
+    return SYSTEMS[name].at(FULL)
+
+
+def recipe(name):
+    return SYSTEMS[name].recipe(setup_of(name))
+
+
+# What the sources print
+
+
+def test_the_benchmark_trains_resnet18_with_adam_on_batches_of_64():
+    for name, epochs in (("baseline", 30), ("lottery-ticket", 45), ("sel-95", 50), ("warmup-sel", 55), ("sel-v3", 50)):
+        setup = setup_of(name)
+        assert (setup.model, setup.epochs, setup.batch_size) == ("resnet18-cifar", epochs, 64)
+        assert (setup.optimizer.kind, setup.optimizer.rate, setup.imagenet) == ("adam", 1e-3, True)
+    assert parameter_count(build("resnet18-cifar", 10, (32, 32))) == 11_173_962
+
+
+def test_planned_flops_are_the_published_ones(tmp_path):
+    planned = {
+        p["name"]: p
+        for p in plan(
+            [SYSTEMS["baseline"], SYSTEMS["lottery-ticket"], SYSTEMS["sel-95"]], Options(FULL, "cifar10", tmp_path)
+        )
+    }
+    assert planned["baseline"]["nominal_flops_t"] == pytest.approx(33.521886, abs=1e-12)
+    assert planned["lottery-ticket"]["nominal_flops_t"] == pytest.approx(6.704376, abs=1e-12)
+    assert planned["sel-95"]["nominal_flops_t"] is None
+    assert (planned["baseline"]["epochs"], planned["sel-95"]["epochs"]) == (30, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "percentile", "warmup", "thresholds"),
+    [("sel-95", 40, 0, False), ("warmup-sel", 40, 5, False), ("sel-v3", 20, 0, True)],
+)
+def test_sel_has_the_published_windows_and_percentiles(name, percentile, warmup, thresholds):
+    policy = recipe(name)
+    assert policy.stages == STAGES
+    assert (policy.percentile, policy.warmup_epochs, policy.thresholds) == (percentile, warmup, thresholds)
+    assert policy.schedule == "sel"
+    assert policy.epochs(setup_of(name).epochs) == 50 + warmup
+
+
+class Fifty:
+    """As much of a trainer as choosing pools needs: CIFAR-10's labels."""
+
+    device, train = torch.device("cpu"), type("Train", (), {"labels": CIFAR_LABELS, "__len__": lambda self: 50_000})()
+    classes = 10
+    generator = torch.Generator().manual_seed(0)
+    setup = SYSTEMS["sel-95"].setup
+    stepper = type("Stepper", (), {"schedule": "constant"})()
+    gradient = type("Gradient", (), {"values": torch.arange(1.0, 101.0)})()
+
+    def score(self):
+        return torch.linspace(0, 5, 50_000)[torch.randperm(50_000, generator=self.generator)]
+
+    def calibrate(self, images):
+        pass
+
+    def everything(self):
+        return torch.arange(50_000)
+
+
+@pytest.mark.parametrize("policy", [Sel(ONE_EACH, percentile=40), RandomPools(ONE_EACH, schedule="cosine")])
+def test_stages_visit_as_many_images_as_the_published_tables_say(policy):
+    """flops_T / (2 P (1 - sparsity)) of hist_sel95.csv."""
+    run, sizes = Fifty(), []
+    for epoch in range(1, 6):
+        pool = policy.start_epoch(run, epoch)
+        sizes.append(len(pool.index))
+        assert pool.stage == epoch and torch.equal(
+            CIFAR_LABELS[pool.index].bincount(), torch.full((10,), sizes[-1] // 10)
+        )
+        policy.end_epoch(run, 0.0)
+    assert sizes == [12_500, 15_000, 12_500, 11_000, 11_000]
+
+
+def test_the_warmup_visits_a_fifth():
+    policy = Sel(STAGES, percentile=40, warmup_epochs=5)
+    pool = policy.start_epoch(Fifty(), 1)
+    assert len(pool.index.unique()) == 10_000 and pool.stage == 0  # 0.22347924 T in hist_warmup.csv
+
+
+def test_gamma_decays_by_stage_and_masks():
+    run, policy = Fifty(), Sel(ONE_EACH, percentile=40)
+    for epoch, factor in enumerate((1.00, 0.94, 0.88, 0.82, 0.76), 1):
+        policy.start_epoch(run, epoch)
+        run.gradient.values = torch.arange(1.0, 101.0)
+        gamma = float(calibrate_gamma([torch.arange(1.0, 101.0)], 40)) * factor
+        sparsity = policy.mask(run)
+        assert float(sparsity) == pytest.approx(math.floor(gamma) / 100)
+        assert run.gradient.values[run.gradient.values > 0].min() > gamma
+        policy.end_epoch(run, 0.0)
+
+
+def test_v3_waits_for_the_threshold_but_not_for_ever():
+    stages = (Stage("a", 0, 0.5, 0.6, 2), Stage("b", 0.4, 1, 0.9, 1))
+    policy, run = Sel(stages, percentile=None, thresholds=True), Fifty()
+    seen = []
+    for accuracy in (0.9, 0.5, 0.61, 0.1, 0.1):  # late: two epochs are the least, and the second is below
+        seen.append(policy.start_epoch(run, len(seen) + 1).stage)
+        before = policy.epochs(3)
+        policy.end_epoch(run, accuracy)
+        assert policy.epochs(3) >= before
+    assert seen == [1, 1, 1, 2, 2] and policy.epochs(3) == 5
+
+
+def test_lottery_prunes_globally_and_counts_the_second_training_only():
+    policy = recipe("lottery-ticket")
+    assert (policy.search_epochs, policy.sparsity) == (15, 0.8)
+    assert not policy_pool(policy, 15).counted and policy.planned_samples(50_000, 45) == 1_500_000
+    magnitude = torch.tensor([3.0, 0.1, 2.0, 0.0, 0.1])
+    assert prune_mask(magnitude, 0.4).tolist() == [True, False, True, False, True]
+    assert int((~prune_mask(torch.rand(11_173_962), 0.8)).sum()) == 8_939_170  # of hist_lottery.csv's sparsity
+
+
+def policy_pool(policy, epoch) -> Pool:
+    class Run(Fifty):
+        model = torch.nn.Linear(2, 2)
+
+    return policy.start_epoch(Run(), epoch)
+
+
+def test_ast_has_the_published_gains():
+    for name, rate, kp, ki, epochs in (("ast", 0.10, 0.0015, 0.00005, 40), ("ast-6", 0.06, 0.0008, 0.000002, 3)):
+        config = recipe(name).config
+        assert (config.target_rate, config.kp, config.ki, config.ema_alpha) == (rate, kp, ki, 0.3)
+        assert (config.threshold_min, config.threshold_max, config.integral_bound, config.integral_decay) == (
+            0.01,
+            0.99,
+            50,
+            0.9,
+        )
+        setup = setup_of(name)
+        assert (setup.model, setup.epochs, setup.batch_size, setup.augmentation.flip) == (
+            "simple-cnn",
+            epochs,
+            64,
+            "none",
+        )
+    two = setup_of("ast-two-stage")
+    assert (recipe("ast-two-stage").warmup_epochs, two.epochs, two.model, two.image_size) == (
+        10,
+        100,
+        "torchvision:resnet50",
+        224,
+    )
+
+
+def test_dihcl_has_every_rule_and_kind():
+    rules = {
+        (SYSTEMS[n].recipe(setup_of(n)).rule, SYSTEMS[n].recipe(setup_of(n)).kind)
+        for n in SYSTEMS
+        if n.startswith("dihcl-")
+    }
+    assert rules == {(r, k) for r in ("greedy", "rand", "exp", "beta") for k in ("loss", "delta", "flip")}
+    assert (recipe("dihcl-exp").kind, recipe("dihcl-beta").kind) == ("loss", "flip")
+
+
+def test_dihcl_visits_everything_for_t0_and_then_shrinks_geometrically():
+    policy = Dihcl("greedy", "loss", 30)
+    sizes = [policy.subset_size(1000, epoch) for epoch in range(1, 31)]
+    assert sizes[:3] == [1000] * 3 and sizes[-1] == 200 and sizes == sorted(sizes, reverse=True)
+    assert sizes[10] / sizes[9] == pytest.approx(policy.gamma_k, rel=2e-3)
+    assert policy.planned_samples(1000, 30) == sum(sizes)
+
+
+def test_dihcl_remembers_by_equation_1():
+    policy, run = Dihcl("greedy", "loss", 4), Fifty()
+    policy.start_epoch(run, 1)
+    batch = type("Batch", (), {"index": torch.tensor([3, 5])})()
+    policy.observe(run, batch, torch.tensor([4.0, 0.0]), torch.tensor([True, False]))
+    r = policy.memory["r"]
+    assert r[3] == pytest.approx(0.95 * 4 + 0.05 * 1) and r[5] == pytest.approx(0.05) and r[0] == 1
+    assert 3 in policy.start_epoch(run, 2).index and policy.subset_size(50_000, 2) < 50_000
+
+
+@pytest.mark.parametrize("rule", ["greedy", "rand", "exp", "beta"])
+def test_dihcl_prefers_what_is_hard(rule):
+    policy, run = Dihcl(rule, "flip", 4), Fifty()
+    policy.start_epoch(run, 1)
+    policy.memory["r"] = (torch.arange(50_000) % 2).float() * 0.9 + 0.05
+    policy.memory["seen"] = torch.full((50_000,), 9, dtype=torch.int32)
+    torch.manual_seed(0)
+    pool = policy.start_epoch(run, 4).index
+    assert len(pool.unique()) == len(pool) == policy.subset_size(50_000, 4)
+    assert (pool % 2 == 1).double().mean() > 0.65
+
+
+def test_spl_takes_the_easy_and_mcl_the_hard():
+    easy, hard = SelfPaced(easy=True, epochs=5), SelfPaced(easy=False, epochs=5)
+    losses = torch.linspace(0, 5, 50_000)
+    run = Fifty()
+    run.score = lambda: losses
+    assert losses[easy.start_epoch(run, 1).index].max() < losses[hard.start_epoch(run, 1).index].median()
+    assert [easy.subset_size(100, epoch) for epoch in range(1, 6)] == [50, 62, 75, 88, 100]
+
+
+def test_random_rate_takes_a_fresh_part():
+    policy, run = RandomRate(0.1), Fifty()
+    first, second = policy.start_epoch(run, 1).index, policy.start_epoch(run, 2).index
+    assert len(first.unique()) == len(second) == 5000 and not torch.equal(first, second)
+    assert policy.planned_samples(50_000, 40) == 200_000
+
+
+def test_infobatch_prunes_until_seven_eighths():
+    policy, run = InfoBatch(8), Fifty()
+    assert len(policy.start_epoch(run, 1).index) == 50_000
+    policy.memory["losses"] = torch.cat((torch.zeros(40_000), torch.ones(10_000)))
+    pool = policy.start_epoch(run, 7)
+    assert 29_000 < len(pool.index) < 31_000 and pool.weights[0] == 2 and pool.weights[-1] == 1
+    assert len(policy.start_epoch(run, 8).index) == 50_000
+
+
+def test_selective_backprop_trains_on_half_of_every_second_batch_in_the_second_half(make_trainer):
+    policy = SelectiveBackprop(10)
+    run = make_trainer(policy)
+    assert (policy.first, policy.last) == (6, 9)
+    visited = [run.train_epoch(epoch).visited for epoch in (1, 6, 10)]
+    assert visited == [60, 4 + 8 + 4 + 8 + 4 + 8 + 4 + 4, 60]
+
+
+def test_the_fast_baseline_is_airbench94():
+    setup = setup_of("fast")
+    assert (setup.batch_size, setup.label_smoothing, setup.augmentation.flip, setup.augmentation.shift) == (
+        1024,
+        0.2,
+        "alternate",
+        2,
+    )
+    assert setup.optimizer.rate == pytest.approx(
+        1.5
+    ) and setup.optimizer.rate * setup.optimizer.weight_decay == pytest.approx(0.0153 / (1 + 1 / 0.15))
+    assert recipe("fast-sel").warmup_epochs == 5 and recipe("fast-sel").epochs(10) == 10
+
+
+def test_a_curriculum_keeps_its_proportions_when_scaled():
+    stages, warmup = staged(STAGES, 22, 5)
+    assert warmup == 2 and sum(stage.epochs for stage in stages) == 20 and len(stages) == 5
+    assert staged(STAGES, 55, 5) == (STAGES, 5)
+
+
+def test_the_gate_counts_only_what_passes(make_trainer):
+    from edge_sel.sel.sundew import SundewConfig
+
+    policy = Sundew(SundewConfig.fast(0.5), warmup_epochs=1)
+    run = make_trainer(policy)
+    first, second = run.train_epoch(1), run.train_epoch(2)
+    assert (first.active, first.phase, second.visited, second.phase) == (60, "warmup", 60, "gated")
+    assert 15 < second.active < 45
+    assert second.executed_flops == first.executed_flops and second.nominal_flops < first.nominal_flops
+
+
+def test_the_gate_starts_after_the_warmup_and_closes_while_too_many_pass(make_trainer):
+    from edge_sel.sel.sundew import PUBLISHED_10
+
+    policy = Sundew(PUBLISHED_10, warmup_epochs=1)
+    run = make_trainer(policy)
+    run.train_epoch(1)
+    assert not policy.memory
+    result = run.train_epoch(2)
+    assert result.active / result.visited > 0.2
+    assert float(policy.memory["threshold"]) > 0.5 and float(policy.memory["rate_ema"]) > 0.10
+
+
+def test_a_smaller_batch_takes_sgd_in_smaller_steps():
+    small = find_scale("small")
+    fast, adam = SYSTEMS["fast"].at(small), SYSTEMS["baseline"].at(small)
+    assert (fast.batch_size, fast.model) == (32, "fast-net-small") and fast.optimizer.rate == pytest.approx(
+        1.5 * 32 / 1024
+    )
+    assert adam.optimizer.rate == 1e-3 and adam.model == "resnet-c-small" and not adam.imagenet
+    assert SYSTEMS["ast-two-stage"].at(small).augmentation.shift == round(16 * 32 / 224)
+    assert SYSTEMS["baseline"].at(small, model="resnet-c", epochs=3).epochs == 3

@@ -1,0 +1,183 @@
+"""A run that was cut off ends like one that was not, and nothing that exists is lost."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edge_sel.errors import UsageError
+from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.reference.data import Sets
+from edge_sel.reference.record import mean_std, summarise, total
+from edge_sel.reference.setup import Setup, find_scale
+from edge_sel.reference.store import RunFolder, list_results, write_durably
+from edge_sel.reference.suite import Options, Stopped, run_suite
+from edge_sel.reference.systems import SYSTEMS
+from tests.reference.conftest import colours
+
+SMOKE = replace(find_scale("smoke"), batch_limit=16)
+SETS = Sets(colours(40), colours(30, seed=1), "colours")
+TIMED = ("time_s", "images_per_s", "temp_c")
+
+
+@pytest.fixture
+def suite(tmp_path, one_thread):
+    def call(*names, out=tmp_path / "out", stop_after=None, **options):
+        steps = iter(range(10**9))
+        with EnergyRecorder(None, background=False, temperature=lambda: None) as recorder:
+            return run_suite(
+                [SYSTEMS[name] for name in names], lambda size: SETS, Options(SMOKE, "digits", out, device="cpu", **options),
+                recorder, should_stop=lambda: stop_after is not None and next(steps) >= stop_after, listen=lambda event: None,
+            )  # fmt: skip
+
+    return call
+
+
+def timeless(result):
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in result["rows"]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lottery-ticket", "warmup-sel", "sel-v3", "fast-ast", "dihcl-beta", "infobatch", "selective-backprop", "fast"],
+)
+def test_resumed_is_the_same_as_uninterrupted(name, suite, tmp_path):
+    whole = suite(name, out=tmp_path / "whole")[0]
+    stopped = 0
+    for after in (3, 4, 5, 7, 5, 6):
+        try:
+            suite(name, stop_after=after)
+        except Stopped:
+            stopped += 1
+    assert stopped
+    assert timeless(suite(name)[0]) == timeless(whole)
+
+
+def test_a_finished_run_is_kept_and_its_checkpoint_gone(suite, tmp_path):
+    first = suite("baseline", "ast")
+    folder = tmp_path / "out" / "baseline" / "seed-0"
+    assert sorted(path.name for path in folder.iterdir()) == ["history.csv", "run.json"]
+    assert suite("baseline", "ast") == json.loads(json.dumps(first))
+    assert [result["system"] for result in list_results(tmp_path / "out")] == ["ast", "baseline"]
+
+
+def test_rows_have_the_published_columns_and_ours(suite, tmp_path):
+    result = suite("sel-95")[0]
+    lines = (tmp_path / "out/sel-95/seed-0/history.csv").read_text().splitlines()
+    columns = lines[0].split(",")
+    assert columns[:9] == [
+        "epoch",
+        "stage",
+        "train_acc",
+        "train_loss",
+        "test_full",
+        "test_100",
+        "flops_T",
+        "time_s",
+        "sparsity",
+    ]
+    assert columns[9:12] == ["E_red", "C_red", "acc_red"]
+    assert {"executed_flops_T", "energy_j", "energy_source", "power_w", "active_rate"} <= set(columns)
+    assert len(lines) == 1 + result["summary"]["epochs"] == 1 + len(result["rows"])
+    assert result["rows"][-1]["energy_source"] == "unavailable" and result["summary"]["energy_j"] is None
+    assert result["environment"]["torch"] == torch.__version__ and result["label"].startswith("scale smoke")
+    for before, after in zip(result["rows"], result["rows"][1:], strict=False):
+        assert after["flops_T"] > before["flops_T"] and after["executed_flops_T"] > before["executed_flops_T"]
+
+
+def test_other_settings_do_not_touch_what_is_there(suite, tmp_path):
+    suite("baseline")
+    before = (tmp_path / "out/baseline/seed-0/run.json").read_bytes()
+    with pytest.raises(UsageError, match="another setup"):
+        suite("baseline", epochs=7)
+    with pytest.raises(Stopped):
+        suite("ast", stop_after=4)
+    with pytest.raises(UsageError, match="another setup"):
+        suite("ast", epochs=9)
+    assert (tmp_path / "out/baseline/seed-0/run.json").read_bytes() == before
+
+
+def test_seeds_differ(suite):
+    first, second = suite("ast", seeds=(0, 1))
+    assert timeless(first) != timeless(second)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(suite, tmp_path):
+    whole = suite("ast", out=tmp_path / "whole")[0]
+    with pytest.raises(Stopped):
+        suite("ast", stop_after=7)  # in the third epoch
+    folder = RunFolder(tmp_path / "out", "ast", 0)
+    for name, epochs in (("checkpoint", 1), ("checkpoint-previous", None)):
+        path = folder.path / f"{name}.safetensors"
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 1
+        path.write_bytes(bytes(damaged))
+        found = folder.load()
+        assert found is None if epochs is None else len(found[1]) == epochs
+    assert timeless(suite("ast")[0]) == timeless(whole)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["history.csv", "run.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
+    from edge_sel.errors import SetupError
+
+    path = tmp_path / "a"
+    write_durably(path, b"old")
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SetupError, match="No space"):
+        write_durably(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_missing_joule_makes_the_sum_unavailable():
+    assert total([{"energy_j": 1.0}, {"energy_j": None}], "energy_j") is None
+    assert total([{"energy_j": 1.0}, {"energy_j": 2.0}], "energy_j") == 3.0
+    assert (
+        mean_std([1.0, None]) is None
+        and mean_std([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+        and mean_std([5.0]) == (5.0, None)
+    )
+
+
+def test_a_summary_of_different_sources_says_so(suite):
+    rows = suite("baseline")[0]["rows"]
+    mixed = [dict(rows[0], energy_source="measured"), dict(rows[1], energy_source="modelled")]
+    assert summarise(mixed)["energy_source"] == "mixed: measured, modelled"
+
+
+def test_models_come_with_their_first_weights_named(suite):
+    assert suite("baseline", weights="random")[0]["weights"] == "random"
+
+
+def test_imagenet_weights_fit_except_stem_and_head():
+    from edge_sel.models.registry import build
+    from edge_sel.reference.weights import start_model, take_torchvision_resnet18
+
+    ours = build("resnet18-cifar", 10, (32, 32))
+    theirs = {}
+    for name, value in build("resnet18-cifar", 1000, (32, 32)).state_dict().items():
+        name = (
+            name.replace("stages.3.", "layer4.")
+            .replace("stages.2.", "layer3.")
+            .replace("stages.1.", "layer2.")
+            .replace("stages.0.", "layer1.")
+        )
+        name = name.replace("shortcut", "downsample").replace(".norm", ".bn").replace("head.", "fc.")
+        theirs[name.replace("stem.conv.", "conv1.").replace("stem.bn.", "bn1.")] = value
+    theirs["conv1.weight"] = torch.zeros(64, 3, 7, 7)
+    theirs["layer4.1.bn2.bias"] = torch.full((512,), 7.0)
+    assert take_torchvision_resnet18(ours, theirs) == ["head", "stem.conv"]
+    assert ours.state_dict()["stages.3.1.norm2.bias"].eq(7).all()
+    _model, word = start_model(Setup("resnet18-cifar", 1, imagenet=True), 10, (32, 32), "random")
+    assert word == "random"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_runs_at_smoke_scale(name, suite):
+    result = suite(name)[0]
+    summary = result["summary"]
+    assert all(row["train_loss"] is not None and row["executed_flops_T"] > 0 for row in result["rows"])
+    assert summary["epochs"] == len(result["rows"]) >= 2 and 0 <= summary["test_full"] <= 1
+    assert summary["per_class"].keys() == {"red", "green", "blue"}
+    assert json.loads(json.dumps(result, allow_nan=False)) == result

@@ -1,0 +1,56 @@
+"""The results of ``edge-sel reference`` as a CSV file and as a table for the documentation.
+
+edge-sel reference --scale small --data ~/cifar10 --device cpu --out runs/small
+python tools/reference_table.py runs/small --csv docs/reference/small.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from edge_sel.reference.compare import overview
+from edge_sel.reference.store import list_results, write_durably
+from edge_sel.reference.systems import SYSTEMS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    results = list_results(options.results)
+    if not results:
+        parser.error(f"no finished results in {options.results}")
+    visits: dict[str, list[int]] = {}
+    for result in results:
+        visits.setdefault(result["system"], []).append(sum(row["visited"] for row in result["rows"]))
+    rows = sorted(overview(results), key=lambda row: list(SYSTEMS).index(row["system"]))
+    for row in rows:
+        row["image_visits"] = sum(visits[row["system"]]) / len(visits[row["system"]])
+        row["sparsity"] = next(r["summary"]["last_sparsity"] for r in results if r["system"] == row["system"])
+        row["active_rate"] = next(r["summary"]["active_rate"] for r in results if r["system"] == row["system"])
+    if options.csv is not None:
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_durably(options.csv, text.getvalue().encode())
+    print("| system | epochs | image visits | accuracy | nominal TFLOP | executed TFLOP | net J | sparsity | active |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        net = "unavailable" if row["net_j"] is None else f"{row['net_j']:.0f}"
+        accuracy = f"{100 * row['test_full']:.1f} %" + (
+            f" ± {100 * row['test_full_std']:.1f}" if row["seeds"] > 1 else ""
+        )
+        print(
+            f"| `{row['system']}` | {row['epochs']} | {row['image_visits']:.0f} | {accuracy} | "
+            f"{row['nominal_flops_t']:.4f} | {row['executed_flops_t']:.2f} | {net} | "
+            f"{100 * row['sparsity']:.0f} % | {100 * row['active_rate']:.0f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -10,11 +10,12 @@ from torch import nn
 from edge_sel.edge.head import extend_head
 from edge_sel.engines.base import Arrays, Batch, Engine, Hyper, Trainer
 from edge_sel.engines.torch import TorchEngine
-from edge_sel.graphs.optimizers import BETA1
 from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack
 
 PLANS = builtin_pack().manifest.plans
+STATE = OPTIMIZER_STATE[builtin_pack().manifest.optimizer]
 ALL = tuple(PLANS)
 TRAINED = tuple(name for name, plan in PLANS.items() if plan.trainable)
 FROZEN = tuple(name for name in TRAINED if PLANS[name].bn_mode == "frozen")
@@ -56,8 +57,8 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def gradients(trainer: Trainer) -> Arrays:
-    """The (masked) gradients of a trainer's only step so far, from Adam's first moment."""
-    return {name: trainer.state()[f"m::{name}"] / (1 - BETA1) for name in trainer.plan.trainable}
+    """The (masked) gradients of a trainer's only step so far, from the momentum of SGD."""
+    return {name: trainer.state()[f"momentum::{name}"] for name in trainer.plan.trainable}
 
 
 def assert_same(a: Arrays, b: Arrays) -> None:
@@ -168,7 +169,7 @@ def test_a_budgeted_plan_changes_only_the_chosen_channels(pack, trainer, batch, 
         after = trainer.state()
         for name, rows in chosen.items():
             others = np.setdiff1d(np.arange(len(shuffled[name])), rows)
-            for key in (name, f"m::{name}", f"v::{name}"):
+            for key in (name, *(f"{slot}::{name}" for slot in STATE)):
                 assert before[key][others].tobytes() == after[key][others].tobytes(), key
                 flat = (before[key][rows] != after[key][rows]).reshape(len(rows), -1)
                 assert flat.any(1).all(), f"{key}: a chosen channel did not change"
@@ -326,8 +327,8 @@ def test_guilt_is_a_norm_per_channel_and_changes_nothing(pack, trainer, batch, p
     assert_same(trainer.state(), after)
     for name, norms in guilt.items():
         assert norms.shape == (len(weights[name]),) and (norms >= 0).all() and norms.any()
-        moment = after[f"m::{name}"] - np.float32(BETA1) * before[f"m::{name}"]
-        expected = np.linalg.norm(moment.reshape(len(norms), -1) / (1 - BETA1), axis=1)
+        gradient = after[f"momentum::{name}"] - np.float32(HYPER.momentum) * before[f"momentum::{name}"]
+        expected = np.linalg.norm(gradient.reshape(len(norms), -1), axis=1)
         np.testing.assert_allclose(norms, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 

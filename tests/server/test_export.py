@@ -253,7 +253,7 @@ class KinkedEngine(TorchEngine):
 
         def kinked_state():
             factor = 1.05 if 0 < steps <= self.kinked else 1.0
-            return {name: value * factor if name.startswith("m::") else value for name, value in state().items()}
+            return {name: value * factor if name.startswith("momentum::") else value for name, value in state().items()}
 
         trainer.step, trainer.state = counting_step, kinked_state
         return trainer

@@ -101,10 +101,11 @@ class Engine(Protocol):
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
         """Start a plan from the given full set of weights."""
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: bool = False) -> Prefix | None:
         """The plan's frozen prefix with the given full set of weights; None if the plan's trainer takes images.
 
-        That is so where the plan has none, and in an engine that always computes the whole network.
+        That is so where the plan has none, and in an engine that always computes the whole network. With ``int8`` its
+        twin in integers; None where it has none.
         """
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:

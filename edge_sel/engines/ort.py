@@ -20,6 +20,7 @@ from edge_sel.engines.base import (
     StepResult,
     computed_elements,
 )
+from edge_sel.engines.int8 import integers
 from edge_sel.errors import SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack
@@ -63,14 +64,18 @@ class OrtEngine:
         """Start a plan from the given full set of weights."""
         return OrtTrainer(self, pack, pack.plan(plan), weights)
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
-        """The plan's frozen prefix, all weights constant."""
+    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: bool = False) -> Prefix | None:
+        """The plan's frozen prefix, all weights constant; with ``int8`` those of its twin, made of the given ones."""
         info = pack.prefix(plan)
-        if info is None:
+        if info is None or (int8 and info.int8 is None):
             return None
-        session = self.session(pack.graph(info.graph), {n: weights[n] for n in info.constants if n in weights})
+        if int8 and info.int8:
+            file, constants = info.int8.graph, integers(info.int8, weights)
+        else:
+            file, constants = info.graph, {n: weights[n] for n in info.constants if n in weights}
+        session = self.session(pack.graph(file), constants)
 
-        def prefix(images: np.ndarray) -> np.ndarray:
+        def prefix(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place
             features: np.ndarray = session.run(["features"], {"x": images})[0]
             return features
 

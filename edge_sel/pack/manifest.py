@@ -57,6 +57,45 @@ class PlanInfo:
 
 
 @dataclass(frozen=True)
+class Int8Conv:
+    """A convolution of an int8 prefix, whose integers the device computes.
+
+    Attributes:
+        name: of its output; what is supplied is named after it.
+        weight: name of the weights, ``bias`` of the bias, if any.
+        norm: names of the scale, shift, mean and variance that are folded in, if any, with their ``epsilon``.
+        input_scale: of one step of its input.
+    """
+
+    name: str
+    weight: str
+    bias: str
+    norm: tuple[str, ...]
+    epsilon: float
+    input_scale: float
+
+    @property
+    def supplied(self) -> tuple[str, str, str]:
+        """Initializers of the graph: int8 weights, their scales, int32 biases."""
+        return f"{self.name}::weight", f"{self.name}::scale", f"{self.name}::bias"
+
+
+@dataclass(frozen=True)
+class Int8Info:
+    """The int8 twin of a prefix.
+
+    Attributes:
+        graph: its file, without the weights.
+        relative_error: of the features, on the server's calibration images.
+        convolutions: in the order of the graph.
+    """
+
+    graph: str
+    relative_error: float
+    convolutions: tuple[Int8Conv, ...]
+
+
+@dataclass(frozen=True)
 class PrefixInfo:
     """The frozen part of the forward pass that one or several plans share.
 
@@ -65,12 +104,14 @@ class PrefixInfo:
         shape: of one image's features.
         constants: initializers that the features depend on, the exporter's own among them.
         flops: of the prefix per image, counted as those of the plans are.
+        int8: the same in integers, where the features agree.
     """
 
     graph: str
     shape: tuple[int, ...]
     constants: tuple[str, ...]
     flops: int
+    int8: Int8Info | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +189,11 @@ def from_json(text: str, where: object) -> Manifest:
         for plan in manifest.plans.values():
             if plan.prefix and plan.prefix not in manifest.prefixes:
                 raise ValueError(f"plans.{plan.name}.prefix is {plan.prefix!r}")
+        for name, prefix in manifest.prefixes.items():
+            for conv in prefix.int8.convolutions if prefix.int8 else ():
+                names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
+                if len(conv.norm) not in (0, 4) or not conv.input_scale > 0 or not names <= set(prefix.constants):
+                    raise ValueError(f"prefixes.{name}.int8 has {conv!r}")
         return manifest
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PackError(

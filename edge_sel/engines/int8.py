@@ -28,7 +28,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def integers(info: Int8Info, weights: Mapping[str, np.ndarray]) -> Arrays:
-    """Weights, scales and biases of every convolution, by the names that the graph gives them.
+    """Weights, scales and biases of every convolution, by the names that the graph gives them, and other weights.
 
     Raises:
         PackError: the manifest asks for weights that are not there, or of another shape.
@@ -42,7 +42,7 @@ def integers(info: Int8Info, weights: Mapping[str, np.ndarray]) -> Arrays:
                 f"the int8 prefix asks for weights that are not there ({error})", where=conv.name,
                 fix="export the pack again",
             ) from error  # fmt: skip
-    return supplied
+    return supplied | {name: weights[name] for name in info.constants if name in weights}
 
 
 def fold(conv: Int8Conv, weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

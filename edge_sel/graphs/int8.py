@@ -6,6 +6,7 @@ it may have re-estimated the statistics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,22 +18,13 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
 from edge_sel.graphs.prefix import Cut
-from edge_sel.pack.manifest import Int8Conv
+from edge_sel.pack.manifest import Int8Conv, Int8Info
 
 Range = tuple[float, float]
 
 CLAMPS = ("Relu", "Clip")
-SUPPORTED = (
-    "Conv",
-    "BatchNormalization",
-    "Add",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "ReduceMean",
-    "Identity",
-)
-"""Operators that a prefix with a twin may consist of, besides ``CLAMPS``."""
+SUPPORTED = ("Conv", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", *CLAMPS)
+"""Operators that the last convolution of a prefix with a twin may depend on, besides normalisation behind one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Step:
 
 
 def int8_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
-    """The prefix as the twin computes it; what follows the last convolution stays in floating point.
+    """The prefix as the twin computes it; what no convolution follows stays in floating point.
 
     Raises:
         GraphError: an operator has no place in a twin; names it.
@@ -75,7 +67,8 @@ def int8_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
     for node in nodes:
         if node.outputs[0] in absorbed:
             continue
-        _require_supported(forward, node)
+        if node.op == "Conv" or node.outputs[0] in before:
+            _require_supported(forward, node)
         output, norm, clamp = node.outputs[0], None, None
         if node.op == "Conv" and (norm := _only_reader(readers, cut, output, ("BatchNormalization",))):
             _require_weights(forward, norm, norm.inputs[1:])
@@ -89,8 +82,8 @@ def int8_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
 
 def compile_int8(
     forward: Forward, cut: Cut, steps: tuple[Step, ...], ranges: Mapping[str, Range]
-) -> tuple[onnx.ModelProto, tuple[Int8Conv, ...]]:
-    """Image in, features out, as ``compile_prefix``; and what the device is to supply for each convolution.
+) -> tuple[onnx.ModelProto, Int8Info]:
+    """Image in, features out, as ``compile_prefix``; and what the device is to supply, with no file and no error yet.
 
     Args:
         forward: the whole graph.
@@ -136,18 +129,18 @@ def compile_int8(
     outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, [BATCH, *cut.shape])]
     model = b.model(inputs, outputs, {**forward.initializers, **supplied}, "prefix-int8")
     _leave_out(model, supplied)
-    return model, tuple(convolutions)
+    constants = tuple(i.name for i in model.graph.initializer if i.name in forward.initializers and "." in i.name)
+    return model, Int8Info("", math.nan, tuple(convolutions), constants)
 
 
 def _require_supported(forward: Forward, node: Node) -> None:
-    if node.op == "BatchNormalization" or node.op not in (*SUPPORTED, *CLAMPS):
+    given = node.inputs[:1] if node.op in ("Conv", "Clip") else node.inputs
+    if node.op not in SUPPORTED or any(name in forward.initializers for name in given):
         raise GraphError(f"operator {node.op} is not supported", where=node.name)
     if node.op == "Conv":
         if node.attribute("auto_pad", b"NOTSET") != b"NOTSET" or len(forward.shape(node.inputs[1])) != 4:
             raise GraphError("a convolution of another kind", where=node.name)
         _require_weights(forward, node, [name for name in node.inputs[1:] if name])
-    if node.op == "Add" and any(name in forward.initializers for name in node.inputs):
-        raise GraphError("operator Add with a constant is not supported", where=node.name)
 
 
 def _require_weights(forward: Forward, node: Node, names: list[str] | tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -88,11 +89,13 @@ class Int8Info:
         graph: its file, without the weights.
         relative_error: of the features, on the server's calibration images.
         convolutions: in the order of the graph.
+        constants: weights that it takes as they are, behind its last convolution.
     """
 
     graph: str
     relative_error: float
     convolutions: tuple[Int8Conv, ...]
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,8 @@ def from_json(text: str, where: object) -> Manifest:
             if plan.prefix and plan.prefix not in manifest.prefixes:
                 raise ValueError(f"plans.{plan.name}.prefix is {plan.prefix!r}")
         for name, prefix in manifest.prefixes.items():
-            for conv in prefix.int8.convolutions if prefix.int8 else ():
-                names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
-                if len(conv.norm) not in (0, 4) or not conv.input_scale > 0 or not names <= set(prefix.constants):
-                    raise ValueError(f"prefixes.{name}.int8 has {conv!r}")
+            if prefix.int8 and not _sound(prefix.int8, set(prefix.constants)):
+                raise ValueError(f"prefixes.{name}.int8 is {prefix.int8!r}")
         return manifest
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PackError(
@@ -201,6 +202,15 @@ def from_json(text: str, where: object) -> Manifest:
             where=where,
             fix="copy the pack again",
         ) from error
+
+
+def _sound(int8: Int8Info, constants: set[str]) -> bool:
+    """Whether the twin is made of the prefix's own weights, and of numbers."""
+    for conv in int8.convolutions:
+        names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
+        if len(conv.norm) not in (0, 4) or not 0 < conv.input_scale < math.inf or not names <= constants:
+            return False
+    return set(int8.constants) <= constants
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -59,15 +59,14 @@ def make_twin(
     steps = int8_steps(forward, cut)
     tensors = [step.output for step in steps if step.integers]
     ranges, expected = _measure(prefix, forward.input, tensors, pixels)
-    graph, convolutions = compile_int8(forward, cut, steps, ranges)
-    info = Int8Info(name, 0.0, convolutions)
-    given = integers(info, weights)  # a session reads them in place
+    graph, info = compile_int8(forward, cut, steps, ranges)
+    given = integers(replace(info, constants=()), weights)  # a session reads them in place; the others are still inside
     session = OrtEngine(1).session(graph.SerializeToString(), given)
     found = np.concatenate([session.run(["features"], {forward.input: chunk})[0] for chunk in _chunks(pixels)])
     error = relative_error(found, expected)
     if not error <= MOST_ERROR:
         raise GraphError(f"its features differ by {error:.1%}")
-    return Twin(graph, replace(info, relative_error=error))
+    return Twin(graph, replace(info, graph=name, relative_error=error))
 
 
 def _chunks(pixels: np.ndarray) -> list[np.ndarray]:

@@ -31,6 +31,9 @@ CHUNK = 4
 """Images per run of a prefix, always: an image's last bits may depend on how many others it comes with, and a resumed
 run has other ones to compute together. More of them are hardly faster."""
 
+RANGED = 64
+"""Images that tell the range of all: almost every one has something dark and something bright."""
+
 LARGEST = float(np.finfo(np.float16).max)
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -169,12 +172,13 @@ def open_features(
             progress.precision = FP32
         elif settings.prefix_precision == "auto":
             with phase("prefix"):
-                event = choose(engine, pack, plan, weights, partial(_sample, pack, images))
+                event = choose(engine, pack, plan, weights, _range(pack, images), partial(_chunks, pack, images))
             progress.precision = event["precision"] if event else FP32
             if event:
                 progress.tally.prefixed += 2 * CHUNK * (TIMED + 1) if event["ms_per_image"] else 0
                 emit("prefix", **event)
-    load = partial(engine.prefix, pack, plan, weights, **({"int8": True} if progress.precision == INT8 else {}))
+    integers = {"int8": _range(pack, images)} if info and progress.precision == INT8 else {}
+    load = partial(engine.prefix, pack, plan, weights, **integers)
     prefix = load()
     store: Store | None = None
     if info is not None and prefix is not None:
@@ -205,11 +209,21 @@ def _file_store(path: Path, count: int, shape: tuple[int, ...], key: bytes) -> F
     return None
 
 
-def _sample(pack: Pack, images: ImageSet) -> list[np.ndarray]:
-    """Chunks for a trial, from all over the images."""
-    model, count = pack.manifest.model, CHUNK * (TIMED + 1)
-    chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
-    return np.split(normalise(images.read(chosen), model.mean, model.std), TIMED + 1)
+def _sample(pack: Pack, images: ImageSet, count: int) -> np.ndarray:
+    """Normalised images from all over the set."""
+    model = pack.manifest.model
+    return normalise(images.read(np.linspace(0, len(images) - 1, count).astype(np.int64)), model.mean, model.std)
+
+
+def _chunks(pack: Pack, images: ImageSet) -> list[np.ndarray]:
+    """For a trial."""
+    return np.split(_sample(pack, images, CHUNK * (TIMED + 1)), TIMED + 1)
+
+
+def _range(pack: Pack, images: ImageSet) -> tuple[float, float]:
+    """Of the normalised images, from some of them."""
+    pixels = _sample(pack, images, RANGED)
+    return float(pixels.min()), float(pixels.max())
 
 
 def _key(engine: Engine, pack: Pack, info: PrefixInfo, progress: Progress, images: ImageSet) -> bytes:

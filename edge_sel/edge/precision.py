@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.engines.base import Engine, Prefix
+from edge_sel.engines.base import Engine, Prefix, Range
 from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.errors import EdgeSelError
 from edge_sel.pack.reader import Pack
@@ -33,15 +33,17 @@ def choose(
     pack: Pack,
     plan: str,
     weights: Mapping[str, np.ndarray],
+    image: Range,
     chunks: Callable[[], Sequence[np.ndarray]],
     cpu_time: CpuTime | None = None,
 ) -> dict[str, Any] | None:
     """Try both on ``TIMED + 1`` chunks of normalised images: the ``prefix`` event, with the ``precision`` chosen.
 
+    ``image`` is the images' range.
     A device that cannot load the twin computes in float32; ``why`` says so. None in an engine that cuts nothing.
     """
     try:
-        twin = engine.prefix(pack, plan, weights, int8=True)
+        twin = engine.prefix(pack, plan, weights, int8=image)
     except EdgeSelError as error:
         why = f"the int8 prefix cannot be loaded: {error.what}"
         return {"plan": plan, "precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}

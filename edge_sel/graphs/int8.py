@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,9 +19,18 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
 from edge_sel.graphs.prefix import Cut
-from edge_sel.pack.manifest import Int8Conv, Int8Info
+from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info, grid
 
 Range = tuple[float, float]
+
+
+class Grid(NamedTuple):
+    """Names of the scale and of the zero point of a tensor's integers, and the scale, if the server knows it."""
+
+    scale_name: str
+    zero_name: str
+    scale: float | None
+
 
 CLAMPS = ("Relu", "Clip")
 SUPPORTED = ("Conv", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", *CLAMPS)
@@ -89,22 +99,22 @@ def compile_int8(
         forward: the whole graph.
         cut: where it ends.
         steps: of ``int8_steps``.
-        ranges: least and greatest value of the image and of every step's output that is quantised.
+        ranges: least and greatest value of every step's output that is quantised.
     """
     b = Builder()
     floats, integers, grids = {forward.input: forward.input}, {}, {}  # names in the twin by names in the forward graph
 
-    def quantise(name: str, value: str, grid: tuple[str, str, float]) -> None:
-        grids[name], integers[name] = grid, b.op("QuantizeLinear", value, *grid[:2])
+    def quantise(name: str, value: str, on: Grid) -> None:
+        grids[name], integers[name] = on, b.op("QuantizeLinear", value, *on[:2])
 
     def as_float(name: str) -> str:
         if name not in integers:
             return floats.get(name, name)
         return b.op("DequantizeLinear", integers[name], *grids[name][:2])
 
-    supplied: dict[str, np.ndarray] = {}
+    supplied = dict(zip(IMAGE_GRID, (np.float32(0).reshape(()), np.uint8(0).reshape(())), strict=True))
     convolutions = []
-    quantise(forward.input, forward.input, _grid(b, ranges[forward.input]))
+    quantise(forward.input, forward.input, Grid(*IMAGE_GRID, None))
     for step in steps:
         node, output = step.node, step.output
         if node.op == "Conv":
@@ -154,15 +164,12 @@ def _only_reader(readers: Mapping[str, list[Node]], cut: Cut, name: str, ops: tu
     return found[0] if name != cut.tensor and len(found) == 1 and found[0].op in ops else None
 
 
-def _grid(b: Builder, limits: Range) -> tuple[str, str, float]:
-    """Scale and zero point as constants, and the scale: 0 … 255 from least to greatest, and zero exactly on it."""
-    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
-    scale = float(np.float32((high - low) / 255)) or 1.0
-    zero = min(max(round(-low / scale), 0), 255)
-    return b.floats(scale), b.constant(zero, np.uint8), scale
+def _grid(b: Builder, limits: Range) -> Grid:
+    scale, zero = grid(*limits)
+    return Grid(b.floats(scale), b.constant(zero, np.uint8), scale)
 
 
-def _convolution(forward: Forward, step: Step, input_scale: float) -> tuple[Int8Conv, dict[str, np.ndarray]]:
+def _convolution(forward: Forward, step: Step, input_scale: float | None) -> tuple[Int8Conv, dict[str, np.ndarray]]:
     """What the manifest says of a convolution, and weight, scale and bias as they will be supplied."""
     node, norm = step.node, step.norm
     conv = Int8Conv(

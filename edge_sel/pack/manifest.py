@@ -57,6 +57,17 @@ class PlanInfo:
     """Which of the manifest's prefixes; none where the graphs begin at the image."""
 
 
+IMAGE_GRID = ("image::scale", "image::zero")
+"""Initializers of an int8 prefix: what one step of its image is worth, and which step is zero."""
+
+
+def grid(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of 0 … 255 from ``low`` to ``high``, with the number zero exactly on a step."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255 or 1.0
+    return scale, min(max(round(-low / scale), 0), 255)
+
+
 @dataclass(frozen=True)
 class Int8Conv:
     """A convolution of an int8 prefix, whose integers the device computes.
@@ -65,7 +76,7 @@ class Int8Conv:
         name: of its output; what is supplied is named after it.
         weight: name of the weights, ``bias`` of the bias, if any.
         norm: names of the scale, shift, mean and variance that are folded in, if any, with their ``epsilon``.
-        input_scale: of one step of its input.
+        input_scale: of one step of its input; None where that is the image, whose range the device knows.
     """
 
     name: str
@@ -73,7 +84,7 @@ class Int8Conv:
     bias: str
     norm: tuple[str, ...]
     epsilon: float
-    input_scale: float
+    input_scale: float | None
 
     @property
     def supplied(self) -> tuple[str, str, str]:
@@ -83,7 +94,7 @@ class Int8Conv:
 
 @dataclass(frozen=True)
 class Int8Info:
-    """The int8 twin of a prefix.
+    """The int8 twin of a prefix, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
 
     Attributes:
         graph: its file, without the weights.
@@ -208,7 +219,8 @@ def _sound(int8: Int8Info, constants: set[str]) -> bool:
     """Whether the twin is made of the prefix's own weights, and of numbers."""
     for conv in int8.convolutions:
         names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
-        if len(conv.norm) not in (0, 4) or not 0 < conv.input_scale < math.inf or not names <= constants:
+        scale = 1.0 if conv.input_scale is None else conv.input_scale
+        if len(conv.norm) not in (0, 4) or not 0 < scale < math.inf or not names <= constants:
             return False
     return set(int8.constants) <= constants
 

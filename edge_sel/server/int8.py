@@ -60,7 +60,10 @@ def make_twin(
     tensors = [step.output for step in steps if step.integers]
     ranges, expected = _measure(prefix, forward.input, tensors, pixels)
     graph, info = compile_int8(forward, cut, steps, ranges)
-    given = integers(replace(info, constants=()), weights)  # a session reads them in place; the others are still inside
+    image = float(pixels.min()), float(pixels.max())
+    given = integers(
+        replace(info, constants=()), weights, image
+    )  # a session reads them in place; the others are still inside
     session = OrtEngine(1).session(graph.SerializeToString(), given)
     found = np.concatenate([session.run(["features"], {forward.input: chunk})[0] for chunk in _chunks(pixels)])
     error = relative_error(found, expected)
@@ -91,4 +94,4 @@ def _measure(
     low = np.quantile(np.concatenate(lows, 1), 1 - WITHIN, axis=1)
     high = np.quantile(np.concatenate(highs, 1), WITHIN, axis=1)
     ranges = {name: (float(low[i]), float(high[i])) for i, name in enumerate(tensors)}
-    return {**ranges, image: (float(pixels.min()), float(pixels.max()))}, np.concatenate(features)
+    return ranges, np.concatenate(features)

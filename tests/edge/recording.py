@@ -27,7 +27,9 @@ class Recording:
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         return _Trainer(self, self._engine.trainer(pack, plan, weights), plan)
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: bool = False) -> Prefix | None:
+    def prefix(
+        self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: tuple[float, float] | None = None
+    ) -> Prefix | None:
         prefix = self._engine.prefix(pack, plan, weights, int8=int8)
 
         def recorded(images: np.ndarray) -> np.ndarray:

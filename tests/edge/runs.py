@@ -204,7 +204,9 @@ class Labouring:
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         return _Labourer(self._world, self._engine.trainer(pack, plan, weights), 1 - prefix_share(pack, plan))
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: bool = False) -> Any:
+    def prefix(
+        self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: tuple[float, float] | None = None
+    ) -> Any:
         prefix = self._engine.prefix(pack, plan, weights, int8=int8)
 
         def laboured(images: np.ndarray) -> np.ndarray:

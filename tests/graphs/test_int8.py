@@ -54,7 +54,7 @@ def folded(values, *, bias=True, norm=True):
 def test_integers_are_within_half_a_step(seed, spread, with_bias, with_norm):
     values = layer(seed, spread=spread)
     given = conv(bias="bias" if with_bias else "", norm=NORM if with_norm else ())
-    whole, scale, steps = fold(given, values)
+    whole, scale, steps = fold(given, values, 0.02)
     kernel, bias = folded(values, bias=with_bias, norm=with_norm)
     assert whole.dtype == np.int8 and scale.dtype == np.float32 and steps.dtype == np.int32
     assert whole.min() >= -STEPS and (scale > 0).all()
@@ -67,14 +67,14 @@ def test_integers_are_within_half_a_step(seed, spread, with_bias, with_norm):
 
 def test_each_channel_uses_its_whole_range():
     values = layer(0) | {"gamma": np.array([1, -1, 1e-3, -50, 7], np.float32)}
-    whole, _, _ = fold(conv(), values)
+    whole, _, _ = fold(conv(), values, 0.02)
     assert np.abs(whole).reshape(5, -1).max(1).tolist() == [STEPS] * 5
 
 
 def test_a_negative_gamma_turns_the_signs():
     values = layer(1)
     turned = values | {"gamma": -values["gamma"], "beta": -values["beta"]}
-    (a, s, b), (c, t, d) = (fold(conv(), v) for v in (values, turned))
+    (a, s, b), (c, t, d) = (fold(conv(), v, 0.02) for v in (values, turned))
     np.testing.assert_array_equal(a, -c)
     np.testing.assert_array_equal(s, t)
     np.testing.assert_array_equal(b, -d)
@@ -86,14 +86,14 @@ def test_a_channel_without_weights_keeps_its_bias(beta):
     for name, value in (("gamma", 0.0), ("beta", beta)):
         values[name] = values[name].copy()
         values[name][3] = value
-    whole, scale, steps = fold(conv(), values)
+    whole, scale, steps = fold(conv(), values, 0.02)
     assert not whole[3].any() and np.isfinite(scale).all() and scale[3] > 0
     assert float(steps[3]) * float(scale[3]) * 0.02 == pytest.approx(beta, rel=1e-6, abs=1e-20)
 
 
 def test_a_bias_beyond_all_weights_has_room():
     values = layer(3) | {"beta": np.full(5, 1e9, np.float32)}
-    _, scale, steps = fold(conv(), values)
+    _, scale, steps = fold(conv(), values, 0.02)
     np.testing.assert_allclose(steps * (scale.astype(np.float64) * 0.02), folded(values)[1], rtol=1e-6)
 
 
@@ -108,6 +108,10 @@ def test_relative_error():
 
 def noise(count=32, size=SIZE, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 3, size, size)).astype(np.float32)
+
+
+def limits(pixels):
+    return float(pixels.min()), float(pixels.max())
 
 
 def twin_of(forward, cut, pixels, weights=None):
@@ -142,7 +146,9 @@ def test_the_twin_gives_the_features_of_the_prefix(forward_of, name, plan):
     assert not any(node.op_type in ("Conv", "BatchNormalization") for node in twin.graph.graph.node)
     others = noise(seed=1)
     expected = features_of(prefix, others)
-    found = features_of(twin.graph, others, integers(replace(twin.info, constants=()), forward.initializers))
+    found = features_of(
+        twin.graph, others, integers(replace(twin.info, constants=()), forward.initializers, limits(others))
+    )
     assert found.shape == expected.shape and 0 < relative_error(found, expected) < MOST_ERROR
     assert len(twin.graph.SerializeToString()) < 20_000 or twin.info.constants
 
@@ -160,8 +166,8 @@ def test_the_twin_takes_in_other_statistics(forward_of):
         weights[mean] = weights[mean] * factor + 0.05 * factor
         weights[variance] = weights[variance] * factor**2
     expected = features_of(with_values(prefix, weights), noise())
-    found = features_of(twin.graph, noise(), integers(twin.info, weights))
-    stale = features_of(twin.graph, noise(), integers(twin.info, forward.initializers))
+    found = features_of(twin.graph, noise(), integers(twin.info, weights, limits(noise())))
+    stale = features_of(twin.graph, noise(), integers(twin.info, forward.initializers, limits(noise())))
     assert relative_error(found, expected) < MOST_ERROR < relative_error(stale, expected)
 
 
@@ -216,7 +222,7 @@ def test_every_supported_operator(chain, end):
     forward = hand_made(*CHAINS[chain])
     pixels = np.random.default_rng(0).standard_normal((16, *forward.shape("x")[1:])).astype(np.float32)
     prefix, twin = twin_of(forward, until(forward, end), pixels)
-    found = features_of(twin.graph, pixels, integers(twin.info, forward.initializers))
+    found = features_of(twin.graph, pixels, integers(twin.info, forward.initializers, limits(pixels)))
     assert relative_error(found, features_of(prefix, pixels)) == pytest.approx(twin.info.relative_error, abs=1e-6)
     assert len(twin.info.convolutions) == (1 if end == "deep" else 2)
 
@@ -270,4 +276,4 @@ def test_weights_that_are_not_there(change):
     values = layer(0) | {"long": np.zeros(9, np.float32)}
     info = Int8Info("twin.onnx", 0.0, (replace(conv(), **change),))
     with pytest.raises(PackError, match="weights that are not there"):
-        integers(info, values)
+        integers(info, values, (-1, 1))

@@ -80,10 +80,10 @@ def int8_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
         if node.op == "Conv" or node.outputs[0] in before:
             _require_supported(forward, node)
         output, norm, clamp = node.outputs[0], None, None
-        if node.op == "Conv" and (norm := _only_reader(readers, cut, output, ("BatchNormalization",))):
+        if node.op == "Conv" and (norm := _only_reader(readers, output, ("BatchNormalization",))):
             _require_weights(forward, norm, norm.inputs[1:])
             output = norm.outputs[0]
-        if node.op in ("Conv", "Add") and (clamp := _only_reader(readers, cut, output, CLAMPS)):
+        if node.op in ("Conv", "Add") and (clamp := _only_reader(readers, output, CLAMPS)):
             output = clamp.outputs[0]
         absorbed |= {step.outputs[0] for step in (norm, clamp) if step}
         steps.append(Step(node, norm, clamp, output, output in before or node.op == "Conv"))
@@ -159,9 +159,9 @@ def _require_weights(forward: Forward, node: Node, names: list[str] | tuple[str,
         raise GraphError(f"operator {node.op} with computed weights is not supported", where=node.name)
 
 
-def _only_reader(readers: Mapping[str, list[Node]], cut: Cut, name: str, ops: tuple[str, ...]) -> Node | None:
+def _only_reader(readers: Mapping[str, list[Node]], name: str, ops: tuple[str, ...]) -> Node | None:
     found = readers.get(name, [])
-    return found[0] if name != cut.tensor and len(found) == 1 and found[0].op in ops else None
+    return found[0] if len(found) == 1 and found[0].op in ops else None
 
 
 def _grid(b: Builder, limits: Range) -> Grid:

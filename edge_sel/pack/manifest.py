@@ -64,7 +64,8 @@ IMAGE_GRID = ("image::scale", "image::zero")
 def grid(low: float, high: float) -> tuple[float, int]:
     """Scale and zero point of 0 … 255 from ``low`` to ``high``, with the number zero exactly on a step."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0
+    scale = (high - low) / 255
+    scale = scale if scale > 1e-30 else 1.0
     return scale, min(max(round(-low / scale), 0), 255)
 
 

@@ -89,6 +89,8 @@ def test_the_first_chunk_and_one_that_was_interrupted_do_not_count():
     others = [*plain * (TIMED - 1), 0, 1, 0, 90]
     assert compared(0, times=[0, 1, 0, 90, *others])["precision"] == "int8"
     assert compared(0, times=[0, 90, 0, 0.5, *[0, 1, 0, 2] * TIMED])["precision"] == "fp32"
+    mixed = [t for taken in (0.8, 0.8, 0.8, 2, 2) for t in (0, 1, 0, taken)]
+    assert compared(0, times=[0, 1, 0, 90, *mixed])["ms_per_image"]["int8"] == pytest.approx(200)
 
 
 # The choice

@@ -19,7 +19,7 @@ from edge_sel.graphs.int8 import int8_steps
 from edge_sel.graphs.ir import read_forward
 from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut
-from edge_sel.pack.manifest import Int8Conv, Int8Info
+from edge_sel.pack.manifest import Int8Conv, Int8Info, grid
 from edge_sel.server.forward import export_forward
 from edge_sel.server.int8 import make_twin
 from tests.graphs.conftest import SIZE
@@ -95,6 +95,18 @@ def test_a_bias_beyond_all_weights_has_room():
     values = layer(3) | {"beta": np.full(5, 1e9, np.float32)}
     _, scale, steps = fold(conv(), values, 0.02)
     np.testing.assert_allclose(steps * (scale.astype(np.float64) * 0.02), folded(values)[1], rtol=1e-6)
+
+
+@given(st.floats(-100, 100), st.floats(0, 100))
+def test_zero_is_on_the_grid_and_both_ends_are_within_half_a_step(low, width):
+    scale, zero = grid(low, low + width)
+    assert 0 <= zero <= 255 and scale > 0
+    for value in (low, low + width, 0.0):
+        assert abs((min(max(round(value / scale) + zero, 0), 255) - zero) * scale - value) <= 0.501 * scale
+
+
+def test_grids_of_one_sign_and_of_nothing():
+    assert grid(1, 255) == (1.0, 0) and grid(-255, -1) == (1.0, 255) and grid(0, 0) == grid(0, 1e-40) == (1.0, 0)
 
 
 def test_relative_error():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from edge_sel.data.transforms import normalise
 from edge_sel.engines import int8 as folding
@@ -61,6 +62,26 @@ def test_a_twin_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_path,
     assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
     assert all("has no int8 twin: its features differ by" in line for line in lines) and len(lines) == 2
     assert not any("int8" in name for name in pack.manifest.files)
+
+
+def test_features_that_are_no_numbers(quick_export, warm, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "relative_error", lambda found, expected: float("nan"))
+    pack, _ = exported(warm, tmp_path / "pack")
+    assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
+
+
+def test_ranges_leave_the_extremes_of_few_images_out(monkeypatch):
+    """Of a hundred images ten have a point far above and ten others one far below."""
+    monkeypatch.setattr(server, "WITHIN", 0.85)
+    values = np.tile(np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 3, 2, 2), (100, 1, 1, 1))
+    values[3:13, 0, 0, 0], values[53:63, 2, 1, 1] = -9, 9
+    nodes = [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Identity", ["a"], ["features"])]
+    ends = [helper.make_tensor_value_info(name, 1, ["batch", 3, 2, 2]) for name in ("x", "features")]
+    graph = helper.make_graph(nodes, "negative", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    ranges, features = server._measure(model, "x", ["a"], values)
+    assert ranges == {"a": (-1.0, 1.0)}
+    np.testing.assert_array_equal(features, -values)
 
 
 def test_ranges_that_cut_off_too_much(quick_export, warm, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from itertools import accumulate, cycle
 import numpy as np
 import pytest
 
-from edge_sel.edge import features, precision
+from edge_sel.edge import features
+from edge_sel.edge import precision as choosing
 from edge_sel.edge.features import CHUNK, FILE, open_features
 from edge_sel.edge.precision import GAIN, TIMED, WORTHWHILE, choose, compare
 from edge_sel.engines.int8 import MOST_ERROR, relative_error
@@ -233,7 +234,7 @@ def test_the_next_rung_chooses_anew(timed, tmp_path):
 
 
 def test_the_processor_clock_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision.time, "process_time", Timer(FASTER))
+    monkeypatch.setattr(choosing.time, "process_time", Timer(FASTER))
     heard = []
     opened(tmp_path, told=heard)
     assert heard[0][1]["ms_per_image"] == {"fp32": 250.0, "int8": 125.0}

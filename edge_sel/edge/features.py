@@ -18,6 +18,7 @@ import numpy as np
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.feature_store import FileStore, MemoryStore, Store, discard, row_bytes
+from edge_sel.edge.memory import trim
 from edge_sel.edge.precision import FP32, INT8, TIMED, WORTHWHILE, choose
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine, Prefix
@@ -173,6 +174,7 @@ def open_features(
         elif settings.prefix_precision == "auto":
             with phase("prefix"):
                 event = choose(engine, pack, plan, weights, _range(pack, images), partial(_chunks, pack, images))
+            trim()  # of both that were tried
             progress.precision = event["precision"] if event else FP32
             if event:
                 progress.tally.prefixed += 2 * CHUNK * (TIMED + 1) if event["ms_per_image"] else 0

@@ -60,6 +60,9 @@ class Settings:
     require_measured: bool = setting("refuse to run on modelled energy", False, parse=_TRUTH.get)
     feature_cache_mb: int = setting("memory for features of a frozen prefix, in MB", 64, low=0)
     feature_cache_disk_mb: int = setting("disk for them where that is too little, in MB", 2048, low=0)
+    prefix_precision: Literal["auto", "fp32", "int8"] = setting(
+        "how a frozen prefix computes; auto: int8 where that is faster and agrees", "auto"
+    )
     new_classes: Literal["strict", "extend"] = setting("classes that the pack lacks", "strict")
     checkpoint_every_s: float = setting("time between checkpoints", 30.0, above=0, parse=_seconds)
     energy_budget_j: float | None = _limit("gross energy the whole run may take", parse_energy_j, "500J")

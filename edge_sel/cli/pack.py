@@ -54,6 +54,7 @@ def verify(pack: Path) -> None:
     weights, engine = opened.weights(), OrtEngine()
     for name in opened.manifest.plans:
         engine.prefix(opened, name, weights)
+        engine.prefix(opened, name, weights, int8=(-1.0, 1.0))
         engine.trainer(opened, name, weights)
     engine.predictor(opened, weights)
     size = sum(info.bytes for info in opened.manifest.files.values())

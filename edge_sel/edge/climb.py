@@ -40,6 +40,7 @@ class Climb:
             folder=self.s.out,
             at_boundary=self._at_boundary,
             end_epoch=self._end_epoch,
+            emit=self.s.emit,
             phase=self.s.recorder.phase,
         )
         while (rung := self._next_rung()) is not None:

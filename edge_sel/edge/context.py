@@ -45,5 +45,7 @@ class RungContext:
     """Called after every step and epoch, when the state can be saved; may raise ``Stopped``."""
     end_epoch: Callable[[RungRunner, Mapping[str, Any]], None]
     """Called with the figures of a finished epoch."""
+    emit: Callable[..., None]
+    """Tells an event: its kind and its figures."""
     phase: Callable[[str], AbstractContextManager[None]]
     """Tells the energy recorder what the joules are spent on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.feature_store import FileStore, MemoryStore, Store, discard, row_bytes
+from edge_sel.edge.memory import trim
+from edge_sel.edge.precision import FP32, INT8, TIMED, WORTHWHILE, choose
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine, Prefix
 from edge_sel.pack.manifest import PrefixInfo
@@ -29,6 +31,9 @@ FILE = "features.cache"
 CHUNK = 4
 """Images per run of a prefix, always: an image's last bits may depend on how many others it comes with, and a resumed
 run has other ones to compute together. More of them are hardly faster."""
+
+RANGED = 64
+"""Images that tell the range of all: almost every one has something dark and something bright."""
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -151,15 +156,31 @@ def open_features(
     *,
     folder: Path,
     phase: Phase,
+    expected: float = 0.0,
+    emit: Callable[..., None] = lambda event, **figures: None,
 ) -> Features:
     """What the trainer of a plan is to be fed, from ``images`` and, if the model allows it, their mirror images.
 
     They are kept in memory up to ``feature_cache_mb``, else in a file in ``folder`` up to ``feature_cache_disk_mb`` and
     half of the free disk, else not at all. A file that a stopped process left there is used again if it is of the
-    same pack, weights, images and engine.
+    same pack, weights, images, engine and precision. The precision is chosen when ``progress`` has none yet;
+    ``expected`` is the number of features that the rung will need.
     """
     info, weights, path = pack.prefix(plan), progress.weights, folder / FILE
-    load = partial(engine.prefix, pack, plan, weights)
+    if info is not None and not progress.precision:
+        progress.precision = settings.prefix_precision
+        if info.int8 is None or (settings.prefix_precision == "auto" and expected < WORTHWHILE):
+            progress.precision = FP32
+        elif settings.prefix_precision == "auto":
+            with phase("prefix"):
+                event = choose(engine, pack, plan, weights, _range(pack, images), partial(_chunks, pack, images))
+            trim()  # of both that were tried
+            progress.precision = event["precision"] if event else FP32
+            if event:
+                progress.tally.prefixed += 2 * CHUNK * (TIMED + 1) if event["ms_per_image"] else 0
+                emit("prefix", **event)
+    integers = {"int8": _range(pack, images)} if info and progress.precision == INT8 else {}
+    load = partial(engine.prefix, pack, plan, weights, **integers)
     prefix = load()
     store: Store | None = None
     if info is not None and prefix is not None:
@@ -167,7 +188,7 @@ def open_features(
         if size <= settings.feature_cache_mb * 2**20:
             store = MemoryStore(count, info.shape)
         elif size <= settings.feature_cache_disk_mb * 2**20:
-            store = _file_store(path, count, info.shape, _key(engine, pack, info, weights, images))
+            store = _file_store(path, count, info.shape, _key(engine, pack, info, progress, images))
     if not isinstance(store, FileStore):
         discard(path)
     return Features(pack, images, info, prefix, load, store, progress, phase)
@@ -190,13 +211,30 @@ def _file_store(path: Path, count: int, shape: tuple[int, ...], key: bytes) -> F
     return None
 
 
-def _key(engine: Engine, pack: Pack, info: PrefixInfo, weights: Mapping[str, np.ndarray], images: ImageSet) -> bytes:
+def _sample(pack: Pack, images: ImageSet, count: int) -> np.ndarray:
+    """Normalised images from all over the set."""
+    model = pack.manifest.model
+    return normalise(images.read(np.linspace(0, len(images) - 1, count).astype(np.int64)), model.mean, model.std)
+
+
+def _chunks(pack: Pack, images: ImageSet) -> list[np.ndarray]:
+    """For a trial."""
+    return np.split(_sample(pack, images, CHUNK * (TIMED + 1)), TIMED + 1)
+
+
+def _range(pack: Pack, images: ImageSet) -> tuple[float, float]:
+    """Of the normalised images, from some of them."""
+    pixels = _sample(pack, images, RANGED)
+    return float(pixels.min()), float(pixels.max())
+
+
+def _key(engine: Engine, pack: Pack, info: PrefixInfo, progress: Progress, images: ImageSet) -> bytes:
     """A hash of all that the features depend on."""
     parts = [engine.name, pack.digest, info.graph, info.shape, pack.manifest.model.flip, images.fingerprint()]
-    digest = hashlib.sha256(json.dumps(parts).encode())
+    digest = hashlib.sha256(json.dumps([*parts, progress.precision]).encode())
     for name in info.constants:
-        if name in weights:
-            digest.update(np.ascontiguousarray(weights[name]).tobytes())
+        if name in progress.weights:
+            digest.update(np.ascontiguousarray(progress.weights[name]).tobytes())
     return digest.digest()
 
 

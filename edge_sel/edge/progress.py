@@ -83,6 +83,7 @@ class Progress:
         ages: gate decisions that each image has waited for.
         weights: every weight as of the last finished rung.
         trainer: the engine's state inside a rung; empty between rungs.
+        precision: of the current rung's frozen prefix, "fp32" or "int8"; empty before the choice.
         featured: which features of the current rung's frozen prefix have been computed and kept; see ``Features``.
         pool_loss: loss of every image at the start of the rung (orders the curriculum).
         outlook: what the governor expects a step and the end to take.
@@ -114,6 +115,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
+    precision: str = ""
     rung_plan: str = ""
     rung_epochs: int = 0
     latest_guard: dict[str, Any] = field(default_factory=dict)
@@ -129,7 +131,7 @@ class Progress:
 
 _SCALARS = (
     "rung", "epoch", "stage", "stage_epoch", "cursor", "step", "history", "decisions", "before", "outlook", "rung_plan",
-    "rung_epochs", "latest_guard", "best_guard",
+    "rung_epochs", "latest_guard", "best_guard", "precision",
 )  # fmt: skip
 _ARRAYS = ("entropy", "queue", "queue_weights", "pool_loss", "featured", "class_e")
 

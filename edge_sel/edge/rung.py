@@ -17,7 +17,7 @@ from edge_sel.edge.features import Features, open_features
 from edge_sel.edge.progress import Arrays, Progress, Tally
 from edge_sel.edge.rates import learning_rate
 from edge_sel.edge.rungs import Rung
-from edge_sel.edge.work import STATISTICS_IMAGES, rung_work_left, work_done
+from edge_sel.edge.work import STATISTICS_IMAGES, features_asked, rung_work_left, work_done
 from edge_sel.engines.base import Batch, Hyper, Trainer
 from edge_sel.sel import hardness
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
@@ -41,11 +41,11 @@ class RungRunner:
         self.p = progress
         self.info = context.pack.plan(rung.plan)
         with context.phase("load"):
-            self.trainer: Trainer = context.engine.trainer(context.pack, rung.plan, progress.weights)
             self.features: Features = open_features(
                 context.engine, context.pack, rung.plan, context.images, progress, context.settings,
-                folder=context.folder, phase=context.phase,
+                folder=context.folder, phase=context.phase, expected=self._features_asked(), emit=context.emit,
             )  # fmt: skip
+            self.trainer: Trainer = context.engine.trainer(context.pack, rung.plan, progress.weights)
         if progress.trainer:
             self.trainer.load_state(progress.trainer)
         self.stages = scale_epochs(STAGES, rung.epochs)
@@ -64,7 +64,7 @@ class RungRunner:
         self.p.rung += 1
         self.p.epoch = self.p.stage = self.p.stage_epoch = self.p.cursor = self.p.step = 0
         self.p.queue, self.p.queue_weights = self.p.queue[:0], self.p.queue_weights[:0]
-        self.p.pool_loss, self.p.featured = self.p.pool_loss[:0], self.p.featured[:0]
+        self.p.pool_loss, self.p.featured, self.p.precision = self.p.pool_loss[:0], self.p.featured[:0], ""
 
     def _run(self) -> None:
         if not self.info.trainable:
@@ -79,6 +79,11 @@ class RungRunner:
     def weights(self) -> Arrays:
         """Every weight of the model, as of now."""
         return {**self.p.weights, **self.trainer.weights()}
+
+    def _features_asked(self) -> float:
+        rate = 1.0 if self.c.gate.open else self.c.gate.rate
+        scores = self.c.settings.curriculum != "off"
+        return features_asked(self.c.pack, self.rung, len(self.c.images), rate, scores=scores)
 
     def work_left(self) -> float:
         """FLOPs to the end of the rung, as far as can be foreseen."""

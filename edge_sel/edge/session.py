@@ -26,6 +26,7 @@ from edge_sel.edge.governor import Governor
 from edge_sel.edge.head import extend_head
 from edge_sel.edge.ledger import Ledger
 from edge_sel.edge.limits import Limit
+from edge_sel.edge.memory import trim
 from edge_sel.edge.progress import Arrays, Progress, start_progress, to_tensors
 from edge_sel.edge.resume import finished_run, identify, unfinished_run
 from edge_sel.edge.rungs import Ladder
@@ -196,6 +197,7 @@ class Session:
         shipped = better and math.isfinite(after_guard["loss"])
         self.emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
         weights = trained if shipped else self._original()
+        trim()
         with self.recorder.phase("checkpoint"):
             outputs.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
             outputs.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
@@ -249,6 +251,7 @@ class Session:
     def evaluate(self, weights: Arrays, images: ImageSet) -> Evaluation:
         """The model with these weights on these images; may rest in between."""
         with self.recorder.phase("evaluate"):
+            trim()  # its session comes on top of the trainer's
             predict = self.engine.predictor(self.pack, weights)
             return evaluate(predict, images, self.pack.manifest.model, self.governor.breathe)
 

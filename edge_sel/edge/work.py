@@ -27,10 +27,12 @@ def rung_work(pack: Pack, rung: Rung, images: int, rate: float, *, scores: bool)
     if not plan.trainable:
         return float(min(images, STATISTICS_IMAGES) * plan.flops_train)
     work = images * (scores * plan.flops_forward + rung.epochs * rate * plan.flops_train)
-    if prefix:
-        mirrored = (copies(pack) - scores) * _share_asked(pack, rate, rung.epochs)
-        work += images * (scores + mirrored) * prefix.flops
-    return work
+    return work + (features_asked(pack, rung, images, rate, scores=scores) * prefix.flops if prefix else 0)
+
+
+def features_asked(pack: Pack, rung: Rung, images: int, rate: float, *, scores: bool) -> float:
+    """How many features of images and mirror images a whole rung needs, each counted once."""
+    return images * (scores + (copies(pack) - scores) * _share_asked(pack, rate, rung.epochs))
 
 
 def rung_work_left(

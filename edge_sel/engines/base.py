@@ -12,6 +12,9 @@ from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
 
 Arrays = dict[str, np.ndarray]
+Range = tuple[float, float]
+"""Least and greatest value."""
+
 Predict = Callable[[np.ndarray], np.ndarray]
 """Images [N, 3, H, W] float32 to logits [N, classes]."""
 
@@ -101,10 +104,13 @@ class Engine(Protocol):
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
         """Start a plan from the given full set of weights."""
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+    def prefix(
+        self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
+    ) -> Prefix | None:
         """The plan's frozen prefix with the given full set of weights; None if the plan's trainer takes images.
 
-        That is so where the plan has none, and in an engine that always computes the whole network.
+        That is so where the plan has none, and in an engine that always computes the whole network. With ``int8``, the
+        range of normalised images, its twin in integers; None where it has none.
         """
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:

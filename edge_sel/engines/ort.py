@@ -16,10 +16,12 @@ from edge_sel.engines.base import (
     Hyper,
     Predict,
     Prefix,
+    Range,
     Scores,
     StepResult,
     computed_elements,
 )
+from edge_sel.engines.int8 import integers
 from edge_sel.errors import SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack
@@ -48,7 +50,7 @@ class OrtEngine:
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in constants.values()]
+        values = [ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C")) for v in constants.values()]
         if values:
             options.add_external_initializers(list(constants), values)
         try:
@@ -63,14 +65,20 @@ class OrtEngine:
         """Start a plan from the given full set of weights."""
         return OrtTrainer(self, pack, pack.plan(plan), weights)
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
-        """The plan's frozen prefix, all weights constant."""
+    def prefix(
+        self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
+    ) -> Prefix | None:
+        """The plan's frozen prefix, all weights constant; with ``int8`` those of its twin, made of the given ones."""
         info = pack.prefix(plan)
-        if info is None:
+        if info is None or (int8 is not None and info.int8 is None):
             return None
-        session = self.session(pack.graph(info.graph), {n: weights[n] for n in info.constants if n in weights})
+        if int8 is not None and info.int8:
+            file, constants = info.int8.graph, integers(info.int8, weights, int8)
+        else:
+            file, constants = info.graph, {n: weights[n] for n in info.constants if n in weights}
+        session = self.session(pack.graph(file), constants)
 
-        def prefix(images: np.ndarray) -> np.ndarray:
+        def prefix(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place
             features: np.ndarray = session.run(["features"], {"x": images})[0]
             return features
 

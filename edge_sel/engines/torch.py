@@ -17,6 +17,7 @@ from edge_sel.engines.base import (
     Hyper,
     Predict,
     Prefix,
+    Range,
     Scores,
     StepResult,
     computed_elements,
@@ -51,7 +52,9 @@ class TorchEngine:
         """Start a plan from the given full set of weights."""
         return TorchTrainer(self.model(pack, weights), pack.manifest.optimizer, pack.plan(plan), weights, self.device)
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+    def prefix(
+        self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
+    ) -> Prefix | None:
         """None: a torch module has no seams to cut it at, so the whole of it is computed each time."""
         return None
 

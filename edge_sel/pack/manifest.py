@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -56,6 +57,59 @@ class PlanInfo:
     """Which of the manifest's prefixes; none where the graphs begin at the image."""
 
 
+IMAGE_GRID = ("image::scale", "image::zero")
+"""Initializers of an int8 prefix: what one step of its image is worth, and which step is zero."""
+
+
+def grid(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of 0 … 255 from ``low`` to ``high``, with the number zero exactly on a step."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255
+    scale = scale if scale > 1e-30 else 1.0
+    return scale, min(max(round(-low / scale), 0), 255)
+
+
+@dataclass(frozen=True)
+class Int8Conv:
+    """A convolution of an int8 prefix, whose integers the device computes.
+
+    Attributes:
+        name: of its output; what is supplied is named after it.
+        weight: name of the weights, ``bias`` of the bias, if any.
+        norm: names of the scale, shift, mean and variance that are folded in, if any, with their ``epsilon``.
+        input_scale: of one step of its input; None where that is the image, whose range the device knows.
+    """
+
+    name: str
+    weight: str
+    bias: str
+    norm: tuple[str, ...]
+    epsilon: float
+    input_scale: float | None
+
+    @property
+    def supplied(self) -> tuple[str, str, str]:
+        """Initializers of the graph: int8 weights, their scales, int32 biases."""
+        return f"{self.name}::weight", f"{self.name}::scale", f"{self.name}::bias"
+
+
+@dataclass(frozen=True)
+class Int8Info:
+    """The int8 twin of a prefix, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
+
+    Attributes:
+        graph: its file, without the weights.
+        relative_error: of the features, on the server's calibration images.
+        convolutions: in the order of the graph.
+        constants: weights that it takes as they are, behind its last convolution.
+    """
+
+    graph: str
+    relative_error: float
+    convolutions: tuple[Int8Conv, ...]
+    constants: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class PrefixInfo:
     """The frozen part of the forward pass that one or several plans share.
@@ -65,12 +119,14 @@ class PrefixInfo:
         shape: of one image's features.
         constants: initializers that the features depend on, the exporter's own among them.
         flops: of the prefix per image, counted as those of the plans are.
+        int8: the same in integers, where the features agree.
     """
 
     graph: str
     shape: tuple[int, ...]
     constants: tuple[str, ...]
     flops: int
+    int8: Int8Info | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +204,9 @@ def from_json(text: str, where: object) -> Manifest:
         for plan in manifest.plans.values():
             if plan.prefix and plan.prefix not in manifest.prefixes:
                 raise ValueError(f"plans.{plan.name}.prefix is {plan.prefix!r}")
+        for name, prefix in manifest.prefixes.items():
+            if prefix.int8 and not _sound(prefix.int8, set(prefix.constants)):
+                raise ValueError(f"prefixes.{name}.int8 is {prefix.int8!r}")
         return manifest
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PackError(
@@ -155,6 +214,16 @@ def from_json(text: str, where: object) -> Manifest:
             where=where,
             fix="copy the pack again",
         ) from error
+
+
+def _sound(int8: Int8Info, constants: set[str]) -> bool:
+    """Whether the twin is made of the prefix's own weights, and of numbers."""
+    for conv in int8.convolutions:
+        names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
+        scale = 1.0 if conv.input_scale is None else conv.input_scale
+        if len(conv.norm) not in (0, 4) or not 0 < scale < math.inf or not names <= constants:
+            return False
+    return set(int8.constants) <= constants
 
 
 def _digest(body: dict[str, Any]) -> str:

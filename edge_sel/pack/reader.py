@@ -80,7 +80,8 @@ def open_pack(path: Path) -> Pack:
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
     needed = {WEIGHTS, EVAL, *(f for p in manifest.plans.values() for f in (p.train, p.score))}
-    needed |= {manifest.prefixes[p.prefix].graph for p in manifest.plans.values() if p.prefix}
+    prefixes = [manifest.prefixes[p.prefix] for p in manifest.plans.values() if p.prefix]
+    needed |= {graph for p in prefixes for graph in (p.graph, p.int8.graph if p.int8 else p.graph)}
     missing = sorted(needed - set(content))
     if missing:
         raise PackError(f"the manifest does not list {', '.join(missing)}", where=path, fix="export it again")

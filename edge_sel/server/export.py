@@ -17,6 +17,7 @@ import torch
 
 from edge_sel import __version__
 from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError
@@ -31,6 +32,7 @@ from edge_sel.pack.writer import refuse_foreign, write_pack
 from edge_sel.server.calibrate import calibrate
 from edge_sel.server.checkpoint import load
 from edge_sel.server.forward import export_forward
+from edge_sel.server.int8 import IMAGES, make_twin
 
 DEFAULT_PLANS = (
     "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",
@@ -63,10 +65,13 @@ def export_pack(
         )
     note("exporting the forward graph")
     forward = export_forward(model, info.image_size)
-    graphs, compiled, prefixes = compile_plans(forward, plans, optimizer, len(info.classes), note)
+    compiled = compile_plans(forward, plans, optimizer, len(info.classes), note)
     note("calibrating")
     rng = np.random.default_rng(seed)
     calibration = calibrate(model, images, info.mean, info.std, gamma_percentile=gamma_percentile, rng=rng)
+    weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    chosen = np.random.default_rng(seed).permutation(len(images))[:IMAGES]
+    _add_twins(compiled, forward, weights, normalise(images.read(np.sort(chosen)), info.mean, info.std), note)
     manifest = Manifest(
         model=ModelInfo(
             info.model, sum(p.numel() for p in model.parameters()), info.classes, info.image_size, info.mean, info.std,
@@ -74,9 +79,9 @@ def export_pack(
         ),
         optimizer=optimizer,
         calibration=calibration,
-        plans=compiled,
+        plans=compiled.plans,
         files={},
-        prefixes=prefixes,
+        prefixes=compiled.prefixes,
         provenance={
             "created": now.isoformat(timespec="seconds"),
             "edge_sel": __version__,
@@ -87,10 +92,9 @@ def export_pack(
             "training": info.training,
         },
     )  # fmt: skip
-    weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     note("checking one step of every plan against torch")
-    parity = _parity(manifest, weights, graphs, forward, images, rng)
-    write_pack(out, replace(manifest, parity=parity), weights, graphs)
+    parity = _parity(manifest, weights, compiled.graphs, forward, images, rng)
+    write_pack(out, replace(manifest, parity=parity), weights, compiled.graphs)
     return open_pack(out).manifest
 
 
@@ -100,6 +104,8 @@ class Compiled(NamedTuple):
     graphs: dict[str, onnx.ModelProto]
     plans: dict[str, PlanInfo]
     prefixes: dict[str, PrefixInfo]
+    cuts: dict[str, Cut]
+    """Of each prefix."""
 
 
 def compile_plans(
@@ -133,7 +139,26 @@ def compile_plans(
             f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
             cuts[cut] if cut else "",
         )  # fmt: skip
-    return Compiled(graphs, compiled, prefixes)
+    return Compiled(graphs, compiled, prefixes, {name: cut for cut, name in cuts.items()})
+
+
+def _add_twins(
+    compiled: Compiled,
+    forward: Forward,
+    weights: dict[str, np.ndarray],
+    pixels: np.ndarray,
+    note: Callable[[str], None],
+) -> None:
+    """Give each prefix that can have one its int8 twin."""
+    for name, cut in compiled.cuts.items():
+        info, file = compiled.prefixes[name], f"prefix-{name}-int8.onnx"
+        try:
+            twin = make_twin(forward, cut, compiled.graphs[info.graph], file, weights, pixels)
+        except GraphError as error:
+            note(f"prefix {name} has no int8 twin: {error}")
+            continue
+        compiled.graphs[file], compiled.prefixes[name] = twin.graph, replace(info, int8=twin.info)
+        note(f"prefix {name} in int8: features differ by {twin.info.relative_error:.1%}")
 
 
 def _parity(

@@ -63,6 +63,7 @@ def test_without_torch_and_the_other_big_ones(here, tmp_path):
 
 def test_same_seed_same_weights(edge_sel, here, digits_folder):
     arguments = ["finetune", PACK, "--data", digits_folder, "--epochs", 2, "--threads", 1, "--json"]
+    arguments += ["--prefix-precision", "fp32"]
     for out in ("one", "two"):
         assert edge_sel(*arguments, "--out", out).code == 0
     assert edge_sel(*arguments, "--out", "other", "--seed", 1).code == 0

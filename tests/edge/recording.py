@@ -27,11 +27,13 @@ class Recording:
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         return _Trainer(self, self._engine.trainer(pack, plan, weights), plan)
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
-        prefix = self._engine.prefix(pack, plan, weights)
+    def prefix(
+        self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: tuple[float, float] | None = None
+    ) -> Prefix | None:
+        prefix = self._engine.prefix(pack, plan, weights, int8=int8)
 
         def recorded(images: np.ndarray) -> np.ndarray:
-            self.calls.append((plan, "prefix", images.copy(), None))
+            self.calls.append((plan, "int8" if int8 else "prefix", images.copy(), None))
             return prefix(images)
 
         return recorded if prefix else None

@@ -30,6 +30,7 @@ from edge_sel.settings import Resolved, resolve
 DEFAULTS = {
     "plan": "bn,last-c25", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "target_rate": 0.5, "gate": "sundew",
     "significance": "v1", "curriculum": "cumulative", "guard_fraction": 0.15, "threads": 1, "checkpoint_every_s": 1e9,
+    "prefix_precision": "fp32",
 }  # fmt: skip
 """Given in full, so that a change of edge-sel's own defaults changes no test."""
 
@@ -205,8 +206,10 @@ class Labouring:
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         return _Labourer(self._world, self._engine.trainer(pack, plan, weights), 1 - prefix_share(pack, plan))
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
-        prefix = self._engine.prefix(pack, plan, weights)
+    def prefix(
+        self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: tuple[float, float] | None = None
+    ) -> Any:
+        prefix = self._engine.prefix(pack, plan, weights, int8=int8)
 
         def laboured(images: np.ndarray) -> np.ndarray:
             self._world.spend(0.06 * prefix_share(pack, plan) * len(images))

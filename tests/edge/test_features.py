@@ -130,7 +130,7 @@ def test_images_without_a_prefix(tmp_path):
 
 def test_an_engine_that_takes_images_computes_the_prefix_each_time(tmp_path):
     class Uncut(OrtEngine):
-        def prefix(self, pack, plan, weights):
+        def prefix(self, pack, plan, weights, *, int8=None):
             return None
 
     progress = fresh()

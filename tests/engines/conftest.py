@@ -67,7 +67,7 @@ def pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread
     manifest, weights = digits_pack.manifest, digits_pack.weights()
     model = TorchEngine(1, device="cpu").model(digits_pack, weights)
     forward = export_forward(model, manifest.model.image_size)
-    graphs, plans, prefixes = compile_plans(
+    graphs, plans, prefixes, _ = compile_plans(
         forward, DEFAULT_PLANS, manifest.optimizer, len(manifest.model.classes), print
     )
     path = tmp_path_factory.mktemp("digits") / "pack"

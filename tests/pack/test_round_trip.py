@@ -97,6 +97,9 @@ def test_weights_are_stored_once(tmp_path, digits_pack):
     weights = digits_pack.weights()
     for name, graph in graphs.items():
         for tensor in graph.graph.initializer:
+            if "-int8" in name and "::" in tensor.name:  # made by the device, see test_int8.py
+                assert tensor.data_location == onnx.TensorProto.EXTERNAL and not tensor.raw_data
+                continue
             assert (tensor.name in weights) == (tensor.data_location == onnx.TensorProto.EXTERNAL), (name, tensor.name)
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 assert not tensor.raw_data and not tensor.float_data
@@ -140,6 +143,8 @@ def session(path: Path) -> ort.InferenceSession:
 
 def test_plain_onnxruntime_loads_every_graph_of_the_folder(digits_folder, digits_pack):
     for name in graph_bytes(digits_pack):
+        if "-int8" in name:  # its integers are made by the device
+            continue
         session(digits_folder / name)
         onnx.checker.check_model(str(digits_folder / name))
 

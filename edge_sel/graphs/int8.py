@@ -1,0 +1,196 @@
+"""The int8 twin of a frozen prefix: unsigned activations, signed weights with a scale for each output channel.
+
+Only what does not depend on weights stands in the graph. The device folds batch normalisation into the integers itself:
+it may have re-estimated the statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.builder import Builder
+from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
+from edge_sel.graphs.prefix import Cut
+from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info, grid
+
+Range = tuple[float, float]
+
+
+class Grid(NamedTuple):
+    """Names of the scale and of the zero point of a tensor's integers, and the scale, if the server knows it."""
+
+    scale_name: str
+    zero_name: str
+    scale: float | None
+
+
+CLAMPS = ("Relu", "Clip")
+SUPPORTED = ("Conv", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", *CLAMPS)
+"""Operators that the last convolution of a prefix with a twin may depend on, besides normalisation behind one."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operator with the normalisation and the clamp behind it, which cost nothing there.
+
+    Attributes:
+        node: the operator.
+        norm: the batch normalisation that a convolution's weights take in.
+        clamp: the activation.
+        output: of all of them.
+        integers: whether the output is to be quantised.
+    """
+
+    node: Node
+    norm: Node | None
+    clamp: Node | None
+    output: str
+    integers: bool
+
+
+def int8_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
+    """The prefix as the twin computes it; what no convolution follows stays in floating point.
+
+    Raises:
+        GraphError: an operator has no place in a twin; names it.
+    """
+    nodes = live_nodes(forward.nodes, cut.tensor)
+    readers: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    convolutions = [node for node in nodes if node.op == "Conv"]
+    if not convolutions:
+        raise GraphError("it has no convolution")
+    before = {
+        name for conv in convolutions for node in (conv, *live_nodes(nodes, conv.inputs[0])) for name in node.inputs
+    }
+    steps, absorbed = [], set()
+    for node in nodes:
+        if node.outputs[0] in absorbed:
+            continue
+        if node.op == "Conv" or node.outputs[0] in before:
+            _require_supported(forward, node)
+        output, norm, clamp = node.outputs[0], None, None
+        if node.op == "Conv" and (norm := _only_reader(readers, output, ("BatchNormalization",))):
+            _require_weights(forward, norm, norm.inputs[1:])
+            output = norm.outputs[0]
+        if node.op in ("Conv", "Add") and (clamp := _only_reader(readers, output, CLAMPS)):
+            output = clamp.outputs[0]
+        absorbed |= {step.outputs[0] for step in (norm, clamp) if step}
+        steps.append(Step(node, norm, clamp, output, output in before or node.op == "Conv"))
+    return tuple(steps)
+
+
+def compile_int8(
+    forward: Forward, cut: Cut, steps: tuple[Step, ...], ranges: Mapping[str, Range]
+) -> tuple[onnx.ModelProto, Int8Info]:
+    """Image in, features out, as ``compile_prefix``; and what the device is to supply, with no file and no error yet.
+
+    Args:
+        forward: the whole graph.
+        cut: where it ends.
+        steps: of ``int8_steps``.
+        ranges: least and greatest value of every step's output that is quantised.
+    """
+    b = Builder()
+    floats, integers, grids = {forward.input: forward.input}, {}, {}  # names in the twin by names in the forward graph
+
+    def quantise(name: str, value: str, on: Grid) -> None:
+        grids[name], integers[name] = on, b.op("QuantizeLinear", value, *on[:2])
+
+    def as_float(name: str) -> str:
+        if name not in integers:
+            return floats.get(name, name)
+        return b.op("DequantizeLinear", integers[name], *grids[name][:2])
+
+    supplied = dict(zip(IMAGE_GRID, (np.float32(0).reshape(()), np.uint8(0).reshape(())), strict=True))
+    convolutions = []
+    quantise(forward.input, forward.input, Grid(*IMAGE_GRID, None))
+    for step in steps:
+        node, output = step.node, step.output
+        if node.op == "Conv":
+            conv, values = _convolution(forward, step, grids[node.inputs[0]][2])
+            convolutions.append(conv)
+            supplied |= values
+            weight, scale, bias = values
+            grids[output] = _grid(b, ranges[output])
+            operands = (integers[node.inputs[0]], *grids[node.inputs[0]][:2], weight, scale, b.constant(0, np.int8))
+            integers[output] = b.op("QLinearConv", *operands, *grids[output][:2], bias, **node.attributes)
+            continue
+        value = b.op(node.op, *(as_float(name) for name in node.inputs), **node.attributes)
+        if not step.integers:
+            clamp = step.clamp
+            floats[output] = b.op(clamp.op, value, *clamp.inputs[1:], **clamp.attributes) if clamp else value
+        else:  # a clamp is what the limits of the integers are
+            same = node.op in ("MaxPool", "Identity") and node.inputs[0] in grids
+            quantise(output, value, grids[node.inputs[0]] if same else _grid(b, ranges[output]))
+    b.op("Identity", as_float(cut.tensor), name="features")
+    image = [BATCH, *forward.shape(forward.input)[1:]]
+    inputs = [helper.make_tensor_value_info(forward.input, TensorProto.FLOAT, image)]
+    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, [BATCH, *cut.shape])]
+    model = b.model(inputs, outputs, {**forward.initializers, **supplied}, "prefix-int8")
+    _leave_out(model, supplied)
+    constants = tuple(i.name for i in model.graph.initializer if i.name in forward.initializers and "." in i.name)
+    return model, Int8Info("", math.nan, tuple(convolutions), constants)
+
+
+def _require_supported(forward: Forward, node: Node) -> None:
+    given = node.inputs[:1] if node.op in ("Conv", "Clip") else node.inputs
+    if node.op not in SUPPORTED or any(name in forward.initializers for name in given):
+        raise GraphError(f"operator {node.op} is not supported", where=node.name)
+    if node.op == "Conv":
+        if node.attribute("auto_pad", b"NOTSET") != b"NOTSET" or len(forward.shape(node.inputs[1])) != 4:
+            raise GraphError("a convolution of another kind", where=node.name)
+        _require_weights(forward, node, [name for name in node.inputs[1:] if name])
+
+
+def _require_weights(forward: Forward, node: Node, names: list[str] | tuple[str, ...]) -> None:
+    """The device has what stands in the pack's weights under a name of the model's."""
+    if not all(name in forward.initializers and "." in name for name in names):
+        raise GraphError(f"operator {node.op} with computed weights is not supported", where=node.name)
+
+
+def _only_reader(readers: Mapping[str, list[Node]], name: str, ops: tuple[str, ...]) -> Node | None:
+    found = readers.get(name, [])
+    return found[0] if len(found) == 1 and found[0].op in ops else None
+
+
+def _grid(b: Builder, limits: Range) -> Grid:
+    scale, zero = grid(*limits)
+    return Grid(b.floats(scale), b.constant(zero, np.uint8), scale)
+
+
+def _convolution(forward: Forward, step: Step, input_scale: float | None) -> tuple[Int8Conv, dict[str, np.ndarray]]:
+    """What the manifest says of a convolution, and weight, scale and bias as they will be supplied."""
+    node, norm = step.node, step.norm
+    conv = Int8Conv(
+        name=step.output,
+        weight=node.inputs[1],
+        bias=node.inputs[2] if len(node.inputs) > 2 else "",
+        norm=norm.inputs[1:] if norm else (),
+        epsilon=float(norm.attribute("epsilon", 1e-5)) if norm else 0.0,
+        input_scale=input_scale,
+    )
+    shape = forward.initializers[conv.weight].shape
+    kinds = (np.zeros(shape, np.int8), np.zeros(shape[0], np.float32), np.zeros(shape[0], np.int32))
+    return conv, dict(zip(conv.supplied, kinds, strict=True))
+
+
+def _leave_out(model: onnx.ModelProto, names: Mapping[str, np.ndarray]) -> None:
+    """Declare these initializers as standing elsewhere."""
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", "int8"), ("offset", "0"), ("length", str(names[tensor.name].nbytes))):
+                entry = tensor.external_data.add()
+                entry.key, entry.value = key, value

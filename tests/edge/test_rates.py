@@ -46,10 +46,10 @@ def test_a_session_steps_by_it(given, tmp_path):
     """Never above the rate of the largest loss that counts, and near it in between."""
     engine = Recording()
     session(tmp_path, plan="full,last-c25", learning_rate=given, engine=engine, curriculum="off", gate="off").run()
-    steps = {"full": [], "last-c25": []}
+    optimizer, steps = pack().manifest.optimizer, {"full": [], "last-c25": []}
     plans = [plan for plan, what, *_ in engine.calls if what == "step"]
     for plan, hyper in zip(plans, engine.hypers, strict=True):
         steps[plan].append(hyper.learning_rate)
     for plan, rates in steps.items():
-        least, most = (learning_rate("adam", plan, given, loss) for loss in (0.0, MAX_SEL_LOSS))
+        least, most = (learning_rate(optimizer, plan, given, loss) for loss in (0.0, MAX_SEL_LOSS))
         assert 0.5 * least < max(rates) <= most

@@ -115,7 +115,8 @@ def test_an_automatic_plan_makes_do_with_what_the_pack_has(edge_sel, here, digit
     opened = builtin_pack()
     lesser = replace(opened.manifest, plans={n: opened.manifest.plans[n] for n in ("bn", "head")})
     files = [plan[name] for plan in map(vars, lesser.plans.values()) for name in ("train", "score")]
-    files.append(opened.prefix("head").graph)
+    prefix = opened.prefix("head")
+    files += [prefix.graph, prefix.int8.graph]
     kept = {name: content for name, content in opened._content.items() if name in (EVAL, WEIGHTS, *files)}
     lesser = replace(lesser, files={name: opened.manifest.files[name] for name in kept})
     (here / "pack").mkdir()

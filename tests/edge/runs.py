@@ -272,7 +272,7 @@ def outcome(out: Path) -> dict[str, Any]:
         "model": (out / "model.onnx").read_bytes(),
         "epochs": [{k: v for k, v in epoch.items() if k not in CHANGES_WITH_TIME} for epoch in run["epochs"]],
         "history": [{k: v for k, v in row.items() if k not in CHANGES_WITH_TIME} for row in history(out)],
-        "decisions": run["decisions"],
+        "decisions": [{**decision, "why": ""} for decision in run["decisions"]],  # the reasons tell of joules
         "accuracy": run["accuracy"],
         "shipped": run["shipped"],
     }

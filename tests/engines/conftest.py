@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,17 +62,25 @@ def engine(request: pytest.FixtureRequest, one_thread: None) -> Any:
 @pytest.fixture(scope="session")
 def pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
     """The built-in pack's weights with the graphs that today's compiler makes of them."""
+    return _compiled(digits_pack, digits_pack.manifest.optimizer, tmp_path_factory.mktemp("digits") / "pack")
+
+
+@pytest.fixture(scope="session")
+def adam_pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
+    """The same with Adam."""
+    return _compiled(digits_pack, "adam", tmp_path_factory.mktemp("adam") / "pack")
+
+
+def _compiled(digits_pack: Pack, optimizer: str, path: Path) -> Pack:
     from edge_sel.server.export import DEFAULT_PLANS, compile_plans
     from edge_sel.server.forward import export_forward
 
     manifest, weights = digits_pack.manifest, digits_pack.weights()
     model = TorchEngine(1, device="cpu").model(digits_pack, weights)
     forward = export_forward(model, manifest.model.image_size)
-    graphs, plans, prefixes, _ = compile_plans(
-        forward, DEFAULT_PLANS, manifest.optimizer, len(manifest.model.classes), print
-    )
-    path = tmp_path_factory.mktemp("digits") / "pack"
-    write_pack(path, dataclasses.replace(manifest, plans=plans, prefixes=prefixes), weights, graphs)
+    graphs, plans, prefixes, _ = compile_plans(forward, DEFAULT_PLANS, optimizer, len(manifest.model.classes), print)
+    made = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, prefixes=prefixes)
+    write_pack(path, made, weights, graphs)
     return open_pack(path)
 
 
@@ -90,7 +99,7 @@ def batch(digits_pack: Pack) -> Batch:
 
 @pytest.fixture(scope="session")
 def sgd_pack(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
-    """A randomly initialised resnet-c-small for three classes, with SGD instead of Adam."""
+    """A randomly initialised resnet-c-small for three classes, with SGD."""
     import torch
 
     from edge_sel.models.registry import build

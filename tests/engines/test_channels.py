@@ -19,7 +19,7 @@ RATE = 1e-3
 
 @pytest.fixture(params=["adam", "sgd"])
 def any_pack(request: pytest.FixtureRequest) -> Pack:
-    return request.getfixturevalue("pack" if request.param == "adam" else "sgd_pack")
+    return request.getfixturevalue(f"{request.param}_pack")
 
 
 def choices(trainer: Trainer, turns: int, seed: int = 0) -> Iterator[Arrays]:
@@ -89,8 +89,8 @@ def test_each_channel_is_trained_as_if_it_had_been_alone(engine: Engine, any_pac
         np.testing.assert_allclose(trainer.weights()[name], expected, rtol=0, atol=0.01 * moved, err_msg=name)
 
 
-def test_the_first_step_of_a_channel_that_comes_late_has_the_size_of_the_learning_rate(engine, pack, batch):
-    trainer = engine.trainer(pack, PLAN, pack.weights())
+def test_the_first_step_of_a_channel_that_comes_late_has_the_size_of_the_learning_rate(engine, adam_pack, batch):
+    trainer = engine.trainer(adam_pack, PLAN, adam_pack.weights())
     for _ in range(40):  # the first k channels
         trainer.step(batch, Hyper(learning_rate=1e-5))
     last = {name: np.arange(len(trainer.weights()[name]))[-k:] for name, k in trainer.plan.channels.items()}

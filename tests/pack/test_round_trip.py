@@ -161,7 +161,11 @@ def test_plain_onnxruntime_trains_from_the_folder(digits_folder, digits_pack, pl
     hyper = {"lr": 0.01, "gamma": -1.0, "weight_decay": 0.0, "step": 1.0, "momentum": 0.9, "bn_momentum": 0.1}
     feeds = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights, **weights}
     feeds |= {n: np.array(v, np.float32) for n, v in hyper.items()}
-    feeds |= {f"{s}::{n}": np.zeros_like(weights[n]) for s in OPTIMIZER_STATE[digits_pack.manifest.optimizer] for n in info.trainable}
+    feeds |= {
+        f"{s}::{n}": np.zeros_like(weights[n])
+        for s in OPTIMIZER_STATE[digits_pack.manifest.optimizer]
+        for n in info.trainable
+    }
     feeds |= {f"index::{n}": np.arange(k) for n, k in info.channels.items()}
     feeds |= {f"steps::{n}": np.ones(k, np.float32) for n, k in info.channels.items()}
     names = [o.name for o in runner.get_outputs()]

@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from field.cells import CAMERA, HELD_OUT, TUNING
 from field.results import Row
@@ -18,8 +18,8 @@ COLUMNS = (
     "rss_mb", "threads", "options", "digest", "failed",
 )  # fmt: skip
 HEAD = (
-    "system", "cells", "accuracy %", f"to {REFERENCE}", "worst shift", "CPU s", "gross J", "net J",
-    f"{REFERENCE} J ÷", "to (b)", "(b) J ÷", "RSS MB", "RSS ÷ torch's",
+    "system", "cells", "accuracy %", f"to {REFERENCE}", "worst shift", "CPU s", "gross J", f"{REFERENCE} CPU ÷",
+    f"{REFERENCE} J ÷", "to (b)", "(b) CPU ÷", "(b) J ÷", "RSS MB", "RSS ÷ torch's",
 )  # fmt: skip
 
 TWINS = {"ours-bn": "bn", "ours-last": "last"}
@@ -58,11 +58,13 @@ class Table:
         return {shift: mean(values[shift]) for shift in self.shifts if shift in values}
 
     def ratio(self, column: str, above: str | None, below: str) -> float | None:
-        """Mean of one system divided by that of another, in the cells that both finished."""
-        if above is None:
-            return None
-        top, bottom = self.mean(above, column, [below]), self.mean(below, column, [above])
-        return top / bottom if top and bottom else None
+        """Median of one system's cost divided by that of another, over the cells that both finished.
+
+        Medians, because a busy machine makes single runs dearer, never cheaper.
+        """
+        shared = self.cells[above].keys() & self.cells[below].keys() if above is not None else ()
+        top, bottom = ([self.cells[name or ""][cell][column] for cell in shared] for name in (above, below))
+        return median(top) / median(bottom) if top and median(bottom) else None
 
     def gain(self, system: str, reference: str | None) -> tuple[float | None, float | None]:
         """Accuracy above that of the reference: on average, and on the worst shift."""
@@ -112,7 +114,8 @@ def _facts(rows: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     return (
         f"accuracy on the {rows[0]['part']} images, seeds {', '.join(map(str, seeds))}; each system is one process on "
-        f"{rows[0]['threads']} thread(s), from start to end; joules {'; '.join(sources)}; gross J ÷ above 1 is cheaper"
+        f"{rows[0]['threads']} thread(s), from start to end; joules {'; '.join(sources)}; costs are medians, "
+        "÷ above 1 is cheaper"
     )
 
 
@@ -124,15 +127,17 @@ def _summary(table: Table, honest: str | None, say: Callable[[str], None]) -> No
             lines.append([name, f"0, {len(table.failed[name])} failed", *[""] * (len(HEAD) - 2)])
             continue
         gain, worst = table.gain(name, REFERENCE)
-        costs = [table.mean(name, column) for column in ("cpu_s", "gross_j", "net_j")]
+        costs = [median(row[column] for row in done.values()) for column in ("cpu_s", "gross_j")]
         rss = max(row["rss_mb"] for row in done.values())
         twin = None if name not in OURS else table.cells[TWINS.get(name, REFERENCE)].values()
         twin_rss = max((row["rss_mb"] for row in twin or ()), default=None)
         lines.append([
             name, f"{len(done)}" + (f", {len(table.failed[name])} failed" if table.failed[name] else ""),
             _number(table.mean(name, "accuracy"), 100, 2), _number(gain, 100, 2, "+"), _number(worst, 100, 2, "+"),
-            *(_number(cost) for cost in costs), _number(table.ratio("gross_j", REFERENCE, name)),
-            _number(table.gain(name, honest)[0], 100, 2, "+"), _number(table.ratio("gross_j", honest, name)),
+            *(_number(cost) for cost in costs),
+            *(_number(table.ratio(column, REFERENCE, name)) for column in ("cpu_s", "gross_j")),
+            _number(table.gain(name, honest)[0], 100, 2, "+"),
+            *(_number(table.ratio(column, honest, name)) for column in ("cpu_s", "gross_j")),
             _number(rss or None, digits=0), _number(rss / twin_rss if twin_rss else None, digits=2),
         ])  # fmt: skip
     _print(HEAD, lines, say)

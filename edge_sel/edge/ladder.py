@@ -5,7 +5,7 @@
 2. Stop when the guard set embarrasses the model no more, or hardly more, than the server's own images did.
 3. ``head`` on cached features, the cheapest plan with a backward pass, where the classes have changed: the device has
    some of its own, or new statistics did no good, or there are none.
-4. ``full``, which gained as much per joule as any other plan wherever the pictures had changed (docs/session.md), for
+4. ``full``, which gained as much per joule as any other plan wherever the pictures had changed (docs/field.md), for
    as many epochs as there is embarrassment left. Once more while the guard's loss falls fast enough.
 
 Each decision is a pure function of the history, so that a resumed run decides as the uninterrupted one did. Joules are

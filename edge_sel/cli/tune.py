@@ -106,9 +106,11 @@ def trained_plans(pack: Any, plans: tuple[str, ...]) -> list[str]:
     Raises:
         UsageError: the pack does not have one of them, or none of them trains.
     """
+    from edge_sel.edge.ladder import BODY
+
     known = pack.manifest.plans
     if "auto" in plans:
-        plans = tuple(name for name, info in known.items() if not info.channels)
+        plans = tuple(name for name in ("head", next((name for name in BODY if name in known), "")) if name in known)
     names = [name for name in dict.fromkeys(plans) if pack.plan(name).trainable]
     if not names:
         able = ", ".join(name for name, info in known.items() if info.trainable)

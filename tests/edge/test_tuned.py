@@ -95,6 +95,13 @@ def test_a_candidate_that_was_given_up_in_any_plan_does_not_count():
     assert list(total_costs({**COSTS, "first": hopeless})) == [Candidate(1, False, 32)]
 
 
+def test_where_each_is_hopeless_with_some_plan_all_count():
+    one, two = COSTS["first"]
+    first = {**COSTS["first"], two: Cost(3.1, 0.1, 0.3, 1)}
+    last = {**COSTS["last"], one: Cost(6.1, 0.2, 0.2, 1)}
+    assert total_costs({"first": first, "last": last}) == {one: pytest.approx(8.1), two: pytest.approx(7.1)}
+
+
 def test_without_joules_of_every_one_processor_time_decides():
     unknown = {**COSTS["last"], Candidate(1, False, 32): Cost(None, 0.2, 0.2, 3)}
     assert total_costs({**COSTS, "last": unknown}) == pytest.approx(

@@ -48,15 +48,13 @@ Costs = Mapping[str, Mapping[Candidate, Cost]]
 
 
 def total_costs(costs: Costs, plans: Collection[str] | None = None) -> dict[Candidate, float]:
-    """The sum over the plans (None: all that were measured) for every candidate that is hopeless with none of them.
+    """The sum over the plans (None: all that were measured) for every candidate that was measured with each of them.
 
-    Where each is hopeless with some plan, for all. In joules; in processor seconds if the joules of any are not known.
+    One that was given up keeps what it cost until then: hopeless with a cheap plan, it may be the best with a dear one.
+    In joules; in processor seconds if the joules of any are not known.
     """
     chosen = [costs[plan] for plan in costs if plans is None or plan in plans]
-    rounds = [max((cost.rounds for cost in told.values()), default=0) for told in chosen]
-    measured = [c for c in (chosen[0] if chosen else ()) if all(c in told for told in chosen)]
-    hopeful = [c for c in measured if all(told[c].rounds == most for told, most in zip(chosen, rounds, strict=True))]
-    shared = hopeful or measured
+    shared = [c for c in (chosen[0] if chosen else ()) if all(c in told for told in chosen)]
     joules = all(told[c].energy_j is not None for told in chosen for c in shared)
     return {c: sum((told[c].energy_j or 0.0) if joules else told[c].cpu_s for told in chosen) for c in shared}
 

@@ -90,16 +90,12 @@ def test_plans_are_summed():
     assert total_costs(COSTS, ["bn"]) == {} == total_costs({})
 
 
-def test_a_candidate_that_was_given_up_in_any_plan_does_not_count():
-    hopeless = {**COSTS["first"], Candidate(2, False, 32): Cost(0.1, 0.1, 0.3, 1)}
-    assert list(total_costs({**COSTS, "first": hopeless})) == [Candidate(1, False, 32)]
-
-
-def test_where_each_is_hopeless_with_some_plan_all_count():
+def test_a_candidate_that_was_given_up_with_a_cheap_plan_may_win_by_a_dear_one():
     one, two = COSTS["first"]
-    first = {**COSTS["first"], two: Cost(3.1, 0.1, 0.3, 1)}
-    last = {**COSTS["last"], one: Cost(6.1, 0.2, 0.2, 1)}
-    assert total_costs({"first": first, "last": last}) == {one: pytest.approx(8.1), two: pytest.approx(7.1)}
+    cheap = {one: Cost(1e-5, 0.1, 0.1, 3), two: Cost(9e-5, 0.1, 0.1, 1)}
+    dear = {one: Cost(3.0, 0.1, 0.1, 3), two: Cost(2.0, 0.1, 0.1, 3)}
+    assert choose(total_costs({"head": cheap, "full": dear}), 32, {}) == two
+    assert total_costs({"head": {one: cheap[one]}, "full": dear}) == {one: pytest.approx(3.0, rel=1e-3)}
 
 
 def test_without_joules_of_every_one_processor_time_decides():

@@ -34,7 +34,7 @@ FLOORS = (
     {"settings"},
     {"profiles"},
     {"rules"},
-    {"units"},
+    {"units", "files"},
     {"errors"},
     {"__init__"},
 )

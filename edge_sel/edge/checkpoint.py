@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_sel.edge.progress import Arrays
-from edge_sel.errors import SetupError
+from edge_sel.files import write_durably
 
 KEEP = 2
 _NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{16})\.safetensors")
@@ -73,29 +71,3 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted((int(match[1]), path) for match, path in found)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace ``path`` so that after a power cut either the old or the new content is there, whole.
-
-    Raises:
-        SetupError: the disk is full or the place cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if hasattr(os, "O_DIRECTORY"):
-            handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise SetupError(f"cannot write ({error.strerror or error})", where=path, fix="free some space") from error

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.edge.checkpoint import write_durably
 from edge_sel.engines.base import Predict
 from edge_sel.errors import EdgeSelError, SetupError
+from edge_sel.files import write_durably
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.pack.reader import Pack
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_sel.edge.checkpoint import write_durably
+from edge_sel.files import write_durably
 from edge_sel.settings import Resolved
 
 SCHEMA = 1

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from edge_sel.errors import SetupError
+from edge_sel.files import write_durably
 
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
 _HISTORY, _RUN = "history.csv", "run.json"
@@ -90,26 +89,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return found
     except (OSError, ValueError):
         return None
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace ``path`` so that after a power cut either the old or the new content is there, whole.
-
-    Raises:
-        SetupError: the disk is full or the place cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise SetupError(f"cannot write ({error.strerror or error})", where=path, fix="free some space") from error

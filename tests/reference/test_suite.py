@@ -11,7 +11,7 @@ from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference.data import Sets
 from edge_sel.reference.record import mean_std, summarise, total
 from edge_sel.reference.setup import Setup, find_scale
-from edge_sel.reference.store import RunFolder, list_results, write_durably
+from edge_sel.reference.store import RunFolder, list_results
 from edge_sel.reference.suite import Options, Stopped, run_suite
 from edge_sel.reference.systems import SYSTEMS
 from tests.reference.conftest import colours
@@ -117,17 +117,6 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(suite, tmp_path):
         assert found is None if epochs is None else len(found[1]) == epochs
     assert timeless(suite("ast")[0]) == timeless(whole)
     assert sorted(path.name for path in folder.path.iterdir()) == ["history.csv", "run.json"]
-
-
-def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
-    from edge_sel.errors import SetupError
-
-    path = tmp_path / "a"
-    write_durably(path, b"old")
-    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(SetupError, match="No space"):
-        write_durably(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 def test_a_missing_joule_makes_the_sum_unavailable():

@@ -44,6 +44,8 @@ class Console:
             self._plan = event["plan"]
             if event["why"] != "as told":
                 self._console.print(f"ladder: {self._plan} ({event['why']})")
+        elif kind == "prefix":
+            self._console.print(f"frozen prefix of {event['plan']} in {event['precision']}: {event['why']}")
         elif kind == "climbed":
             if event["why"] != "no more plans":
                 self._console.print(f"ladder: ends ({event['why']})")

@@ -171,6 +171,9 @@ def open_features(
         progress.precision = settings.prefix_precision
         if info.int8 is None or (settings.prefix_precision == "auto" and expected < WORTHWHILE):
             progress.precision = FP32
+            if settings.prefix_precision == INT8:
+                why = "the pack has no int8 prefix for this plan: export it again"
+                emit("prefix", plan=plan, precision=FP32, why=why, ms_per_image=None, relative_error=None)
         elif settings.prefix_precision == "auto":
             with phase("prefix"):
                 event = choose(engine, pack, plan, weights, _range(pack, images), partial(_chunks, pack, images))

@@ -121,12 +121,17 @@ def test_too_few_images_or_a_setting_need_no_trial(timed, tmp_path, monkeypatch)
     monkeypatch.setattr(features, "choose", None)
     for given, precision in (
         ({"expected": WORTHWHILE - 1}, "fp32"), ({"prefix_precision": "fp32"}, "fp32"),
-        ({"prefix_precision": "int8"}, "int8"), ({"prefix_precision": "int8", "base": without_twin()}, "fp32"),
-        ({"base": without_twin()}, "fp32"),
+        ({"prefix_precision": "int8"}, "int8"), ({"base": without_twin()}, "fp32"),
     ):  # fmt: skip
         told, progress = [], fresh(digits(COUNT))
         opened(tmp_path, progress=progress, told=told, **given)
         assert (progress.precision, told, progress.tally.prefixed) == (precision, [], 0)
+
+
+def test_int8_that_the_pack_does_not_have_is_told(timed, tmp_path):
+    told, progress = [], fresh(digits(COUNT))
+    opened(tmp_path, progress=progress, told=told, prefix_precision="int8", base=without_twin())
+    assert progress.precision == told[0][1]["precision"] == "fp32" and "no int8 prefix" in told[0][1]["why"]
 
 
 def without_twin() -> Pack:

@@ -41,6 +41,7 @@ class Climb:
             at_boundary=self._at_boundary,
             end_epoch=self._end_epoch,
             emit=self.s.emit,
+            cpu_time=self.s.cpu_time,
             phase=self.s.recorder.phase,
         )
         while (rung := self._next_rung()) is not None:

@@ -47,5 +47,7 @@ class RungContext:
     """Called with the figures of a finished epoch."""
     emit: Callable[..., None]
     """Tells an event: its kind and its figures."""
+    cpu_time: Callable[[], float]
+    """Processor seconds of this process."""
     phase: Callable[[str], AbstractContextManager[None]]
     """Tells the energy recorder what the joules are spent on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -158,6 +159,7 @@ def open_features(
     phase: Phase,
     expected: float = 0.0,
     emit: Callable[..., None] = lambda event, **figures: None,
+    cpu_time: Callable[[], float] = time.process_time,
 ) -> Features:
     """What the trainer of a plan is to be fed, from ``images`` and, if the model allows it, their mirror images.
 
@@ -176,7 +178,9 @@ def open_features(
                 emit("prefix", plan=plan, precision=FP32, why=why, ms_per_image=None, relative_error=None)
         elif settings.prefix_precision == "auto":
             with phase("prefix"):
-                event = choose(engine, pack, plan, weights, _range(pack, images), partial(_chunks, pack, images))
+                event = choose(
+                    engine, pack, plan, weights, _range(pack, images), partial(_chunks, pack, images), cpu_time
+                )
             trim()  # of both that were tried
             progress.precision = event["precision"] if event else FP32
             if event:

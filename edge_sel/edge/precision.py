@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,11 +34,11 @@ def choose(
     weights: Mapping[str, np.ndarray],
     image: Range,
     chunks: Callable[[], Sequence[np.ndarray]],
-    cpu_time: CpuTime | None = None,
+    cpu_time: CpuTime,
 ) -> dict[str, Any] | None:
     """Try both on ``TIMED + 1`` chunks of normalised images: the ``prefix`` event, with the ``precision`` chosen.
 
-    ``image`` is the images' range.
+    ``image`` is the images' range, ``cpu_time`` this process's processor seconds.
     A device that cannot load the twin computes in float32; ``why`` says so. None in an engine that cuts nothing.
     """
     try:
@@ -50,7 +49,7 @@ def choose(
     plain = engine.prefix(pack, plan, weights)
     if twin is None or plain is None:
         return None
-    return {"plan": plan, **compare(plain, twin, chunks(), cpu_time or time.process_time)}
+    return {"plan": plan, **compare(plain, twin, chunks(), cpu_time)}
 
 
 def compare(plain: Prefix, twin: Prefix, chunks: Sequence[np.ndarray], cpu_time: CpuTime) -> dict[str, Any]:

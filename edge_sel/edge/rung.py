@@ -44,6 +44,7 @@ class RungRunner:
             self.features: Features = open_features(
                 context.engine, context.pack, rung.plan, context.images, progress, context.settings,
                 folder=context.folder, phase=context.phase, expected=self._features_asked(), emit=context.emit,
+                cpu_time=context.cpu_time,
             )  # fmt: skip
             self.trainer: Trainer = context.engine.trainer(context.pack, rung.plan, progress.weights)
         if progress.trainer:

@@ -60,6 +60,7 @@ class Session:
         should_stop: asked at every step boundary; a reason stops the run, resumably.
         listener: told every event.
         clock: monotonic seconds, for checkpoint intervals and event times.
+        cpu_time: processor seconds of this process, for what is chosen by its cost.
         wall_clock: Unix seconds, for the event of the first gradient step.
         source: what ``images`` are, for the report.
         limits: what the governor holds the run to.
@@ -80,6 +81,7 @@ class Session:
     should_stop: Callable[[], str | None] = lambda: None
     listener: Callable[[dict[str, Any]], None] = lambda event: None
     clock: Callable[[], float] = time.monotonic
+    cpu_time: Callable[[], float] = time.process_time
     wall_clock: Callable[[], float] = time.time
     source: str = ""
     limits: Sequence[Limit] = ()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from edge_sel.edge import features
-from edge_sel.edge import precision as choosing
 from edge_sel.edge.features import CHUNK, FILE, open_features
 from edge_sel.edge.precision import GAIN, TIMED, WORTHWHILE, choose, compare
 from edge_sel.engines.int8 import MOST_ERROR, relative_error
@@ -45,7 +44,7 @@ def timed(monkeypatch):
     """timed(FASTER): from now on choices are made by such a clock."""
 
     def use(int8_s):
-        monkeypatch.setattr(features, "choose", lambda *given: choose(*given, cpu_time=Timer(int8_s)))
+        monkeypatch.setattr(features, "choose", lambda *given: choose(*given[:-1], Timer(int8_s)))
 
     use(FASTER)
     return use
@@ -238,8 +237,7 @@ def test_the_next_rung_chooses_anew(timed, tmp_path):
     assert [event["precision"] for event in told(tmp_path)] == ["int8", "fp32"]
 
 
-def test_the_processor_clock_is_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(choosing.time, "process_time", Timer(FASTER))
-    heard = []
-    opened(tmp_path, told=heard)
-    assert heard[0][1]["ms_per_image"] == {"fp32": 250.0, "int8": 125.0}
+def test_the_sessions_clock_decides(tmp_path):
+    for int8_s, precision in ((FASTER, "int8"), (SLOWER, "fp32")):
+        replace(run(tmp_path / precision, plan="last"), cpu_time=Timer(int8_s)).run()
+        assert [event["precision"] for event in told(tmp_path / precision)] == [precision]

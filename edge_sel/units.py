@@ -99,11 +99,6 @@ def format_flops(f: float | None) -> str:
     return _scaled(f, "FLOP", _FROM_ONE)
 
 
-def format_bytes(n: float | None) -> str:
-    """``19.2 MB``, in powers of 1000."""
-    return _scaled(n, "B", _FROM_ONE)
-
-
 def format_duration(s: float | None) -> str:
     """``250ms``, ``12.3s``, ``1m30s``, ``1h30m``: whole seconds from a minute on."""
     if s is None:

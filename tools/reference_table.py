@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge_sel.files import write_durably
 from edge_sel.reference.compare import overview
-from edge_sel.reference.store import list_results
+from edge_sel.reference.results import list_results
 from edge_sel.reference.systems import SYSTEMS
 
 

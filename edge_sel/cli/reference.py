@@ -42,7 +42,8 @@ def command(
 
     SYSTEMS are names as --dry-run lists them; without any, the suite of ten (full), six (small) or all (smoke).
     """
-    require_server_extra("reference", "torch")
+    if not comparing:  # results are read without torch: on the device they stand beside its own run
+        require_server_extra("reference", "torch")
     from edge_sel.reference.setup import find_scale
     from edge_sel.reference.systems import find_systems
 
@@ -117,8 +118,8 @@ def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | N
 
 def _compare(wanted: list[Any] | None, out: Path, data: str | None, edge: Path | None, as_json: bool) -> int:
     from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
-    from edge_sel.reference.compare import compare, edge_epochs, epoch_joules, overview
-    from edge_sel.reference.store import list_results
+    from edge_sel.reference.compare import compare, edge_epochs, overview, reference_epochs
+    from edge_sel.reference.results import list_results
 
     results = list_results(out)
     if wanted is not None:
@@ -131,12 +132,13 @@ def _compare(wanted: list[Any] | None, out: Path, data: str | None, edge: Path |
     if as_json:
         answer = {"schema": 1, "systems": overview(results), "claims": claims}
         if epochs is not None:
-            answer |= {"edge": {"run": os.fspath(edge or ""), "epochs": epochs}, "epoch_j": epoch_joules(results)}
+            answer |= {"edge": {"run": os.fspath(edge or ""), "epochs": epochs}}
+            answer |= {"reference_epochs": reference_epochs(results)}
         click.echo(json.dumps(answer))
         return 0
     label = " / ".join(sorted({result["label"] for result in results} - {""}))
     print_comparison([claim for claim in claims if claim["epoch"] is None], label)
     print_overview(overview(results), label)
     if epochs is not None:
-        print_edge(epochs, epoch_joules(results))
+        print_edge(epochs, reference_epochs(results))
     return 0

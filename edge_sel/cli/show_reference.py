@@ -66,6 +66,9 @@ def print_overview(systems: Sequence[Mapping[str, Any]], label: str) -> None:
             format_energy(row["j_per_point"]),
         )
     _print(table)
+    for row in systems:
+        for reason in row["throttled"]:
+            print(f"slowed down: {row['system']}, {row['meter']}: {reason}")
 
 
 def print_comparison(claims: Sequence[Mapping[str, Any]], label: str) -> None:
@@ -80,16 +83,26 @@ def print_comparison(claims: Sequence[Mapping[str, Any]], label: str) -> None:
     _print(table)
 
 
-def print_edge(epochs: Sequence[Mapping[str, Any]], reference_j: Mapping[str, float | None]) -> None:
-    """Joules per epoch of a fine-tune run, then those of the reference systems."""
-    table = _table("joules per epoch", "run", "epoch", "joules", "source")
-    for row in epochs:
-        table.add_row(
-            f"edge, plan {row['plan']}", str(row["epoch"]), format_energy(row["energy_j"]), row["energy_source"]
-        )
-    for system, energy_j in reference_j.items():
-        table.add_row(f"reference, {system}", "mean", format_energy(energy_j), "")
+def print_edge(edge: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> None:
+    """What each epoch of a fine-tune run took, then a mean epoch of each reference system."""
+    table = _table("joules per epoch", "run", "epoch", "images", "joules", "net", "source", "J per 1000", "executed")
+    for row in edge:
+        table.add_row(f"edge, plan {row['plan']}", str(row["epoch"]), *_cost(row))
+    for row in reference:
+        table.add_row(f"reference, {row['system']}", "mean", *_cost(row))
     _print(table)
+
+
+def _cost(row: Mapping[str, Any]) -> tuple[str, ...]:
+    thousand_j = None if row["j_per_image"] is None else 1000 * row["j_per_image"]
+    return (
+        f"{row['images']:.0f}",
+        format_energy(row["energy_j"]),
+        format_energy(row["net_j"]),
+        row["energy_source"],
+        format_energy(thousand_j),
+        _flops(row["executed_flops_t"]),
+    )
 
 
 _WORDS = {"system", "run", "model", "what", "figure", "source"}

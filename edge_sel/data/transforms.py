@@ -1,8 +1,6 @@
-"""Transforms of image batches: normalise, augment, measure."""
+"""Image batches normalised, and measured."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,34 +38,6 @@ def normalise(images: UInt8Array, mean: npt.ArrayLike, std: npt.ArrayLike) -> Fl
         np.multiply(images[..., channel], scale[channel], out=plane)
         plane -= offset[channel]
     return result
-
-
-def random_crop(
-    images: UInt8Array,
-    padding: int,
-    rng: np.random.Generator,
-    *,
-    mode: Literal["reflect", "zero"] = "reflect",
-) -> UInt8Array:
-    """Move each image by up to ``padding`` pixels each way; what comes into view is its reflection, or black.
-
-    Args:
-        images: uint8 [N, H, W, 3].
-        padding: pixels added on every side before each image is cut out again at its own place.
-        rng: decides the places.
-        mode: what to pad with.
-
-    Returns:
-        uint8 [N, H, W, 3], a copy.
-    """
-    count, height, width, _ = images.shape
-    border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = np.pad(images, border, mode="reflect") if mode == "reflect" else np.pad(images, border)
-    top = rng.integers(0, 2 * padding + 1, size=(count, 1, 1))
-    left = rng.integers(0, 2 * padding + 1, size=(count, 1, 1))
-    rows = top + np.arange(height)[:, None]
-    columns = left + np.arange(width)
-    return np.asarray(padded[np.arange(count)[:, None, None], rows, columns], dtype=np.uint8)
 
 
 def intensity_std(images: UInt8Array) -> Float32Array:

@@ -112,25 +112,6 @@ class Gate:
         loss_weights = np.where(mask, weights, 0.0).astype(np.float32)
         return Choice(mask, loss_weights, state, selection.update_ages(ages, candidates, mask))
 
-    def select(
-        self, state: SundewState, memory: HardnessState, entropy: np.ndarray, candidates: np.ndarray, u: np.ndarray
-    ) -> tuple[np.ndarray, SundewState]:
-        """The hard choice, or random; [N] bool, and the controller afterwards. ``choose`` will replace it.
-
-        Args:
-            state: the controller.
-            memory: hardness of every image.
-            entropy: last known prediction entropy of every image.
-            candidates: indices of the next images.
-            u: one uniform number per candidate.
-        """
-        if self.open:
-            return np.ones(len(candidates), bool), state
-        significance = u if self.kind == "random" else self._significance(memory, entropy, candidates)
-        config = sundew.with_pressure(self.config, self.pressure)
-        mask = self._above(config, state, sundew.normalised(config, significance, u), u)
-        return mask, sundew.update(config, state, float(mask.mean()))
-
     def _above(self, config: SundewConfig, state: SundewState, ranked: np.ndarray, u: np.ndarray) -> np.ndarray:
         # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.
         fallback: sundew.Fallback = "random2" if config.target_rate * len(u) >= 2 else "none"

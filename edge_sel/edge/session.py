@@ -244,7 +244,10 @@ class Session:
                 "skipped_images": [{"path": s.path, "reason": s.reason} for s in self.images.skipped],
                 "settings": self.resolved.to_json(),
                 "identity": self._identity,
-                "throttled": new_throttling(self._throttled_before, self.throttling()),
+                "throttled": [
+                    *new_throttling(self._throttled_before, self.throttling()),
+                    *(f"{figure.meter}: {reason}" for reason in figure.throttled),
+                ],
                 "stopped": stopped,
             }
         )

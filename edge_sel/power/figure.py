@@ -84,6 +84,8 @@ class EnergyFigure:
     uncertainty_j: float | None
     temp_c: float | None
     """The highest in the window."""
+    throttled: tuple[str, ...] = ()
+    """Why what the meter measures was slowed down, as it told once a second."""
     label: str = ""
     method: str | None = None
     """``counter`` or ``power``: how the meter was read."""
@@ -98,17 +100,6 @@ class EnergyFigure:
     def to_json(self) -> dict[str, Any]:
         """All of it, for ``--json``."""
         return asdict(self)
-
-    def to_epoch_json(self) -> dict[str, Any]:
-        """The energy columns of one epoch."""
-        return {
-            "energy_j": self.total_j,
-            "net_j": self.net_j,
-            "energy_source": self.source,
-            "power_w": self.mean_power_w,
-            "temp_c": self.temp_c,
-            "time_s": self.seconds,
-        }
 
 
 class MeterFacts(NamedTuple):
@@ -130,6 +121,7 @@ def make_figure(
     meter: MeterFacts,
     *,
     temp_c: float | None,
+    throttled: tuple[str, ...],
     label: str,
     phases: Mapping[str, PhaseTally],
 ) -> EnergyFigure:
@@ -146,6 +138,7 @@ def make_figure(
         gap_s=spent.gap_s,
         uncertainty_j=None,
         temp_c=temp_c,
+        throttled=throttled,
         label=label,
         method=meter.method,
         idle_w=meter.idle_w,

@@ -32,7 +32,8 @@ class Reading(NamedTuple):
 class Meter(Protocol):
     """Something that knows the energy or the power of this device, or models it.
 
-    It may also have ``temperature_c() -> float | None``, the temperature of what it measures.
+    It may also have ``temperature_c() -> float | None``, the temperature of what it measures, and
+    ``throttle_reasons() -> list[str]``, why that is slowed down at this moment.
     """
 
     name: str

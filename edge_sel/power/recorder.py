@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ class Window:
     label: str
     start: Moment
     temp_c: float | None
+    throttled: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class EnergyRecorder:
         self._sampler = Sampler(meter, self._phases, max(5 * period_s, 1.0), on_event)
         if profile is not None and meter is not None and meter.source == "modelled":
             self._sampler.idle_w = profile.idle_w
+        self._throttle_reasons: Callable[[], list[str]] = getattr(meter, "throttle_reasons", list)
         own = getattr(meter, "temperature_c", None)
         self._thermometer = Thermometer([temperature] if own is None else [temperature, own], clock)
         self._windows: list[Window] = []
@@ -167,6 +169,7 @@ class EnergyRecorder:
         moment = self._edge()
         figure = self._figure(window, moment)
         window.label, window.start, window.temp_c = label, moment, self._thermometer.latest_c()
+        window.throttled = {}
         return figure
 
     def refresh(self) -> None:
@@ -228,9 +231,12 @@ class EnergyRecorder:
         return moment
 
     def _feel(self) -> None:
-        temp_c = self._thermometer.ask()
+        temp_c, reasons = self._thermometer.ask(), []
+        with suppress(Exception):  # as a sensor's, its failure is no failure of the run
+            reasons = self._throttle_reasons()
         for window in list(self._windows):
             window.temp_c = hotter(window.temp_c, temp_c)
+            window.throttled |= dict.fromkeys(reasons)
 
     def _figure(self, window: Window, moment: Moment) -> EnergyFigure:
         return make_figure(
@@ -238,6 +244,7 @@ class EnergyRecorder:
             max(0.0, moment.time_s - window.start.time_s),
             self._sampler.facts(moment),
             temp_c=window.temp_c,
+            throttled=tuple(window.throttled),
             label=window.label,
             phases=moment.phases_since(window.start),
         )

@@ -44,11 +44,6 @@ def read_sysfs(path: Path) -> str:
         os.close(descriptor)
 
 
-def read_zones(sysfs: Path, *, timeout_s: float = TIMEOUT_S) -> list[Zone]:
-    """Every zone that can be read, once; to read again and again keep a ``ZoneReader``."""
-    return ZoneReader(sysfs, timeout_s=timeout_s).read()
-
-
 class ZoneReader:
     """Reads the zones again and again, without those that hang.
 

@@ -14,6 +14,7 @@ parallel    several GPUs through torchrun
 data        data sets by name or folder
 record      one row per epoch: the published columns and ours
 store       results and checkpoints on disk, written so that a power cut loses one epoch at most
+results     finished runs read from disk; without torch, as compare
 suite       systems x seeds, with the energy recorder
 compare     claims beside results
 ==========  =============================================================================================

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -115,9 +116,12 @@ def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
         for key in ("test_full", "test_100", "nominal_flops_t", "executed_flops_t", "energy_j", "net_j", "time_s"):
             pair = mean_std([summary[key] for summary in summaries])
             row[key], row[f"{key}_std"] = pair if pair is not None else (None, None)
-        row["epochs"] = summaries[0]["epochs"]
+        row["epochs"] = statistics.fmean(summary["epochs"] for summary in summaries)
+        row["image_visits"] = statistics.fmean(sum(epoch["visited"] for epoch in result["rows"]) for result in runs)
         row["energy_source"] = " and ".join(sorted({summary["energy_source"] for summary in summaries}))
         row["weights"] = runs[0]["weights"]
+        row["meter"] = summaries[0]["meter"]
+        row["throttled"] = sorted({reason for summary in summaries for reason in summary["throttled"]})
         classes = max(1, len(summaries[0]["per_class"]))
         row["j_per_point"] = joules_per_point(row["energy_j"], row["test_full"], classes)
         found.append(row)
@@ -131,22 +135,31 @@ def joules_per_point(energy_j: float | None, accuracy: float, classes: int) -> f
 
 
 def edge_epochs(run: Path) -> list[dict[str, Any]]:
-    """Plan, joules and their source of each epoch of a fine-tune run, to stand beside the reference's.
+    """What each epoch of a fine-tune run took, to stand beside the reference's.
 
     Raises:
         BadInputError: not the folder of a finished fine-tune run.
     """
     try:
         epochs: Iterable[dict[str, Any]] = json.loads((run / "run.json").read_text(encoding="utf-8"))["epochs"]
-        keys = ("epoch", "plan", "energy_j", "net_j", "energy_source", "executed_flops_t")
-        return [{key: epoch[key] for key in keys} for epoch in epochs]
+        return [{"epoch": e["epoch"], "plan": e["plan"], **_cost(e, images=e["trained"])} for e in epochs]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError("not the folder of a finished fine-tune run", where=run) from error
 
 
-def epoch_joules(results: Sequence[Result]) -> dict[str, float | None]:
-    """Mean joules of an epoch, per system."""
-    found: dict[str, float | None] = {}
+def reference_epochs(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What a mean epoch of each system took, over its epochs and seeds."""
+    found = []
     for row in overview(results):
-        found[row["system"]] = None if row["energy_j"] is None else row["energy_j"] / row["epochs"]
+        mean = {key: None if row[key] is None else row[key] / row["epochs"] for key in ("energy_j", "net_j")}
+        mean["executed_flops_t"] = row["executed_flops_t"] / row["epochs"]
+        images = row["image_visits"] / row["epochs"]
+        found.append({"system": row["system"], **_cost({**row, **mean}, images=images)})
     return found
+
+
+def _cost(epoch: dict[str, Any], *, images: float) -> dict[str, Any]:
+    """Per epoch, and per image, as an epoch here and one there are not of the same number of images."""
+    found = {key: epoch[key] for key in ("energy_j", "net_j", "energy_source", "executed_flops_t")}
+    known = epoch["energy_j"] is not None and images > 0
+    return found | {"images": images, "j_per_image": epoch["energy_j"] / images if known else None}

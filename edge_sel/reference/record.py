@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.reference.epoch import EpochResult, Evaluation
 from edge_sel.sel.embarrassment import confidence
 from edge_sel.sel.sundew import nominal_savings_percent
+
+if TYPE_CHECKING:
+    from edge_sel.reference.epoch import EpochResult, Evaluation
 
 Row = dict[str, Any]
 
@@ -60,6 +62,7 @@ def make_row(
         "meter": figure.meter,
         "power_w": figure.mean_power_w,
         "temp_c": figure.temp_c,
+        "throttled": "; ".join(figure.throttled),
     }
     # A loss that diverged, or a class without test images: JSON has no NaN, and it is no number either.
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
@@ -88,6 +91,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "energy_source": sources[0] if len(sources) == 1 else "mixed: " + ", ".join(sources),
         "meter": last["meter"],
         "temp_c": max((row["temp_c"] for row in rows if row["temp_c"] is not None), default=None),
+        "throttled": sorted({row["throttled"] for row in rows} - {""}),
         "images_per_s": sum(row["visited"] for row in rows) / last["time_s"] if last["time_s"] > 0 else None,
         "per_class": {name: {k: last[f"{k}_{name}"] for k in ("acc", "E", "C")} for name in classes},
     }

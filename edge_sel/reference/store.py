@@ -16,9 +16,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from edge_sel.files import write_durably
+from edge_sel.reference.results import RUN, read_result
 
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
-_HISTORY, _RUN = "history.csv", "run.json"
+_HISTORY = "history.csv"
 Row = dict[str, Any]
 
 
@@ -30,7 +31,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """What ``finish`` wrote; None if the run is not over."""
-        return _read_json(self.path / _RUN)
+        return read_result(self.path)
 
     def save(self, tensors: Mapping[str, torch.Tensor], rows: Sequence[Row], identity: Mapping[str, Any]) -> None:
         """The state after an epoch, and its table."""
@@ -58,7 +59,7 @@ class RunFolder:
     def finish(self, rows: Sequence[Row], result: Mapping[str, Any]) -> None:
         """The run is over: its table and its result; the checkpoint goes."""
         self._write_table(rows)
-        write_durably(self.path / _RUN, json.dumps(result, indent=1).encode())
+        write_durably(self.path / RUN, json.dumps(result, indent=1).encode())
         for name in (_CHECKPOINT, _PREVIOUS):
             (self.path / name).unlink(missing_ok=True)
 
@@ -75,17 +76,3 @@ def _metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     found: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
     return found
-
-
-def list_results(out: Path) -> list[dict[str, Any]]:
-    """The results of all finished runs in a folder, by system and seed."""
-    found = [_read_json(path) for path in sorted(out.glob(f"*/seed-*/{_RUN}"))]
-    return [result for result in found if result is not None]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
-        return None

@@ -54,6 +54,19 @@ def test_without_torch_it_says_what_to_install(tmp_path):
     assert "torch" in result.stderr and "edge-sel[server]" in result.stderr and "onnxscript" not in result.stderr
 
 
+def test_results_stand_beside_a_fine_tune_where_torch_is_not(edge_sel, tmp_path):
+    assert edge_sel("reference", "fast", "--smoke", "--device", "cpu").code == 0
+    without = block(tmp_path / "without", "torch")
+    tuned = run("finetune", "--plan", "bn", "--out", "edge", cwd=tmp_path, PYTHONPATH=without)
+    assert tuned.returncode == 0, tuned.stderr
+    asked = ("reference", "--compare", "--edge", "edge")
+    shown = run(*asked, cwd=tmp_path, PYTHONPATH=without)
+    assert shown.returncode == 0 and "edge, plan bn" in shown.stdout and "reference, fast" in shown.stdout, shown.stderr
+    answer = json.loads(run(*asked, "--json", cwd=tmp_path, PYTHONPATH=without).stdout)
+    epochs = [*answer["edge"]["epochs"], *answer["reference_epochs"]]
+    assert all({"images", "energy_j", "energy_source", "j_per_image"} <= epoch.keys() for epoch in epochs)
+
+
 def test_a_signal_leaves_what_can_be_resumed(edge_sel, monkeypatch):
     monkeypatch.setattr("edge_sel.cli.signals.StopSignal.__call__", lambda self: "signal")
     result = edge_sel("reference", "ast", "--smoke", "--device", "cpu")

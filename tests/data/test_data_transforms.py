@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import channel_statistics, intensity_std, normalise, random_crop
+from edge_sel.data.transforms import channel_statistics, intensity_std, normalise
 
 batches = hnp.arrays(np.uint8, st.tuples(st.integers(0, 5), st.integers(2, 9), st.integers(2, 9), st.just(3)))
 unit = st.floats(0, 1)
@@ -22,28 +22,6 @@ def test_normalise(images, mean, std):
 def test_normalise_refuses_a_zero_deviation():
     with pytest.raises(ValueError, match="std"):
         normalise(np.zeros((1, 2, 2, 3), np.uint8), [0.5] * 3, [0.2, 0.0, 0.2])
-
-
-@given(batches, st.integers(0, 3), st.integers(0, 2**32 - 1), st.sampled_from(["reflect", "zero"]))
-def test_random_crop_shows_a_window_of_the_padded_image(images, padding, seed, mode):
-    result = random_crop(images, padding, np.random.default_rng(seed), mode=mode)
-    assert result.shape == images.shape and result.dtype == np.uint8 and result.base is not images
-    np.testing.assert_array_equal(result, random_crop(images, padding, np.random.default_rng(seed), mode=mode))
-    border = [(padding, padding), (padding, padding), (0, 0)]
-    for old, new in zip(images, result, strict=True):
-        padded = np.pad(old, border, mode="reflect" if mode == "reflect" else "constant")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, old.shape)
-        assert (windows == new).all(axis=(-3, -2, -1)).any()
-
-
-def test_random_crop_without_padding_is_a_copy():
-    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(random_crop(images, 0, np.random.default_rng(0)), images)
-
-
-def test_random_crop_moves_each_image_by_itself():
-    images = np.broadcast_to(np.arange(64, dtype=np.uint8).reshape(8, 8, 1), (50, 8, 8, 3))
-    assert len({image.tobytes() for image in random_crop(images, 4, np.random.default_rng(0))}) > 30
 
 
 @given(batches)

@@ -258,6 +258,28 @@ def test_temperature_is_read_once_a_second_and_the_highest_is_kept() -> None:
     assert recorder.end_window(window).temp_c == 60.0
 
 
+def test_why_the_meter_s_device_was_slowed_down_is_kept_per_window() -> None:
+    clock, told = Clock(), iter([["power cap"], ["heat", "power cap"], RuntimeError, []])
+
+    class Throttled(FakeMeter):
+        def throttle_reasons(self) -> list[str]:
+            reasons = next(told)
+            if isinstance(reasons, list):
+                return reasons
+            raise reasons
+
+    recorder = by_hand(Throttled(clock), clock)
+    window = recorder.start_window()
+    recorder.sample_once()
+    recorder.sample_once()
+    recorder.sample_once()  # a driver that fails: the run goes on
+    figure = recorder.lap(window)
+    assert figure.throttled == ("power cap", "heat")
+    assert json.loads(json.dumps(figure.to_json()))["throttled"] == ["power cap", "heat"]
+    recorder.sample_once()
+    assert recorder.end_window(window).throttled == ()
+
+
 def test_the_meter_s_own_temperature_counts_too() -> None:
     clock = Clock()
     meter = FakeMeter(clock)

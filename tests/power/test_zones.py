@@ -12,7 +12,7 @@ import pytest
 from power_fakes import SOON_S, hanging, release
 
 from edge_sel.power import zones
-from edge_sel.power.zones import STRIKES, Patience, Zone, ZoneReader, read_zones
+from edge_sel.power.zones import STRIKES, Patience, Zone, ZoneReader
 
 
 def put(sysfs: Path, number: int, name: str, temp: object) -> Path:
@@ -69,7 +69,7 @@ def test_what_is_no_temperature_is_left_out(temp: object, tmp_path: Path) -> Non
 @pytest.mark.parametrize("temp, told", [(-39_999, -39.999), (149_999, 149.999), (0, 0.0)])
 def test_what_is_a_temperature(temp: int, told: float, tmp_path: Path) -> None:
     put(tmp_path, 0, "cpu-thermal", temp)
-    assert read_zones(tmp_path, timeout_s=SOON_S) == [Zone("cpu-thermal", told)]
+    assert ZoneReader(tmp_path, timeout_s=SOON_S).read() == [Zone("cpu-thermal", told)]
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EIO, errno.ENODATA, errno.EACCES])
@@ -174,7 +174,7 @@ def test_a_machine_without_zones(tmp_path: Path) -> None:
 
 def test_a_zone_without_a_type_goes_by_its_folder(tmp_path: Path) -> None:
     temp = put(tmp_path, 3, "", 45_000)
-    assert read_zones(tmp_path, timeout_s=SOON_S) == [Zone("thermal_zone3", 45.0)]
+    assert ZoneReader(tmp_path, timeout_s=SOON_S).read() == [Zone("thermal_zone3", 45.0)]
     temp.unlink()
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
     assert reader.read() == []

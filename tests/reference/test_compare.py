@@ -8,7 +8,7 @@ import pytest
 
 import edge_sel.reference
 from edge_sel.errors import BadInputError
-from edge_sel.reference.compare import compare, edge_epochs, epoch_joules, joules_per_point, load_claims, overview
+from edge_sel.reference.compare import compare, edge_epochs, joules_per_point, load_claims, overview, reference_epochs
 from edge_sel.reference.systems import SYSTEMS
 
 PUBLISHED = Path(edge_sel.reference.__file__).parent / "published"
@@ -19,9 +19,9 @@ def result(system="sel-95", *, accuracy=0.8, energy_j=400.0, scale="full", data=
     summary = {
         "epochs": rows, "test_full": accuracy, "test_100": accuracy, "nominal_flops_t": 0.1, "executed_flops_t": 2000.0,
         "energy_j": energy_j, "net_j": None, "time_s": 10.0, "energy_source": "measured", "per_class": per_class,
-        "last_sparsity": 0.9, "sparsity": 0.8, "train_acc": 0.7, "train_loss": 0.3,
+        "throttled": [], "meter": "nvml", "last_sparsity": 0.9, "sparsity": 0.8, "train_acc": 0.7, "train_loss": 0.3,
     }  # fmt: skip
-    curve = [{"test_full": 0.1 * (n + 1), "train_loss": 1.0} for n in range(rows)]
+    curve = [{"test_full": 0.1 * (n + 1), "train_loss": 1.0, "visited": 500} for n in range(rows)]
     return {
         "system": system,
         "seed": 0,
@@ -110,21 +110,23 @@ def test_joules_per_point():
     assert joules_per_point(None, 0.8, 10) is None and joules_per_point(400.0, 0.1, 10) is None
     row = overview([result()])[0]
     assert row["j_per_point"] == pytest.approx(400 / 30) and (row["net_j"], row["seeds"]) == (None, 1)
-    assert epoch_joules([result()]) == {"sel-95": 200.0}
-    assert epoch_joules([result(energy_j=None)]) == {"sel-95": None}
+
+
+def test_an_epoch_of_the_reference_is_the_mean_one():
+    (epoch,) = reference_epochs([result(energy_j=300.0), result(energy_j=500.0)])
+    assert (epoch["system"], epoch["images"], epoch["energy_source"]) == ("sel-95", 500, "measured")
+    assert (epoch["energy_j"], epoch["net_j"], epoch["executed_flops_t"]) == (200.0, None, 1000.0)
+    assert epoch["j_per_image"] == pytest.approx(0.4)
+    (epoch,) = reference_epochs([result(energy_j=None)])
+    assert epoch["energy_j"] is None and epoch["j_per_image"] is None
 
 
 def test_an_edge_run_stands_beside(tmp_path):
-    epoch = {
-        "epoch": 1,
-        "plan": "bn",
-        "energy_j": 0.5,
-        "net_j": None,
-        "energy_source": "modelled",
-        "executed_flops_t": 0.1,
-        "more": 1,
-    }
-    (tmp_path / "run.json").write_text(json.dumps({"epochs": [epoch]}))
-    assert edge_epochs(tmp_path) == [{key: value for key, value in epoch.items() if key != "more"}]
+    cost = {"energy_j": 0.5, "net_j": None, "energy_source": "modelled", "executed_flops_t": 0.1}
+    epochs = [{"epoch": n, "plan": "bn", "trained": images, **cost, "more": 1} for n, images in ((1, 50), (2, 0))]
+    (tmp_path / "run.json").write_text(json.dumps({"epochs": epochs}))
+    first, second = edge_epochs(tmp_path)
+    assert first == {"epoch": 1, "plan": "bn", "images": 50, "j_per_image": 0.01, **cost}
+    assert second["j_per_image"] is None  # nothing was trained on
     with pytest.raises(BadInputError, match="fine-tune"):
         edge_epochs(tmp_path / "none")

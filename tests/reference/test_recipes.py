@@ -213,6 +213,16 @@ def test_dihcl_prefers_what_is_hard(rule):
     assert (pool % 2 == 1).double().mean() > 0.65
 
 
+def test_the_control_of_dihcl_takes_as_many_at_random():
+    policy, run = recipe("random-dihcl"), Fifty()
+    policy.start_epoch(run, 1)
+    policy.memory["r"] = (torch.arange(50_000) % 2).float()
+    pool = policy.start_epoch(run, 30).index
+    assert len(pool.unique()) == len(pool) == recipe("dihcl-exp").subset_size(50_000, 30)
+    assert (pool % 2 == 1).double().mean() == pytest.approx(0.5, abs=0.02)
+    assert setup_of("random-dihcl") == setup_of("dihcl-exp") and setup_of("ast-dense") == setup_of("ast")
+
+
 def test_spl_takes_the_easy_and_mcl_the_hard():
     easy, hard = SelfPaced(easy=True, epochs=5), SelfPaced(easy=False, epochs=5)
     losses = torch.linspace(0, 5, 50_000)

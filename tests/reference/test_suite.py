@@ -10,8 +10,9 @@ from edge_sel.errors import UsageError
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference.data import Sets
 from edge_sel.reference.record import mean_std, summarise, total
+from edge_sel.reference.results import list_results
 from edge_sel.reference.setup import Setup, find_scale
-from edge_sel.reference.store import RunFolder, list_results
+from edge_sel.reference.store import RunFolder
 from edge_sel.reference.suite import Options, Stopped, run_suite
 from edge_sel.reference.systems import SYSTEMS
 from tests.reference.conftest import colours

@@ -11,7 +11,7 @@ from edge_sel.reference.trainer import Trainer
 from edge_sel.sel import hardness
 from edge_sel.sel.self_paced import diverse_hardest, easiest
 
-Rule = Literal["greedy", "rand", "exp", "beta"]
+Rule = Literal["greedy", "rand", "exp", "beta", "chance"]
 
 _GAMMA = 0.95
 _WARM_SHARE = 0.1
@@ -28,7 +28,7 @@ class Dihcl(Policy):
 
     Args:
         rule: greedy (the hardest), rand (in proportion to r), exp (to exp of it), beta (Thompson sampling: a draw of
-            Beta(1 + n r, 1 + n (1 - r)) after n visits, which fits flips).
+            Beta(1 + n r, 1 + n (1 - r)) after n visits, which fits flips), or chance: the control.
         kind: which instantaneous hardness.
         epochs: of the whole run.
 
@@ -70,6 +70,8 @@ class Dihcl(Policy):
             draw = torch.distributions.Beta(1 + visits * r, 1 + visits * (1 - r)).sample()
             return hardness.greedy(state._replace(r=draw), k)
         u = torch.rand(len(run.train), generator=run.generator, device=run.device)
+        if self.rule == "chance":
+            return u.argsort()[:k]
         p = state.r if self.rule == "rand" else hardness.probabilities_exp(state, _TAU)
         return hardness.weighted_sample(p, k, u)
 

@@ -24,6 +24,7 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat with this many seeds.")
 @click.option("--model", help="Instead of the systems' own, such as wrn-28-10; torchvision:NAME, timm:NAME.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the systems' own.")
+@click.option("--image-size", type=click.IntRange(8), metavar="PIXELS", help="Instead of the systems' own: mostly 32.")
 @click.option("--weights", default="auto", show_default=True, type=click.Choice(["auto", "imagenet", "random"]),
               help="What ResNets begin with; auto: ImageNet where the source does and it can be had.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1; or start with torchrun.")
@@ -35,8 +36,8 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(
     systems: tuple[str, ...], data: str | None, scale: str, smoke: bool, out: Path, seeds: int, model: str | None,
-    epochs: int | None, weights: str, device: str, meter: str, profile: str | None, dry_run: bool, comparing: bool,
-    edge: Path | None, as_json: bool,
+    epochs: int | None, image_size: int | None, weights: str, device: str, meter: str, profile: str | None,
+    dry_run: bool, comparing: bool, edge: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Run the systems of the source documents and set measured energy beside their claims.
 
@@ -55,7 +56,7 @@ def command(
         return _compare(wanted if systems else None, out, data, edge, as_json)
     from edge_sel.reference.suite import Options, plan
 
-    options = Options(chosen, data or chosen.data, out, tuple(range(seeds)), device, weights, model, epochs)  # type: ignore[arg-type]
+    options = Options(chosen, data or chosen.data, out, tuple(range(seeds)), device, weights, model, epochs, image_size)  # type: ignore[arg-type]
     if dry_run:
         from edge_sel.cli.show_reference import print_plan
 

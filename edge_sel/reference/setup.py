@@ -103,7 +103,12 @@ def scaled(setup: Setup, scale: Scale) -> Setup:
     optimizer = setup.optimizer
     if optimizer.kind == "sgd":  # the usual rule; Adam's step does not depend on the batch in that way
         optimizer = replace(optimizer, rate=optimizer.rate * batch_size / setup.batch_size)
-    augmentation = replace(setup.augmentation, shift=round(setup.augmentation.shift * _SMALL_PIXELS / setup.image_size))
     epochs = max(scale.least_epochs, math.ceil(setup.epochs * scale.epoch_share - 1e-9))
-    return replace(setup, model=model, epochs=epochs, batch_size=batch_size, optimizer=optimizer,
-                   augmentation=augmentation, imagenet=False, image_size=_SMALL_PIXELS)  # fmt: skip
+    setup = replace(setup, model=model, epochs=epochs, batch_size=batch_size, optimizer=optimizer, imagenet=False)
+    return resized(setup, _SMALL_PIXELS)
+
+
+def resized(setup: Setup, pixels: int) -> Setup:
+    """The setup for images of another size: they are shifted in proportion."""
+    shift = round(setup.augmentation.shift * pixels / setup.image_size)
+    return replace(setup, image_size=pixels, augmentation=replace(setup.augmentation, shift=shift))

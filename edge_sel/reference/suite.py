@@ -41,6 +41,11 @@ class Options:
     weights: Wanted = "auto"
     model: str | None = None
     epochs: int | None = None
+    image_size: int | None = None
+
+    def setup(self, system: System) -> Setup:
+        """What a system trains with under these options."""
+        return system.at(self.scale, model=self.model, epochs=self.epochs, image_size=self.image_size)
 
 
 def plan(systems: Sequence[System], options: Options) -> list[dict[str, Any]]:
@@ -48,7 +53,7 @@ def plan(systems: Sequence[System], options: Options) -> list[dict[str, Any]]:
     size = planned_size(options.data, options.scale)
     found = []
     for system in systems:
-        setup = system.at(options.scale, model=options.model, epochs=options.epochs)
+        setup = options.setup(system)
         policy = system.recipe(setup)
         parameters = _parameters(setup, size[1]) if size else None
         samples = policy.planned_samples(size[0], policy.epochs(setup.epochs)) if size else None
@@ -107,7 +112,7 @@ def run_suite(
     loaded: dict[int, tuple[DeviceImages, DeviceImages, Sets]] = {}
     results = []
     for system in systems:
-        setup = system.at(options.scale, model=options.model, epochs=options.epochs)
+        setup = options.setup(system)
         if setup.image_size not in loaded:
             sets = sets_of(setup.image_size)
             loaded = {setup.image_size: (*make_images(sets.train, sets.test, device), sets)}

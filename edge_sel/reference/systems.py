@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edge_sel.errors import UsageError
-from edge_sel.reference.setup import Augmentation, Optimizer, Scale, Setup, scaled
+from edge_sel.reference.setup import Augmentation, Optimizer, Scale, Setup, resized, scaled
 from edge_sel.rules import nearest
 
 if TYPE_CHECKING:
@@ -49,9 +49,13 @@ class System:
     in_suite: bool = False
     in_small: bool = False
 
-    def at(self, scale: Scale, *, model: str | None = None, epochs: int | None = None) -> Setup:
-        """The setup at a scale; a model or a number of epochs that was asked for wins."""
+    def at(
+        self, scale: Scale, *, model: str | None = None, epochs: int | None = None, image_size: int | None = None
+    ) -> Setup:
+        """The setup at a scale; a model, a number of epochs or an image size (pixels) that was asked for wins."""
         setup = scaled(self.setup, scale)
+        if image_size is not None:
+            setup = resized(setup, image_size)
         return replace(setup, model=model or setup.model, epochs=epochs or setup.epochs)
 
 

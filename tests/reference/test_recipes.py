@@ -270,6 +270,13 @@ def test_the_fast_baseline_is_airbench94():
     assert recipe("fast-sel").warmup_epochs == 5 and recipe("fast-sel").epochs(10) == 10
 
 
+def test_images_of_another_size_are_shifted_in_proportion():
+    setup = SYSTEMS["dihcl-exp"].at(find_scale("full"), image_size=224, model="torchvision:resnet50")
+    assert (setup.image_size, setup.augmentation.shift, setup.model) == (224, 28, "torchvision:resnet50")
+    small = SYSTEMS["ast-two-stage"].at(find_scale("small"))
+    assert (small.image_size, small.augmentation.shift) == (32, 2)
+
+
 def test_a_curriculum_keeps_its_proportions_when_scaled():
     stages, warmup = staged(STAGES, 22, 5)
     assert warmup == 2 and sum(stage.epochs for stage in stages) == 20 and len(stages) == 5

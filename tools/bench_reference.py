@@ -22,9 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.models.registry import build
+from edge_sel.reference.environment import environment
 from edge_sel.reference.images import make_images
 from edge_sel.reference.policy import Policy
-from edge_sel.reference.suite import environment
+from edge_sel.reference.speed import fastest
 from edge_sel.reference.systems import SYSTEMS
 from edge_sel.reference.trainer import Trainer
 
@@ -103,7 +104,7 @@ def main() -> None:
                 "our_images_per_s": round(options.images / ours_s, 1),
                 "ratio": round(plain_s / ours_s, 2),
                 "first_epoch_s": round(ours[0], 2),
-                "environment": environment(device),
+                "environment": environment(device) | fastest(device).to_json(),
             },
             indent=1,
         )

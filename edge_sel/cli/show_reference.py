@@ -34,6 +34,8 @@ class Console:
             )
         elif event["event"] == "resumed":
             self.note(f"{name}  goes on after epoch {event['epoch']}")
+        elif event["event"] == "uncompiled":
+            self.note(f"{name}  steps are not compiled, which is slower: {event['why']}")
         elif event["event"] == "kept":
             self.note(f"{name}  is finished already")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +9,12 @@ from typing import Any
 
 import torch
 
-from edge_sel import __version__
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference import parallel
 from edge_sel.reference.data import Sets, planned_size
+from edge_sel.reference.environment import environment
 from edge_sel.reference.images import DeviceImages, make_images
 from edge_sel.reference.record import Row, make_row, summarise
 from edge_sel.reference.setup import Scale, Setup
@@ -150,17 +148,18 @@ class _Run:
         policy = self.system.recipe(self.setup)
         trainer = Trainer(model, self.setup, policy, train, test, seed=self.seed, should_stop=should_stop)
         rows: list[Row] = []
+        if trainer.device.type == "cuda" and not trainer.speed.compiled:
+            self._tell("uncompiled", why=trainer.speed.why)
         found = self.folder.load()
         if found is not None:
             tensors, rows, identity = found
             _require_same(identity, self.identity, self.folder.path)
             trainer.load(tensors)
-            self.listen({"event": "resumed", "system": self.system.name, "seed": self.seed, "epoch": len(rows)})
+            self._tell("resumed", epoch=len(rows))
         while len(rows) < policy.epochs(self.setup.epochs):
             rows.append(self._epoch(trainer, rows))
             self._save(trainer, rows)
-            self.listen({"event": "epoch", "system": self.system.name, "seed": self.seed,
-                         "epochs": policy.epochs(self.setup.epochs), **rows[-1]})  # fmt: skip
+            self._tell("epoch", epochs=policy.epochs(self.setup.epochs), **rows[-1])
         result = {
             "schema": 1,
             "system": self.system.name,
@@ -177,14 +176,17 @@ class _Run:
             "executed_flops_per_image": trainer.work._asdict(),
             "summary": summarise(rows),
             "setup": asdict(self.setup),
-            "environment": environment(trainer.device),
+            "environment": environment(trainer.device) | trainer.speed.to_json(),
             "identity": self.identity,
             "rows": rows,
         }
         if parallel.rank() == 0:
             self.folder.finish(rows, result)
-        self.listen({"event": "finished", "system": self.system.name, "seed": self.seed, **result["summary"]})
+        self._tell("finished", **result["summary"])
         return result
+
+    def _tell(self, event: str, **figures: Any) -> None:
+        self.listen({"event": event, "system": self.system.name, "seed": self.seed, **figures})
 
     def _epoch(self, trainer: Trainer, rows: list[Row]) -> Row:
         window = self.recorder.start_window(f"{self.system.name} epoch {len(rows) + 1}")
@@ -224,35 +226,4 @@ def _require_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> 
         raise UsageError(what, where=path, fix="name another --out, or remove that folder")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on besides the settings."""
-    found: dict[str, Any] = {
-        "edge_sel": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "processes": parallel.world(),
-        "device": str(device),
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    if device.type == "cuda":
-        found |= {
-            "gpu": torch.cuda.get_device_name(device),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-__all__ = ["Event", "Options", "Stopped", "environment", "plan", "run_suite"]
+__all__ = ["Event", "Options", "Stopped", "plan", "run_suite"]

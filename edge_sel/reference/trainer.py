@@ -17,6 +17,7 @@ from edge_sel.reference.images import DeviceImages
 from edge_sel.reference.optim import FlatGradient, Stepper
 from edge_sel.reference.policy import Batch, Policy, Pool
 from edge_sel.reference.setup import Setup
+from edge_sel.reference.speed import Speed, fastest
 
 _SCORE_BATCH = 1000
 _WHITENING_IMAGES = 5000
@@ -36,7 +37,7 @@ class Trainer:
         train: the images to learn from.
         test: the images to judge by.
         seed: of every choice.
-        fast: half precision and compiled steps, where the device is a GPU.
+        speed: how steps are computed; None: as fast as the device can.
         should_stop: asked before every step.
     """
 
@@ -49,7 +50,7 @@ class Trainer:
         test: DeviceImages,
         *,
         seed: int,
-        fast: bool = True,
+        speed: Speed | None = None,
         should_stop: Callable[[], object] = lambda: None,
     ) -> None:
         self.setup, self.policy, self.train, self.test, self.seed = setup, policy, train, test, seed
@@ -68,17 +69,15 @@ class Trainer:
         self.generator = torch.Generator(self.device)
         self._should_stop = should_stop
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self.model
-        self._half: torch.dtype | None = None
         self._compiled_sizes = policy.batch_sizes(setup.batch_size // parallel.world())
-        if fast and self.device.type == "cuda":
-            self._go_fast()
-
-    def _go_fast(self) -> None:
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-        self._half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        self.stepper.loss_scale = torch.amp.GradScaler(self.device.type, enabled=self._half == torch.float16)
-        self._forward = torch.compile(self.model, mode="reduce-overhead", dynamic=False)
+        self.speed = fastest(self.device) if speed is None else speed
+        self._half = self.speed.half
+        if self._half is not None:
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+            self.stepper.loss_scale = torch.amp.GradScaler(self.device.type, enabled=self._half == torch.float16)
+        if self.speed.compiled:
+            self._forward = torch.compile(self.model, mode="reduce-overhead", dynamic=False)
 
     @property
     def classes(self) -> int:
@@ -142,7 +141,7 @@ class Trainer:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The model in training, float32[B, C]."""
         if self._half is None:
-            return self._forward(x)
+            return self.model(x)
         torch.compiler.cudagraph_mark_step_begin()
         forward = self._forward if len(x) in self._compiled_sizes else self.model
         with torch.autocast(self.device.type, self._half):

@@ -16,6 +16,7 @@ from edge_sel.reference.recipes.dihcl import SelfPaced
 from edge_sel.reference.recipes.lottery import Lottery
 from edge_sel.reference.recipes.sel import Sel
 from edge_sel.reference.setup import Optimizer, find_scale
+from edge_sel.reference.speed import PLAIN, Speed
 from edge_sel.reference.systems import SYSTEMS
 from edge_sel.reference.trainer import Stopped, Trainer
 from edge_sel.sel.curriculum import STAGES
@@ -233,9 +234,6 @@ def test_the_fast_path_on_a_processor(name, half, make_trainer, monkeypatch):
         compiled.append(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False))
         return compiled[-1]
 
-    run = make_trainer(SYSTEMS[name].recipe(SYSTEMS[name].at(SMOKE)))
-    plain = make_trainer(SYSTEMS[name].recipe(SYSTEMS[name].at(SMOKE)))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: half == torch.bfloat16)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)  # it would outlive the test
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     real = torch.compile
@@ -243,9 +241,11 @@ def test_the_fast_path_on_a_processor(name, half, make_trainer, monkeypatch):
         "edge_sel.reference.trainer.torch.compile",
         lambda *a, **o: _undone(monkeypatch, real, compile_without_code, *a, **o),
     )
-    run._go_fast()
-    assert run._half == half and len(compiled) == 1
-    assert run.stepper.loss_scale.is_enabled() == (half == torch.float16)
+    run, plain = (
+        make_trainer(SYSTEMS[name].recipe(SYSTEMS[name].at(SMOKE)), speed=speed)
+        for speed in (Speed(half, True, ""), PLAIN)
+    )
+    assert len(compiled) == 1 and run.stepper.loss_scale.is_enabled() == (half == torch.float16)
     for epoch in (1, 2):
         fast, slow = run.train_epoch(epoch), plain.train_epoch(epoch)
         assert fast.visited == slow.visited and fast.executed_flops == slow.executed_flops

@@ -104,6 +104,7 @@ def run_suite(
 
     Raises:
         UsageError: the folder holds other runs of the same systems.
+        SetupError: the GPU's memory is full; finished epochs are kept.
         Stopped: it was asked to stop.
     """
     device = parallel.start(options.device)
@@ -121,7 +122,11 @@ def run_suite(
             result = folder.finished()
             if result is None:
                 run = _Run(system, setup, seed, options, folder, identity, recorder, listen)
-                result = run.go(train, test, sets, should_stop)
+                try:
+                    result = run.go(train, test, sets, should_stop)
+                except torch.OutOfMemoryError as error:
+                    what, fix = "the GPU's memory is full", "a smaller --model or --image-size, or --scale small"
+                    raise SetupError(what, where=system.name, fix=fix) from error
             else:
                 _require_same(result["identity"], identity, folder.path)
                 listen({"event": "kept", "system": system.name, "seed": seed})

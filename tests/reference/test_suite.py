@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edge_sel.errors import UsageError
+from edge_sel.errors import SetupError, UsageError
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference.data import Sets
 from edge_sel.reference.record import mean_std, summarise, total
@@ -15,6 +15,7 @@ from edge_sel.reference.setup import Setup, find_scale
 from edge_sel.reference.store import RunFolder
 from edge_sel.reference.suite import Options, Stopped, run_suite
 from edge_sel.reference.systems import SYSTEMS
+from edge_sel.reference.trainer import Trainer
 from tests.reference.conftest import colours
 
 SMOKE = replace(find_scale("smoke"), batch_limit=16)
@@ -97,6 +98,21 @@ def test_other_settings_do_not_touch_what_is_there(suite, tmp_path):
     with pytest.raises(UsageError, match="another setup"):
         suite("ast", epochs=9)
     assert (tmp_path / "out/baseline/seed-0/run.json").read_bytes() == before
+
+
+def test_a_full_gpu_is_one_line_and_loses_no_epoch(suite, monkeypatch):
+    real, epochs = Trainer.train_epoch, []
+
+    def fills_up(self, epoch):
+        epochs.append(epoch)
+        if len(epochs) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, epoch)
+
+    monkeypatch.setattr(Trainer, "train_epoch", fills_up)
+    with pytest.raises(SetupError, match=r"memory is full.*ast.*--model"):
+        suite("ast")
+    assert len(suite("ast")[0]["rows"]) == max(epochs) and epochs[:3] == [1, 2, 2]
 
 
 def test_seeds_differ(suite):

@@ -113,7 +113,7 @@ def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | N
         kept = [{key: value for key, value in result.items() if key != "rows"} for result in results]
         click.echo(json.dumps({"schema": 1, "out": os.fspath(options.out), "systems": overview(results), "runs": kept}))
     else:
-        print_overview(overview(results), options.scale.label)
+        print_overview(overview(results), _labels(results))
     return 0
 
 
@@ -137,9 +137,14 @@ def _compare(wanted: list[Any] | None, out: Path, data: str | None, edge: Path |
             answer |= {"reference_epochs": reference_epochs(results)}
         click.echo(json.dumps(answer))
         return 0
-    label = " / ".join(sorted({result["label"] for result in results} - {""}))
+    label = _labels(results)
     print_comparison([claim for claim in claims if claim["epoch"] is None], label)
     print_overview(overview(results), label)
     if epochs is not None:
         print_edge(epochs, reference_epochs(results))
     return 0
+
+
+def _labels(results: list[dict[str, Any]]) -> str:
+    """What must stand above their figures, a line each."""
+    return "\n".join(dict.fromkeys(result["label"] for result in results if result["label"]))

@@ -62,7 +62,8 @@ def compare(results: Sequence[Result], data: str | None = None) -> list[dict[str
 
     Returns:
         One object per claim: system, metric, epoch, claim, ours (mean over seeds), std, seeds, difference, source and
-        comparable, which is false at a reduced scale or on other data. A folder is taken for the data of the claim.
+        comparable, which is false at a reduced scale, with another model or length, or on other data. A folder is
+        taken for the data of the claim.
     """
     claims = load_claims()
     known = {claim.data for claim in claims}
@@ -86,7 +87,7 @@ def compare(results: Sequence[Result], data: str | None = None) -> list[dict[str
                 "seeds": len(runs),
                 "difference": None if ours is None else ours[0] - claim.value,
                 "source": claim.source,
-                "comparable": all(r["scale"] == "full" and r["data_name"] not in others for r in runs),
+                "comparable": all(not r["label"] and r["data_name"] not in others for r in runs),
             }
         )
     return found

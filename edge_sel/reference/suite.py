@@ -170,7 +170,7 @@ class _Run:
             "system": self.system.name,
             "seed": self.seed,
             "scale": self.options.scale.name,
-            "label": self.options.scale.label,
+            "label": self.system.label(self.setup, self.options.scale),
             "source": self.system.source,
             "data": sets.source,
             "data_name": self.options.data,

@@ -9,12 +9,13 @@ import pytest
 import edge_sel.reference
 from edge_sel.errors import BadInputError
 from edge_sel.reference.compare import compare, edge_epochs, joules_per_point, load_claims, overview, reference_epochs
+from edge_sel.reference.setup import find_scale
 from edge_sel.reference.systems import SYSTEMS
 
 PUBLISHED = Path(edge_sel.reference.__file__).parent / "published"
 
 
-def result(system="sel-95", *, accuracy=0.8, energy_j=400.0, scale="full", data="cifar10", rows=2):
+def result(system="sel-95", *, accuracy=0.8, energy_j=400.0, scale="full", data="cifar10", rows=2, label=None):
     per_class = {name: {"acc": 0.5, "E": 0.4, "C": 0.6} for name in ("airplane", "cat")}
     summary = {
         "epochs": rows, "test_full": accuracy, "test_100": accuracy, "nominal_flops_t": 0.1, "executed_flops_t": 2000.0,
@@ -26,6 +27,7 @@ def result(system="sel-95", *, accuracy=0.8, energy_j=400.0, scale="full", data=
         "system": system,
         "seed": 0,
         "scale": scale,
+        "label": find_scale(scale).label if label is None else label,
         "data_name": data,
         "weights": "random",
         "summary": summary,
@@ -96,6 +98,7 @@ def test_claim_ours_and_difference():
 def test_a_reduced_run_is_never_comparable():
     assert not any(c["comparable"] for c in compare([result(scale="small")]))
     assert not any(c["comparable"] for c in compare([result(data="digits")]))
+    assert not any(c["comparable"] for c in compare([result(label="sel-95, not the source's model")]))
     assert all(c["comparable"] for c in compare([result(data="/home/me/cifar10")]))
 
 

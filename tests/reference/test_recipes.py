@@ -270,6 +270,19 @@ def test_the_fast_baseline_is_airbench94():
     assert recipe("fast-sel").warmup_epochs == 5 and recipe("fast-sel").epochs(10) == 10
 
 
+def test_only_the_source_s_model_and_length_are_without_a_label():
+    full, small = find_scale("full"), find_scale("small")
+
+    def label(name, scale=full, **other):
+        return SYSTEMS[name].label(SYSTEMS[name].at(scale, **other), scale)
+
+    published = {"model": "wrn-28-10", "epochs": 300}
+    assert label("baseline") == label("dihcl-exp", **published) == label("spl", **published) == ""
+    told = [label("baseline", epochs=29), label("ast", model="resnet-c"), label("sel-95", image_size=64)]
+    assert all("NOT comparable" in text for text in [*told, label("dihcl-exp"), label("mcl", epochs=300)])
+    assert label("baseline", small) == small.label
+
+
 def test_images_of_another_size_are_shifted_in_proportion():
     setup = SYSTEMS["dihcl-exp"].at(find_scale("full"), image_size=224, model="torchvision:resnet50")
     assert (setup.image_size, setup.augmentation.shift, setup.model) == (224, 28, "torchvision:resnet50")

@@ -47,7 +47,7 @@ def main() -> None:
             f" ± {100 * row['test_full_std']:.1f}" if row["seeds"] > 1 else ""
         )
         print(
-            f"| `{row['system']}` | {row['epochs']} | {row['image_visits']:.0f} | {accuracy} | "
+            f"| `{row['system']}` | {row['epochs']:.3g} | {row['image_visits']:.0f} | {accuracy} | "
             f"{row['nominal_flops_t']:.4f} | {row['executed_flops_t']:.2f} | {net} | "
             f"{100 * row['sparsity']:.0f} % | {100 * row['active_rate']:.0f} % |"
         )

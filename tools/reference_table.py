@@ -25,14 +25,9 @@ def main() -> None:
     results = list_results(options.results)
     if not results:
         parser.error(f"no finished results in {options.results}")
-    visits: dict[str, list[int]] = {}
-    for result in results:
-        visits.setdefault(result["system"], []).append(sum(row["visited"] for row in result["rows"]))
     rows = sorted(overview(results), key=lambda row: list(SYSTEMS).index(row["system"]))
     for row in rows:
-        row["image_visits"] = sum(visits[row["system"]]) / len(visits[row["system"]])
-        row["sparsity"] = next(r["summary"]["last_sparsity"] for r in results if r["system"] == row["system"])
-        row["active_rate"] = next(r["summary"]["active_rate"] for r in results if r["system"] == row["system"])
+        row["throttled"] = "; ".join(row["throttled"])
     if options.csv is not None:
         text = io.StringIO()
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -49,7 +44,7 @@ def main() -> None:
         print(
             f"| `{row['system']}` | {row['epochs']:.3g} | {row['image_visits']:.0f} | {accuracy} | "
             f"{row['nominal_flops_t']:.4f} | {row['executed_flops_t']:.2f} | {net} | "
-            f"{100 * row['sparsity']:.0f} % | {100 * row['active_rate']:.0f} % |"
+            f"{100 * row['last_sparsity']:.0f} % | {100 * row['active_rate']:.0f} % |"
         )
 
 

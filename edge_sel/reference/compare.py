@@ -117,12 +117,13 @@ def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
         for key in ("test_full", "test_100", "nominal_flops_t", "executed_flops_t", "energy_j", "net_j", "time_s"):
             pair = mean_std([summary[key] for summary in summaries])
             row[key], row[f"{key}_std"] = pair if pair is not None else (None, None)
-        row["epochs"] = statistics.fmean(summary["epochs"] for summary in summaries)
+        for key in ("epochs", "last_sparsity", "active_rate"):
+            row[key] = statistics.fmean(summary[key] for summary in summaries)
         row["image_visits"] = statistics.fmean(sum(epoch["visited"] for epoch in result["rows"]) for result in runs)
         row["energy_source"] = " and ".join(sorted({summary["energy_source"] for summary in summaries}))
         row["weights"] = runs[0]["weights"]
         row["meter"] = summaries[0]["meter"]
-        row["throttled"] = sorted({reason for summary in summaries for reason in summary["throttled"]})
+        row["throttled"] = sorted({reason for summary in summaries for reason in summary.get("throttled", ())})
         classes = max(1, len(summaries[0]["per_class"]))
         row["j_per_point"] = joules_per_point(row["energy_j"], row["test_full"], classes)
         found.append(row)

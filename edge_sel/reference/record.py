@@ -91,7 +91,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "energy_source": sources[0] if len(sources) == 1 else "mixed: " + ", ".join(sources),
         "meter": last["meter"],
         "temp_c": max((row["temp_c"] for row in rows if row["temp_c"] is not None), default=None),
-        "throttled": sorted({row["throttled"] for row in rows} - {""}),
+        "throttled": sorted({row.get("throttled", "") for row in rows} - {""}),
         "images_per_s": sum(row["visited"] for row in rows) / last["time_s"] if last["time_s"] > 0 else None,
         "per_class": {name: {k: last[f"{k}_{name}"] for k in ("acc", "E", "C")} for name in classes},
     }

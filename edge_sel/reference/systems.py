@@ -185,6 +185,8 @@ _ALL = [
            replace(_SIMPLE, optimizer=Optimizer(schedule="cosine")), partial(_random_rate, rate=0.10)),
     System("fewer-epochs", "control: as many images as sel-95, 12 annealed epochs", "control", _epochs(_ANNEALED, 12),
            _plain),
+    System("annealed", "control: the baseline with an annealed rate, for infobatch and selective-backprop", "control",
+           _ANNEALED, _plain),
     System("infobatch", "control: half of the easy ones pruned, unbiased", "control", _ANNEALED, _infobatch),
     System("selective-backprop", "control: backward on the harder half", "control", _ANNEALED, _selective),
     System("fast", "control: a fast baseline of the airbench class", "control", _FAST, _plain, True),

@@ -56,6 +56,8 @@ def command(
         return _compare(wanted if systems else None, out, data, edge, as_json)
     from edge_sel.reference.suite import Options, plan
 
+    if image_size is not None and (data or chosen.data) == "digits":
+        raise UsageError("the built-in digits have 16 pixels each way", where="--image-size", fix="name other --data")
     options = Options(chosen, data or chosen.data, out, tuple(range(seeds)), device, weights, model, epochs, image_size)  # type: ignore[arg-type]
     if dry_run:
         from edge_sel.cli.show_reference import print_plan

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 RUN = "run.json"
+_NEEDED = {"system", "seed", "scale", "label", "data_name", "weights", "summary", "identity", "rows"}
+"""What comparing reads; a file without it is of something else, such as a fine-tune."""
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -15,7 +17,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "identity" in found else None
+    return found if isinstance(found, dict) and found.keys() >= _NEEDED else None
 
 
 def list_results(out: Path) -> list[dict[str, Any]]:

@@ -27,9 +27,6 @@ class Speed(NamedTuple):
         return {"dtype": str(self.half or torch.float32).removeprefix("torch."), "compiled": self.compiled}
 
 
-PLAIN = Speed(None, False, "not asked for")
-
-
 def fastest(device: torch.device) -> Speed:
     """What the device can do: bfloat16 or, where it has none, float16; compiled by Triton if that can work here."""
     if device.type != "cuda":

@@ -46,6 +46,12 @@ def test_mistakes_are_one_line(edge_sel, tmp_path):
         edge_sel("reference", "ast", "--smoke", "--model", "resnet-d", "--device", "cpu", "--json"), USAGE, "resnet-c"
     )
     refused(edge_sel("reference", "--edge", "run"), USAGE, "--compare")
+    refused(edge_sel("reference", "ast", "--smoke", "--image-size", "64"), USAGE, "--image-size", "--data")
+    foreign = tmp_path / "runs/reference/ast/seed-0/run.json"
+    foreign.parent.mkdir(parents=True)
+    for text in ('{"schema":1', "[1]", '{"schema": 1, "identity": {}, "epochs": []}'):
+        foreign.write_text(text)
+        refused(edge_sel("reference", "--compare"), USAGE, "no finished results")
 
 
 def test_without_torch_it_says_what_to_install(tmp_path):

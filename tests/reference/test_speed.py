@@ -49,4 +49,4 @@ def test_what_is_missing_is_named(gpu, lacks, word):
 
 def test_a_processor_computes_in_float32(make_trainer):
     assert speed.fastest(torch.device("cpu")).to_json() == {"dtype": "float32", "compiled": False}
-    assert make_trainer().speed == speed.fastest(torch.device("cpu"))
+    assert make_trainer().speed.half is None

@@ -16,7 +16,7 @@ from edge_sel.reference.recipes.dihcl import SelfPaced
 from edge_sel.reference.recipes.lottery import Lottery
 from edge_sel.reference.recipes.sel import Sel
 from edge_sel.reference.setup import Optimizer, find_scale
-from edge_sel.reference.speed import PLAIN, Speed
+from edge_sel.reference.speed import Speed, fastest
 from edge_sel.reference.systems import SYSTEMS
 from edge_sel.reference.trainer import Stopped, Trainer
 from edge_sel.sel.curriculum import STAGES
@@ -243,7 +243,7 @@ def test_the_fast_path_on_a_processor(name, half, make_trainer, monkeypatch):
     )
     run, plain = (
         make_trainer(SYSTEMS[name].recipe(SYSTEMS[name].at(SMOKE)), speed=speed)
-        for speed in (Speed(half, True, ""), PLAIN)
+        for speed in (Speed(half, True, ""), fastest(CPU))
     )
     assert len(compiled) == 1 and run.stepper.loss_scale.is_enabled() == (half == torch.float16)
     for epoch in (1, 2):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sel.config.profiles import Profile
+from edge_sel.config.schema import rules
+from edge_sel.config.settings import Settings, resolve
 from edge_sel.errors import UsageError
-from edge_sel.profiles import Profile
-from edge_sel.rules import rules
-from edge_sel.settings import Settings, resolve
 
 PROFILE = Profile("bench", idle_w=1.0, max_w=2.0, threads=3, batch_size=8)
 

@@ -108,7 +108,7 @@ def test_it_works_from_anywhere(installed, tmp_path):
 
 
 def test_profiles_are_found_when_installed(installed, tmp_path):
-    code = "from edge_sel.profiles import *; print(*[load_profile(name).name for name in list_profiles()])"
+    code = "from edge_sel.config.profiles import *; print(*[load_profile(name).name for name in list_profiles()])"
     names = call(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).split()
     assert names == sorted(path.stem for path in (ROOT / "profiles").glob("*.toml"))
 

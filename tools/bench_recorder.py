@@ -27,9 +27,9 @@ SWITCHES = 20_000
 
 def open_recorder(meter: str | None) -> Any:
     """As ``edge-sel finetune`` has it; one that does nothing for None."""
+    from edge_sel.config.profiles import detect_profile, load_profile
     from edge_sel.power.find import find_meter, find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
-    from edge_sel.profiles import detect_profile, load_profile
 
     if meter is None:
         return EnergyRecorder(None, background=False, temperature=lambda: None)
@@ -43,11 +43,11 @@ def open_recorder(meter: str | None) -> Any:
 def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     """Seconds of the session alone: the imports, the pack and the images are there before."""
     from edge_sel.cli.finetune import load_images
-    from edge_sel.edge.rungs import fixed_ladder
+    from edge_sel.config.settings import resolve
     from edge_sel.edge.session import Session
+    from edge_sel.edge.train.rungs import fixed_ladder
     from edge_sel.engines.choose import choose_engine
     from edge_sel.pack.builtin import builtin_pack
-    from edge_sel.settings import resolve
 
     resolved = resolve(flags={"epochs": epochs, "threads": 1})
     pack = builtin_pack()

@@ -27,12 +27,12 @@ from pathlib import Path
 
 import click
 
+from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.power import EnergyRecorder, Meter, find_meter
 from edge_sel.power.calibrate import Point, fit_line, profile_toml, read_points
 from edge_sel.power.find import OPENERS
 from edge_sel.power.psutil_model import PsutilModel
-from edge_sel.profiles import Profile, detect_profile, load_profile
 
 METERS = ("jetson", "rapl", "battery")  # NVML measures the graphics card, which these loads leave alone
 PERIOD_S = 0.1

@@ -26,8 +26,8 @@ from typing import Any
 from field import cells, picture, report, results, systems
 from field.measure import accuracy, measured
 
+from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, SetupError, UsageError
-from edge_sel.profiles import Profile, detect_profile, load_profile
 
 GROUPS = {"tuning": cells.TUNING, "held-out": cells.HELD_OUT, "all": tuple(cells.CAMERA)}
 SHORT_SIZES = cells.Sizes(20, 20, 20)

@@ -31,7 +31,7 @@ from edge_sel.data.folder import load_folder
 from edge_sel.data.transforms import normalise
 from edge_sel.errors import EdgeSelError
 from edge_sel.models.resnet import SmallImageResNet
-from edge_sel.server.checkpoint import load
+from edge_sel.server.warmup import load
 
 BATCH = 32
 FRESH_HEAD = 10  # a head with fresh rows learns with so many times the step

@@ -37,7 +37,7 @@ def examine(profile: str | None) -> dict[str, Any]:
         UsageError: the profile that was asked for cannot be used.
     """
     from edge_sel import __version__
-    from edge_sel.profiles import METERS, detect_profile, load_profile
+    from edge_sel.config.profiles import METERS, detect_profile, load_profile
 
     failed: list[dict[str, str]] = []
 

@@ -48,8 +48,8 @@ def command(
     """Turn a warmup CHECKPOINT into a pack that a device can fine-tune without torch."""
     require_server_extra("export")
     from edge_sel.data.folder import load_folder
-    from edge_sel.server.checkpoint import load
     from edge_sel.server.export import DEFAULT_PLANS, export_pack
+    from edge_sel.server.warmup import load
 
     _, info = load(checkpoint)
     images = load_folder(data, info.image_size, classes=info.classes, limit_per_class=limit_per_class)

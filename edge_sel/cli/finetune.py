@@ -41,8 +41,8 @@ def command(
     """
     from edge_sel.cli.show import Console, print_result
     from edge_sel.cli.signals import StopSignal
-    from edge_sel.profiles import detect_profile, load_profile
-    from edge_sel.settings import resolve
+    from edge_sel.config.profiles import detect_profile, load_profile
+    from edge_sel.config.settings import resolve
 
     if pack is not None and data is None:
         raise UsageError("--data is missing", fix="name the folder with this device's images, DIR/<class>/*.jpg")
@@ -66,11 +66,11 @@ def _run(
     pack: Path | None, data: Path | None, test: Path | None, out: Path, resume: bool, device: Any, layers: Any,
     stop: Any, console: Any, metrics: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from edge_sel.edge.governing import limits_of, local_minute, require_sensors
-    from edge_sel.edge.ladder import auto_ladder
-    from edge_sel.edge.metrics import MetricsFile
-    from edge_sel.edge.rungs import fixed_ladder
+    from edge_sel.edge.governor.from_settings import limits_of, local_minute, require_sensors
+    from edge_sel.edge.outputs.openmetrics import MetricsFile
     from edge_sel.edge.session import Session
+    from edge_sel.edge.train.ladder import auto_ladder
+    from edge_sel.edge.train.rungs import fixed_ladder
     from edge_sel.engines.choose import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
@@ -130,8 +130,8 @@ def with_tuning(layers: Any, pack: str, profile: str, resumed: Path | None, tell
     A run that is resumed keeps what it began with.
     """
     from edge_sel.cli.tune import usable_cores
-    from edge_sel.edge.resume import tuned_at_start
-    from edge_sel.edge.tuned import machine, read_tuning, tuned_settings, tuning_file
+    from edge_sel.edge.outputs.identity import tuned_at_start
+    from edge_sel.tuning.choose import machine, read_tuning, tuned_settings, tuning_file
 
     plain = layers()
     tuned = None if resumed is None else tuned_at_start(resumed)

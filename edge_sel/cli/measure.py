@@ -30,9 +30,9 @@ from edge_sel.errors import UsageError
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
 def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words: tuple[str, ...]) -> int:
     """Run COMMAND, then report its energy. The exit status is the command's."""
+    from edge_sel.config.profiles import detect_profile, load_profile
     from edge_sel.power.find import find_meter, find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
-    from edge_sel.profiles import detect_profile, load_profile
 
     device = load_profile(profile or detect_profile())
     found, probes = find_meter(device, meter)

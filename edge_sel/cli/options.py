@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from edge_sel.rules import rules
-from edge_sel.settings import Settings
+from edge_sel.config.schema import rules
+from edge_sel.config.settings import Settings
 
 _UNIT = re.compile("_[jwcs]$")
 """A key is in its unit; a flag is given with one."""

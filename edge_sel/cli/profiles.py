@@ -12,7 +12,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(as_json: bool) -> None:
     """The device profiles that come with edge-sel, and the one that fits this machine."""
-    from edge_sel.profiles import detect_profile, list_profiles, load_profile
+    from edge_sel.config.profiles import detect_profile, list_profiles, load_profile
     from edge_sel.units import format_power
 
     detected = detect_profile()

@@ -75,9 +75,9 @@ def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | N
     from edge_sel.cli.finetune import prepare_out
     from edge_sel.cli.show_reference import Console, print_overview
     from edge_sel.cli.signals import StopSignal
+    from edge_sel.config.profiles import detect_profile, load_profile
     from edge_sel.power.find import find_meter, find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
-    from edge_sel.profiles import detect_profile, load_profile
     from edge_sel.reference import parallel
     from edge_sel.reference.compare import overview
     from edge_sel.reference.data import load_sets

@@ -37,32 +37,32 @@ def command(
     `edge-sel finetune` then uses the best ones, unless a flag, EDGE_SEL_* or the TOML file says otherwise. Let nothing
     else run meanwhile.
     """
-    from edge_sel.edge import tune, tuned
+    from edge_sel.config.profiles import detect_profile, load_profile
+    from edge_sel.config.settings import resolve
     from edge_sel.engines.choose import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
     from edge_sel.power.find import find_meter
     from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
-    from edge_sel.profiles import detect_profile, load_profile
-    from edge_sel.settings import resolve
+    from edge_sel.tuning import choose, measure
 
     device = load_profile(profile or detect_profile())
     settings = resolve(profile=device, environ=os.environ, flags={"meter": meter}).settings
     opened = open_pack(pack) if pack is not None else builtin_pack()
     names = trained_plans(opened, plans or tuple(name.strip() for name in settings.plan.split(",")))
-    path = tuned.tuning_file(opened.digest, "ort", os.environ)
+    path = choose.tuning_file(opened.digest, "ort", os.environ)
     if path is None:
         raise SetupError("this user has no home to remember anything in", fix="set XDG_CACHE_HOME to a folder")
     cores = usable_cores()
     found, _ = find_meter(device, settings.meter, skip=("nvml",))
-    window_s = max(seconds / tune.ROUNDS, found.min_window_s if found is not None else 0.0)
-    tried = tune.candidates(cores, settings.batch_size)
+    window_s = max(seconds / measure.ROUNDS, found.min_window_s if found is not None else 0.0)
+    tried = measure.candidates(cores, settings.batch_size)
     note = partial(click.echo, err=True)
     if not as_json:
-        most_s = len(names) * len(tried) * tune.ROUNDS * window_s
+        most_s = len(names) * len(tried) * measure.ROUNDS * window_s
         note(f"{len(names)} plans, {len(tried)} candidates: about {most_s:.0f} s of measuring at most")
     with EnergyRecorder(found, profile=device) as recorder:
-        bench = tune.Bench(
+        bench = measure.Bench(
             pack=opened,
             make_engine=lambda threads, spinning: choose_engine("ort", threads, spinning=spinning),
             recorder=recorder,
@@ -75,11 +75,11 @@ def command(
         costs = {name: bench.measure(name, tried) for name in names}
     known = all(cost.energy_j is not None for told in costs.values() for cost in told.values())
     by = {"name": found.name, "source": found.source} if found and known else {"name": None, "source": "unavailable"}
-    tuned.write_tuning(path, costs, here := tuned.machine(device.name, cores), by)
-    choice = tuned.choose(tuned.total_costs(costs), settings.batch_size, {})
-    usual = tuned.Candidate(cores, False, settings.batch_size)
+    choose.write_tuning(path, costs, here := choose.machine(device.name, cores), by)
+    choice = choose.choose(choose.total_costs(costs), settings.batch_size, {})
+    usual = choose.Candidate(cores, False, settings.batch_size)
     took = {
-        c: sum(tune.weight(told[c]) for told in costs.values())
+        c: sum(measure.weight(told[c]) for told in costs.values())
         for c in (choice, usual)
         if c and all(c in told for told in costs.values())
     }
@@ -106,7 +106,7 @@ def trained_plans(pack: Any, plans: tuple[str, ...]) -> list[str]:
     Raises:
         UsageError: the pack does not have one of them, or none of them trains.
     """
-    from edge_sel.edge.ladder import BODY
+    from edge_sel.edge.train.ladder import BODY
 
     known = pack.manifest.plans
     if "auto" in plans:

@@ -7,14 +7,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from edge_sel.arrays import Arrays
 from edge_sel.power.figure import EnergyFigure
 from edge_sel.sel import hardness, selection, sundew
 from edge_sel.sel.embarrassment import EmbarrassmentSums, init_sums
 from edge_sel.sel.hardness import HardnessState
 from edge_sel.sel.selection import Ages
 from edge_sel.sel.sundew import SundewState
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass

@@ -12,30 +12,33 @@ from typing import Any
 
 import numpy as np
 
+from edge_sel.arrays import Arrays
+from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
-from edge_sel.edge import outputs, result
-from edge_sel.edge.checkpoint import list_checkpoints, save_checkpoint
-from edge_sel.edge.climb import Climb
-from edge_sel.edge.context import Stopped
 from edge_sel.edge.evaluate import Evaluation, evaluate
-from edge_sel.edge.gate import Gate, intensities
-from edge_sel.edge.governing import make_sense
-from edge_sel.edge.governor import Governor
+from edge_sel.edge.free_memory import trim
+from edge_sel.edge.governor.from_settings import make_sense
+from edge_sel.edge.governor.governor import Governor
+from edge_sel.edge.governor.limits import Limit
 from edge_sel.edge.head import extend_head
-from edge_sel.edge.ledger import Ledger
-from edge_sel.edge.limits import Limit
-from edge_sel.edge.memory import trim
-from edge_sel.edge.progress import Arrays, Progress, start_progress, to_tensors
-from edge_sel.edge.resume import finished_run, identify, unfinished_run
-from edge_sel.edge.rungs import Ladder
+from edge_sel.edge.outputs import files
+from edge_sel.edge.outputs import summary as result
+from edge_sel.edge.outputs.energy import Ledger
+from edge_sel.edge.outputs.identity import finished_run, identify, unfinished_run
+from edge_sel.edge.progress import Progress, start_progress, to_tensors
+from edge_sel.edge.train.climb import Climb
+from edge_sel.edge.train.context import Stopped
+from edge_sel.edge.train.gate import Gate, intensities
+from edge_sel.edge.train.rungs import Ladder
 from edge_sel.engines.base import Engine
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import Supply
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.power.throttle import Throttle, new_throttling
-from edge_sel.settings import Resolved
+from edge_sel.runs.checkpoint import list_checkpoints, save_checkpoint
+from edge_sel.runs.tables import finite, write_json
 
 GUARD_CAP = 500
 """Most images in the guard set: beyond this an evaluation costs more than its precision is worth."""
@@ -112,7 +115,7 @@ class Session:
         progress = unfinished_run(self.out, self._identity, resume=resume) or start_progress(
             self._original(), len(self.learning), len(self.images.classes), self.gate.start()
         )
-        self.emit = outputs.EventLog(self.out / "events.jsonl", self.clock, self.listener)
+        self.emit = files.EventLog(self.out / "events.jsonl", self.clock, self.listener)
         self.saved_s = self.clock()
         self._throttled_before = self.throttling()
         self.ledger = Ledger(self.recorder, progress)
@@ -145,7 +148,7 @@ class Session:
         spent, _ = self.ledger.end_epoch()
         write_s = spent.seconds / WRITES  # a guess, for a run that is given limits only when it is resumed
         if self.limits:
-            outputs.import_onnx()
+            files.import_onnx()
             began_s = self.clock()
             self.save(progress)
             write_s = self.clock() - began_s
@@ -201,17 +204,17 @@ class Session:
         weights = trained if shipped else self._original()
         trim()
         with self.recorder.phase("checkpoint"):
-            outputs.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
-            outputs.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
+            files.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
+            files.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
             predict = self.engine.predictor(self.pack, weights)
-            outputs.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)
+            files.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)
         if "test" in after and progress.history and stopped == "done":
             kept = progress.best_guard.get("epoch")
             if kept:
                 progress.history[kept - 1]["test_full"] = after["test"]["accuracy"]
-            outputs.write_history(self.out / "history.csv", progress.history, self.images.classes)
+            files.write_history(self.out / "history.csv", progress.history, self.images.classes)
         summary = self._summary(progress, stopped, after, shipped=shipped)
-        outputs.write_json(self.out / "run.json", summary)
+        write_json(self.out / "run.json", summary)
         self.emit("finished", shipped=shipped)
         return summary
 
@@ -219,7 +222,7 @@ class Session:
         self, progress: Progress, stopped: str, after: Mapping[str, Any] | None, *, shipped: bool
     ) -> dict[str, Any]:
         figure = self.ledger.end_run(progress)
-        content = outputs.finite(
+        content = finite(
             {
                 "schema": result.SCHEMA,
                 "run": str(self.out),

@@ -8,12 +8,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from edge_sel.arrays import Arrays, Range
 from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
-
-Arrays = dict[str, np.ndarray]
-Range = tuple[float, float]
-"""Least and greatest value."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Images [N, 3, H, W] float32 to logits [N, classes]."""

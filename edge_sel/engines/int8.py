@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from edge_sel.arrays import Arrays, Range
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info, grid
-
-Arrays = dict[str, np.ndarray]
 
 MOST_ERROR = 0.05
 """Features that differ by more, relative to their size, are not taken for the same.
@@ -28,7 +27,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(difference / max(float(np.linalg.norm(expected.astype(np.float64).ravel())), 1e-30))
 
 
-def integers(info: Int8Info, weights: Mapping[str, np.ndarray], image: tuple[float, float]) -> Arrays:
+def integers(info: Int8Info, weights: Mapping[str, np.ndarray], image: Range) -> Arrays:
     """What the graph is supplied with, by name: integers of every convolution, other weights, the image's grid.
 
     ``image`` is the range of the normalised images. It is not the server's: dark images would have few steps of that,

@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edge_sel.engines.base import (
-    Arrays,
-    Batch,
-    GuiltyChannels,
-    Hyper,
-    Predict,
-    Prefix,
-    Range,
-    Scores,
-    StepResult,
-    computed_elements,
-)
+from edge_sel.arrays import Arrays, Range
+from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
 from edge_sel.engines.int8 import integers
 from edge_sel.errors import SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo

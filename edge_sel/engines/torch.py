@@ -10,18 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from edge_sel.engines.base import (
-    Arrays,
-    Batch,
-    GuiltyChannels,
-    Hyper,
-    Predict,
-    Prefix,
-    Range,
-    Scores,
-    StepResult,
-    computed_elements,
-)
+from edge_sel.arrays import Arrays, Range
+from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.models.registry import build
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo

@@ -15,13 +15,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from edge_sel.arrays import Range
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
 from edge_sel.graphs.prefix import Cut
 from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info, grid
-
-Range = tuple[float, float]
 
 
 class Grid(NamedTuple):

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge_sel.graphs.builder import Builder
-from edge_sel.graphs.flops import node_flops
+from edge_sel.graphs.executed_flops import node_flops
 from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
 from edge_sel.graphs.plans import Plan
 

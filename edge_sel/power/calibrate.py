@@ -15,8 +15,8 @@ from statistics import fmean, linear_regression
 from textwrap import wrap
 from typing import NamedTuple
 
+from edge_sel.config.profiles import Profile
 from edge_sel.errors import DataError, UsageError
-from edge_sel.profiles import Profile
 
 COLUMNS = ("utilisation", "watts")
 LEAST_SPREAD = 0.2

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from edge_sel.config.profiles import Profile
 from edge_sel.errors import UsageError
 from edge_sel.power.battery import BatteryMeter
 from edge_sel.power.jetson import JetsonMeter
@@ -22,7 +23,6 @@ from edge_sel.power.psutil_model import PsutilModel
 from edge_sel.power.rapl import RaplMeter
 from edge_sel.power.temperature import hottest_c
 from edge_sel.power.zones import ZoneReader
-from edge_sel.profiles import Profile
 
 PROBE_STEP_S = 0.02
 PROBE_STEPS = 50

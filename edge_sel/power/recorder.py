@@ -30,12 +30,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power.figure import EnergyFigure, make_figure
 from edge_sel.power.meter import Meter, Source
 from edge_sel.power.phases import Phase, PhaseClock
 from edge_sel.power.sampler import HANG_S, Moment, Sampler
 from edge_sel.power.temperature import PERIOD_S, Thermometer, hotter, hottest_c
-from edge_sel.profiles import Profile
 
 
 def clock_through_sleep() -> float:

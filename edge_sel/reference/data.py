@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from edge_sel.config.schema import nearest
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.cifar10 import load_cifar10
 from edge_sel.data.dataset import ImageSet
@@ -19,7 +20,6 @@ from edge_sel.data.folder import load_folder, require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.errors import DataError, SetupError, UsageError
 from edge_sel.reference.setup import Scale
-from edge_sel.rules import nearest
 
 _CACHE_BYTES = 64 * 2**30
 _TEST_SHARE = 0.2

@@ -8,7 +8,7 @@ import torch
 
 from edge_sel.reference.policy import Pool
 from edge_sel.sel import embarrassment
-from edge_sel.sel.flops import nominal_flops
+from edge_sel.sel.nominal_flops import nominal_flops
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
-from edge_sel.rules import nearest
 
 Schedule = Literal["constant", "sel", "cosine", "cycles", "triangle"]
 

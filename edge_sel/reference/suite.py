@@ -22,7 +22,7 @@ from edge_sel.reference.store import RunFolder
 from edge_sel.reference.systems import System
 from edge_sel.reference.trainer import Stopped, Trainer
 from edge_sel.reference.weights import Wanted, start_model
-from edge_sel.sel.flops import nominal_flops
+from edge_sel.sel.nominal_flops import nominal_flops
 
 Event = dict[str, Any]
 

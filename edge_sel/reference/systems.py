@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
 from edge_sel.reference.setup import Augmentation, Optimizer, Scale, Setup, resized, scaled
-from edge_sel.rules import nearest
 
 if TYPE_CHECKING:
     from edge_sel.reference.policy import Policy

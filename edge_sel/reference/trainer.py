@@ -12,12 +12,12 @@ from torch import nn
 from edge_sel.models.fast_net import FastNet
 from edge_sel.reference import parallel
 from edge_sel.reference.epoch import EpochResult, EpochSums, Evaluation
-from edge_sel.reference.flops import work_per_image
 from edge_sel.reference.images import DeviceImages
 from edge_sel.reference.optim import FlatGradient, Stepper
 from edge_sel.reference.policy import Batch, Policy, Pool
 from edge_sel.reference.setup import Setup
 from edge_sel.reference.speed import Speed, fastest
+from edge_sel.reference.torch_flops import work_per_image
 
 _SCORE_BATCH = 1000
 _WHITENING_IMAGES = 5000

@@ -21,7 +21,7 @@ from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError
-from edge_sel.graphs.flops import executed_flops
+from edge_sel.graphs.executed_flops import executed_flops
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import head_names, make_plan, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail
@@ -30,9 +30,9 @@ from edge_sel.pack.manifest import EVAL, Manifest, ModelInfo, PlanInfo, PrefixIn
 from edge_sel.pack.reader import open_pack
 from edge_sel.pack.writer import refuse_foreign, write_pack
 from edge_sel.server.calibrate import calibrate
-from edge_sel.server.checkpoint import load
 from edge_sel.server.forward import export_forward
 from edge_sel.server.int8 import IMAGES, make_twin
+from edge_sel.server.warmup import load
 
 DEFAULT_PLANS = (
     "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",

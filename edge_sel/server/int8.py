@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from edge_sel.arrays import Range
 from edge_sel.engines.int8 import MOST_ERROR, integers, relative_error
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
-from edge_sel.graphs.int8 import Range, compile_int8, int8_steps
+from edge_sel.graphs.int8 import compile_int8, int8_steps
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.prefix import Cut
 from edge_sel.pack.manifest import Int8Info

@@ -17,8 +17,8 @@ from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.data.transforms import channel_statistics
 from edge_sel.models.registry import build, parameter_count
-from edge_sel.server import checkpoint
-from edge_sel.server.checkpoint import WarmupInfo
+from edge_sel.server import warmup
+from edge_sel.server.warmup import WarmupInfo
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def pretrain(
         UsageError: unknown model.
     """
     require_trainable(images)
-    generator = checkpoint.random_seed_everything(options.seed)
+    generator = warmup.random_seed_everything(options.seed)
     device = _device(options.device)
     mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
     model = build(options.model, len(images.classes), images.size, pretrained=options.pretrained).to(device)
@@ -103,7 +103,7 @@ def pretrain(
                 "parameters": parameter_count(model),
             },
         )
-        checkpoint.save(out, model, info)  # after every epoch: a run that dies leaves its last one
+        warmup.save(out, model, info)  # after every epoch: a run that dies leaves its last one
         on_epoch(EpochReport(epoch, float(torch.stack(losses).mean()), accuracy, time.monotonic() - started))
     return info
 

@@ -145,7 +145,7 @@ def test_an_engine_that_does_not_run_says_why(monkeypatch):
 
 
 def test_a_profile_that_cannot_be_detected(monkeypatch, capsys):
-    monkeypatch.setattr("edge_sel.profiles.detect_profile", crash)
+    monkeypatch.setattr("edge_sel.config.profiles.detect_profile", crash)
     report = examined(monkeypatch, profile=None)
     assert report["profile"] == "default" and "could be detected" in report["profile_why"]
     assert report["failed"] == [{"part": "profile", "why": "RuntimeError: it broke"}]

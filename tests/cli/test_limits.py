@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from edge_sel.cli.show import governor_line
-from edge_sel.edge import governing
+from edge_sel.edge.governor import from_settings as governing
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE
 from edge_sel.power import find
 from tests.cli.shell import SETUP, USAGE, refused

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from edge_sel.config.settings import Resolved, resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import apply_shift
-from edge_sel.edge.ladder import auto_ladder
-from edge_sel.edge.limits import Limit
-from edge_sel.edge.rungs import fixed_ladder
+from edge_sel.edge.governor.limits import Limit
 from edge_sel.edge.session import Session
+from edge_sel.edge.train.ladder import auto_ladder
+from edge_sel.edge.train.rungs import fixed_ladder
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.reader import Pack
 from edge_sel.power import EnergyRecorder, MeterError, Reading, Source
 from edge_sel.power.battery import Supply
-from edge_sel.settings import Resolved, resolve
 
 DEFAULTS = {
     "plan": "bn,last-c25", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "target_rate": 0.5, "gate": "sundew",

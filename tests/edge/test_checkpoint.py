@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_sel.edge.checkpoint import KEEP, list_checkpoints, load_checkpoint, save_checkpoint
 from edge_sel.errors import SetupError
 from edge_sel.files import write_durably
+from edge_sel.runs.checkpoint import KEEP, list_checkpoints, load_checkpoint, save_checkpoint
 from tests.edge.runs import StopAt, Tape, outcome, session, tree
 
 SHAPES = st.sampled_from([(), (0,), (3,), (2, 3)])

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import write_folder
 from edge_sel.edge.head import extend_head
-from edge_sel.edge.rungs import fixed_ladder
+from edge_sel.edge.train.rungs import fixed_ladder
 from edge_sel.errors import DataError, UsageError
 from edge_sel.pack.reader import Pack
 from tests.edge.runs import digits, of_counts, pack, session

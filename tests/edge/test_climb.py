@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge import ladder as ladder_module
-from edge_sel.edge.ladder import auto_ladder
-from edge_sel.edge.limits import EnergyBudget, Limit, Verdict
-from edge_sel.edge.metrics import MetricsFile
+from edge_sel.edge.governor.limits import EnergyBudget, Limit, Verdict
+from edge_sel.edge.outputs.openmetrics import MetricsFile
+from edge_sel.edge.train import ladder as ladder_module
+from edge_sel.edge.train.ladder import auto_ladder
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import Pack
 from tests.edge.recording import Recording

@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.edge import feature_store, features
-from edge_sel.edge.feature_store import KEY_BYTES, FileStore, MemoryStore
-from edge_sel.edge.features import CHUNK, FILE, open_features
-from edge_sel.edge.gate import Gate, intensities
+from edge_sel.edge.features import cache as features
+from edge_sel.edge.features import store as feature_store
+from edge_sel.edge.features.cache import CHUNK, FILE, open_features
+from edge_sel.edge.features.store import KEY_BYTES, FileStore, MemoryStore
 from edge_sel.edge.progress import start_progress
+from edge_sel.edge.train.gate import Gate, intensities
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.settings import Settings
 from tests.edge.recording import Recording
 from tests.edge.runs import KillAt, Killed, StopAt, digits, events, flipping, outcome, pack, resolved, session
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.gate import WAIT, Gate
+from edge_sel.config.settings import Settings
 from edge_sel.edge.progress import from_tensors, start_progress, to_tensors
+from edge_sel.edge.train.gate import WAIT, Gate
 from edge_sel.sel import hardness, selection, sundew
 from edge_sel.sel.selection import SoftConfig
 from edge_sel.sel.significance import significance_v1
-from edge_sel.settings import Settings
 
 IMAGES = 300
 

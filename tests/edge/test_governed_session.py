@@ -6,9 +6,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from edge_sel.edge.checkpoint import list_checkpoints
-from edge_sel.edge.governor import POLL_S
-from edge_sel.edge.limits import (
+from edge_sel.edge.governor.governor import POLL_S
+from edge_sel.edge.governor.limits import (
     BURST_S,
     BatteryFloor,
     Ceiling,
@@ -19,6 +18,7 @@ from edge_sel.edge.limits import (
     QuietHours,
 )
 from edge_sel.power.battery import Supply
+from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.runs import KillAt, Killed, StopAt, Tape, World, digits, governed, outcome
 
 OPEN = {"plan": "bn,affine", "epochs": 4, "gate": "off", "curriculum": "off"}

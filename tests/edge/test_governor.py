@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.governor import LONGEST_REST_S, POLL_S, PRESSURE_STEP, Governor
-from edge_sel.edge.limits import (
+from edge_sel.edge.governor.governor import LONGEST_REST_S, POLL_S, PRESSURE_STEP, Governor
+from edge_sel.edge.governor.limits import (
     GO,
     BatteryFloor,
     Ceiling,

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from edge_sel.edge import session as session_module
 from edge_sel.edge.evaluate import Evaluation, evaluate_logits
-from edge_sel.edge.limits import Limit, Verdict
+from edge_sel.edge.governor.limits import Limit, Verdict
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
 from tests.edge.runs import Tape, digits, pack, session

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge import ladder as constants
-from edge_sel.edge.ladder import BODY, E_PER_EPOCH, HEAD_EPOCHS, LEAVE_BELOW, MOST_EPOCHS, AutoLadder, auto_ladder
-from edge_sel.edge.rungs import Rung
+from edge_sel.edge.train import ladder as constants
+from edge_sel.edge.train.ladder import BODY, E_PER_EPOCH, HEAD_EPOCHS, LEAVE_BELOW, MOST_EPOCHS, AutoLadder, auto_ladder
+from edge_sel.edge.train.rungs import Rung
 from edge_sel.pack.reader import Pack
 from tests.edge.runs import pack
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge_sel.edge.governing import limits_of, make_sense
-from edge_sel.edge.limits import (
+from edge_sel.config.profiles import Profile
+from edge_sel.config.settings import resolve
+from edge_sel.edge.governor.from_settings import limits_of, make_sense
+from edge_sel.edge.governor.limits import (
     BLIND_S,
     BURST_S,
     GO,
@@ -27,8 +29,6 @@ from edge_sel.edge.limits import (
     Senses,
 )
 from edge_sel.power.battery import Supply
-from edge_sel.profiles import Profile
-from edge_sel.settings import resolve
 
 AMOUNTS = st.floats(0, 1e6)
 STEP = Outlook(step_s=1.0, step_j=10.0, closing_s=0.0, closing_j=0.0, ahead_s=0.0, ahead_j=0.0)

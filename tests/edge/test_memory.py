@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edge_sel.edge import memory
-from edge_sel.edge.memory import trim
+from edge_sel.edge import free_memory as memory
+from edge_sel.edge.free_memory import trim
 
 
 class Library:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge_sel import __version__
-from edge_sel.edge import metrics
-from edge_sel.edge.metrics import REASONS, Family, MetricsFile, to_text
+from edge_sel.edge.outputs import openmetrics as metrics
+from edge_sel.edge.outputs.openmetrics import REASONS, Family, MetricsFile, to_text
 from edge_sel.power import EnergyRecorder, MeterError, Reading
 from tests.edge.runs import StopAt, no_meter, session
 

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_sel.data.transforms import normalise
-from edge_sel.edge import outputs
 from edge_sel.edge.evaluate import evaluate, evaluate_logits
-from edge_sel.edge.outputs import EventLog, finite, write_history
-from edge_sel.edge.result import SCHEMA
+from edge_sel.edge.outputs import files as outputs
+from edge_sel.edge.outputs.files import EventLog, finite, write_history
+from edge_sel.edge.outputs.summary import SCHEMA
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
 from edge_sel.power import EnergyRecorder, MeterError, Reading

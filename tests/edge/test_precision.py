@@ -10,14 +10,14 @@ from itertools import accumulate, cycle
 import numpy as np
 import pytest
 
-from edge_sel.edge import features
-from edge_sel.edge.features import CHUNK, FILE, open_features
-from edge_sel.edge.precision import GAIN, TIMED, WORTHWHILE, choose, compare
+from edge_sel.config.settings import Settings
+from edge_sel.edge.features import cache as features
+from edge_sel.edge.features.cache import CHUNK, FILE, open_features
+from edge_sel.edge.features.precision import GAIN, TIMED, WORTHWHILE, choose, compare
 from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import SetupError
 from edge_sel.pack.reader import Pack
-from edge_sel.settings import Settings
 from tests.edge.recording import Recording
 from tests.edge.runs import KillAt, Killed, StopAt, digits, events, flipping, outcome, pack, session
 from tests.edge.test_features import fresh

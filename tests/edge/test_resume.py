@@ -6,9 +6,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from edge_sel.edge import outputs
-from edge_sel.edge.checkpoint import list_checkpoints
+from edge_sel.edge import session as session_module
+from edge_sel.edge.outputs import files
 from edge_sel.errors import UsageError
+from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.runs import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
 
 # Between them: every kind of plan, gate, significance and curriculum, a stage of two epochs, channel choice, augmentation,
@@ -85,13 +86,16 @@ def test_interrupted_twice(case, tmp_path):
         assert outcome(out) == expected, f"first stopped at boundary {first} of {boundaries}"
 
 
-@pytest.mark.parametrize("name", ["write_weights", "write_model", "verify_model", "write_json"])
-def test_killed_while_finishing(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(files, "write_weights"), (files, "write_model"), (files, "verify_model"), (session_module, "write_json")],
+)
+def test_killed_while_finishing(module, name, tmp_path, monkeypatch):
     def die(*_):
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(outputs, name, die)
+        patched.setattr(module, name, die)
         start("open-flipped", tmp_path, checkpoint_every_s=0.1).run()
     start("open-flipped", tmp_path).run(resume=True)
     assert outcome(tmp_path) == uninterrupted("open-flipped")[0]

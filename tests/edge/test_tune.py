@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_sel.edge.tune import ROUNDS, WARM_UP_STEPS, Bench, candidates, median, weight
-from edge_sel.edge.tuned import Candidate, Cost
+from edge_sel.config.profiles import Profile
 from edge_sel.power import EnergyRecorder
-from edge_sel.profiles import Profile
+from edge_sel.tuning.choose import Candidate, Cost
+from edge_sel.tuning.measure import ROUNDS, WARM_UP_STEPS, Bench, candidates, median, weight
 from tests.edge.runs import World, pack
 
 GIB = 2**30

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.tuned import (
+from edge_sel.config.settings import resolve
+from edge_sel.tuning.choose import (
     REACH,
     TIE,
     Candidate,
@@ -23,7 +24,6 @@ from edge_sel.edge.tuned import (
     tuning_file,
     write_tuning,
 )
-from edge_sel.settings import resolve
 
 HERE = {"processor": "AMD EPYC", "cores": 2, "onnxruntime": "1.31.1", "profile": "cloud-vm"}
 PSUTIL = {"name": "psutil", "source": "modelled"}

@@ -8,14 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edge_sel.edge.checkpoint import load_checkpoint
-from edge_sel.edge.gate import Choice, Gate
-from edge_sel.edge.governor import Governor
-from edge_sel.edge.limits import GO, Deadline, Limit
+from edge_sel.edge.governor.governor import Governor
+from edge_sel.edge.governor.limits import GO, Deadline, Limit
 from edge_sel.edge.progress import from_tensors
-from edge_sel.edge.rungs import Rung
-from edge_sel.edge.work import STATISTICS_IMAGES, rung_work, work_of
-from edge_sel.sel.flops import nominal_flops
+from edge_sel.edge.train.gate import Choice, Gate
+from edge_sel.edge.train.rungs import Rung
+from edge_sel.edge.train.work import STATISTICS_IMAGES, rung_work, work_of
+from edge_sel.runs.checkpoint import load_checkpoint
+from edge_sel.sel.nominal_flops import nominal_flops
 from tests.edge.recording import Recording
 from tests.edge.runs import StopAt, Tape, World, digits, flipping, governed, of_counts, pack, session
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sel.arrays import Arrays
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.engines.base import Arrays, Batch, Engine, Hyper, Prefix, Scores, StepResult, Trainer
+from edge_sel.engines.base import Batch, Engine, Hyper, Prefix, Scores, StepResult, Trainer
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
@@ -103,7 +104,7 @@ def sgd_pack(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack
     import torch
 
     from edge_sel.models.registry import build
-    from edge_sel.server import checkpoint
+    from edge_sel.server import warmup
     from edge_sel.server.export import export_pack
 
     folder = tmp_path_factory.mktemp("sgd")
@@ -112,8 +113,8 @@ def sgd_pack(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack
         rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8), np.arange(12) % 3, ("a", "b", "c")
     )
     torch.manual_seed(0)
-    info = checkpoint.WarmupInfo("resnet-c-small", images.classes, images.size, (0.5,) * 3, (0.25,) * 3, {})
-    checkpoint.save(folder / "warm.safetensors", build(info.model, 3, info.image_size), info)
+    info = warmup.WarmupInfo("resnet-c-small", images.classes, images.size, (0.5,) * 3, (0.25,) * 3, {})
+    warmup.save(folder / "warm.safetensors", build(info.model, 3, info.image_size), info)
     export_pack(
         folder / "warm.safetensors",
         images,

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edge_sel.engines.base import Arrays, Batch, Hyper, Trainer
+from edge_sel.arrays import Arrays
+from edge_sel.engines.base import Batch, Hyper, Trainer
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.graphs.optimizers import BETA1

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.engines.base import Arrays, Batch, Engine, Hyper, Trainer
+from edge_sel.arrays import Arrays
+from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
 from edge_sel.graphs.optimizers import BETA1
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from edge_sel.arrays import Arrays
 from edge_sel.edge.head import extend_head
-from edge_sel.engines.base import Arrays, Batch, Engine, Hyper, Trainer
+from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.manifest import OPTIMIZER_STATE

@@ -10,7 +10,7 @@ from onnx import helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from edge_sel.errors import GraphError, UsageError
-from edge_sel.graphs.flops import executed_flops
+from edge_sel.graphs.executed_flops import executed_flops
 from edge_sel.graphs.ir import BATCH, CLASSES, IR_VERSION, OPSET, read_forward
 from edge_sel.graphs.optimizers import SCALARS
 from edge_sel.graphs.plans import head_names, make_plan

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power import EnergyRecorder, Reading, hottest_c
 from edge_sel.power import sampler as sampler_module
 from edge_sel.power.psutil_model import PsutilModel
 from edge_sel.power.recorder import clock_through_sleep
 from edge_sel.power.temperature import Thermometer
-from edge_sel.profiles import Profile
 
 PROFILE = Profile("p", idle_w=3.0, max_w=14.0)
 
@@ -138,7 +138,7 @@ def test_an_answer_after_the_meter_was_given_up_does_not_count(monkeypatch: pyte
 def test_the_thread_does_not_keep_the_process_alive() -> None:
     code = (
         "from edge_sel.power import EnergyRecorder, find_meter\n"
-        "from edge_sel.profiles import Profile\n"
+        "from edge_sel.config.profiles import Profile\n"
         "meter, _ = find_meter(Profile('p', 1.0, 2.0), 'psutil')\n"
         "EnergyRecorder(meter, period_s=0.01).__enter__().start_window()\n"
         "raise SystemExit(7)\n"
@@ -164,7 +164,7 @@ STOPPED = """
 import json, sys, time
 from edge_sel.power import EnergyRecorder, Reading
 from edge_sel.power.psutil_model import PsutilModel
-from edge_sel.profiles import Profile
+from edge_sel.config.profiles import Profile
 
 class Sampled:
     name, source, min_window_s = "sampled", "measured", 0.1

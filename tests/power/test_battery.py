@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from power_fakes import Clock, by_hand
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power import MeterError, find_meter
 from edge_sel.power.battery import BatteryMeter
-from edge_sel.profiles import Profile
 
 
 def supply(root: Path, name: str = "BAT0", **given: object) -> Path:

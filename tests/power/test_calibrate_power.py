@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from power_fakes import Clock, FakeMeter
 
+from edge_sel.config.profiles import Profile, load_profile
 from edge_sel.errors import DataError, SetupError
 from edge_sel.power.calibrate import Fit, Point, fit_line, profile_toml, read_points
 from edge_sel.power.psutil_model import PsutilModel
-from edge_sel.profiles import Profile, load_profile
 
 TOOL = Path(__file__).parents[2] / "tools" / "calibrate_power.py"
 SPEC = importlib.util.spec_from_file_location("calibrate_power", TOOL)

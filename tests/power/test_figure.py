@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
-from edge_sel.profiles import Profile
+from edge_sel.config.profiles import Profile
 
 
 def test_a_counter_that_stopped_is_not_zero_joules() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from power_fakes import Clock
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power import MeterError, find_meter
 from edge_sel.power.jetson import JetsonMeter
-from edge_sel.profiles import Profile
 
 Channel = tuple[str, int, int]  # label, mV, mA
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 from power_fakes import Clock, FakeMeter
 
+from edge_sel.config.profiles import METERS, Profile
 from edge_sel.errors import UsageError
 from edge_sel.power import Meter, MeterError, find_meter
 from edge_sel.power.find import OPENERS
-from edge_sel.profiles import METERS, Profile
 
 PROFILE = Profile("p", idle_w=2.0, max_w=10.0, meters=("nvml", "psutil"))
 
@@ -137,5 +137,5 @@ def test_this_machine_has_at_least_the_model() -> None:
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, edge_sel.power, edge_sel.settings; print({'psutil', 'pynvml', 'numpy'} & {*sys.modules})"
+    code = "import sys, edge_sel.power, edge_sel.config.settings; print({'psutil', 'pynvml', 'numpy'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -8,9 +8,9 @@ import pynvml
 import pytest
 from power_fakes import Clock, FakeGpu, FakeNvml, by_hand
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power import MeterError, find_meter
 from edge_sel.power.nvml import NvmlMeter
-from edge_sel.profiles import Profile
 
 
 def open_meter(*gpus: FakeGpu, only: list[int] | None = None) -> NvmlMeter:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from power_fakes import Clock, FakeMeter, by_hand
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power import EnergyFigure, EnergyRecorder, Reading
 from edge_sel.power.figure import RELATIVE_ERROR
-from edge_sel.profiles import Profile
 
 
 class Run:

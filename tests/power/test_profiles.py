@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_sel.config.profiles import METERS, Profile, detect_profile, list_profiles, load_profile
 from edge_sel.errors import UsageError
-from edge_sel.profiles import METERS, Profile, detect_profile, list_profiles, load_profile
 
 GOOD = """
 [power]
@@ -162,7 +162,7 @@ def test_profiles_inside_the_wheel_come_first(tmp_path: Path, monkeypatch: pytes
     package = tmp_path / "edge_sel"
     (package / "_profiles").mkdir(parents=True)
     write(package / "_profiles", GOOD, "shipped.toml")
-    monkeypatch.setattr("edge_sel.profiles.__file__", str(package / "profiles.py"))
+    monkeypatch.setattr("edge_sel.config.profiles.__file__", str(package / "config" / "profiles.py"))
     assert list_profiles() == ["shipped"]
     assert load_profile("shipped").max_c == 70
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from power_fakes import Clock, by_hand
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power import MeterError
 from edge_sel.power.psutil_model import PsutilModel
-from edge_sel.profiles import Profile
 
 
 class Machine:

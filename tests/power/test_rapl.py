@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from power_fakes import Clock, by_hand
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power import MeterError, find_meter
 from edge_sel.power.rapl import RaplMeter
-from edge_sel.profiles import Profile
 
 RANGE_UJ = 262_143_328_850
 

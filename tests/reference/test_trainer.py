@@ -20,7 +20,7 @@ from edge_sel.reference.speed import Speed, fastest
 from edge_sel.reference.systems import SYSTEMS
 from edge_sel.reference.trainer import Stopped, Trainer
 from edge_sel.sel.curriculum import STAGES
-from edge_sel.sel.flops import nominal_flops
+from edge_sel.sel.nominal_flops import nominal_flops
 from tests.reference.conftest import CPU, SETUP, colours, tiny_net
 
 ONE_EACH = tuple(stage._replace(epochs=1) for stage in STAGES)

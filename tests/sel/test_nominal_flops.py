@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.sel.flops import nominal_flops
+from edge_sel.sel.nominal_flops import nominal_flops
 
 RESNET18 = 11_173_962
 

@@ -26,13 +26,13 @@ def make_checkpoint(one_thread: None, tmp_path_factory: pytest.TempPathFactory):
     import torch
 
     from edge_sel.models.registry import build
-    from edge_sel.server import checkpoint
+    from edge_sel.server import warmup
 
     def make(name: str) -> Path:
         torch.manual_seed(0)
-        info = checkpoint.WarmupInfo(name, CLASSES, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), {"flip": True})
+        info = warmup.WarmupInfo(name, CLASSES, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), {"flip": True})
         path = tmp_path_factory.mktemp("warm") / f"{name}.safetensors"
-        checkpoint.save(path, build(name, len(CLASSES), info.image_size), info)
+        warmup.save(path, build(name, len(CLASSES), info.image_size), info)
         return path
 
     return make
@@ -45,10 +45,10 @@ def warm(make_checkpoint) -> Path:
 
 @pytest.fixture(scope="session")
 def exported_forward(warm: Path):
-    from edge_sel.server import checkpoint
+    from edge_sel.server import warmup
     from edge_sel.server.forward import export_forward
 
-    model, info = checkpoint.load(warm)
+    model, info = warmup.load(warm)
     return export_forward(model, info.image_size)
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from edge_sel.errors import BadInputError, UsageError
 from edge_sel.models.registry import MODELS, build
-from edge_sel.server import checkpoint
-from edge_sel.server.checkpoint import FORMAT, WarmupInfo
+from edge_sel.server import warmup
+from edge_sel.server.warmup import FORMAT, WarmupInfo
 
 INFO = WarmupInfo(
     "resnet-c-small", ("ä", "b c"), (16, 12), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"flip": True, "epochs": 3}
@@ -25,7 +25,7 @@ INFO = WarmupInfo(
 def saved(tmp_path, one_thread):
     torch.manual_seed(0)
     model = build(INFO.model, 2, INFO.image_size)
-    checkpoint.save(tmp_path / "warm.safetensors", model, INFO)
+    warmup.save(tmp_path / "warm.safetensors", model, INFO)
     return tmp_path / "warm.safetensors", model
 
 
@@ -37,8 +37,8 @@ def test_round_trip(tmp_path, one_thread, name):
         for value in model.state_dict().values():
             value.copy_(torch.rand(value.shape) * 100)
     path = tmp_path / "deep" / "er" / "warm.safetensors"
-    checkpoint.save(path, model, info)
-    loaded, read = checkpoint.load(path)
+    warmup.save(path, model, info)
+    loaded, read = warmup.load(path)
     assert read == info and not loaded.training
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     expected = model.state_dict()
@@ -65,14 +65,14 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", die)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, model, INFO)
+        warmup.save(path, model, INFO)
     assert path.read_bytes() == before
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(BadInputError, match=r"no such checkpoint.*edge-sel pretrain"):
-            checkpoint.load(path)
+            warmup.load(path)
 
 
 @pytest.mark.parametrize("content", (b"", b"PK\x03\x04 not tensors", b"\x80\x04\x95 a pickle", b"{}" * 400))
@@ -80,7 +80,7 @@ def test_what_is_not_safetensors(tmp_path, content):
     path = tmp_path / "warm.safetensors"
     path.write_bytes(content)
     with pytest.raises(BadInputError, match="not a safetensors file"):
-        checkpoint.load(path)
+        warmup.load(path)
 
 
 def test_truncated_at_any_length(saved):
@@ -89,7 +89,7 @@ def test_truncated_at_any_length(saved):
     for length in (1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(BadInputError, match="not a safetensors file"):
-            checkpoint.load(path)
+            warmup.load(path)
 
 
 def test_somebody_elses_safetensors(saved):
@@ -98,7 +98,7 @@ def test_somebody_elses_safetensors(saved):
     for metadata in (None, {"format": "pt"}, {"format": "edge-sel-warmup-2", "info": "{}"}):
         save_file(tensors, path, metadata=metadata)
         with pytest.raises(BadInputError, match="not an edge-sel warmup checkpoint"):
-            checkpoint.load(path)
+            warmup.load(path)
 
 
 def headers():
@@ -125,7 +125,7 @@ def test_a_damaged_header(saved, info):
     metadata = {"format": FORMAT} | ({} if info is None else {"info": info})
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, metadata=metadata)
     with pytest.raises(BadInputError, match="header cannot be read"):
-        checkpoint.load(path)
+        warmup.load(path)
 
 
 def test_weights_that_do_not_fit_their_model(saved):
@@ -137,11 +137,11 @@ def test_weights_that_do_not_fit_their_model(saved):
     for wrong in (one_less, {**tensors, "extra": torch.zeros(1)}, {**tensors, "head.bias": torch.zeros(3)}):
         save_file(wrong, path, metadata=metadata)
         with pytest.raises(BadInputError, match=r"do not fit.*resnet-c-small"):
-            checkpoint.load(path)
+            warmup.load(path)
 
 
 def test_a_model_that_this_version_does_not_know(saved):
     path, model = saved
-    checkpoint.save(path, model, WarmupInfo("resnet-d", INFO.classes, INFO.image_size, INFO.mean, INFO.std, {}))
+    warmup.save(path, model, WarmupInfo("resnet-d", INFO.classes, INFO.image_size, INFO.mean, INFO.std, {}))
     with pytest.raises(UsageError, match="unknown model: resnet-d"):
-        checkpoint.load(path)
+        warmup.load(path)

@@ -15,7 +15,7 @@ from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError, UsageError
 from edge_sel.graphs.rules import RULES
 from edge_sel.pack.reader import open_pack
-from edge_sel.server import checkpoint, export
+from edge_sel.server import export, warmup
 from edge_sel.server.export import DEFAULT_PLANS, export_pack
 from edge_sel.server.parity import BATCH_SIZE, RULE_TOLERANCE, TOLERANCE, TRIES, blame, check_parity, parity_batches
 from tests.server.conftest import CLASSES, NOW, noise_images
@@ -148,7 +148,7 @@ def foreign_places(tmp_path: Path) -> list[Path]:
 def test_export_over_something_else_is_refused_before_any_work(warm, tmp_path, monkeypatch):
     places = foreign_places(tmp_path)
     before = everything_under(tmp_path)
-    monkeypatch.setattr(checkpoint, "load", lambda path: pytest.fail("work was done"))
+    monkeypatch.setattr(warmup, "load", lambda path: pytest.fail("work was done"))
     monkeypatch.setattr(export, "load", lambda path: pytest.fail("work was done"))
     for place in places:
         with pytest.raises(UsageError, match="is not a pack") as error:
@@ -184,7 +184,7 @@ def test_every_kind_of_model_exports_with_the_default_plans(make_checkpoint, tmp
     )
     differences = manifest.parity["largest_relative_difference"]
     assert differences.keys() == wanted and all(0 <= d <= TOLERANCE for d in differences.values())
-    model, info = checkpoint.load(path)
+    model, info = warmup.load(path)
     assert manifest.model.classes == CLASSES and manifest.model.name == name and manifest.model.flip
     assert manifest.model.parameters == sum(p.numel() for p in model.parameters())
     assert (manifest.model.mean, manifest.model.std, manifest.model.image_size) == (info.mean, info.std, (16, 16))

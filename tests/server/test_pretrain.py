@@ -9,7 +9,7 @@ import torch
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import channel_statistics, normalise
 from edge_sel.errors import DataError, UsageError
-from edge_sel.server import checkpoint
+from edge_sel.server import warmup
 from edge_sel.server.pretrain import Batches, PretrainOptions, augment, pretrain
 
 OPTIONS = PretrainOptions(
@@ -40,7 +40,7 @@ def test_two_epochs_learn_what_is_separable(run):
     assert [r.epoch for r in reports] == [1, 2]
     assert reports[1].train_loss < reports[0].train_loss
     assert reports[1].validation_accuracy == 1.0 and all(r.seconds > 0 for r in reports)
-    model, info = checkpoint.load(path)
+    model, info = warmup.load(path)
     images = colours()
     with torch.no_grad():
         logits = model(torch.from_numpy(normalise(images.read(np.arange(60)), info.mean, info.std)))
@@ -49,7 +49,7 @@ def test_two_epochs_learn_what_is_separable(run):
 
 def test_the_checkpoint_says_how_it_was_made(run):
     path, info, reports = run
-    _, read = checkpoint.load(path)
+    _, read = warmup.load(path)
     assert read == info
     mean, std = channel_statistics(colours())
     assert read.mean == tuple(map(float, mean)) and read.std == tuple(map(float, std))
@@ -60,8 +60,8 @@ def test_the_checkpoint_says_how_it_was_made(run):
 
 def test_the_same_seed_gives_the_same_weights(run, tmp_path):
     pretrain(colours(), tmp_path / "again.safetensors", OPTIONS)
-    again, _ = checkpoint.load(tmp_path / "again.safetensors")
-    first, _ = checkpoint.load(run[0])
+    again, _ = warmup.load(tmp_path / "again.safetensors")
+    first, _ = warmup.load(run[0])
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 

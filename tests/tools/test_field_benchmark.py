@@ -15,10 +15,10 @@ sys.path.insert(0, str(TOOLS))
 from field import cells, report, results, systems  # noqa: E402
 from field.measure import measured  # noqa: E402
 
+from edge_sel.config.profiles import load_profile  # noqa: E402
 from edge_sel.data.dataset import ImageSet  # noqa: E402
 from edge_sel.data.folder import load_folder  # noqa: E402
 from edge_sel.errors import UsageError  # noqa: E402
-from edge_sel.profiles import load_profile  # noqa: E402
 
 
 def row(system, shift, seed=0, accuracy=0.8, gross_j=100.0, **more):

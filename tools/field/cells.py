@@ -156,7 +156,7 @@ def digits_start(shift: str, work: Path) -> Start:
         UsageError: the shift needs a pack that lacks a class.
     """
     from edge_sel.engines.torch import TorchEngine
-    from edge_sel.server.checkpoint import WarmupInfo, save
+    from edge_sel.server.warmup import WarmupInfo, save
 
     if shift == "unseen_class":
         raise UsageError("the built-in pack knows all of its classes", where=shift, fix="leave out --short")

@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import MANIFEST
-from edge_sel.rules import nearest
 from field.cells import Cell, Sizes, Start
 
 # Optimizer and step size of each opponent, by the mean accuracy on the validation images of low_light and colour_cast,

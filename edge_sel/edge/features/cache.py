@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.edge.feature_store import FileStore, MemoryStore, Store, discard, row_bytes
-from edge_sel.edge.memory import trim
-from edge_sel.edge.precision import FP32, INT8, TIMED, WORTHWHILE, choose
+from edge_sel.edge.features.precision import FP32, INT8, TIMED, WORTHWHILE, choose
+from edge_sel.edge.features.store import FileStore, MemoryStore, Store, discard, row_bytes
+from edge_sel.edge.free_memory import trim
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine, Prefix
 from edge_sel.pack.manifest import PrefixInfo
 from edge_sel.pack.reader import Pack
-from edge_sel.settings import Settings
 
 FILE = "features.cache"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.edge.features import copies
+from edge_sel.edge.features.cache import copies
 from edge_sel.edge.progress import Progress
-from edge_sel.edge.rungs import Rung
+from edge_sel.edge.train.rungs import Rung
 from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
-from edge_sel.sel.flops import nominal_flops
+from edge_sel.sel.nominal_flops import nominal_flops
 
 STATISTICS_IMAGES = 512
 """Enough for batch normalisation's statistics: with 1 700 the accuracy was the same within 0.15 points."""

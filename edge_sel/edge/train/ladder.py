@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_sel.edge.rungs import Rung
+from edge_sel.edge.train.rungs import Rung
 from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
 

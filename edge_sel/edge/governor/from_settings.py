@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from edge_sel.edge.limits import (
+from edge_sel.config.settings import Resolved
+from edge_sel.edge.governor.limits import (
     BatteryFloor,
     Ceiling,
     Deadline,
@@ -19,7 +20,6 @@ from edge_sel.edge.limits import (
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.power.battery import Supply
 from edge_sel.power.recorder import EnergyRecorder
-from edge_sel.settings import Resolved
 from edge_sel.units import format_power, parse_hours
 
 SUPPLY_PERIOD_S = 5.0

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edge_sel.engines.base import Arrays, Batch, Engine
+from edge_sel.arrays import Arrays
+from edge_sel.engines.base import Batch, Engine
 from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.guilt import guilty_channels

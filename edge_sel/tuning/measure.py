@@ -9,10 +9,10 @@ from itertools import groupby
 
 import numpy as np
 
-from edge_sel.edge.tuned import REACH, Candidate, Cost
 from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
 from edge_sel.pack.reader import Pack
 from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.tuning.choose import REACH, Candidate, Cost
 
 ROUNDS = 3
 HOPELESS = 1.5

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edge_sel import __version__
+from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge import outputs
-from edge_sel.edge.checkpoint import list_checkpoints, load_checkpoint
+from edge_sel.edge.outputs.files import FILES
 from edge_sel.edge.progress import Progress, from_tensors
 from edge_sel.errors import UsageError
-from edge_sel.settings import Resolved
+from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint
+from edge_sel.runs.identity import Identity, require_same
 
 MAY_CHANGE = {
     "engine", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
@@ -26,8 +26,6 @@ The engine is compared by the name of the one that runs, not by the setting.
 
 TUNED = "tuned"
 """Key of an identity: what tuning gave the run. It is kept for those who resume, not compared: the values are."""
-
-Identity = dict[str, Any]
 
 
 def identify(resolved: Resolved, pack: str, images: ImageSet, test: ImageSet | None, engine: str) -> Identity:
@@ -70,7 +68,7 @@ def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
         found, stopped = finished["identity"], finished["stopped"]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError("not the result of a run of edge-sel", where=path, fix="another --out") from error
-    _require_same(found, identity, out)
+    require_same(found, identity, out, ignored=(TUNED,))
     return finished if stopped == "done" else None
 
 
@@ -81,22 +79,12 @@ def unfinished_run(out: Path, identity: Identity, *, resume: bool) -> Progress |
         UsageError: there is, but it is not to be resumed, or it is another run's.
     """
     folder = out / "checkpoints"
-    used = any((out / name).exists() for name in outputs.FILES) or list_checkpoints(folder)
+    used = any((out / name).exists() for name in FILES) or list_checkpoints(folder)
     if used and not resume:
         raise UsageError("the folder holds a run already", where=out, fix="--resume, or another --out")
     loaded = load_checkpoint(folder) if resume else None
     if loaded is None:
         return None
     tensors, scalars, found, path = loaded
-    _require_same(found, identity, path)
+    require_same(found, identity, path, ignored=(TUNED,))
     return from_tensors(tensors, scalars)
-
-
-def _require_same(found: Mapping[str, Any], identity: Identity, where: Path) -> None:
-    different = [key for key, value in identity.items() if key != TUNED and found.get(key) != value]
-    if different:
-        raise UsageError(
-            f"cannot resume, these are not what the run began with: {', '.join(different)}",
-            where=where,
-            fix="give the same options and images, or another --out",
-        )

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edge_sel.edge import outputs, result
-from edge_sel.edge.context import RungContext, Stopped
+from edge_sel.edge.outputs import files, summary
 from edge_sel.edge.progress import Progress
-from edge_sel.edge.rung import RungRunner
-from edge_sel.edge.rungs import Rung
-from edge_sel.edge.work import work_of
+from edge_sel.edge.train.context import RungContext, Stopped
+from edge_sel.edge.train.rungs import Rung
+from edge_sel.edge.train.stage import RungRunner
+from edge_sel.edge.train.work import work_of
+from edge_sel.runs.tables import finite
 
 if TYPE_CHECKING:
     from edge_sel.edge.session import Session
@@ -105,9 +106,9 @@ class Climb:
         guard = self.s.evaluate(runner.weights(), self.s.guard)
         spent, figure = self.s.ledger.end_epoch()
         progress.latest_guard = guard.to_json(self.s.images.classes)
-        entry = result.epoch_entry(progress, figures, guard, spent, figure, self.s.images.classes)
-        progress.history.append(outputs.finite(entry))
-        outputs.write_history(self.s.out / "history.csv", progress.history, self.s.images.classes)
+        entry = summary.epoch_entry(progress, figures, guard, spent, figure, self.s.images.classes)
+        progress.history.append(finite(entry))
+        files.write_history(self.s.out / "history.csv", progress.history, self.s.images.classes)
         self.s.emit("epoch", **{key: value for key, value in entry.items() if key != "classes"})
         self.s.governor.skip()
 

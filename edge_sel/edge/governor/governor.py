@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from edge_sel.edge.limits import LEAST_DUTY, Limit, Outlook, Senses, Verdict
+from edge_sel.edge.governor.limits import LEAST_DUTY, Limit, Outlook, Senses, Verdict
 
 POLL_S = 1.0
 """Longest sleep before sensors and signals are looked at again."""

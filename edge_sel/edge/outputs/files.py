@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from edge_sel.errors import EdgeSelError, SetupError
 from edge_sel.files import write_durably
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.pack.reader import Pack
+from edge_sel.runs.tables import finite, write_table
 
 PUBLISHED = ("epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity")
 """Columns of the SEL benchmark's CSV files; ``flops_T`` is nominal and cumulative, as theirs is."""
@@ -70,18 +68,7 @@ def history_rows(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -
 
 def write_history(path: Path, history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
     """``history.csv``; unknown values are empty cells, never zeros."""
-    rows = history_rows(history, classes)
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{k: "" if _unknown(v) else v for k, v in row.items()} for row in rows])
-    write_durably(path, text.getvalue().encode())
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Indented JSON; NaN becomes null."""
-    write_durably(path, (json.dumps(finite(content), indent=1) + "\n").encode())
+    write_table(path, history_rows(history, classes))
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
@@ -133,18 +120,3 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
     written, expected = session.run(None, {"x": images})[0], predict(images)
     if not np.allclose(written, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max())):
         raise EdgeSelError("the written model differs from the one in memory", where=path, fix="report this as a bug")
-
-
-def _unknown(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has neither."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_sel.config.schema import nearest, read_toml, rules, setting, sift
 from edge_sel.errors import UsageError
-from edge_sel.rules import nearest, read_toml, rules, setting, sift
 
 METERS = ("jetson", "rapl", "nvml", "battery", "psutil")
 
@@ -109,7 +109,7 @@ def _has_nvidia_card(sysfs: Path, root: Path) -> bool:
 
 
 def _profiles_folder() -> Path:
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return package / "_profiles" if (package / "_profiles").is_dir() else package.parent / "profiles"
 
 

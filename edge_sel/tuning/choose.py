@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edge_sel.config.settings import Resolved
 from edge_sel.files import write_durably
-from edge_sel.settings import Resolved
 
 SCHEMA = 1
 TIE = 0.05

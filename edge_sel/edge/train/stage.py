@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.edge.channels import choose_channels
-from edge_sel.edge.context import RungContext
-from edge_sel.edge.features import Features, open_features
-from edge_sel.edge.progress import Arrays, Progress, Tally
-from edge_sel.edge.rates import learning_rate
-from edge_sel.edge.rungs import Rung
-from edge_sel.edge.work import STATISTICS_IMAGES, features_asked, rung_work_left, work_done
+from edge_sel.arrays import Arrays
+from edge_sel.edge.features.cache import Features, open_features
+from edge_sel.edge.progress import Progress, Tally
+from edge_sel.edge.train.channels import choose_channels
+from edge_sel.edge.train.context import RungContext
+from edge_sel.edge.train.learning_rate import learning_rate
+from edge_sel.edge.train.rungs import Rung
+from edge_sel.edge.train.work import STATISTICS_IMAGES, features_asked, rung_work_left, work_done
 from edge_sel.engines.base import Batch, Hyper, Trainer
 from edge_sel.sel import hardness
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.edge.progress import Arrays
+from edge_sel.arrays import Arrays
 from edge_sel.files import write_durably
 
 KEEP = 2

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edge_sel.config.profiles import METERS, Profile
+from edge_sel.config.schema import PREFIX, Given, read_toml, rules, setting, sift
 from edge_sel.errors import UsageError
-from edge_sel.profiles import METERS, Profile
-from edge_sel.rules import PREFIX, Given, read_toml, rules, setting, sift
 from edge_sel.units import (
     parse_duration_s,
     parse_energy_j,

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_sel.arrays import Arrays
+from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.gate import Gate
-from edge_sel.edge.progress import Arrays
+from edge_sel.edge.train.gate import Gate
 from edge_sel.engines.base import Engine
 from edge_sel.pack.reader import Pack
-from edge_sel.settings import Settings
 
 if TYPE_CHECKING:
-    from edge_sel.edge.rung import RungRunner
+    from edge_sel.edge.train.stage import RungRunner
 
 
 class Stopped(Exception):  # noqa: N818 (a decision, not an error)

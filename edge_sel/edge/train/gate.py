@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import intensity_std
 from edge_sel.sel import selection, sundew
@@ -28,7 +29,6 @@ from edge_sel.sel.hardness import HardnessState
 from edge_sel.sel.selection import Ages, SoftConfig
 from edge_sel.sel.significance import significance_v1, significance_v101
 from edge_sel.sel.sundew import SundewConfig, SundewState
-from edge_sel.settings import Settings
 
 WAIT = 4.0
 """Starvation limit of the soft gate, in mean waits of random selection (1 / target decisions)."""

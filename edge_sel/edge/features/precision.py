@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.engines.base import Engine, Prefix, Range
+from edge_sel.arrays import Range
+from edge_sel.engines.base import Engine, Prefix
 from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.errors import EdgeSelError
 from edge_sel.pack.reader import Pack

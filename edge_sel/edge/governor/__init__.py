@@ -1,0 +1,1 @@
+"""The governor: limits, what it reads and forecasts, and when it waits or stops."""

@@ -1,0 +1,1 @@
+"""What a session leaves behind, and whether a folder holds one."""

@@ -1,0 +1,1 @@
+"""What a run leaves on disk, for the device's runs and for the reference systems."""

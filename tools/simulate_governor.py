@@ -21,8 +21,9 @@ from typing import Any
 import click
 import numpy as np
 
+from edge_sel.edge.governor.decision import Limit, Readings
 from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.governor.limits import Ceiling, EnergyBudget, Limit, PowerCap, Senses
+from edge_sel.edge.governor.limits import Ceiling, EnergyBudget, PowerCap
 from edge_sel.units import (
     format_duration,
     format_energy,
@@ -104,7 +105,7 @@ def simulate(
     decisions: list[dict[str, Any]] = []
     governor = Governor(
         limits,
-        lambda: Senses(board.now_s, board.energy_j, board.sensed_c()),
+        lambda: Readings(board.now_s, board.energy_j, board.sensed_c()),
         sleep=lambda seconds: board.spend(seconds, IDLE_W),
         emit=lambda event, **details: decisions.append({"at_s": round(board.now_s, 3), **details}),
     )

@@ -66,11 +66,11 @@ def _run(
     pack: Path | None, data: Path | None, test: Path | None, out: Path, resume: bool, device: Any, layers: Any,
     stop: Any, console: Any, metrics: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
+    from edge_sel.edge.build import build_session
     from edge_sel.edge.governor.from_settings import limits_of, local_minute, require_sensors
+    from edge_sel.edge.host import Host
     from edge_sel.edge.outputs.openmetrics import MetricsFile
-    from edge_sel.edge.session import Session
-    from edge_sel.edge.train.ladder import auto_ladder
-    from edge_sel.edge.train.rungs import fixed_ladder
+    from edge_sel.edge.train.ladder import auto_ladder, fixed_ladder
     from edge_sel.engines.choose import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
@@ -103,7 +103,7 @@ def _run(
             for listen in listeners:
                 listen(event)
 
-        session = Session(
+        session = build_session(
             pack=opened,
             images=images,
             test=tested,
@@ -112,16 +112,19 @@ def _run(
             resolved=resolved,
             recorder=recorder,
             out=out,
-            should_stop=stop,
-            listener=tell,
-            clock=clock_through_sleep,
+            host=Host(
+                should_stop=stop,
+                listener=tell,
+                clock=clock_through_sleep,
+                supply=supply,
+                minute=local_minute,
+                throttling=ThrottleReader(sysfs_root()).read,
+            ),
             source=source,
             limits=limits,
-            supply=supply,
-            minute=local_minute,
-            throttling=ThrottleReader(sysfs_root()).read,
+            resume=resume,
         )
-        return session.run(resume=resume)
+        return session.run()
 
 
 def with_tuning(layers: Any, pack: str, profile: str, resumed: Path | None, tell: Any) -> Any:

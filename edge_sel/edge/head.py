@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from edge_sel.pack.reader import Pack
+
 
 def extend_head(weights: Mapping[str, np.ndarray], head: Sequence[str], classes: int) -> dict[str, np.ndarray]:
     """The weights with a head of ``classes`` logits; new rows are the mean of the known ones.
@@ -23,3 +25,8 @@ def extend_head(weights: Mapping[str, np.ndarray], head: Sequence[str], classes:
         new = np.repeat(known.mean(0, keepdims=True), classes - len(known), axis=0)
         extended[name] = np.concatenate([known, new.astype(known.dtype)])
     return extended
+
+
+def original_weights(pack: Pack, classes: int) -> dict[str, np.ndarray]:
+    """The pack's weights, with room for the device's own classes."""
+    return extend_head(pack.weights(), pack.manifest.model.head, classes)

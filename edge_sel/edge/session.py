@@ -1,271 +1,286 @@
-"""A fine-tuning session: split, evaluate, climb the rungs, guard, write. docs/session.md lists the files it leaves."""
+"""A fine-tuning session: split, evaluate, train stage after stage, judge, write. docs/session.md lists its files."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from edge_sel.arrays import Arrays
-from edge_sel.config.settings import Resolved
+from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.folder import require_trainable
-from edge_sel.data.split import stratified_split
-from edge_sel.edge.evaluate import Evaluation, evaluate
+from edge_sel.edge.energy import EnergyLedger
 from edge_sel.edge.free_memory import trim
-from edge_sel.edge.governor.from_settings import make_sense
+from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.governor.limits import Limit
-from edge_sel.edge.head import extend_head
-from edge_sel.edge.outputs import files
-from edge_sel.edge.outputs import summary as result
-from edge_sel.edge.outputs.energy import Ledger
-from edge_sel.edge.outputs.identity import finished_run, identify, unfinished_run
-from edge_sel.edge.progress import Progress, start_progress, to_tensors
-from edge_sel.edge.train.climb import Climb
-from edge_sel.edge.train.context import Stopped
-from edge_sel.edge.train.gate import Gate, intensities
-from edge_sel.edge.train.rungs import Ladder
+from edge_sel.edge.head import original_weights
+from edge_sel.edge.host import Host
+from edge_sel.edge.judge import Judge, better, loss_of
+from edge_sel.edge.outputs.files import EventLog, import_onnx
+from edge_sel.edge.outputs.history import epoch_entry
+from edge_sel.edge.outputs.run_folder import RunFolder
+from edge_sel.edge.outputs.summary import accuracy_block, summarise
+from edge_sel.edge.progress import Progress
+from edge_sel.edge.train.gate import Gate
+from edge_sel.edge.train.ladder import Ladder
+from edge_sel.edge.train.sel_stage import SelStage
+from edge_sel.edge.train.stage import EpochDone, PrecisionChosen, StageInputs, TrainingStage
+from edge_sel.edge.train.state import StageState
+from edge_sel.edge.train.statistics_stage import StatisticsStage
+from edge_sel.edge.train.work import work_of
 from edge_sel.engines.base import Engine
 from edge_sel.pack.reader import Pack
-from edge_sel.power.battery import Supply
 from edge_sel.power.recorder import EnergyRecorder
-from edge_sel.power.throttle import Throttle, new_throttling
-from edge_sel.runs.checkpoint import list_checkpoints, save_checkpoint
-from edge_sel.runs.tables import finite, write_json
-
-GUARD_CAP = 500
-"""Most images in the guard set: beyond this an evaluation costs more than its precision is worth."""
+from edge_sel.power.throttle import new_throttling
+from edge_sel.sel.embarrassment import init_sums
 
 WRITES = 3
 """How many times the writing of a checkpoint the writing of the results is expected to take."""
 
 
+class Stop(NamedTuple):
+    """The session was told to stop; ``weights`` are those to judge and to write, None if there is no time for that."""
+
+    reason: str
+    weights: Arrays | None
+
+
 @dataclass
 class Session:
-    """Everything a run needs, passed in.
+    """One run of fine-tuning; ``build_session`` makes one, with all that it works with.
 
-    Args:
+    Every stage begins with the best weights so far: one that did not lower the loss on the validation set is undone,
+    so that the run never ends worse than its best stage.
+
+    Attributes:
         pack: the verified pack.
-        images: the device's labelled images; classes beyond the pack's extend the head.
-        test: images that no decision looks at, for before/after; may be None.
+        classes: the names of the pack's classes, then of the device's own.
+        training: images to train on.
         engine: executes the graphs.
+        settings: of the run.
         ladder: which plans, in which order.
-        resolved: settings with their origins.
-        recorder: a started energy recorder.
-        out: the run's folder.
-        should_stop: asked at every step boundary; a reason stops the run, resumably.
-        listener: told every event.
-        clock: monotonic seconds, for checkpoint intervals and event times.
-        cpu_time: processor seconds of this process, for what is chosen by its cost.
-        wall_clock: Unix seconds, for the event of the first gradient step.
-        source: what ``images`` are, for the report.
-        limits: what the governor holds the run to.
-        supply: charge and mains of the device.
-        sleep: waits, when the governor says so.
-        minute: of the local day.
-        throttling: what slows the device down, now and since it was started.
+        gate: picks the images that are worth a gradient.
+        judge: looks at the model with the images that were held back.
+        recorder: a started energy recorder; ``ledger`` keeps what the run has spent.
+        governor: holds the run to ``limits``.
+        host: clocks, sensors and signals of the device.
+        folder: of the run.
+        emit: records and tells an event.
+        progress: all that changes; where an earlier part of the run ended, or the beginning.
+        facts: what ``run.json`` tells of what the run was given.
     """
 
     pack: Pack
-    images: ImageSet
-    test: ImageSet | None
+    classes: tuple[str, ...]
+    training: ImageSet
     engine: Engine
+    settings: Settings
     ladder: Ladder
-    resolved: Resolved
+    gate: Gate
+    judge: Judge
     recorder: EnergyRecorder
-    out: Path
-    should_stop: Callable[[], str | None] = lambda: None
-    listener: Callable[[dict[str, Any]], None] = lambda event: None
-    clock: Callable[[], float] = time.monotonic
-    cpu_time: Callable[[], float] = time.process_time
-    wall_clock: Callable[[], float] = time.time
-    source: str = ""
-    limits: Sequence[Limit] = ()
-    supply: Callable[[], Supply] = lambda: Supply(None, None)
-    sleep: Callable[[float], None] = time.sleep
-    minute: Callable[[], int] = lambda: 0
-    throttling: Callable[[], list[Throttle]] = list
-    saved_s: float = field(default=0.0, init=False)
-    _stepped: bool = field(default=False, init=False)
+    ledger: EnergyLedger
+    governor: Governor
+    limits: Sequence[Limit]
+    host: Host
+    folder: RunFolder
+    emit: EventLog
+    progress: Progress
+    facts: Mapping[str, Any]
 
-    def run(self, *, resume: bool = False) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        self._saved_s = self.host.clock()
+        self._throttled_before = self.host.throttling()
+        self._stepped = False
+
+    def run(self) -> dict[str, Any]:
         """Run to the end or to a stop; returns the object that ``--json`` prints and ``run.json`` holds.
 
-        Raises:
-            DataError: fewer than two classes, or a class with a single image.
-            UsageError: the folder holds another run, or the run to resume is of other images, pack or settings.
+        A run that had already come to its end is returned as it is.
         """
-        require_trainable(self.images, where=self.source or None)
-        settings = self.resolved.settings
-        split = stratified_split(
-            self.images.labels, settings.guard_fraction, np.random.default_rng(settings.seed), cap=GUARD_CAP
-        )
-        self.learning, self.guard = (self.images.subset(part) for part in split)
-        self.gate = Gate(settings, intensities(self.learning))
-        self._identity = identify(self.resolved, self.pack.digest, self.images, self.test, self.engine.name)
-        if resume and (finished := finished_run(self.out, self._identity)) is not None:
-            return finished
-        progress = unfinished_run(self.out, self._identity, resume=resume) or start_progress(
-            self._original(), len(self.learning), len(self.images.classes), self.gate.start()
-        )
-        self.emit = files.EventLog(self.out / "events.jsonl", self.clock, self.listener)
-        self.saved_s = self.clock()
-        self._throttled_before = self.throttling()
-        self.ledger = Ledger(self.recorder, progress)
-        self.governor = self._make_governor(progress)
-        if resume and not progress.before and list_checkpoints(self.out / "checkpoints"):
+        if self.folder.finished is not None:
+            return self.folder.finished
+        if self.folder.damaged:
             self.emit("checkpoints_damaged")
-        self.emit("resumed" if progress.before else "started", images=len(self.learning), guard=len(self.guard))
-        try:
-            if not progress.before:
-                self._look_first(progress)
-            if reason := self.governor.at_boundary(None):
-                raise Stopped(reason, progress.latest_weights())
-            Climb(self, progress).run()
-        except Stopped as stop:
-            self.emit("stopped", reason=stop.reason)
-            if stop.weights is None:
-                return self._summary(progress, stop.reason, None, shipped=False)
-            summary = self._finish(progress, stop.weights, stop.reason)
-            self.save(progress)  # once more, for the joules that the end took
-            return summary
-        return self._finish(progress, progress.weights, "done")
+        told = "resumed" if self.progress.before else "started"
+        self.emit(told, images=len(self.training), guard=len(self.judge.validation))
+        if not self.progress.before:
+            self._look_first()
+        reason = self.governor.at_boundary(None)
+        stop = Stop(reason, self.progress.latest_weights()) if reason else self._train()
+        if stop is None:
+            return self._finish("done")
+        self.emit("stopped", reason=stop.reason)
+        if stop.weights is None:
+            return self._summary(stop.reason, None, shipped=False)
+        summary = self._finish(stop.reason, stop.weights)
+        self._save()  # once more, for the joules that the end took
+        return summary
 
-    # Start and finish
+    # Before training
 
-    def _look_first(self, progress: Progress) -> None:
+    def _look_first(self) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
-        progress.before = self._evaluate_both(progress.weights)
-        progress.best_guard = progress.before["guard"]
-        self.emit("evaluated", accuracy=result.accuracy_block(progress.before, None))
+        before = self.judge.look_at_both(self.progress.weights)
+        self.progress = replace(self.progress, before=before, best_validation=before["guard"])
+        self.emit("evaluated", accuracy=accuracy_block(before, None))
         spent, _ = self.ledger.end_epoch()
         write_s = spent.seconds / WRITES  # a guess, for a run that is given limits only when it is resumed
         if self.limits:
-            files.import_onnx()
-            began_s = self.clock()
-            self.save(progress)
-            write_s = self.clock() - began_s
-        guard, looks = len(self.guard), len(self.guard) + len(self.test or ())
-        # Once for the verdict, once for the epoch that may just be ending.
-        seconds = 1.1 * spent.seconds * (1 + guard / looks) + WRITES * write_s
+            import_onnx()
+            began_s = self.host.clock()
+            self._save()
+            write_s = self.host.clock() - began_s
+        held, looks = len(self.judge.validation), len(self.judge.validation) + len(self.judge.test or ())
+        # Once for the last judgement, once for the epoch that may just be ending.
+        seconds = 1.1 * spent.seconds * (1 + held / looks) + WRITES * write_s
         watts = None if spent.total_j is None or spent.seconds <= 0 else spent.total_j / spent.seconds
         self.governor.expect({"closing_s": seconds, "closing_j": None if watts is None else watts * seconds})
 
-    def _make_governor(self, progress: Progress) -> Governor:
-        sense = make_sense(self.clock, self.ledger.spent_j, self.recorder.max_temperature_c, self.supply, self.minute)
-        governor = Governor(
-            self.limits,
-            sense,
-            sleep=self._wait,
-            emit=self.emit,
-            interrupted=lambda: self.should_stop() is not None,
-            idle=partial(self.recorder.phase, "idle"),
-        )
-        governor.expect(progress.outlook)
-        return governor
+    # Training
 
-    def _wait(self, seconds: float) -> None:
-        self.sleep(seconds)
-        self.listener({"event": "waiting"})
+    def _train(self) -> Stop | None:
+        """Stage after stage until the ladder ends; None then, or what stopped it."""
+        while self._begin_stage():
+            if stop := self._run_stage():
+                return stop
+        return None
 
-    def _original(self) -> Arrays:
-        """The pack's weights, with room for the device's own classes."""
-        return extend_head(self.pack.weights(), self.pack.manifest.model.head, len(self.images.classes))
+    def _begin_stage(self) -> bool:
+        """Make the ladder's next stage the current one, unless a checkpoint was saved inside one; False at the end."""
+        progress, stage = self.progress, self.progress.stage
+        if stage.plan:
+            why = "goes on"
+        else:
+            planned, why = self.ladder.decide(progress.history, progress.stages_done)
+            plan, epochs = planned or (None, 0)
+            decision = {"rung": progress.stages_done, "plan": plan, "epochs": epochs, "why": why}
+            self.progress = replace(progress, decisions=[*progress.decisions, decision])
+            if planned is None:
+                self.emit("climbed", why=why)
+                return False
+            stage = StageState(*planned, sums=init_sums(len(self.classes)))
+            self.progress = replace(self.progress, stage=stage)
+        self.emit("rung", plan=stage.plan, epochs=stage.epochs, why=why)
+        return True
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint."""
-        self.ledger.note(progress)
-        progress.outlook = self.governor.expected()
-        with self.recorder.phase("checkpoint"):
-            tensors, scalars = to_tensors(progress)
-            path = save_checkpoint(self.out / "checkpoints", tensors, scalars, self._identity)
-        self.emit("checkpoint", file=path.name)
-        self.saved_s = self.clock()
+    def _run_stage(self) -> Stop | None:
+        """Iterate the current stage to its end, and keep its weights if they are better; or what stopped it."""
+        progress = self.progress
+        inputs = StageInputs(
+            self.pack, self.engine, self.training, self.gate, self.settings, self.folder.path, self.host.cpu_time,
+            self.recorder.phase,
+        )  # fmt: skip
+        kind = SelStage if self.pack.plan(progress.stage.plan).trainable else StatisticsStage
+        with kind(inputs, progress.stages_done, progress.weights, progress.stage, progress.memory) as stage:
+            for event in stage.events():
+                if isinstance(event, PrecisionChosen):
+                    self.emit("prefix", **event.figures)
+                    continue
+                if isinstance(event, EpochDone):
+                    self._end_epoch(stage, event)
+                if stop := self._at_boundary(stage):
+                    return stop
+            weights = stage.weights()
+        self._end_stage(weights)
+        return None
+
+    def _end_stage(self, weights: Arrays) -> None:
+        progress = self.progress
+        if loss_of(progress.latest_validation) < loss_of(progress.best_validation):
+            best = {**progress.latest_validation, "epoch": len(progress.history)}
+            self.progress = replace(progress, weights=weights, best_validation=best)
+        else:
+            self.emit("reverted", plan=progress.stage.plan)
+        self.progress = replace(self.progress, stage=StageState(), stages_done=progress.stages_done + 1)
+
+    def _end_epoch(self, stage: TrainingStage, event: EpochDone) -> None:
+        """Judge the epoch on the validation set, and enter it into the history."""
+        classes = self.classes
+        found = self.judge.validate(stage.weights())
+        spent, figure = self.ledger.end_epoch()
+        entry = epoch_entry(self.progress, event.figures, found, spent, figure, classes)
+        history = [*self.progress.history, entry]
+        self.progress = replace(self.progress, history=history, latest_validation=found.to_json(classes))
+        self.folder.write_history(self.progress, classes)
+        self.emit("epoch", **{key: value for key, value in entry.items() if key != "classes"})
         self.governor.skip()
 
-    def _finish(self, progress: Progress, trained: Arrays, stopped: str) -> dict[str, Any]:
-        """The guard's verdict, then the files; the original weights ship when training did not beat them."""
-        known = progress.best_guard if trained is progress.weights else None
-        guard = known or self.evaluate(trained, self.guard).to_json(self.images.classes)
-        if known is None and not guard["loss"] < progress.best_guard["loss"]:  # stopped inside a rung that did no good
-            trained, guard = progress.weights, progress.best_guard
-        after = self._evaluate_both(trained, guard)
+    def _at_boundary(self, stage: TrainingStage) -> Stop | None:
+        """Tell, ask signals and limits, save where it is time to; what stops the run, if anything."""
+        state = stage.state
+        at = {"plan_epoch": state.epoch, "cursor": state.cursor, "step": state.step}
+        self.host.listener({"event": "step", **at, "trained": state.totals.trained})
+        if not self._stepped and state.totals.computed:
+            self._stepped = True
+            self.emit("first_step", unix_s=self.host.wall_clock())
+        signal, limit = self.host.should_stop(), None
+        if self.limits and not signal:
+            limit = self._govern(stage)
+            signal = self.host.should_stop()  # it may have come during a pause
+        if signal or limit or self.host.clock() - self._saved_s >= self.settings.checkpoint_every_s:
+            stage.snapshot()
+            self._save()
+        if signal:
+            return Stop(signal, None)
+        return Stop(limit, stage.weights()) if limit else None
+
+    def _govern(self, stage: TrainingStage) -> str | None:
+        """Wait as long as the limits want; the reason if one of them ends the run."""
+        planned = self.ladder.planned(self.progress.stages_done)
+        scores = self.settings.curriculum != "off"
+        ahead = work_of(self.pack, planned, len(self.training), self.gate.planned_rate, scores=scores)
+        reason = self.governor.at_boundary(stage.work_left() + ahead)
+        self.gate.pressure = self.governor.pressure
+        return reason
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        run_spent, epoch_spent = self.ledger.so_far()
+        forecast = self.governor.expected()
+        self.progress = replace(self.progress, run_spent=run_spent, epoch_spent=epoch_spent, forecast=forecast)
+        with self.recorder.phase("checkpoint"):
+            name = self.folder.save(self.progress)
+        self.emit("checkpoint", file=name)
+        self._saved_s = self.host.clock()
+        self.governor.skip()
+
+    # The end
+
+    def _finish(self, stopped: str, latest: Arrays | None = None) -> dict[str, Any]:
+        """The last judgement, then the files; the original weights ship when training did not beat them.
+
+        ``latest`` are the weights of a run that was stopped inside a stage.
+        """
+        progress = self.progress
+        trained, figures = progress.weights, progress.best_validation
+        if latest is not None:
+            found = self.judge.validate(latest).to_json(self.classes)
+            if found["loss"] < figures["loss"]:
+                trained, figures = latest, found
+        after = self.judge.look_at_both(trained, figures)
         before_guard, after_guard = progress.before["guard"], after["guard"]
-        better = (after_guard["accuracy"], -after_guard["loss"]) > (before_guard["accuracy"], -before_guard["loss"])
-        shipped = better and math.isfinite(after_guard["loss"])
+        shipped = better(after_guard, before_guard)
         self.emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
-        weights = trained if shipped else self._original()
         trim()
         with self.recorder.phase("checkpoint"):
-            files.write_weights(self.out / "weights.safetensors", weights, self.images.classes)
-            files.write_model(self.out / "model.onnx", self.pack, weights, self.images.classes)
-            predict = self.engine.predictor(self.pack, weights)
-            files.verify_model(self.out / "model.onnx", predict, self.pack.manifest.model)
+            weights = trained if shipped else original_weights(self.pack, len(self.classes))
+            self.folder.write_model(self.pack, self.engine, weights, self.classes)
         if "test" in after and progress.history and stopped == "done":
-            kept = progress.best_guard.get("epoch")
-            if kept:
+            if kept := progress.best_validation.get("epoch"):
                 progress.history[kept - 1]["test_full"] = after["test"]["accuracy"]
-            files.write_history(self.out / "history.csv", progress.history, self.images.classes)
-        summary = self._summary(progress, stopped, after, shipped=shipped)
-        write_json(self.out / "run.json", summary)
+            self.folder.write_history(progress, self.classes)
+        summary = self._summary(stopped, after, shipped=shipped)
+        self.folder.write_summary(summary)
         self.emit("finished", shipped=shipped)
         return summary
 
-    def _summary(
-        self, progress: Progress, stopped: str, after: Mapping[str, Any] | None, *, shipped: bool
-    ) -> dict[str, Any]:
-        figure = self.ledger.end_run(progress)
-        content = finite(
-            {
-                "schema": result.SCHEMA,
-                "run": str(self.out),
-                "pack": str(self.pack.path),
-                "source": self.source,
-                "engine": self.engine.name,
-                "plan": self.resolved.settings.plan,
-                "accuracy": result.accuracy_block(progress.before, after),
-                "shipped": shipped,
-                "energy": result.energy_block(progress, figure, self.recorder.cost().to_json()),
-                "time_s": progress.run_spent.seconds,
-                "epochs": progress.history,
-                "decisions": progress.decisions,
-                "before": progress.before,
-                "after": after,
-                "classes": self.images.classes,
-                "images": {
-                    "train": len(self.learning),
-                    "guard": len(self.guard),
-                    "test": len(self.test or ()),
-                },
-                "skipped_images": [{"path": s.path, "reason": s.reason} for s in self.images.skipped],
-                "settings": self.resolved.to_json(),
-                "identity": self._identity,
-                "throttled": [
-                    *new_throttling(self._throttled_before, self.throttling()),
-                    *(f"{figure.meter}: {reason}" for reason in figure.throttled),
-                ],
-                "stopped": stopped,
-            }
-        )
-        return dict(content)
-
-    def evaluate(self, weights: Arrays, images: ImageSet) -> Evaluation:
-        """The model with these weights on these images; may rest in between."""
-        with self.recorder.phase("evaluate"):
-            trim()  # its session comes on top of the trainer's
-            predict = self.engine.predictor(self.pack, weights)
-            return evaluate(predict, images, self.pack.manifest.model, self.governor.breathe)
-
-    def _evaluate_both(self, weights: Arrays, guard: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Guard and, if there are test images, test figures; ``guard`` where those are known already."""
-        figures = {"guard": guard or self.evaluate(weights, self.guard).to_json(self.images.classes)}
-        if self.test is not None:
-            figures["test"] = self.evaluate(weights, self.test).to_json(self.images.classes)
-        return figures
+    def _summary(self, stopped: str, after: Mapping[str, Any] | None, *, shipped: bool) -> dict[str, Any]:
+        spent, figure = self.ledger.end_run()
+        self.progress = replace(self.progress, run_spent=spent)
+        throttled = [
+            *new_throttling(self._throttled_before, self.host.throttling()),
+            *(f"{figure.meter}: {reason}" for reason in figure.throttled),
+        ]
+        ended = {"shipped": shipped, "stopped": stopped, "throttled": throttled}
+        return summarise(self.progress, after, figure, self.recorder.cost(), {**self.facts, **ended})

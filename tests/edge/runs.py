@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,10 +17,11 @@ from edge_sel.config.settings import Resolved, resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import apply_shift
-from edge_sel.edge.governor.limits import Limit
+from edge_sel.edge.build import build_session
+from edge_sel.edge.governor.decision import Limit
+from edge_sel.edge.host import Host
 from edge_sel.edge.session import Session
-from edge_sel.edge.train.ladder import auto_ladder
-from edge_sel.edge.train.rungs import fixed_ladder
+from edge_sel.edge.train.ladder import LadderConfig, auto_ladder, fixed_ladder
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.reader import Pack
@@ -128,6 +129,10 @@ def session(
     base: Pack | None = None,
     engine: Any = None,
     recorder: EnergyRecorder | None = None,
+    host: Host | None = None,
+    limits: Sequence[Limit] = (),
+    ladder: LadderConfig | None = None,
+    resume: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
     listener: Callable[[dict[str, Any]], None] = lambda event: None,
     **flags: Any,
@@ -137,18 +142,18 @@ def session(
     images = digits() if images is None else images
     auto = settings.settings.plan == "auto"
     named, epochs = settings.settings.plan, settings.settings.epochs
-    return Session(
-        pack=base,
-        images=images,
-        test=test,
-        engine=engine or OrtEngine(threads=1),
-        ladder=auto_ladder(base, len(images.classes)) if auto else fixed_ladder(base, named, epochs),
-        resolved=settings,
-        recorder=recorder or no_meter(),
-        out=out,
-        should_stop=should_stop,
-        listener=listener,
-        clock=Ticks(),
+    return build_session(
+        base,
+        images,
+        test,
+        engine or OrtEngine(threads=1),
+        auto_ladder(base, len(images.classes), ladder) if auto else fixed_ladder(base, named, epochs),
+        settings,
+        recorder or no_meter(),
+        out,
+        host=replace(host or Host(clock=Ticks()), should_stop=should_stop, listener=listener),
+        limits=limits,
+        resume=resume,
     )
 
 
@@ -255,13 +260,11 @@ class _Labourer:
         return self._trainer.guilt(batch)
 
 
-def governed(out: Path, world: World, *limits: Limit, resume: bool = False, **given: Any) -> dict[str, Any]:
+def governed(out: Path, world: World, *limits: Limit, **given: Any) -> dict[str, Any]:
     """The result of a session in this world under these limits."""
     recorder = EnergyRecorder(world, world, background=False, temperature=lambda: world.temp_c, cpu_time=world)
-    plain = session(out, engine=Labouring(world), recorder=recorder, **given)
-    return replace(plain, clock=world, sleep=world.sleep, limits=limits, supply=world.supply, minute=world.minute).run(
-        resume=resume
-    )
+    host = Host(clock=world, sleep=world.sleep, supply=world.supply, minute=world.minute)
+    return session(out, engine=Labouring(world), recorder=recorder, host=host, limits=limits, **given).run()
 
 
 def outcome(out: Path) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def test_a_damaged_newest_costs_a_step_and_nothing_else(tmp_path):
     session(out, checkpoint_every_s=0.1, should_stop=StopAt(5)).run()
     newest = list_checkpoints(out / "checkpoints")[-1][1]
     newest.write_bytes(newest.read_bytes()[:-1])
-    session(out).run(resume=True)
+    session(out, resume=True).run()
     assert outcome(out) == outcome(tmp_path / "whole")
 
 
@@ -218,8 +218,8 @@ def test_a_disk_that_fills_up_during_a_session_is_one_line(what, tmp_path, monke
             patched.setattr(os, "fsync", full_disk)
         else:
             patched.setattr(Path, "open", lambda path, mode="r", **_: full_disk() if "a" in mode else open_(path, mode))
-        session(tmp_path, checkpoint_every_s=0.1).run(resume=True)
+        session(tmp_path, checkpoint_every_s=0.1, resume=True).run()
     assert tree(tmp_path / "checkpoints") == before
-    session(tmp_path).run(resume=True)
+    session(tmp_path, resume=True).run()
     session(tmp_path / "whole").run()
     assert outcome(tmp_path) == outcome(tmp_path / "whole")

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import write_folder
 from edge_sel.edge.head import extend_head
-from edge_sel.edge.train.rungs import fixed_ladder
+from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.errors import DataError, UsageError
 from edge_sel.pack.reader import Pack
 from tests.edge.runs import digits, of_counts, pack, session
@@ -80,7 +80,7 @@ def test_a_run_with_new_classes_can_be_resumed(twelve, tmp_path):
     given = {"images": twelve, "plan": "bn,last-c25"}
     session(tmp_path / "one", **given).run()
     session(tmp_path / "two", should_stop=StopAt(6), **given).run()
-    session(tmp_path / "two", **given).run(resume=True)
+    session(tmp_path / "two", **given, resume=True).run()
     assert outcome(tmp_path / "one") == outcome(tmp_path / "two")
 
 
@@ -123,7 +123,7 @@ def test_too_few_images(counts, told, tmp_path):
 
 def test_plans_in_the_order_named():
     ladder = fixed_ladder(pack(), " bn, last-c25 ,head,", 4)
-    assert [(r.plan, r.epochs) for r in ladder.rungs] == [("bn", 1), ("last-c25", 4), ("head", 4)]
+    assert [(r.plan, r.epochs) for r in ladder.stages] == [("bn", 1), ("last-c25", 4), ("head", 4)]
     assert ladder.decide([], 1)[0].plan == "last-c25" and ladder.decide([], 3)[0] is None
 
 

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.governor.limits import EnergyBudget, Limit, Verdict
+from edge_sel.edge.governor.decision import Decision, Limit
+from edge_sel.edge.governor.limits import EnergyBudget
 from edge_sel.edge.outputs.openmetrics import MetricsFile
-from edge_sel.edge.train import ladder as ladder_module
-from edge_sel.edge.train.ladder import auto_ladder
+from edge_sel.edge.train.ladder import LadderConfig, auto_ladder
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import Pack
 from tests.edge.recording import Recording
@@ -28,23 +28,18 @@ from tests.edge.runs import (
     events,
     governed,
     history,
+    no_meter,
     outcome,
     pack,
     session,
 )
 
-AUTO = {"plan": "auto", "learning_rate": None, "curriculum": "off", "batch_size": 32}
+SHORT = LadderConfig(head_epochs=1, e_per_epoch=0.1, most_epochs=2, most_body_stages=2, leave_below=0.0)
+"""An automatic ladder of few epochs that goes on while the body gets any better."""
+AUTO = {"plan": "auto", "ladder": SHORT, "learning_rate": None, "curriculum": "off", "batch_size": 32}
 RUINOUS = {"learning_rate": 3.0, "gate": "off", "curriculum": "off", "epochs": 1, "batch_size": 32, "gamma": 0.0}
 """Whatever trains makes it worse; statistics, which train nothing, do not."""
 IMPROVING = {"plan": "bn,last2", "learning_rate": None, "gate": "off", "curriculum": "off", "epochs": 3}
-
-
-@pytest.fixture(autouse=True)
-def short_rungs(monkeypatch):
-    """An automatic ladder of few epochs that goes on while the body gets any better."""
-    short = {"MOST_EPOCHS": 2, "HEAD_EPOCHS": 1, "MOST_BODY_RUNGS": 2, "LEAVE_BELOW": 0.0, "E_PER_EPOCH": 0.1}
-    for name, value in short.items():
-        monkeypatch.setattr(ladder_module, name, value)
 
 
 def without(*plans):
@@ -100,7 +95,7 @@ def test_decisions_are_the_events(base):
 def test_decisions_follow_from_the_history(base):
     """From what run.json tells; nothing else is needed."""
     result = json.loads(json.dumps(climbed(base)[0]))
-    ladder = auto_ladder(PACKS[base], len(result["classes"]))
+    ladder = auto_ladder(PACKS[base], len(result["classes"]), SHORT)
     for decision in result["decisions"]:
         before = [epoch for epoch in result["epochs"] if epoch["rung"] < decision["rung"]]
         rung, why = ladder.decide(before, decision["rung"])
@@ -176,7 +171,7 @@ def test_an_automatic_climb_stopped_anywhere(base, tmp_path):
     for boundary in boundaries(base)[::2]:
         out = tmp_path / str(boundary)
         session(out, base=PACKS[base], should_stop=StopAt(boundary), **AUTO).run()
-        session(out, base=PACKS[base], **AUTO).run(resume=True)
+        session(out, base=PACKS[base], **AUTO, resume=True).run()
         assert outcome(out) == climbed(base)[1], f"stopped at boundary {boundary}"
 
 
@@ -187,7 +182,7 @@ def test_an_automatic_climb_killed_anywhere(base, tmp_path):
         out = tmp_path / str(boundary)
         with pytest.raises(Killed):
             session(out, base=PACKS[base], listener=KillAt(boundary), checkpoint_every_s=7.0, **AUTO).run()
-        session(out, base=PACKS[base], **AUTO).run(resume=True)
+        session(out, base=PACKS[base], **AUTO, resume=True).run()
         assert outcome(out) == climbed(base)[1], f"killed at boundary {boundary}"
 
 
@@ -198,7 +193,7 @@ def test_a_rung_is_ended_without_asking_again(tmp_path):
     boundary = kinds[: kinds.index("epoch") + 2].count("step") + 1  # one more than those of the first rung
     session(tmp_path, should_stop=StopAt(boundary), **AUTO).run()
     told = len(events(tmp_path))
-    assert session(tmp_path, **AUTO).run(resume=True)["decisions"] == result["decisions"]
+    assert session(tmp_path, **AUTO, resume=True).run()["decisions"] == result["decisions"]
     first, *resumed = [event for event in events(tmp_path)[told:] if event["event"] in ("rung", "epoch", "climbed")]
     second = result["decisions"][1]
     assert second["why"] != first["why"] == "goes on"
@@ -272,7 +267,7 @@ def test_undone_rungs_stopped_anywhere(tmp_path):
     for boundary in range(1, len(tape.of("step")) + 1):
         out = tmp_path / str(boundary)
         session(out, should_stop=StopAt(boundary), **given).run()
-        session(out, **given).run(resume=True)
+        session(out, **given, resume=True).run()
         assert outcome(out) == expected, f"stopped at boundary {boundary}"
         assert [event["plan"] for event in events(out) if event["event"] == "reverted"] == ["full", "head"]
 
@@ -302,8 +297,8 @@ def test_the_last_look_at_the_guard_is_not_repeated(tmp_path):
     one = session(tmp_path, plan="bn,full", engine=engine, **RUINOUS)
     after = one.run()["after"]["guard"]
     written = 4  # images that check the written model
-    assert sum(engine.sizes("predict", "")) == 3 * len(one.guard) + written, "before, and after each epoch"
-    looked = one.evaluate(load_file(tmp_path / "weights.safetensors"), one.guard).to_json(digits().classes)
+    assert sum(engine.sizes("predict", "")) == 3 * len(one.judge.validation) + written, "before, and after each epoch"
+    looked = one.judge.validate(load_file(tmp_path / "weights.safetensors")).to_json(digits().classes)
     assert {key: after[key] for key in looked} == json.loads(json.dumps(looked))
 
 
@@ -318,23 +313,23 @@ class After(Limit):
     def __init__(self, boundary):
         self.left = boundary
 
-    def check(self, senses, outlook, *, paused, ending):
+    def check(self, readings, forecast, *, paused, ending):
         self.left -= 1
-        return Verdict("go" if self.left else "stop")
+        return Decision("go" if self.left else "stop")
 
 
 def test_a_limit_in_a_bad_rung_leaves_the_best_one_before_it(tmp_path):
     given = {"plan": "bn,full", **RUINOUS}
-    result = replace(session(tmp_path / "two", **given), limits=[After(8)]).run()
+    result = session(tmp_path / "two", limits=[After(8)], **given).run()
     assert result["stopped"] == "told" and [epoch["plan"] for epoch in result["epochs"]] == ["bn"]
     assert result["shipped"] and guard_loss(result, "after") == result["epochs"][0]["guard_loss"]
-    session(tmp_path / "two", **given).run(resume=True)
+    session(tmp_path / "two", **given, resume=True).run()
     session(tmp_path / "one", **given).run()
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
 
 
 def test_a_limit_in_a_good_rung_keeps_what_it_has_learnt(tmp_path):
-    result = replace(session(tmp_path, **IMPROVING), limits=[After(20)]).run()
+    result = session(tmp_path, limits=[After(20)], **IMPROVING).run()
     assert result["stopped"] == "told" and len(result["epochs"]) < 1 + IMPROVING["epochs"]
     assert result["shipped"] and guard_loss(result, "after") < result["epochs"][0]["guard_loss"]
 
@@ -364,13 +359,15 @@ def test_the_test_images_are_told_of_the_rung_whose_model_is_kept(tmp_path):
 
 
 def test_the_metrics_never_name_a_plan_that_there_is_not(tmp_path):
-    plain = session(tmp_path, plan="bn")
-    replace(plain, listener=MetricsFile(tmp_path / "run.prom", plain.recorder, "run", period_s=0)).run()
+    recorder = no_meter()
+    metrics = MetricsFile(tmp_path / "run.prom", recorder, "run", period_s=0)
+    session(tmp_path, plan="bn", recorder=recorder, listener=metrics).run()
     assert 'plan="None"' not in (tmp_path / "run.prom").read_text()
 
 
 def test_the_metrics_of_a_resumed_rung_name_its_plan(tmp_path):
     session(tmp_path, plan="head", should_stop=StopAt(9)).run()
-    plain = session(tmp_path, plan="head", should_stop=StopAt(2))
-    replace(plain, listener=MetricsFile(tmp_path / "run.prom", plain.recorder, "run", period_s=0)).run(resume=True)
+    recorder = no_meter()
+    metrics = MetricsFile(tmp_path / "run.prom", recorder, "run", period_s=0)
+    session(tmp_path, plan="head", recorder=recorder, should_stop=StopAt(2), listener=metrics, resume=True).run()
     assert 'plan="head"' in (tmp_path / "run.prom").read_text()

@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 
 from edge_sel.config.settings import Settings
-from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.edge.features import cache as features
 from edge_sel.edge.features import store as feature_store
 from edge_sel.edge.features.cache import CHUNK, FILE, open_features
 from edge_sel.edge.features.store import KEY_BYTES, FileStore, MemoryStore
-from edge_sel.edge.progress import start_progress
-from edge_sel.edge.train.gate import Gate, intensities
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
-from tests.edge.runs import KillAt, Killed, StopAt, digits, events, flipping, outcome, pack, resolved, session
+from tests.edge.runs import KillAt, Killed, StopAt, digits, events, flipping, outcome, pack, session
 
 COUNT = 30
 PLACES = {"memory": (64, 0), "file": (0, 64), "nowhere": (0, 0)}
@@ -35,18 +31,12 @@ def closed():
         OPEN.pop().close(keep=True)
 
 
-def fresh(images: ImageSet | None = None, base=None):
-    images, base = images or digits(COUNT), base or pack()
-    gate = Gate(resolved().settings, intensities(images))
-    return start_progress(base.weights(), len(images), 10, gate.start())
-
-
-def opened(folder, place, *, plan="last", base=None, engine=None, progress=None, images=None):
+def opened(folder, place, *, plan="last", base=None, engine=None, weights=None, images=None):
     memory, disk = PLACES[place]
-    settings = replace(Settings(), feature_cache_mb=memory, feature_cache_disk_mb=disk)
     cache = open_features(
-        engine or OrtEngine(1), base or flipping(pack()), plan, images or digits(COUNT), progress or fresh(), settings,
-        folder=folder, phase=lambda name: nullcontext(),
+        engine or OrtEngine(1), base or flipping(pack()), plan, weights or pack().weights(), images or digits(COUNT),
+        precision="fp32", featured=np.zeros(0, bool), folder=folder, phase=lambda name: nullcontext(),
+        settings=replace(Settings(), feature_cache_mb=memory, feature_cache_disk_mb=disk),
     )  # fmt: skip
     OPEN.append(cache)
     return cache
@@ -96,8 +86,8 @@ def test_every_place_gives_the_same_bits_in_any_order(tmp_path):
 
 @pytest.mark.parametrize("place", ["memory", "file"])
 def test_each_is_computed_once(place, tmp_path):
-    engine, progress = Recording(), fresh()
-    cache = opened(tmp_path, place, engine=engine, progress=progress)
+    engine = Recording()
+    cache = opened(tmp_path, place, engine=engine)
     asked = set()
     for indices, mirrored in batches(40):
         before = sum(engine.sizes("prefix", "last"))
@@ -106,27 +96,26 @@ def test_each_is_computed_once(place, tmp_path):
         assert sum(engine.sizes("prefix", "last")) - before == -(-len(new) // CHUNK) * CHUNK
         asked |= new
     assert set(engine.sizes("prefix", "last")) == {CHUNK}
-    assert progress.tally.prefixed == sum(engine.sizes("prefix", "last"))
+    assert cache.computed == sum(engine.sizes("prefix", "last"))
     assert {divmod(key, 2) for key in np.flatnonzero(cache.kept)} == asked
 
 
 def test_without_a_place_each_is_computed_each_time(tmp_path):
-    engine, progress = Recording(), fresh()
-    cache = opened(tmp_path, "nowhere", engine=engine, progress=progress)
+    engine = Recording()
+    cache = opened(tmp_path, "nowhere", engine=engine)
     for _ in range(3):
         cache.get(np.arange(8))
-    assert sum(engine.sizes("prefix", "last")) == progress.tally.prefixed == 24 and not len(cache.kept)
+    assert sum(engine.sizes("prefix", "last")) == cache.computed == 24 and not len(cache.kept)
 
 
 def test_images_without_a_prefix(tmp_path):
-    progress = fresh()
-    cache = opened(tmp_path, "memory", plan="full", progress=progress)
+    cache = opened(tmp_path, "memory", plan="full")
     model = pack().manifest.model
     given = digits(COUNT).read(np.arange(4))
     given[1] = given[1, :, ::-1]
     found = cache.get(np.arange(4), np.arange(4) == 1)
     assert found.tobytes() == normalise(given, model.mean, model.std).tobytes()
-    assert progress.tally.prefixed == 0
+    assert cache.computed == 0
 
 
 def test_an_engine_that_takes_images_computes_the_prefix_each_time(tmp_path):
@@ -134,10 +123,9 @@ def test_an_engine_that_takes_images_computes_the_prefix_each_time(tmp_path):
         def prefix(self, pack, plan, weights, *, int8=None):
             return None
 
-    progress = fresh()
-    cache = opened(tmp_path, "memory", engine=Uncut(1), progress=progress)
+    cache = opened(tmp_path, "memory", engine=Uncut(1))
     assert cache.get(np.arange(6)).shape == (6, 3, 16, 16) and cache.get(np.arange(6)).shape[0] == 6
-    assert progress.tally.prefixed == 12
+    assert cache.computed == 12
 
 
 def test_once_all_are_there_the_prefix_is_let_go_of(tmp_path):
@@ -260,7 +248,7 @@ def test_records_of_other_features_do_not_pass_under_this_key(tmp_path):
 
 
 CHANGES = {
-    "weights": lambda given: given | {"progress": changed_weights()},
+    "weights": lambda given: given | {"weights": changed_weights()},
     "pack": lambda given: given | {"base": replaced_gamma()},
     "images": lambda given: given | {"images": digits(COUNT + 1).subset(np.arange(1, COUNT + 1))},
     "plan": lambda given: given | {"plan": "last2"},
@@ -268,10 +256,9 @@ CHANGES = {
 
 
 def changed_weights():
-    progress = fresh()
-    name = next(name for name in pack().prefix("last").constants if name in progress.weights)
-    progress.weights = progress.weights | {name: progress.weights[name] + 1}
-    return progress
+    weights = pack().weights()
+    name = next(name for name in pack().prefix("last").constants if name in weights)
+    return weights | {name: weights[name] + 1}
 
 
 def replaced_gamma():
@@ -296,18 +283,17 @@ def test_what_fits_where(tmp_path, monkeypatch):
     size = 2 * COUNT * feature_store.row_bytes(pack().prefix("last").shape)
     free = [10**9]
     monkeypatch.setattr(
-        features.shutil, "disk_usage", lambda path: features.shutil._ntuple_diskusage(10**9, 0, free[0])
+        feature_store.shutil, "disk_usage", lambda path: feature_store.shutil._ntuple_diskusage(10**9, 0, free[0])
     )
 
     def store(memory, disk):
-        settings = replace(Settings(), feature_cache_mb=memory, feature_cache_disk_mb=disk)
-        cache = open_features(
-            OrtEngine(1), flipping(pack()), "last", digits(COUNT), fresh(), settings, folder=tmp_path,
-            phase=lambda name: nullcontext(),
-        )  # fmt: skip
-        kind = type(cache._store)
-        cache.close(keep=False)
-        return kind
+        shape = pack().prefix("last").shape
+        found = feature_store.open_store(
+            tmp_path / FILE, 2 * COUNT, shape, lambda: b"k" * KEY_BYTES, memory_mb=memory, disk_mb=disk
+        )
+        if found is not None:
+            found.close(keep=False)
+        return type(found)
 
     assert size < 2**20
     assert [store(*limits) for limits in ((1, 0), (0, 1), (1, 1), (0, 0))] == [
@@ -325,8 +311,7 @@ def test_half_of_the_sizes_without_mirror_images(tmp_path):
 
 
 def test_a_full_disk_ends_the_keeping_and_nothing_else(tmp_path, monkeypatch):
-    progress = fresh()
-    cache = opened(tmp_path, "file", progress=progress)
+    cache = opened(tmp_path, "file")
     cache.get(np.arange(8))
     write = FileStore.write
 
@@ -337,9 +322,9 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(FileStore, "write", full)
     expect = opened(tmp_path / "other", "memory").get(np.arange(12))
     assert cache.get(np.arange(12)).tobytes() == expect.tobytes()
-    assert not (tmp_path / FILE).exists() and not len(cache.kept) and not len(progress.featured)
+    assert not (tmp_path / FILE).exists() and not len(cache.kept) and not len(cache.featured)
     assert cache.get(np.arange(12)).tobytes() == expect.tobytes()
-    assert progress.tally.prefixed == 8 + 4 + 12
+    assert cache.computed == 8 + 4 + 12
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
@@ -375,10 +360,10 @@ def test_a_stopped_or_killed_run_ends_the_same(place, tmp_path):
         run(out, place, epochs=3, should_stop=StopAt(boundary)).run()
         assert (out / FILE).exists() == (place == "file" and boundary > 4)
         with pytest.raises(Killed):
-            run(out, place, epochs=3, listener=KillAt(2), checkpoint_every_s=0.1).run(resume=True)
+            run(out, place, epochs=3, listener=KillAt(2), checkpoint_every_s=0.1, resume=True).run()
         if place == "file" and boundary == 14:
             damage(out / FILE, 3000)
-        run(out, place, epochs=3).run(resume=True)
+        run(out, place, epochs=3, resume=True).run()
         assert outcome(out) == expected, boundary
         assert not (out / FILE).exists()
 
@@ -386,7 +371,7 @@ def test_a_stopped_or_killed_run_ends_the_same(place, tmp_path):
 def test_a_resumed_run_reads_the_file_and_computes_the_rest(tmp_path):
     run(tmp_path, "file", plan="last", should_stop=StopAt(5)).run()
     engine = Recording()
-    run(tmp_path, "file", plan="last", engine=engine).run(resume=True)
+    run(tmp_path, "file", plan="last", engine=engine, resume=True).run()
     whole = Recording()
     run(tmp_path / "one", "file", plan="last", engine=whole).run()
     computed, all_of_them = (sum(e.sizes("prefix", "last")) for e in (engine, whole))

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sel.config.settings import Settings
-from edge_sel.edge.progress import from_tensors, start_progress, to_tensors
 from edge_sel.edge.train.gate import WAIT, Gate
 from edge_sel.sel import hardness, selection, sundew
 from edge_sel.sel.selection import SoftConfig
@@ -185,14 +184,6 @@ def test_more_than_one_way_to_be_soft():
     say = says(Gate(settings, std, SoftConfig(drop_hardest=0.2)), memory(), batches=2000, size=30)
     order = np.argsort(memory().r)
     assert say[order[-15:]].mean() < 0.5 < 0.9 < say[order[:200]].mean()
-
-
-def test_ages_are_in_the_checkpoint():
-    progress = start_progress({}, IMAGES, 3, make().start())
-    progress.ages.waited[:] = np.arange(IMAGES)
-    again = from_tensors(*to_tensors(progress))
-    assert again.ages.waited.dtype == np.int32
-    assert np.array_equal(again.ages.waited, np.arange(IMAGES))
 
 
 @pytest.mark.parametrize("kind", ["sundew", "hard"])

@@ -7,22 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sel.edge.governor.decision import GO, Decision, Limit, Readings
 from edge_sel.edge.governor.governor import LONGEST_REST_S, POLL_S, PRESSURE_STEP, Governor
-from edge_sel.edge.governor.limits import (
-    GO,
-    BatteryFloor,
-    Ceiling,
-    Deadline,
-    EnergyBudget,
-    Limit,
-    MainsOnly,
-    PowerCap,
-    QuietHours,
-    Senses,
-    Verdict,
-)
+from edge_sel.edge.governor.limits import BatteryFloor, Ceiling, Deadline, EnergyBudget, MainsOnly, PowerCap, QuietHours
 
-PAUSE, STOP = Verdict("pause", "too much"), Verdict("stop", "far too much")
+PAUSE, STOP = Decision("pause", "too much"), Decision("stop", "far too much")
 
 
 class Scripted(Limit):
@@ -32,12 +21,12 @@ class Scripted(Limit):
         self.name, self.stopped, self.rests = name, f"by {name}", rests
         self.verdicts, self.asked = list(verdicts), []
 
-    def check(self, senses, outlook, *, paused, ending):
-        self.asked.append((senses, outlook, paused, ending))
+    def check(self, readings, forecast, *, paused, ending):
+        self.asked.append((readings, forecast, paused, ending))
         return self.verdicts.pop(0) if len(self.verdicts) > 1 else self.verdicts[0]
 
     @property
-    def outlook(self):
+    def forecast(self):
         return self.asked[-1][1]
 
 
@@ -54,7 +43,7 @@ class Bench:
 
     def sense(self):
         self.looks += 1
-        return Senses(self.now_s, self.spent_j)
+        return Readings(self.now_s, self.spent_j)
 
     def sleep(self, seconds):
         assert self.idle[-1] == "begin", "what is slept is idle"
@@ -87,10 +76,10 @@ class Bench:
 
 @pytest.mark.parametrize("order", [(GO, PAUSE, STOP), (STOP, PAUSE, GO), (PAUSE, STOP, GO)])
 def test_stop_beats_pause_beats_go(order):
-    bench = Bench(*(Scripted(verdict, name=verdict.action) for verdict in order))
+    bench = Bench(*(Scripted(decision, name=decision.action) for decision in order))
     assert bench.step(1.0) == "by stop"
     assert bench.slept == [] and bench.told() == ["stop"]
-    bench = Bench(*(Scripted(verdict, GO, name=verdict.action) for verdict in order if verdict is not STOP))
+    bench = Bench(*(Scripted(decision, GO, name=decision.action) for decision in order if decision is not STOP))
     assert bench.step(1.0) is None
     assert bench.told() == ["pause", "resume"] and bench.told("limit") == ["pause"] * 2
 
@@ -102,7 +91,7 @@ def test_the_first_of_equals_is_named():
 
 def test_the_highest_pressure_and_the_least_duty_win():
     limits = [
-        Scripted(Verdict(pressure=p, duty=d, why=n), name=n)
+        Scripted(Decision(pressure=p, duty=d, why=n), name=n)
         for p, d, n in ((0.2, 1, "a"), (0.8, 0.6, "b"), (0.3, 0.5, "c"))
     ]
     bench = Bench(*limits)
@@ -140,7 +129,14 @@ def test_without_limits_it_looks_at_nothing():
 
 
 def test_every_decision_is_told_with_limit_and_reason():
-    script = [GO, Verdict(why="warm", pressure=0.5), Verdict("pause", "hot"), Verdict(duty=0.5, why="after"), GO, STOP]
+    script = [
+        GO,
+        Decision(why="warm", pressure=0.5),
+        Decision("pause", "hot"),
+        Decision(duty=0.5, why="after"),
+        GO,
+        STOP,
+    ]
     bench = Bench(Scripted(*script))
     reasons = [bench.step(1.0) for _ in range(5)]
     assert reasons == [None] * 4 + ["by script"]
@@ -150,12 +146,12 @@ def test_every_decision_is_told_with_limit_and_reason():
     assert whys == ["warm", "hot", "after", "after", None, "", "far too much"]
 
 
-@pytest.mark.parametrize("verdict", [GO, Verdict(pressure=0.7, why="x"), Verdict(duty=0.3, why="x")])
-def test_nothing_is_told_twice_while_nothing_changes(verdict):
-    bench = Bench(Scripted(verdict))
+@pytest.mark.parametrize("decision", [GO, Decision(pressure=0.7, why="x"), Decision(duty=0.3, why="x")])
+def test_nothing_is_told_twice_while_nothing_changes(decision):
+    bench = Bench(Scripted(decision))
     for left in range(50, 0, -1):
         bench.step(float(left))
-    assert len(bench.events) == (0 if verdict == GO else 1)
+    assert len(bench.events) == (0 if decision == GO else 1)
 
 
 def test_a_long_pause_is_told_once():
@@ -166,7 +162,7 @@ def test_a_long_pause_is_told_once():
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60))
 def test_pressure_moves_in_steps_and_stays_near_what_is_wanted(wanted):
-    bench = Bench(Scripted(*(Verdict(pressure=value) for value in wanted)))
+    bench = Bench(Scripted(*(Decision(pressure=value) for value in wanted)))
     for value in wanted:
         bench.step(1.0)
         now = bench.governor.pressure
@@ -178,7 +174,7 @@ def test_pressure_moves_in_steps_and_stays_near_what_is_wanted(wanted):
 
 
 def test_what_flickers_is_not_told():
-    bench = Bench(Scripted(*[Verdict(pressure=p) for p in (0.31, 0.38, 0.27, 0.34, 0.39, 0.22)]))
+    bench = Bench(Scripted(*[Decision(pressure=p) for p in (0.31, 0.38, 0.27, 0.34, 0.39, 0.22)]))
     for left in range(6):
         bench.step(float(6 - left))
     assert bench.told("pressure") == [0.3]
@@ -186,8 +182,8 @@ def test_what_flickers_is_not_told():
 
 def test_who_lets_go_is_whoever_pressed():
     """Not the first in the list, which never asked for anything."""
-    hot = Scripted(Verdict(pressure=0.8, duty=0.5, why="hot"), Verdict(why="cool"))
-    bench = Bench(Scripted(Verdict(why="plenty"), name="budget"), hot)
+    hot = Scripted(Decision(pressure=0.8, duty=0.5, why="hot"), Decision(why="cool"))
+    bench = Bench(Scripted(Decision(why="plenty"), name="budget"), hot)
     bench.step(2.0)
     bench.step(1.0)
     assert [(e["action"], e["limit"], e["why"]) for e in bench.events] == [
@@ -211,7 +207,7 @@ def test_an_interruption_ends_a_pause_at_once(after_s):
 
 def test_after_a_step_it_rests_for_the_duty():
     """A quarter of the time means three times as long as the step took."""
-    bench = Bench(Scripted(Verdict(duty=0.25)))
+    bench = Bench(Scripted(Decision(duty=0.25)))
     bench.step(10.0)
     assert bench.slept == [], "the length of a step is not known yet"
     bench.step(9.0, seconds=2.5)
@@ -222,7 +218,7 @@ def test_after_a_step_it_rests_for_the_duty():
 
 
 def test_an_interruption_ends_a_rest():
-    bench = Bench(Scripted(Verdict(duty=0.1)), interrupt_s=1005.0)
+    bench = Bench(Scripted(Decision(duty=0.1)), interrupt_s=1005.0)
     bench.step(10.0)
     bench.step(9.0, seconds=2.0)
     assert 1005.0 <= bench.now_s <= 1005.0 + POLL_S
@@ -270,7 +266,7 @@ def test_breathing_ends_when_the_limit_gives_up():
 
 
 def test_breathing_leaves_the_gate_alone():
-    bench = Bench(Scripted(Verdict(pressure=0.9, duty=0.5, why="warm"), rests=True))
+    bench = Bench(Scripted(Decision(pressure=0.9, duty=0.5, why="warm"), rests=True))
     bench.governor.breathe()
     assert bench.governor.pressure == 0.0 and bench.told() == ["duty"]
 
@@ -282,7 +278,7 @@ def test_breathing_is_no_step():
     bench.work(500.0)
     bench.governor.breathe()
     bench.step(90.0)
-    assert limit.outlook.step_s == 0.0
+    assert limit.forecast.step_s == 0.0
 
 
 # What it expects
@@ -300,37 +296,37 @@ def watched(*seconds, work=10.0, plan=100.0, watts=10.0):
 
 def test_before_the_first_step_nothing_is_expected():
     _, limit = watched()
-    assert limit.outlook == (0.0, None, 0.0, 0.0, 0.0, None)
+    assert limit.forecast == (0.0, None, 0.0, 0.0, 0.0, None)
 
 
 def test_the_work_ahead_takes_what_the_work_behind_took():
     _, limit = watched(2.0, 2.0, 2.0)
-    outlook = limit.outlook
-    assert (outlook.step_s, outlook.step_j) == (2.0, 20.0)
-    assert (outlook.ahead_s, outlook.ahead_j) == (pytest.approx(7 * 2.0), pytest.approx(7 * 20.0))
+    forecast = limit.forecast
+    assert (forecast.step_s, forecast.step_j) == (2.0, 20.0)
+    assert (forecast.ahead_s, forecast.ahead_j) == (pytest.approx(7 * 2.0), pytest.approx(7 * 20.0))
 
 
 def test_later_steps_count_more():
     _, limit = watched(*[1.0] * 200, *[3.0] * 200, work=1.0, plan=1000.0)
-    assert 2.9 * 600 < limit.outlook.ahead_s < 3.0 * 600
+    assert 2.9 * 600 < limit.forecast.ahead_s < 3.0 * 600
 
 
 def test_the_next_step_may_be_as_long_as_the_longest_of_late():
     bench, limit = watched(5.0, 1.0)
-    assert (limit.outlook.step_s, limit.outlook.step_j) == (pytest.approx(4.5), pytest.approx(45.0))
+    assert (limit.forecast.step_s, limit.forecast.step_j) == (pytest.approx(4.5), pytest.approx(45.0))
     for left in range(70, 0, -1):
         bench.step(float(left))
-    assert (limit.outlook.step_s, limit.outlook.step_j) == (1.0, 10.0)
+    assert (limit.forecast.step_s, limit.forecast.step_j) == (1.0, 10.0)
 
 
 @pytest.mark.parametrize("pressure", [0.0, 0.5, 0.8])
 def test_under_pressure_the_same_work_would_have_taken_more(pressure):
-    limit = Scripted(Verdict(pressure=pressure))
+    limit = Scripted(Decision(pressure=pressure))
     bench = Bench(limit)
     for left in (100.0, 90.0, 80.0):
         bench.step(left, seconds=2.0)
-    assert limit.outlook.ahead_s == pytest.approx(8 * 2.0 / (1 - pressure))
-    assert limit.outlook.ahead_j == pytest.approx(8 * 20.0 / (1 - pressure))
+    assert limit.forecast.ahead_s == pytest.approx(8 * 2.0 / (1 - pressure))
+    assert limit.forecast.ahead_j == pytest.approx(8 * 20.0 / (1 - pressure))
 
 
 def test_what_is_skipped_is_no_step():
@@ -338,24 +334,24 @@ def test_what_is_skipped_is_no_step():
     bench.work(500.0)
     bench.governor.skip()
     bench.step(90.0)
-    assert limit.outlook.step_s == 2.0 and limit.outlook.ahead_s == pytest.approx(9 * 2.0)
+    assert limit.forecast.step_s == 2.0 and limit.forecast.ahead_s == pytest.approx(9 * 2.0)
     bench.step(80.0, seconds=2.0)
-    assert limit.outlook.ahead_s == pytest.approx(8 * 2.0), "the next one counts again"
+    assert limit.forecast.ahead_s == pytest.approx(8 * 2.0), "the next one counts again"
 
 
 def test_a_new_plan_is_no_negative_work():
     bench, limit = watched(2.0, 2.0)
     bench.step(500.0, seconds=2.0)
-    assert limit.outlook.ahead_s == pytest.approx(50 * 2.0)
-    assert limit.outlook.ahead_j == pytest.approx(50 * 20.0)
+    assert limit.forecast.ahead_s == pytest.approx(50 * 2.0)
+    assert limit.forecast.ahead_j == pytest.approx(50 * 20.0)
 
 
 def test_no_meter_no_joules():
     limit = Scripted(GO)
-    governor = Governor([limit], iter([Senses(0.0), Senses(2.0), Senses(4.0)]).__next__, sleep=lambda s: None)
+    governor = Governor([limit], iter([Readings(0.0), Readings(2.0), Readings(4.0)]).__next__, sleep=lambda s: None)
     for left in (100.0, 90.0, 80.0):
         governor.at_boundary(left)
-    assert limit.outlook.step_s == 2.0 and limit.outlook.step_j is None and limit.outlook.ahead_j is None
+    assert limit.forecast.step_s == 2.0 and limit.forecast.step_j is None and limit.forecast.ahead_j is None
 
 
 def test_the_end_is_expected_to_need_as_much_rest_as_the_steps_did():
@@ -364,11 +360,11 @@ def test_the_end_is_expected_to_need_as_much_rest_as_the_steps_did():
     bench.governor.expect({"closing_s": 20.0, "closing_j": 200.0})
     bench.step(100.0)
     bench.step(90.0, seconds=10.0)
-    assert (limit.outlook.closing_s, limit.outlook.closing_j) == (20.0, 200.0)
+    assert (limit.forecast.closing_s, limit.forecast.closing_j) == (20.0, 200.0)
     bench.step(80.0, seconds=10.0)  # and five seconds of pause
     rest = pytest.approx(5 / 20, rel=0.05)
-    assert limit.outlook.closing_s / 20.0 - 1 == rest
-    assert (limit.outlook.closing_j - 200.0) / (20.0 * 2.0) == rest, "resting takes two watts"
+    assert limit.forecast.closing_s / 20.0 - 1 == rest
+    assert (limit.forecast.closing_j - 200.0) / (20.0 * 2.0) == rest, "resting takes two watts"
 
 
 def test_a_resumed_run_knows_what_a_step_took():
@@ -378,9 +374,9 @@ def test_a_resumed_run_knows_what_a_step_took():
     resumed = Bench(limit)
     resumed.governor.expect(bench.governor.expected())
     resumed.governor.at_boundary(None)
-    outlook = limit.outlook
-    assert (outlook.step_s, outlook.step_j) == (pytest.approx(4.5), pytest.approx(45.0))
-    assert (outlook.closing_s, outlook.closing_j) == (20.0, 200.0)
+    forecast = limit.forecast
+    assert (forecast.step_s, forecast.step_j) == (pytest.approx(4.5), pytest.approx(45.0))
+    assert (forecast.closing_s, forecast.closing_j) == (20.0, 200.0)
 
 
 def test_a_long_wait_does_not_make_the_end_endless():
@@ -389,7 +385,7 @@ def test_a_long_wait_does_not_make_the_end_endless():
     bench.governor.expect({"closing_s": 20.0, "closing_j": None})
     bench.step(100.0)
     bench.step(90.0)
-    assert limit.outlook.closing_s <= 20.0 * 21
+    assert limit.forecast.closing_s <= 20.0 * 21
 
 
 # The same again
@@ -397,7 +393,7 @@ def test_a_long_wait_does_not_make_the_end_endless():
 OFTEN = st.sampled_from([True] * 9 + [False])
 LOOKS = st.lists(
     st.builds(
-        lambda seconds, joules, temp_c, battery, seen, on_mains, minute: Senses(
+        lambda seconds, joules, temp_c, battery, seen, on_mains, minute: Readings(
             seconds, joules, temp_c if seen else None, battery, on_mains, minute
         ),
         st.floats(0.1, 5.0),

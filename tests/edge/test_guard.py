@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edge_sel.edge import session as session_module
+from edge_sel.edge import judge as judge_module
 from edge_sel.edge.evaluate import Evaluation, evaluate_logits
-from edge_sel.edge.governor.limits import Limit, Verdict
+from edge_sel.edge.governor.decision import Decision, Limit
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
 from tests.edge.runs import Tape, digits, pack, session
@@ -60,9 +60,9 @@ class Stop(Limit):
     name = stopped = "told"
     looks = 0
 
-    def check(self, senses, outlook, *, paused, ending):
+    def check(self, readings, forecast, *, paused, ending):
         self.looks += 1
-        return Verdict("stop" if self.looks > 1 else "go")
+        return Decision("stop" if self.looks > 1 else "go")
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_verdicts(limited, before, after, ships, tmp_path, monkeypatch):
 
     Whatever did not lower the loss is undone, also where a limit ended the plan before its time.
     """
-    real, told = session_module.evaluate, iter([before])
+    real, told = judge_module.evaluate, iter([before])
 
     def evaluate(*given) -> Evaluation:
         accuracy, loss = next(told, after)
         return replace(real(*given), accuracy=accuracy, loss=loss)
 
-    monkeypatch.setattr(session_module, "evaluate", evaluate)
-    result = replace(session(tmp_path, plan="bn"), limits=[Stop()] if limited else []).run()
+    monkeypatch.setattr(judge_module, "evaluate", evaluate)
+    result = session(tmp_path, plan="bn", limits=[Stop()] if limited else []).run()
     assert result["stopped"] == ("told" if limited else "done")
     assert result["shipped"] is ships
     assert result["after"]["guard"]["loss"] == (after if after[1] < before[1] else before)[1]

@@ -9,18 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train import ladder as constants
-from edge_sel.edge.train.ladder import BODY, E_PER_EPOCH, HEAD_EPOCHS, LEAVE_BELOW, MOST_EPOCHS, AutoLadder, auto_ladder
-from edge_sel.edge.train.rungs import Rung
+from edge_sel.edge.train.ladder import (
+    BODY,
+    AutoLadder,
+    LadderConfig,
+    PlannedStage,
+    auto_ladder,
+)
 from edge_sel.pack.reader import Pack
 from tests.edge.runs import pack
 
 PLANS = pack().manifest.plans
+CONFIG = LadderConfig()
 CLEAN = 0.35
-MUCH = CLEAN + 2 * E_PER_EPOCH
+MUCH = CLEAN + 2 * CONFIG.e_per_epoch
 """Embarrassment worth two epochs."""
 BEFORE = (9.0, MUCH)  # the guard's loss and embarrassment of the model that a rung begins with
-BN, HEAD, UNKNOWN = Rung("bn", 1), Rung("head", HEAD_EPOCHS), Rung("full", constants.UNKNOWN_EPOCHS)
+BN, HEAD, UNKNOWN = (
+    PlannedStage("bn", 1),
+    PlannedStage("head", CONFIG.head_epochs),
+    PlannedStage("full", CONFIG.unknown_epochs),
+)
 LOWER = BEFORE[0] - 1.0
 NO_GOOD = (BEFORE[0], BEFORE[0] + 1, None)
 """Losses of the guard set after which a rung is undone."""
@@ -83,9 +92,9 @@ def test_no_more_embarrassed_than_on_the_servers_images_is_enough(plan, e):
 
 @pytest.mark.parametrize("plan", ["bn", "head", "full"])
 def test_a_little_more_is_not_worth_an_epoch_of_the_body(plan):
-    assert decide((plan, BEFORE, (LOWER, CLEAN + 0.4 * E_PER_EPOCH)))[0] is None
-    assert decide((plan, BEFORE, (LOWER, CLEAN + 0.6 * E_PER_EPOCH)))[0] == Rung("full", 1)
-    new, _ = decide((plan, BEFORE, (LOWER, CLEAN + 0.4 * E_PER_EPOCH)), ladder=NEW)
+    assert decide((plan, BEFORE, (LOWER, CLEAN + 0.4 * CONFIG.e_per_epoch)))[0] is None
+    assert decide((plan, BEFORE, (LOWER, CLEAN + 0.6 * CONFIG.e_per_epoch)))[0] == PlannedStage("full", 1)
+    new, _ = decide((plan, BEFORE, (LOWER, CLEAN + 0.4 * CONFIG.e_per_epoch)), ladder=NEW)
     assert new == (HEAD if plan == "bn" else None), "the head is cheaper"
 
 
@@ -96,7 +105,7 @@ def test_a_rung_that_was_undone_is_judged_by_what_it_began_with(plan, loss):
     told = "on the server's images"
     assert told not in decide((plan, BEFORE, (loss, 0.1 * CLEAN)))[1]
     assert told in decide((plan, (BEFORE[0], CLEAN), (loss, 99.0)))[1]
-    assert decide(("bn", BEFORE, (loss, 99.0)), ladder=made("head"))[0] == Rung("full", 2)
+    assert decide(("bn", BEFORE, (loss, 99.0)), ladder=made("head"))[0] == PlannedStage("full", 2)
 
 
 def test_a_pack_that_does_not_know_its_embarrassment():
@@ -112,7 +121,7 @@ def of_calibration(*embarrassment, classes=10):
 def test_the_servers_embarrassment_is_the_mean_over_its_known_classes():
     two = of_calibration(0.2, None, 0.6)
     assert decide(("bn", BEFORE, (LOWER, 0.399)), ladder=two)[1].endswith("images by 0.400")
-    assert decide(("bn", BEFORE, (LOWER, 0.4 + 2 * E_PER_EPOCH)), ladder=two)[0] == Rung("full", 2)
+    assert decide(("bn", BEFORE, (LOWER, 0.4 + 2 * CONFIG.e_per_epoch)), ladder=two)[0] == PlannedStage("full", 2)
     assert decide(("bn", BEFORE, (LOWER, 0.0)), ladder=of_calibration(None, None))[0] == UNKNOWN
 
 
@@ -122,14 +131,14 @@ def test_the_servers_embarrassment_is_the_mean_over_its_known_classes():
 @pytest.mark.parametrize("before", [BEFORE, (None, None)], ids=["finite", "diverged"])
 def test_statistics_that_helped_are_followed_by_the_body(before):
     rung, why = decide(("bn", before, (LOWER, MUCH)))
-    assert rung == Rung("full", 2) and "more than on the server" in why
+    assert rung == PlannedStage("full", 2) and "more than on the server" in why
 
 
 @pytest.mark.parametrize("loss", NO_GOOD)
 def test_statistics_that_did_no_good_are_followed_by_the_head(loss):
     rung, why = decide(("bn", BEFORE, (loss, MUCH)))
     assert rung == HEAD and "no good" in why
-    assert decide(("bn", BEFORE, (loss, MUCH)), ladder=made("head"))[0] == Rung("full", 2)
+    assert decide(("bn", BEFORE, (loss, MUCH)), ladder=made("head"))[0] == PlannedStage("full", 2)
 
 
 @pytest.mark.parametrize("loss", [BEFORE[0] - 1, *NO_GOOD])
@@ -150,44 +159,46 @@ def test_classes_are_new_beyond_the_packs(more, plan):
 def test_the_body_follows_the_head():
     """Whether that helped or not; only its last epoch counts. New classes get an epoch more."""
     good, bad = ((9.0, 99.0), (99.0, 99.0), (LOWER, MUCH)), [(BEFORE, (LOWER, 0.0), (loss, 99.0)) for loss in NO_GOOD]
-    for ladder, epochs in ((LADDER, 2), (NEW, min(3, MOST_EPOCHS))):
-        assert {decide(("head", *way), ladder=ladder)[0] for way in (good, *bad)} == {Rung("full", epochs)}
+    for ladder, epochs in ((LADDER, 2), (NEW, min(3, CONFIG.most_epochs))):
+        assert {decide(("head", *way), ladder=ladder)[0] for way in (good, *bad)} == {PlannedStage("full", epochs)}
 
 
 def test_the_body_is_the_first_of_its_plans_that_the_pack_has():
     assert BODY[0] == "full" and "head" not in BODY and set(BODY) < PLANS.keys()
     for left, plan in enumerate(BODY):
-        assert decide(("bn", BEFORE, (LOWER, MUCH)), ladder=made(*BODY[:left]))[0] == Rung(plan, 2)
+        assert decide(("bn", BEFORE, (LOWER, MUCH)), ladder=made(*BODY[:left]))[0] == PlannedStage(plan, 2)
     for after in ("bn", "head"):
         assert decide((after, BEFORE, (LOWER, MUCH)), ladder=made(*BODY)) == (None, "the pack has no further plan")
 
 
 @pytest.mark.parametrize("part", [-0.4, 0.0, 0.4])
 def test_epochs_follow_embarrassment(part):
-    for worth in (*range(1, MOST_EPOCHS + 1), MOST_EPOCHS + 1, 10 * MOST_EPOCHS):
-        rung, _ = decide(("bn", BEFORE, (LOWER, CLEAN + (worth + part) * E_PER_EPOCH)))
-        assert rung == Rung("full", min(worth, MOST_EPOCHS))
+    for worth in (*range(1, CONFIG.most_epochs + 1), CONFIG.most_epochs + 1, 10 * CONFIG.most_epochs):
+        rung, _ = decide(("bn", BEFORE, (LOWER, CLEAN + (worth + part) * CONFIG.e_per_epoch)))
+        assert rung == PlannedStage("full", min(worth, CONFIG.most_epochs))
 
 
 @given(st.floats(0, 3) | st.floats(0, 1e3), st.floats(0, 3))
 def test_more_embarrassment_never_gets_fewer_epochs(one, other):
     """After any rung; to end is to train for none."""
     for plan, ladder in (("bn", LADDER), ("head", LADDER), ("full", LADDER), ("head", NEW), ("full", NEW)):
-        ends = [(BEFORE[0] - 2 * LEAVE_BELOW, e) for e in sorted((one, other))]
+        ends = [(BEFORE[0] - 2 * CONFIG.leave_below, e) for e in sorted((one, other))]
         fewer, more = (decide((plan, BEFORE, end), ladder=ladder)[0] for end in ends)
-        assert fewer is None or 1 <= fewer.epochs <= more.epochs <= MOST_EPOCHS
+        assert fewer is None or 1 <= fewer.epochs <= more.epochs <= CONFIG.most_epochs
 
 
 # After the body
 
 
-@pytest.mark.parametrize("epochs", [1, 2, MOST_EPOCHS])
+@pytest.mark.parametrize("epochs", [1, 2, CONFIG.most_epochs])
 @pytest.mark.parametrize(("gain", "goes_on"), [(1.1, True), (0.9, False), (0.0, False), (-1.0, False)])
 def test_it_goes_on_while_the_guard_gains_per_epoch(epochs, gain, goes_on):
     """Only where the rung began and ended matters, not the way."""
     way = [(5.0, 99.0)] * (epochs - 1)
-    rung, why = decide(("bn", BEFORE, BEFORE), ("full", BEFORE, *way, (BEFORE[0] - gain * LEAVE_BELOW * epochs, MUCH)))
-    assert rung == (Rung("full", 2) if goes_on else None)
+    rung, why = decide(
+        ("bn", BEFORE, BEFORE), ("full", BEFORE, *way, (BEFORE[0] - gain * CONFIG.leave_below * epochs, MUCH))
+    )
+    assert rung == (PlannedStage("full", 2) if goes_on else None)
     assert "nats per epoch" in why and "enough" not in why
 
 
@@ -196,7 +207,9 @@ def test_a_rung_begins_at_the_best_loss_before_it(first):
     """Neither one that was undone nor one that went well makes the next one look good."""
     best = (min(first, BEFORE[0]), MUCH)
     rung, why = decide(
-        ("bn", BEFORE, BEFORE), ("full", BEFORE, (first, MUCH)), ("full", best, (best[0] - LEAVE_BELOW / 2, MUCH))
+        ("bn", BEFORE, BEFORE),
+        ("full", BEFORE, (first, MUCH)),
+        ("full", best, (best[0] - CONFIG.leave_below / 2, MUCH)),
     )
     assert rung is None and "nats per epoch" in why and "enough" not in why
 
@@ -211,7 +224,7 @@ def test_a_body_that_diverged_is_the_last(best, end):
 def test_at_most_so_many_bodies():
     """However well it goes, and rungs before it do not count."""
     history = [("bn", BEFORE, BEFORE), ("head", BEFORE, BEFORE)]
-    for n in range(constants.MOST_BODY_RUNGS):
+    for n in range(CONFIG.most_body_stages):
         assert decide(*history, ladder=NEW)[0].plan == "full"
         history.append(("full", (90.0 - n, MUCH), (89.5, MUCH), (89.0 - n, MUCH)))
     rung, why = decide(*history, ladder=NEW)
@@ -253,14 +266,14 @@ def test_it_always_ends_with_few_plans_of_the_pack(ladder, outcomes):
     """In the order of their costs, each with a reason and within the limits."""
     steps = list(itertools.islice(climb(ladder, outcomes), 99))
     assert steps[-1][1] is None and all(why and "\n" not in why for _, _, why in steps)
-    most = {"bn": 1, "head": HEAD_EPOCHS}
+    most = {"bn": 1, "head": CONFIG.head_epochs}
     for _, rung, _ in steps[:-1]:
         assert rung.plan in ladder._plans and rung.plan in ("bn", "head", *BODY)
-        assert 1 <= rung.epochs <= most.get(rung.plan, max(MOST_EPOCHS, constants.UNKNOWN_EPOCHS))
+        assert 1 <= rung.epochs <= most.get(rung.plan, max(CONFIG.most_epochs, CONFIG.unknown_epochs))
     plans = [rung.plan for _, rung, _ in steps[:-1]]
     bodies = [plan for plan in plans if plan in BODY]
     assert plans == [plan for plan in most if plan in plans] + bodies
-    assert len(bodies) <= constants.MOST_BODY_RUNGS and len(set(bodies)) <= 1
+    assert len(bodies) <= CONFIG.most_body_stages and len(set(bodies)) <= 1
 
 
 @given(LADDERS, OUTCOMES)

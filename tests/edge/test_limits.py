@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from edge_sel.config.profiles import Profile
 from edge_sel.config.settings import resolve
-from edge_sel.edge.governor.from_settings import limits_of, make_sense
+from edge_sel.edge.governor.decision import GO, Forecast, Readings
+from edge_sel.edge.governor.from_settings import limits_of, make_reader
 from edge_sel.edge.governor.limits import (
     BLIND_S,
     BURST_S,
-    GO,
     HYSTERESIS_C,
     LEAST_DUTY,
     LONGEST_PAUSE_S,
@@ -23,19 +23,17 @@ from edge_sel.edge.governor.limits import (
     Deadline,
     EnergyBudget,
     MainsOnly,
-    Outlook,
     PowerCap,
     QuietHours,
-    Senses,
 )
 from edge_sel.power.battery import Supply
 
 AMOUNTS = st.floats(0, 1e6)
-STEP = Outlook(step_s=1.0, step_j=10.0, closing_s=0.0, closing_j=0.0, ahead_s=0.0, ahead_j=0.0)
+STEP = Forecast(step_s=1.0, step_j=10.0, closing_s=0.0, closing_j=0.0, ahead_s=0.0, ahead_j=0.0)
 
 
-def ask(limit, now_s=0.0, look=STEP, *, paused=False, ending=False, **senses):
-    return limit.check(Senses(now_s, **senses), look, paused=paused, ending=ending)
+def ask(limit, now_s=0.0, look=STEP, *, paused=False, ending=False, **readings):
+    return limit.check(Readings(now_s, **readings), look, paused=paused, ending=ending)
 
 
 # Joules
@@ -50,30 +48,30 @@ def test_a_budget_that_suffices_asks_for_nothing():
 
 
 def test_a_budget_is_spread_over_the_work_ahead():
-    verdict = budget(20.0, closing_j=30.0, ahead_j=200.0)
-    assert (verdict.action, verdict.pressure, verdict.duty) == ("go", 0.75, 1.0)
-    assert "50 J left" in verdict.why and "200 J" in verdict.why
+    decision = budget(20.0, closing_j=30.0, ahead_j=200.0)
+    assert (decision.action, decision.pressure, decision.duty) == ("go", 0.75, 1.0)
+    assert "50 J left" in decision.why and "200 J" in decision.why
 
 
 @given(AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS)
 def test_a_budget_leaves_room_for_the_step_and_the_end(budget_j, spent_j, step_j, closing_j, ahead_j):
-    verdict = budget(spent_j, budget_j, step_j=step_j, closing_j=closing_j, ahead_j=ahead_j)
+    decision = budget(spent_j, budget_j, step_j=step_j, closing_j=closing_j, ahead_j=ahead_j)
     left_j = budget_j - spent_j - closing_j
-    assert verdict.action == ("go" if left_j > step_j else "stop")
-    if verdict.pressure:
-        assert ahead_j * (1 - verdict.pressure) == pytest.approx(left_j)
+    assert decision.action == ("go" if left_j > step_j else "stop")
+    if decision.pressure:
+        assert ahead_j * (1 - decision.pressure) == pytest.approx(left_j)
 
 
 @pytest.mark.parametrize(("spent_j", "action"), [(59.9, "go"), (60.0, "stop"), (99.0, "stop"), (1e9, "stop")])
 def test_a_budget_keeps_what_the_end_takes(spent_j, action):
-    verdict = budget(spent_j, closing_j=30.0)
-    assert verdict.action == action
-    assert action == "go" or ("30 J kept for the end" in verdict.why and EnergyBudget.stopped == "budget")
+    decision = budget(spent_j, closing_j=30.0)
+    assert decision.action == action
+    assert action == "go" or ("30 J kept for the end" in decision.why and EnergyBudget.stopped == "budget")
 
 
 def test_what_no_meter_tells_cannot_be_budgeted():
-    verdict = budget(None)
-    assert verdict.action == "stop" and "meter" in verdict.why
+    decision = budget(None)
+    assert decision.action == "stop" and "meter" in decision.why
 
 
 def test_before_the_first_step_joules_ahead_are_unknown():
@@ -96,20 +94,20 @@ def test_a_deadline_is_spread_over_the_work_ahead():
 @given(AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS)
 def test_a_deadline_leaves_time_for_the_step_and_the_end(end_s, now_s, step_s, closing_s, ahead_s):
     look = STEP._replace(step_s=step_s, closing_s=closing_s, ahead_s=ahead_s)
-    verdict = ask(Deadline(end_s), now_s, look)
-    assert verdict.action == ("go" if end_s - now_s - closing_s > step_s else "stop")
-    assert 0 <= verdict.pressure < 1
-    assert "\n" not in verdict.why and "-" not in verdict.why.replace("e-", "")  # no negative time is told
+    decision = ask(Deadline(end_s), now_s, look)
+    assert decision.action == ("go" if end_s - now_s - closing_s > step_s else "stop")
+    assert 0 <= decision.pressure < 1
+    assert "\n" not in decision.why and "-" not in decision.why.replace("e-", "")  # no negative time is told
 
 
 # Degrees
 
 
 def steady(limit, temp_c, seconds, since_s=0.0, **given):
-    """The last verdict after so many seconds at one temperature."""
+    """The last decision after so many seconds at one temperature."""
     for second in range(math.ceil(seconds) + 1):
-        verdict = ask(limit, since_s + second, temp_c=temp_c, **given)
-    return verdict
+        decision = ask(limit, since_s + second, temp_c=temp_c, **given)
+    return decision
 
 
 SETTLED_S = 200
@@ -134,12 +132,12 @@ def test_no_step_begins_that_would_cross_the_ceiling_at_the_rate_just_seen(seen,
     limit, now_s, before_c = Ceiling(max_c), 0.0, None
     for seconds, temp_c, paused in seen:
         now_s += seconds
-        verdict = ask(limit, now_s, STEP._replace(step_s=step_s), temp_c=temp_c, paused=paused, ending=ending)
+        decision = ask(limit, now_s, STEP._replace(step_s=step_s), temp_c=temp_c, paused=paused, ending=ending)
         rise_c = 0.0 if before_c is None else (temp_c - before_c) / seconds * (step_s + SENSOR_LAG_S)
         before_c = temp_c
-        if verdict.action == "go":
+        if decision.action == "go":
             assert temp_c + min(rise_c, max_c / 2) < max_c + 1e-9
-            assert 0 <= verdict.pressure <= 1 and LEAST_DUTY <= verdict.duty <= 1
+            assert 0 <= decision.pressure <= 1 and LEAST_DUTY <= decision.duty <= 1
 
 
 def test_the_margin_is_what_the_sensor_was_seen_to_rise():
@@ -147,9 +145,9 @@ def test_the_margin_is_what_the_sensor_was_seen_to_rise():
     limit, now_s = settled(temp_c=50.0), SETTLED_S
     for temp_c in range(52, 67, 2):
         now_s += 1
-        verdict = ask(limit, now_s, temp_c=float(temp_c))
-        assert verdict.action == ("go" if temp_c < 66 else "pause"), temp_c
-    assert verdict.why == "66.0 °C of 70 °C"
+        decision = ask(limit, now_s, temp_c=float(temp_c))
+        assert decision.action == ("go" if temp_c < 66 else "pause"), temp_c
+    assert decision.why == "66.0 °C of 70 °C"
     assert steady(settled(), 66.0, 0, since_s=SETTLED_S + 1000).action == "go"  # the same warmth, reached unseen
 
 
@@ -171,8 +169,8 @@ def test_a_quick_rise_is_forgotten_slowly(seconds, action):
 def test_pressure_comes_before_the_pause():
     asked = {}
     for below_c in (PRESSURE_BAND_C + 1, PRESSURE_BAND_C / 2, 0.01, 0.0):
-        verdict = ask(settled(), SETTLED_S + 0.5, temp_c=70.0 - MARGIN_C - below_c)
-        asked[below_c] = (verdict.action, round(verdict.pressure, 2))
+        decision = ask(settled(), SETTLED_S + 0.5, temp_c=70.0 - MARGIN_C - below_c)
+        asked[below_c] = (decision.action, round(decision.pressure, 2))
     assert list(asked.values()) == [("go", 0.0), ("go", 0.5), ("go", 1.0), ("pause", 1.0)]
 
 
@@ -213,8 +211,8 @@ def test_the_duty_recovers_while_it_works_well_below():
 def test_a_device_that_does_not_cool_is_left_alone():
     limit = settled()
     assert steady(limit, 70.0, LONGEST_PAUSE_S, SETTLED_S + 1, paused=True).action == "pause"
-    verdict = ask(limit, SETTLED_S + LONGEST_PAUSE_S + 2, temp_c=70.0, paused=True)
-    assert verdict.action == "stop" and "70.0 °C of 70 °C after 30m" in verdict.why
+    decision = ask(limit, SETTLED_S + LONGEST_PAUSE_S + 2, temp_c=70.0, paused=True)
+    assert decision.action == "stop" and "70.0 °C of 70 °C after 30m" in decision.why
     assert limit.stopped == "temperature"
 
 
@@ -224,8 +222,8 @@ def test_a_lost_sensor_ends_a_run_that_was_to_be_watched(seen_before):
     blind_s = SETTLED_S + (0 if seen_before else 1)
     for second in range(int(BLIND_S) + 1):
         assert ask(limit, blind_s + second, temp_c=None).action == "go"
-    verdict = ask(limit, blind_s + BLIND_S + 0.1, temp_c=None)
-    assert verdict.action == "stop" and "no sensor has answered for 30" in verdict.why
+    decision = ask(limit, blind_s + BLIND_S + 0.1, temp_c=None)
+    assert decision.action == "stop" and "no sensor has answered for 30" in decision.why
 
 
 def test_a_sensor_that_answers_now_and_then_is_not_lost():
@@ -261,9 +259,9 @@ def test_a_pause_does_not_end_because_the_sensor_falls_silent(strict, after):
     [(0.9, "go", 0), (0.31, "go", 0), (0.25, "go", 0.5), (0.21, "go", 0.9), (0.2, "stop", 0), (0.0, "stop", 0)],
 )
 def test_a_battery_is_saved_and_then_kept(battery, action, pressure):
-    verdict = ask(BatteryFloor(0.2), battery=battery, on_mains=False)
-    assert (verdict.action, verdict.pressure) == (action, pytest.approx(pressure))
-    assert "the floor is 20%" in verdict.why and BatteryFloor.stopped == "battery"
+    decision = ask(BatteryFloor(0.2), battery=battery, on_mains=False)
+    assert (decision.action, decision.pressure) == (action, pytest.approx(pressure))
+    assert "the floor is 20%" in decision.why and BatteryFloor.stopped == "battery"
 
 
 @pytest.mark.parametrize(
@@ -292,8 +290,8 @@ def test_mains_only_waits_for_a_while():
     ("minute", "action"), [(0, "pause"), (419, "pause"), (420, "go"), (1319, "go"), (1320, "pause"), (1439, "pause")]
 )
 def test_quiet_hours_across_midnight(minute, action):
-    verdict = ask(QuietHours(22 * 60, 7 * 60), minute=minute)
-    assert (verdict.action, verdict.why) == (action, "until 07:00" if action == "pause" else "")
+    decision = ask(QuietHours(22 * 60, 7 * 60), minute=minute)
+    assert (decision.action, decision.why) == (action, "until 07:00" if action == "pause" else "")
 
 
 MINUTES = st.integers(0, 1439)
@@ -347,7 +345,7 @@ def test_what_must_be_ended_waits_only_until_the_bucket_is_no_longer_full():
         limit = PowerCap(10.0)
         joules = {0.0: 0, 1.0: 120, 3.0: 120}
         looks = [ask(limit, now_s, spent_j=spent_j, ending=ending) for now_s, spent_j in joules.items()]
-        actions[ending] = [verdict.action for verdict in looks]
+        actions[ending] = [decision.action for decision in looks]
     assert actions == {False: ["go", "pause", "pause"], True: ["go", "pause", "go"]}
 
 
@@ -364,8 +362,8 @@ def test_a_full_bucket_is_rested_off_to_the_half():
     """Ten watts for ten seconds are a full one; below the half of it work may go on, and it presses the gate before."""
     limit, told = PowerCap(10.0), []
     for now_s, spent_j in enumerate([0, 50, 109, 119, 129, 139, 141, 141, 141, 142, 142]):
-        verdict = ask(limit, float(now_s), spent_j=float(spent_j))
-        told.append((verdict.action, round(verdict.pressure, 2)))
+        decision = ask(limit, float(now_s), spent_j=float(spent_j))
+        told.append((decision.action, round(decision.pressure, 2)))
     assert told[:3] == [("go", 0.0), ("go", 0.8), ("go", 1.0)]
     assert told[3:6] == [("go", 1.0)] * 3, "as much as the cap leaves the level where it is"
     assert ask(limit, 10.5, spent_j=220.0).why == "115 J above an average of 10 W"
@@ -377,11 +375,11 @@ def test_a_device_that_idles_above_the_cap_is_left_alone():
     limit = PowerCap(10.0)
     ask(limit, 0.0, spent_j=0.0)
     for second in range(1, 3000):
-        verdict = ask(limit, float(second), spent_j=second * 200.0, paused=second > 1)
-        if verdict.action == "stop":
+        decision = ask(limit, float(second), spent_j=second * 200.0, paused=second > 1)
+        if decision.action == "stop":
             break
-        assert verdict.action == "pause"
-    assert second == 1 + LONGEST_PAUSE_S + 1 and "while it does nothing" in verdict.why
+        assert decision.action == "pause"
+    assert second == 1 + LONGEST_PAUSE_S + 1 and "while it does nothing" in decision.why
 
 
 def test_what_no_meter_tells_cannot_be_capped():
@@ -424,10 +422,10 @@ def test_one_look_at_all_sensors():
         asked.append(now_s)
         return Supply(0.5 - now_s / 100, now_s < 6)
 
-    sense = make_sense(lambda: now_s, lambda: 10 * now_s, lambda: 40 + now_s, supply, lambda: 600)
+    sense = make_reader(lambda: now_s, lambda: 10 * now_s, lambda: 40 + now_s, supply, lambda: 600)
     looks = []
     for now_s in (0.0, 1.0, 4.9, 5.0, 9.0, 10.0):  # noqa: B007 (the sensors look at it)
         looks.append(sense())
-    assert looks[1] == Senses(1.0, 10.0, 41.0, 0.5, True, 600)
-    assert looks[-1] == Senses(10.0, 100.0, 50.0, 0.4, False, 600)
+    assert looks[1] == Readings(1.0, 10.0, 41.0, 0.5, True, 600)
+    assert looks[-1] == Readings(10.0, 100.0, 50.0, 0.4, False, 600)
     assert asked == [0.0, 5.0, 10.0]

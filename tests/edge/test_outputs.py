@@ -12,11 +12,13 @@ from safetensors.numpy import load_file
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.evaluate import evaluate, evaluate_logits
 from edge_sel.edge.outputs import files as outputs
-from edge_sel.edge.outputs.files import EventLog, finite, write_history
+from edge_sel.edge.outputs.files import EventLog
+from edge_sel.edge.outputs.history import write_history
 from edge_sel.edge.outputs.summary import SCHEMA
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
 from edge_sel.power import EnergyRecorder, MeterError, Reading
+from edge_sel.runs.tables import finite
 from tests.edge.runs import StopAt, Tape, Ticks, digits, events, history, of_counts, pack, session
 
 PUBLISHED = ["epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity"]
@@ -115,14 +117,14 @@ def test_with_a_meter_joules_are_power_times_time(tmp_path):
 
 def test_joules_go_on_after_a_resume(tmp_path):
     session(tmp_path, recorder=metered(TenWatts()), should_stop=StopAt(6)).run()
-    result = session(tmp_path, recorder=metered(TenWatts())).run(resume=True)
+    result = session(tmp_path, recorder=metered(TenWatts()), resume=True).run()
     assert result["energy"]["total_j"] == pytest.approx(10 * result["time_s"])
     assert all(epoch["energy_j"] == pytest.approx(10 * epoch["time_s"]) for epoch in result["epochs"])
 
 
 def test_a_part_without_a_meter_makes_the_sum_unknown(tmp_path):
     session(tmp_path, should_stop=StopAt(6)).run()
-    result = session(tmp_path, recorder=metered(TenWatts())).run(resume=True)
+    result = session(tmp_path, recorder=metered(TenWatts()), resume=True).run()
     assert result["energy"]["total_j"] is None and result["energy"]["source"] == "unavailable"
     sources = [epoch["energy_source"] for epoch in result["epochs"]]
     assert sources == ["unavailable", "unavailable", "measured"]
@@ -214,7 +216,7 @@ def test_a_listener_hears_what_is_written(tmp_path):
 def test_events_of_a_resumed_run_follow_the_earlier_ones(tmp_path):
     session(tmp_path, should_stop=StopAt(5)).run()
     earlier = events(tmp_path)
-    session(tmp_path).run(resume=True)
+    session(tmp_path, resume=True).run()
     told = events(tmp_path)
     assert told[: len(earlier)] == earlier and earlier[-1]["event"] == "stopped"
     assert told[len(earlier)]["event"] == "resumed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,16 +12,25 @@ import numpy as np
 import pytest
 
 from edge_sel.config.settings import Settings
-from edge_sel.edge.features import cache as features
-from edge_sel.edge.features.cache import CHUNK, FILE, open_features
-from edge_sel.edge.features.precision import GAIN, TIMED, WORTHWHILE, choose, compare
+from edge_sel.edge.features import precision
+from edge_sel.edge.features.cache import FILE, open_features
+from edge_sel.edge.features.precision import (
+    CHUNK,
+    GAIN,
+    TIMED,
+    WORTHWHILE,
+    Precision,
+    choose,
+    choose_precision,
+    compare,
+)
+from edge_sel.edge.host import Host
 from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import SetupError
 from edge_sel.pack.reader import Pack
 from tests.edge.recording import Recording
-from tests.edge.runs import KillAt, Killed, StopAt, digits, events, flipping, outcome, pack, session
-from tests.edge.test_features import fresh
+from tests.edge.runs import KillAt, Killed, StopAt, Ticks, digits, events, flipping, outcome, pack, session
 
 COUNT = 240
 TRIAL = 2 * CHUNK * (TIMED + 1)
@@ -44,18 +54,25 @@ def timed(monkeypatch):
     """timed(FASTER): from now on choices are made by such a clock."""
 
     def use(int8_s):
-        monkeypatch.setattr(features, "choose", lambda *given: choose(*given[:-1], Timer(int8_s)))
+        monkeypatch.setattr(precision, "choose", lambda *given: choose(*given[:-1], Timer(int8_s)))
 
     use(FASTER)
     return use
 
 
-def opened(folder, *, base=None, engine=None, progress=None, expected=1e9, told=None, **given):
-    settings = replace(Settings(), **given)
+def chosen(*, base=None, engine=None, expected=1e9, asked="auto"):
+    return choose_precision(
+        engine or OrtEngine(1), base or pack(), "last", pack().weights(), digits(COUNT), asked, expected, time.process_time,
+        lambda name: nullcontext(),
+    )  # fmt: skip
+
+
+def opened(folder, name, *, engine=None, **given):
+    """The features of the backbone in this precision."""
     return open_features(
-        engine or OrtEngine(1), base or pack(), "last", digits(COUNT), progress or fresh(digits(COUNT)), settings,
-        folder=folder, phase=lambda name: nullcontext(), expected=expected,
-        emit=lambda kind, **figures: told.append((kind, figures)) if told is not None else None,
+        engine or OrtEngine(1), pack(), "last", pack().weights(), digits(COUNT), precision=name,
+        featured=np.zeros(0, bool), settings=replace(Settings(), **given), folder=folder,
+        phase=lambda name: nullcontext(),
     )  # fmt: skip
 
 
@@ -96,96 +113,83 @@ def test_the_first_chunk_and_one_that_was_interrupted_do_not_count():
 # The choice
 
 
-def test_what_is_told(timed, tmp_path):
-    told, progress = [], fresh(digits(COUNT))
-    opened(tmp_path, progress=progress, told=told)
-    ((kind, event),) = told
-    assert kind == "prefix" and event["plan"] == "last" and event["precision"] == progress.precision == "int8"
-    assert event["ms_per_image"] == {"fp32": 250.0, "int8": 125.0}
-    assert 0 < event["relative_error"] < MOST_ERROR
-    assert progress.tally.prefixed == TRIAL
+def test_a_trial_tells_what_it_took(timed):
+    found = chosen()
+    assert found.name == found.event["precision"] == "int8" and found.event["plan"] == "last"
+    assert found.event["ms_per_image"] == {"fp32": 250.0, "int8": 125.0}
+    assert 0 < found.event["relative_error"] < MOST_ERROR
+    assert found.computed == TRIAL
 
 
-def test_what_is_computed_is_what_was_chosen(timed, tmp_path):
-    plain, chosen, slow = [
-        opened(tmp_path, prefix_precision="fp32"), opened(tmp_path), (timed(SLOWER), opened(tmp_path))[1],
-    ]  # fmt: skip
-    expected, found, again = (cache.get(np.arange(40)) for cache in (plain, chosen, slow))
-    assert 0 < relative_error(found, expected) < MOST_ERROR
-    assert again.tobytes() == expected.tobytes()
-    assert found.tobytes() == opened(tmp_path, prefix_precision="int8").get(np.arange(40)).tobytes()
+def test_each_precision_computes_its_own_features(tmp_path):
+    plain, integers = (opened(tmp_path, name).get(np.arange(40)) for name in ("fp32", "int8"))
+    assert 0 < relative_error(integers, plain) < MOST_ERROR
+    assert opened(tmp_path, "int8").get(np.arange(40)).tobytes() == integers.tobytes()
 
 
-def test_too_few_images_or_a_setting_need_no_trial(timed, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "choose", None)
-    for given, precision in (
-        ({"expected": WORTHWHILE - 1}, "fp32"), ({"prefix_precision": "fp32"}, "fp32"),
-        ({"prefix_precision": "int8"}, "int8"), ({"base": without_twin()}, "fp32"),
-    ):  # fmt: skip
-        told, progress = [], fresh(digits(COUNT))
-        opened(tmp_path, progress=progress, told=told, **given)
-        assert (progress.precision, told, progress.tally.prefixed) == (precision, [], 0)
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"expected": WORTHWHILE - 1}, "fp32"), ({"asked": "fp32"}, "fp32"), ({"asked": "int8"}, "int8"),
+        ({"base": "without"}, "fp32"),
+    ],
+)  # fmt: skip
+def test_too_few_images_or_a_setting_need_no_trial(given, name, monkeypatch):
+    monkeypatch.setattr(precision, "choose", None)
+    given = given | ({"base": without_int8()} if "base" in given else {})
+    assert chosen(**given) == Precision(name)
 
 
-def test_int8_that_the_pack_does_not_have_is_told(timed, tmp_path):
-    told, progress = [], fresh(digits(COUNT))
-    opened(tmp_path, progress=progress, told=told, prefix_precision="int8", base=without_twin())
-    assert progress.precision == told[0][1]["precision"] == "fp32" and "no int8 prefix" in told[0][1]["why"]
+def test_int8_that_the_pack_does_not_have_is_told():
+    found = chosen(asked="int8", base=without_int8())
+    assert found.name == found.event["precision"] == "fp32" and "no int8 prefix" in found.event["why"]
+    assert found.computed == 0
 
 
-def without_twin() -> Pack:
+def without_int8() -> Pack:
     base = pack()
     prefixes = {name: replace(info, int8=None) for name, info in base.manifest.prefixes.items()}
     return Pack(base.path, replace(base.manifest, prefixes=prefixes), base._content)
 
 
-def test_a_choice_made_is_kept(timed, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "choose", None)
-    for precision in ("int8", "fp32"):
-        progress = fresh(digits(COUNT))
-        progress.precision = precision
-        opened(tmp_path, progress=progress)
-        assert progress.precision == precision
-
-
-def test_a_device_that_cannot_load_the_twin(tmp_path):
+def test_a_device_that_cannot_load_the_quantized_variant_computes_in_float32(tmp_path):
     class Old(OrtEngine):
         def prefix(self, *given, int8=None):
             if int8:
                 raise SetupError("onnxruntime cannot load a graph of the pack")
             return super().prefix(*given)
 
-    told, progress = [], fresh(digits(COUNT))
-    cache = opened(tmp_path, engine=Old(1), told=told, progress=progress)
-    assert told[0][1]["precision"] == progress.precision == "fp32" and "cannot be loaded" in told[0][1]["why"]
-    assert len(cache.get(np.arange(3))) == 3 and progress.tally.prefixed == CHUNK
+    found = chosen(engine=Old(1))
+    assert found.name == found.event["precision"] == "fp32" and "cannot be loaded" in found.event["why"]
+    assert found.computed == 0
+    assert len(opened(tmp_path, found.name, engine=Old(1)).get(np.arange(3))) == 3
 
 
-def test_an_engine_that_cuts_nothing(tmp_path, one_thread):
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_an_engine_that_cuts_nothing_is_fed_images(name, tmp_path, one_thread):
     from edge_sel.engines.torch import TorchEngine
 
-    told = []
-    for given in ({}, {"prefix_precision": "int8"}):
-        cache = opened(tmp_path, engine=TorchEngine(1, device="cpu"), told=told, **given)
-        assert cache.get(np.arange(3)).shape == (3, 3, 16, 16) and not told
+    engine = TorchEngine(1, device="cpu")
+    assert chosen(engine=engine) == Precision("fp32")
+    assert opened(tmp_path, name, engine=engine).get(np.arange(3)).shape == (3, 3, 16, 16)
 
 
 def test_a_file_of_the_other_precision_is_not_used(tmp_path):
     given = {"feature_cache_mb": 0, "feature_cache_disk_mb": 64}
-    first = opened(tmp_path, prefix_precision="fp32", **given)
+    first = opened(tmp_path, "fp32", **given)
     first.get(np.arange(8))
     first.close(keep=True)
     kept = []
-    for precision in ("fp32", "int8"):
-        cache = opened(tmp_path, prefix_precision=precision, **given)
+    for name in ("fp32", "int8"):
+        cache = opened(tmp_path, name, **given)
         kept.append(int(cache.kept.sum()))
         cache.close(keep=True)
     assert kept == [8, 0] and (tmp_path / FILE).exists()
 
 
-def test_the_trial_lasts_a_few_chunks(tmp_path):
+def test_the_trial_lasts_a_few_chunks():
     engine = Recording()
-    opened(tmp_path, engine=engine)
+    chosen(engine=engine)
     assert engine.sizes("prefix", "last") == engine.sizes("int8", "last") == [CHUNK] * (TIMED + 1)
     assert len(engine.images("prefix")) == CHUNK * (TIMED + 1)
 
@@ -222,8 +226,8 @@ def test_a_resumed_rung_keeps_its_choice(boundary, timed, tmp_path):
     assert len(told(out)) == 1
     timed(SLOWER)
     with pytest.raises(Killed):
-        run(out, listener=KillAt(2), checkpoint_every_s=0.1).run(resume=True)
-    run(out).run(resume=True)
+        run(out, listener=KillAt(2), checkpoint_every_s=0.1, resume=True).run()
+    run(out, resume=True).run()
     assert len(told(out)) == 1 and outcome(out) == outcome(tmp_path / "one")
 
 
@@ -238,6 +242,6 @@ def test_the_next_rung_chooses_anew(timed, tmp_path):
 
 
 def test_the_sessions_clock_decides(tmp_path):
-    for int8_s, precision in ((FASTER, "int8"), (SLOWER, "fp32")):
-        replace(run(tmp_path / precision, plan="last"), cpu_time=Timer(int8_s)).run()
-        assert [event["precision"] for event in told(tmp_path / precision)] == [precision]
+    for int8_s, name in ((FASTER, "int8"), (SLOWER, "fp32")):
+        run(tmp_path / name, plan="last", host=Host(clock=Ticks(), cpu_time=Timer(int8_s))).run()
+        assert [event["precision"] for event in told(tmp_path / name)] == [name]

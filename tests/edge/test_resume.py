@@ -6,8 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from edge_sel.edge import session as session_module
-from edge_sel.edge.outputs import files
+from edge_sel.edge.outputs import files, run_folder
 from edge_sel.errors import UsageError
 from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.runs import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
@@ -47,7 +46,7 @@ def test_stopped_at_every_boundary(case, tmp_path):
         stopped = start(case, out, should_stop=StopAt(boundary)).run()
         assert stopped["stopped"] == "signal" and not stopped["shipped"]
         assert not (out / "run.json").exists()
-        assert start(case, out).run(resume=True)["stopped"] == "done"
+        assert start(case, out, resume=True).run()["stopped"] == "done"
         assert outcome(out) == expected, f"stopped at boundary {boundary} of {boundaries}"
 
 
@@ -59,7 +58,7 @@ def test_killed_at_every_boundary(every_s, tmp_path):
         out = tmp_path / str(boundary)
         with pytest.raises(Killed):
             start(case, out, listener=KillAt(boundary), checkpoint_every_s=every_s).run()
-        start(case, out).run(resume=True)
+        start(case, out, resume=True).run()
         assert outcome(out) == expected, f"killed at boundary {boundary} of {boundaries}"
 
 
@@ -69,7 +68,7 @@ def test_killed_runs_do_continue(tmp_path):
     with pytest.raises(Killed):
         start("sundew-cumulative", tmp_path, listener=KillAt(boundaries), checkpoint_every_s=0.1).run()
     tape = Tape()
-    start("sundew-cumulative", tmp_path, listener=tape).run(resume=True)
+    start("sundew-cumulative", tmp_path, listener=tape, resume=True).run()
     assert len(tape.of("resumed")) == 1 and len(tape.of("step")) == 1
 
 
@@ -80,15 +79,15 @@ def test_interrupted_twice(case, tmp_path):
         out = tmp_path / str(first)
         start(case, out, should_stop=StopAt(first)).run()
         with pytest.raises(Killed):
-            start(case, out, listener=KillAt(2), checkpoint_every_s=0.1).run(resume=True)
-        start(case, out, should_stop=StopAt(1)).run(resume=True)
-        start(case, out).run(resume=True)
+            start(case, out, listener=KillAt(2), checkpoint_every_s=0.1, resume=True).run()
+        start(case, out, should_stop=StopAt(1), resume=True).run()
+        start(case, out, resume=True).run()
         assert outcome(out) == expected, f"first stopped at boundary {first} of {boundaries}"
 
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(files, "write_weights"), (files, "write_model"), (files, "verify_model"), (session_module, "write_json")],
+    [(files, "write_weights"), (files, "write_model"), (files, "verify_model"), (run_folder, "write_json")],
 )
 def test_killed_while_finishing(module, name, tmp_path, monkeypatch):
     def die(*_):
@@ -97,7 +96,7 @@ def test_killed_while_finishing(module, name, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(module, name, die)
         start("open-flipped", tmp_path, checkpoint_every_s=0.1).run()
-    start("open-flipped", tmp_path).run(resume=True)
+    start("open-flipped", tmp_path, resume=True).run()
     assert outcome(tmp_path) == uninterrupted("open-flipped")[0]
 
 
@@ -105,9 +104,9 @@ def test_joules_and_seconds_of_all_parts_add_up(tmp_path):
     case = "sundew-cumulative"
     one = start(case, tmp_path / "one").run()
     for _ in range(3):
-        part = start(case, tmp_path / "parts", should_stop=StopAt(3)).run(resume=True)
+        part = start(case, tmp_path / "parts", should_stop=StopAt(3), resume=True).run()
         assert part["stopped"] == "signal"
-    whole = start(case, tmp_path / "parts").run(resume=True)
+    whole = start(case, tmp_path / "parts", resume=True).run()
     assert whole["time_s"] > part["time_s"] > 0
     # The clock of these tests counts looks at it: as many in the parts as in one go, and some at each seam, where
     # features that were in memory are computed again.
@@ -116,14 +115,14 @@ def test_joules_and_seconds_of_all_parts_add_up(tmp_path):
 
 
 def test_nothing_to_resume_starts(tmp_path):
-    start("open-flipped", tmp_path).run(resume=True)
+    start("open-flipped", tmp_path, resume=True).run()
     assert outcome(tmp_path) == uninterrupted("open-flipped")[0]
 
 
 def test_resuming_a_finished_run_returns_it_untouched(tmp_path):
     finished = session(tmp_path).run()
     before, tape = tree(tmp_path), Tape()
-    assert session(tmp_path, listener=tape).run(resume=True) == finished
+    assert session(tmp_path, listener=tape, resume=True).run() == finished
     assert tree(tmp_path) == before
     assert tape.events == []
 
@@ -144,14 +143,14 @@ def test_resuming_something_else_is_refused(change, finished, tmp_path):
     before = tree(tmp_path)
     given, named = CHANGES[change]
     with pytest.raises(UsageError, match=f"{named}\\b") as caught:
-        session(tmp_path, **given).run(resume=True)
+        session(tmp_path, **given, resume=True).run()
     assert "learning_rate" not in str(caught.value)  # only what has changed
     assert tree(tmp_path) == before
 
 
 def test_measuring_and_saving_may_change(tmp_path):
     session(tmp_path, should_stop=StopAt(4)).run()
-    session(tmp_path, meter="psutil", checkpoint_every_s=3.0).run(resume=True)
+    session(tmp_path, meter="psutil", checkpoint_every_s=3.0, resume=True).run()
     assert outcome(tmp_path) == uninterrupted("sundew-cumulative")[0]
 
 
@@ -168,7 +167,7 @@ def test_a_used_folder_is_refused(stop, tmp_path):
 def test_a_result_of_something_else_is_not_taken_for_ours(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UsageError, match="--out"):
-        session(tmp_path).run(resume=True)
+        session(tmp_path, resume=True).run()
     assert tree(tmp_path) == {"run.json": content.encode()}
 
 
@@ -184,5 +183,5 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     with pytest.raises(Killed):
         start("open-flipped", tmp_path, listener=KillAt(1)).run()
     assert list_checkpoints(tmp_path / "checkpoints") == []
-    start("open-flipped", tmp_path).run(resume=True)
+    start("open-flipped", tmp_path, resume=True).run()
     assert outcome(tmp_path) == uninterrupted("open-flipped")[0]

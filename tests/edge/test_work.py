@@ -8,13 +8,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from edge_sel.edge.governor.decision import GO, Limit
 from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.governor.limits import GO, Deadline, Limit
-from edge_sel.edge.progress import from_tensors
+from edge_sel.edge.governor.limits import Deadline
+from edge_sel.edge.progress import Progress
 from edge_sel.edge.train.gate import Choice, Gate
-from edge_sel.edge.train.rungs import Rung
-from edge_sel.edge.train.work import STATISTICS_IMAGES, rung_work, work_of
+from edge_sel.edge.train.ladder import PlannedStage
+from edge_sel.edge.train.work import STATISTICS_IMAGES, stage_work, work_of
 from edge_sel.runs.checkpoint import load_checkpoint
+from edge_sel.runs.state import unflatten
 from edge_sel.sel.nominal_flops import nominal_flops
 from tests.edge.recording import Recording
 from tests.edge.runs import StopAt, Tape, World, digits, flipping, governed, of_counts, pack, session
@@ -129,12 +131,12 @@ def test_statistics_take_some_images_and_remember_them(tmp_path):
     (epoch,) = result["epochs"]
     assert result["images"]["train"] > STATISTICS_IMAGES == epoch["candidates"] == sum(engine.sizes("step", "bn"))
     assert not engine.sizes("score", "bn")
-    progress = from_tensors(*load_checkpoint(tmp_path / "checkpoints")[:2])
-    seen = progress.memory.seen > 0
-    assert seen.sum() == STATISTICS_IMAGES == progress.memory.seen.sum()
-    assert progress.memory.last_loss[seen].mean() == pytest.approx(epoch["train_loss"])
-    assert progress.memory.last_correct[seen].mean() == pytest.approx(epoch["train_acc"])
-    assert (progress.entropy[seen] > 0).all() and not progress.entropy[~seen].any()
+    progress = unflatten(Progress, *load_checkpoint(tmp_path / "checkpoints")[:2])
+    seen = progress.memory.hardness.seen > 0
+    assert seen.sum() == STATISTICS_IMAGES == progress.memory.hardness.seen.sum()
+    assert progress.memory.hardness.last_loss[seen].mean() == pytest.approx(epoch["train_loss"])
+    assert progress.memory.hardness.last_correct[seen].mean() == pytest.approx(epoch["train_acc"])
+    assert (progress.memory.entropy[seen] > 0).all() and not progress.memory.entropy[~seen].any()
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -143,7 +145,7 @@ def test_the_gates_weights_stay_with_their_images(resumed, tmp_path, monkeypatch
 
     def choose(gate, state, ages, memory, entropy, candidates, u):
         mask = candidates % 3 > 0
-        weights = np.where(mask, one.learning.labels[candidates] + 1, 0)
+        weights = np.where(mask, one.training.labels[candidates] + 1, 0)
         return Choice(mask, weights.astype(np.float32), state, ages)
 
     monkeypatch.setattr(Gate, "choose", choose)
@@ -151,7 +153,7 @@ def test_the_gates_weights_stay_with_their_images(resumed, tmp_path, monkeypatch
     one = session(tmp_path, engine=engine, should_stop=StopAt(6 if resumed else 0), **given)
     one.run()
     if resumed:
-        session(tmp_path, engine=engine, **given).run(resume=True)
+        session(tmp_path, engine=engine, **given, resume=True).run()
     trained = np.array(engine.labels("step", "head"))
     assert len(trained) > 150 and len(set(trained)) == 10
     assert np.array_equal(np.concatenate(engine.loss_weights), trained + 1)
@@ -247,12 +249,14 @@ def test_any_batch_size(size, tmp_path):
 def test_the_work_of_a_rung():
     """A forward pass over every image if one is needed, then the epochs at the gate's rate; statistics are one pass."""
     bn, affine = pack().plan("bn"), pack().plan("affine")
-    assert rung_work(pack(), Rung("bn", 1), 100, 0.5, scores=True) == 100 * bn.flops_train
-    assert rung_work(pack(), Rung("bn", 1), 10**6, 0.5, scores=True) == STATISTICS_IMAGES * bn.flops_train
-    work = rung_work(pack(), Rung("affine", 3), 100, 0.5, scores=True)
+    assert stage_work(pack(), PlannedStage("bn", 1), 100, 0.5, scores=True) == 100 * bn.flops_train
+    assert stage_work(pack(), PlannedStage("bn", 1), 10**6, 0.5, scores=True) == STATISTICS_IMAGES * bn.flops_train
+    work = stage_work(pack(), PlannedStage("affine", 3), 100, 0.5, scores=True)
     assert work == pytest.approx(100 * affine.flops_forward + 3 * 50 * affine.flops_train)
-    assert rung_work(pack(), Rung("affine", 3), 100, 0.5, scores=False) == pytest.approx(3 * 50 * affine.flops_train)
-    both = work_of(pack(), [Rung("bn", 1), Rung("affine", 3)], 100, 0.5, scores=True)
+    assert stage_work(pack(), PlannedStage("affine", 3), 100, 0.5, scores=False) == pytest.approx(
+        3 * 50 * affine.flops_train
+    )
+    both = work_of(pack(), [PlannedStage("bn", 1), PlannedStage("affine", 3)], 100, 0.5, scores=True)
     assert both == pytest.approx(work + 100 * bn.flops_train) and work_of(pack(), [], 100, 0.5, scores=True) == 0
 
 
@@ -271,7 +275,9 @@ def test_the_work_of_a_frozen_prefix(flips, scores, rate, epochs):
     head = pack().plan("head")
     tail = 20000 * (scores * head.flops_forward + epochs * rate * head.flops_train)
     expected = tail + asked.sum() * pack().prefix("head").flops
-    assert rung_work(base, Rung("head", epochs), 20000, rate, scores=scores) == pytest.approx(expected, rel=0.02)
+    assert stage_work(base, PlannedStage("head", epochs), 20000, rate, scores=scores) == pytest.approx(
+        expected, rel=0.02
+    )
 
 
 @pytest.fixture
@@ -289,7 +295,7 @@ def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, t
     result = governed(tmp_path, World(), Deadline(1e9), plan=plans, gate="off", curriculum="off", epochs=3)
     left = work_left[1:]
     assert left == sorted(left, reverse=True) and left[-1] == 0
-    rungs = [Rung(name, 1 if name == "bn" else 3) for name in plans.split(",")]
+    rungs = [PlannedStage(name, 1 if name == "bn" else 3) for name in plans.split(",")]
     first_step = left[0] - left[1]
     whole = work_of(pack(), rungs, 100, 1.0, scores=False)
     executed = sum(epoch["executed_flops_t"] for epoch in result["epochs"]) * 1e12
@@ -338,8 +344,8 @@ class Watching(Limit):
     def __init__(self):
         self.seen = []
 
-    def check(self, senses, outlook, *, paused, ending):
-        self.seen.append((senses.now_s, outlook))
+    def check(self, readings, forecast, *, paused, ending):
+        self.seen.append((readings.now_s, forecast))
         return GO
 
 
@@ -355,14 +361,14 @@ def test_the_forecast_comes_true(given, tmp_path):
     world, limit = World(), Watching()
     governed(tmp_path, world, limit, images=digits(300), **given)
     for share in (0.4, 0.6, 0.8):
-        now_s, outlook = next(look for look in limit.seen if look[0] >= share * world.now_s)
+        now_s, forecast = next(look for look in limit.seen if look[0] >= share * world.now_s)
         left_s = world.now_s - now_s
-        assert outlook.ahead_s + outlook.closing_s == pytest.approx(left_s, rel=0.3), share
-        assert outlook.ahead_j == pytest.approx(10.0 * outlook.ahead_s, rel=0.01)
+        assert forecast.ahead_s + forecast.closing_s == pytest.approx(left_s, rel=0.3), share
+        assert forecast.ahead_j == pytest.approx(10.0 * forecast.ahead_s, rel=0.01)
 
 
 def test_looking_at_the_guard_is_no_step(tmp_path):
     """Three seconds at the end of each epoch, where a step takes one."""
     limit = Watching()
     governed(tmp_path, World(), limit, images=digits(300), plan="affine", gate="off", epochs=3, guard_fraction=0.5)
-    assert 16 * 0.06 <= max(outlook.step_s for _, outlook in limit.seen) < 1.5 * 16 * 0.06
+    assert 16 * 0.06 <= max(forecast.step_s for _, forecast in limit.seen) < 1.5 * 16 * 0.06

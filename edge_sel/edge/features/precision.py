@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edge_sel.arrays import Range
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
+from edge_sel.edge.free_memory import trim
 from edge_sel.engines.base import Engine, Prefix
 from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.errors import EdgeSelError
 from edge_sel.pack.reader import Pack
 
 FP32, INT8 = "fp32", "int8"
+
+CHUNK = 4
+"""Images per run of a frozen backbone, always: an image's last bits may depend on how many others it comes with, and a
+resumed run has other ones to compute together. More of them are hardly faster."""
 
 WORTHWHILE = 200
 """Fewest images to come that pay for a trial, which takes both prefixes the time of ``TIMED + 1`` chunks."""
@@ -25,7 +34,81 @@ TIMED = 5
 GAIN = 0.85
 """int8 must take at most this share of the time: for less its error is not worth it, and clocks are not that good."""
 
+RANGED = 64
+"""Images that tell the range of all: almost every one has something dark and something bright."""
+
 CpuTime = Callable[[], float]
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+class Precision(NamedTuple):
+    """The precision of a frozen backbone, "fp32" or "int8", and how it was chosen."""
+
+    name: str
+    event: dict[str, Any] | None = None
+    """Figures of the event ``prefix``; None where there was nothing to choose."""
+    computed: int = 0
+    """Images that the trial computed, counted once for each precision."""
+
+
+def choose_precision(
+    engine: Engine,
+    pack: Pack,
+    plan: str,
+    weights: Mapping[str, np.ndarray],
+    images: ImageSet,
+    asked: str,
+    expected: float,
+    cpu_time: CpuTime,
+    phase: Phase,
+) -> Precision:
+    """What the plan's backbone is to compute in.
+
+    Args:
+        engine: executes it.
+        pack: holds it.
+        plan: its name.
+        weights: the current full set of weights.
+        images: those of the device.
+        asked: the setting: "fp32", "int8", or "auto" for a trial.
+        expected: number of features that the stage will need; few are not worth a trial.
+        cpu_time: this process's processor seconds.
+        phase: tells the energy recorder about a trial.
+    """
+    info = pack.prefix(plan)
+    if info is None:
+        return Precision("")
+    if info.int8 is None and asked == INT8:
+        why = "the pack has no int8 prefix for this plan: export it again"
+        untried = {"precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
+        return Precision(FP32, {"plan": plan, **untried})
+    if info.int8 is None or (asked == "auto" and expected < WORTHWHILE):
+        return Precision(FP32)
+    if asked != "auto":
+        return Precision(asked)
+    with phase("prefix"):
+        event = choose(engine, pack, plan, weights, image_range(pack, images), partial(_chunks, pack, images), cpu_time)
+    trim()  # of both that were tried
+    if event is None:
+        return Precision(FP32)
+    return Precision(event["precision"], event, 2 * CHUNK * (TIMED + 1) if event["ms_per_image"] else 0)
+
+
+def image_range(pack: Pack, images: ImageSet) -> Range:
+    """Of the normalised images, from some of them."""
+    pixels = _sample(pack, images, RANGED)
+    return float(pixels.min()), float(pixels.max())
+
+
+def _chunks(pack: Pack, images: ImageSet) -> list[np.ndarray]:
+    """For a trial."""
+    return np.split(_sample(pack, images, CHUNK * (TIMED + 1)), TIMED + 1)
+
+
+def _sample(pack: Pack, images: ImageSet, count: int) -> np.ndarray:
+    """Normalised images from all over the set."""
+    model = pack.manifest.model
+    return normalise(images.read(np.linspace(0, len(images) - 1, count).astype(np.int64)), model.mean, model.std)
 
 
 def choose(

@@ -8,6 +8,8 @@ forced onto the disk in any order. The key stands at the file's beginning: of ot
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -148,6 +150,45 @@ class FileStore:
     def _hash(self, key: int, content: bytes) -> bytes:
         salt = key.to_bytes(_ROW, "little")
         return hashlib.blake2b(content, digest_size=_HASH, key=self._key, salt=salt).digest()
+
+
+def open_store(
+    path: Path, count: int, shape: tuple[int, ...], key: Callable[[], bytes], *, memory_mb: int, disk_mb: int
+) -> Store | None:
+    """A store in memory up to ``memory_mb``, else in a file up to ``disk_mb`` and half of the free disk, else none.
+
+    A file that a stopped process left at ``path`` is used again if it has the same key, and removed if no file is
+    wanted.
+
+    Args:
+        path: of the file.
+        count: number of keys.
+        shape: of a row.
+        key: gives ``KEY_BYTES`` bytes, a hash of all that the features depend on.
+        memory_mb: most memory, in units of 2^20 bytes.
+        disk_mb: most disk, likewise.
+    """
+    store: Store | None = None
+    size = count * row_bytes(shape)
+    if size <= memory_mb * 2**20:
+        store = MemoryStore(count, shape)
+    elif size <= disk_mb * 2**20:
+        store = _file_store(path, count, shape, key())
+    if not isinstance(store, FileStore):
+        discard(path)
+    return store
+
+
+def _file_store(path: Path, count: int, shape: tuple[int, ...], key: bytes) -> FileStore | None:
+    """A file, if it leaves half of the free disk alone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.stat().st_size if path.exists() else 0
+        if count * row_bytes(shape) <= there + shutil.disk_usage(path.parent).free // 2:
+            return FileStore(path, count, shape, key)
+    except OSError:
+        pass
+    return None
 
 
 def row_bytes(shape: tuple[int, ...]) -> int:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from edge_sel.config.settings import Resolved
+from edge_sel.edge.energy import EnergyLedger
+from edge_sel.edge.governor.decision import Limit, Readings
+from edge_sel.edge.governor.governor import Governor
 from edge_sel.edge.governor.limits import (
     BatteryFloor,
     Ceiling,
     Deadline,
     EnergyBudget,
-    Limit,
     MainsOnly,
     PowerCap,
     QuietHours,
-    Senses,
 )
+from edge_sel.edge.host import Host
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.power.battery import Supply
 from edge_sel.power.recorder import EnergyRecorder
@@ -66,24 +69,43 @@ def require_sensors(resolved: Resolved, recorder: EnergyRecorder, supply: Supply
         raise UsageError(f"--power-cap is not above the {idle} that the idle device draws", fix="raise it")
 
 
-def make_sense(
+def make_reader(
     clock: Callable[[], float],
     spent_j: Callable[[], float | None],
     temperature_c: Callable[[], float | None],
     supply: Callable[[], Supply],
     minute: Callable[[], int],
-) -> Callable[[], Senses]:
+) -> Callable[[], Readings]:
     """All sensors in one look; the battery, which changes slowly, is asked every few seconds only."""
     known: list[tuple[float, Supply]] = []
 
-    def sense() -> Senses:
+    def read() -> Readings:
         now_s = clock()
         if not known or now_s - known[0][0] >= SUPPLY_PERIOD_S:
             known[:] = [(now_s, supply())]
         level, on_mains = known[0][1]
-        return Senses(now_s, spent_j(), temperature_c(), level, on_mains, minute())
+        return Readings(now_s, spent_j(), temperature_c(), level, on_mains, minute())
 
-    return sense
+    return read
+
+
+def make_governor(
+    limits: Sequence[Limit], host: Host, ledger: EnergyLedger, recorder: EnergyRecorder, emit: Callable[..., None]
+) -> Governor:
+    """A governor that reads this device's sensors, sleeps on it and tells its decisions."""
+
+    def wait(seconds: float) -> None:
+        host.sleep(seconds)
+        host.listener({"event": "waiting"})
+
+    return Governor(
+        limits,
+        make_reader(host.clock, ledger.spent_j, recorder.max_temperature_c, host.supply, host.minute),
+        sleep=wait,
+        emit=emit,
+        interrupted=lambda: host.should_stop() is not None,
+        idle=partial(recorder.phase, "idle"),
+    )
 
 
 def local_minute() -> int:

@@ -9,22 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from edge_sel.edge.governor.limits import LEAST_DUTY, Limit, Outlook, Senses, Verdict
+from edge_sel.edge.governor.decision import Decision, Limit, Readings
+from edge_sel.edge.governor.pace import Pace
 
 POLL_S = 1.0
 """Longest sleep before sensors and signals are looked at again."""
 PRESSURE_STEP = 0.1
 LONGEST_REST_S = 30.0
-REST_MEMORY_S = 120.0
-_FORGET = 0.98
 
 
 class Governor:
     """Holds a run to its limits.
 
     Args:
-        limits: what to obey, the first of equal verdicts wins.
-        sense: reads clock, meter and sensors.
+        limits: what to obey, the first of equal decisions wins.
+        read: reads clock, meter and sensors.
         sleep: seconds.
         emit: is given the name of an event and its details.
         interrupted: whether somebody wants the run to end; a pause ends then.
@@ -35,14 +34,14 @@ class Governor:
     def __init__(
         self,
         limits: Sequence[Limit],
-        sense: Callable[[], Senses],
+        read: Callable[[], Readings],
         *,
         sleep: Callable[[float], None],
         emit: Callable[..., None] = lambda *_, **__: None,
         interrupted: Callable[[], bool] = lambda: False,
         idle: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._limits, self._sense, self._sleep = tuple(limits), sense, sleep
+        self._limits, self._read, self._sleep = tuple(limits), read, sleep
         self._emit, self._interrupted, self._idle = emit, interrupted, idle
         self.pressure = 0.0
         """0 to 1, for the gate."""
@@ -50,14 +49,14 @@ class Governor:
         self._presses: Limit | None = None
         self._slows: Limit | None = None
         self._closing_s, self._closing_j = 0.0, 0.0
-        self._before: Senses | None = None
+        self._before: Readings | None = None
         self._left: float | None = None
-        self._pace = _Pace()
+        self._pace = Pace()
 
-    def expect(self, outlook: Mapping[str, float | None]) -> None:
+    def expect(self, forecast: Mapping[str, float | None]) -> None:
         """What evaluation, checkpoint and writing the model will take, and of a resumed run what a step took."""
-        self._closing_s, self._closing_j = outlook.get("closing_s") or 0.0, outlook.get("closing_j") or 0.0
-        self._pace.step_s, self._pace.step_j = outlook.get("step_s") or 0.0, outlook.get("step_j")
+        self._closing_s, self._closing_j = forecast.get("closing_s") or 0.0, forecast.get("closing_j") or 0.0
+        self._pace.step_s, self._pace.step_j = forecast.get("step_s") or 0.0, forecast.get("step_j")
 
     def expected(self) -> dict[str, float | None]:
         """For ``expect``, of the run that goes on from a checkpoint."""
@@ -81,22 +80,22 @@ class Governor:
         """
         if not self._limits:
             return None
-        senses = self._sense()
+        readings = self._read()
         if self._before is not None and self._left is not None and work_left is not None:
-            self._pace.learn(self._before, senses, self._left - work_left, self.pressure)
+            self._pace.learn(self._before, readings, self._left - work_left, self.pressure)
         self._left = work_left
-        asked = self._ask(senses, paused=False)
+        asked = self._ask(readings, paused=False)
         if asked is not None and asked[1].action == "pause":
             asked = self._pause(*asked)
-            senses = self._sense()
+            readings = self._read()
         elif asked is None and self._duty < 1:
             self._rest(min(self._pace.last_s * (1 / self._duty - 1), LONGEST_REST_S))
-            senses = self._sense()
-        self._before = senses
+            readings = self._read()
+        self._before = readings
         if asked is None:
             return None
-        limit, verdict = asked
-        self._emit("governor", action="stop", limit=limit.name, why=verdict.why, pressure=self.pressure)
+        limit, decision = asked
+        self._emit("governor", action="stop", limit=limit.name, why=decision.why, pressure=self.pressure)
         return limit.stopped
 
     def breathe(self) -> None:
@@ -104,41 +103,43 @@ class Governor:
         rests = tuple(limit for limit in self._limits if limit.rests)
         if not rests:
             return
-        senses = self._sense()
-        asked = self._ask(senses, paused=False, limits=rests)
+        readings = self._read()
+        asked = self._ask(readings, paused=False, limits=rests)
         if asked is not None and asked[1].action == "pause":
             self._pause(*asked, limits=rests)
         self._before = None
 
     def _ask(
-        self, senses: Senses, *, paused: bool, limits: Sequence[Limit] | None = None
-    ) -> tuple[Limit, Verdict] | None:
+        self, readings: Readings, *, paused: bool, limits: Sequence[Limit] | None = None
+    ) -> tuple[Limit, Decision] | None:
         """The limit that wants to stop or pause; else None, with pressure and duty brought up to date."""
-        outlook = self._pace.outlook(self._left or 0.0, self._closing_s, self._closing_j)
+        forecast = self._pace.forecast(self._left or 0.0, self._closing_s, self._closing_j)
         asked = self._limits if limits is None else limits
-        verdicts = [(limit, limit.check(senses, outlook, paused=paused, ending=limits is not None)) for limit in asked]
+        decisions = [
+            (limit, limit.check(readings, forecast, paused=paused, ending=limits is not None)) for limit in asked
+        ]
         for action in ("stop", "pause"):
-            for limit, verdict in verdicts:
-                if verdict.action == action:
-                    return limit, verdict
+            for limit, decision in decisions:
+                if decision.action == action:
+                    return limit, decision
         if limits is None:
-            self._set_pressure(*max(verdicts, key=lambda pair: (pair[1].pressure, pair[0] is self._presses)))
-        self._set_duty(*min(verdicts, key=lambda pair: (pair[1].duty, pair[0] is not self._slows)))
+            self._set_pressure(*max(decisions, key=lambda pair: (pair[1].pressure, pair[0] is self._presses)))
+        self._set_duty(*min(decisions, key=lambda pair: (pair[1].duty, pair[0] is not self._slows)))
         return None
 
     def _pause(
-        self, limit: Limit, verdict: Verdict, limits: Sequence[Limit] | None = None
-    ) -> tuple[Limit, Verdict] | None:
+        self, limit: Limit, decision: Decision, limits: Sequence[Limit] | None = None
+    ) -> tuple[Limit, Decision] | None:
         """Sleep until no limit wants a pause, one wants to stop, or somebody interrupts."""
-        self._emit("governor", action="pause", limit=limit.name, why=verdict.why, pressure=self.pressure)
-        began_s = self._sense().now_s
-        asked: tuple[Limit, Verdict] | None = (limit, verdict)
+        self._emit("governor", action="pause", limit=limit.name, why=decision.why, pressure=self.pressure)
+        began_s = self._read().now_s
+        asked: tuple[Limit, Decision] | None = (limit, decision)
         with self._idle():
             while asked is not None and asked[1].action == "pause" and not self._interrupted():
-                senses = self._sleep_through(POLL_S)
-                asked = self._ask(senses, paused=True, limits=limits)
+                readings = self._sleep_through(POLL_S)
+                asked = self._ask(readings, paused=True, limits=limits)
         if asked is None or asked[1].action == "pause":
-            waited_s = self._sense().now_s - began_s
+            waited_s = self._read().now_s - began_s
             self._emit("governor", action="resume", limit=limit.name, paused_s=waited_s, duty=self._duty)
             return None
         return asked
@@ -150,80 +151,23 @@ class Governor:
                 self._sleep_through(min(seconds, POLL_S))
                 seconds -= POLL_S
 
-    def _sleep_through(self, seconds: float) -> Senses:
-        before = self._sense()
+    def _sleep_through(self, seconds: float) -> Readings:
+        before = self._read()
         self._sleep(seconds)
-        after = self._sense()
+        after = self._read()
         self._pace.rest(before, after)
         return after
 
-    def _set_pressure(self, limit: Limit, verdict: Verdict) -> None:
+    def _set_pressure(self, limit: Limit, decision: Decision) -> None:
         """In steps, so that every change is a decision worth telling; hysteresis keeps it from flickering."""
-        wanted = min(1.0, max(0.0, verdict.pressure))
+        wanted = min(1.0, max(0.0, decision.pressure))
         if abs(wanted - self.pressure) < PRESSURE_STEP and not (wanted == 0.0 < self.pressure):
             return
         self.pressure, self._presses = round(round(wanted / PRESSURE_STEP) * PRESSURE_STEP, 3), limit
-        self._emit("governor", action="pressure", limit=limit.name, why=verdict.why, pressure=self.pressure)
+        self._emit("governor", action="pressure", limit=limit.name, why=decision.why, pressure=self.pressure)
 
-    def _set_duty(self, limit: Limit, verdict: Verdict) -> None:
-        if verdict.duty < 1.0 <= self._duty or verdict.duty >= 1.0 > self._duty:
+    def _set_duty(self, limit: Limit, decision: Decision) -> None:
+        if decision.duty < 1.0 <= self._duty or decision.duty >= 1.0 > self._duty:
             self._slows = limit
-            self._emit("governor", action="duty", limit=limit.name, why=verdict.why, duty=verdict.duty)
-        self._duty = verdict.duty
-
-
-class _Pace:
-    """Seconds and joules per step, per unit of work and per second of rest, of late."""
-
-    def __init__(self) -> None:
-        self.last_s = self.step_s = 0.0
-        self.step_j: float | None = None
-        self._work = self._seconds = self._joules = 0.0
-        self._worked_s = self._rested_s = self._rested_j = 0.0
-
-    def learn(self, before: Senses, after: Senses, work: float, pressure: float) -> None:
-        """One step more. Under pressure fewer images pass the gate, so the same work would have taken more."""
-        seconds, joules = _between(before, after)
-        self._forget(seconds)
-        self._worked_s += seconds
-        self.last_s, self.step_s = seconds, max(seconds, 0.9 * self.step_s)
-        if joules is not None:
-            self.step_j = max(joules, 0.9 * (self.step_j or 0.0))
-        if work < 0:  # a new plan
-            return
-        scale = 1 / max(0.1, 1 - pressure)
-        self._work = _FORGET * self._work + work
-        self._seconds = _FORGET * self._seconds + seconds * scale
-        self._joules = _FORGET * self._joules + (joules or 0.0) * scale
-
-    def rest(self, before: Senses, after: Senses) -> None:
-        """A while of nothing, which costs joules too."""
-        seconds, joules = _between(before, after)
-        self._forget(seconds)
-        self._rested_s += seconds
-        self._rested_j += joules or 0.0
-
-    def outlook(self, work_left: float, closing_s: float, closing_j: float) -> Outlook:
-        """What is to be expected; the end will need as much rest between its parts as the steps did of late."""
-        per = work_left / self._work if self._work > 0 else 0.0
-        rest = min(self._rested_s / self._worked_s, 1 / LEAST_DUTY) if self._worked_s > 0 else 0.0
-        rest_w = self._rested_j / self._rested_s if self._rested_s > 0 else 0.0
-        return Outlook(
-            step_s=self.step_s,
-            step_j=self.step_j,
-            closing_s=closing_s * (1 + rest),
-            closing_j=closing_j + closing_s * rest * rest_w,
-            ahead_s=per * self._seconds,
-            ahead_j=per * self._joules if self.step_j is not None else None,
-        )
-
-    def _forget(self, seconds: float) -> None:
-        kept = 0.5 ** (seconds / REST_MEMORY_S)
-        self._worked_s, self._rested_s, self._rested_j = (
-            kept * value for value in (self._worked_s, self._rested_s, self._rested_j)
-        )
-
-
-def _between(before: Senses, after: Senses) -> tuple[float, float | None]:
-    known = before.spent_j is not None and after.spent_j is not None
-    return after.now_s - before.now_s, (after.spent_j or 0.0) - (before.spent_j or 0.0) if known else None
+            self._emit("governor", action="duty", limit=limit.name, why=decision.why, duty=decision.duty)
+        self._duty = decision.duty

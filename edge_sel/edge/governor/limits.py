@@ -1,15 +1,15 @@
 """The limits a run obeys. Each looks at the sensors at a step boundary and says go, rest or stop, and how hard to save.
 
 A limit first raises the *pressure* on the sample gate (a lower target rate), then rests between steps or pauses, and
-stops the run last. None of them reads a clock or a sensor: what they know is in ``Senses``.
+stops the run last. None of them reads a clock or a sensor: what they know is in ``Readings``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
+from edge_sel.edge.governor.decision import GO, Decision, Forecast, Limit, Readings
 from edge_sel.units import format_duration, format_energy, format_power
 
 HYSTERESIS_C = 3.0
@@ -26,58 +26,6 @@ BURST_S = 10.0
 LEAST_DUTY = 0.05
 
 
-class Senses(NamedTuple):
-    """What the governor knows at a step boundary; None is unknown."""
-
-    now_s: float
-    spent_j: float | None = None
-    """Gross joules of the run so far, its earlier parts included."""
-    temp_c: float | None = None
-    battery: float | None = None
-    """How full, 0 to 1."""
-    on_mains: bool | None = None
-    minute: int = 0
-    """Of the local day."""
-
-
-class Outlook(NamedTuple):
-    """What the next step and the end of the run are expected to take; ``None`` joules are unknown."""
-
-    step_s: float
-    step_j: float | None
-    closing_s: float
-    closing_j: float | None
-    ahead_s: float
-    """For the work that is still planned, at the gate's own rate."""
-    ahead_j: float | None
-
-
-class Verdict(NamedTuple):
-    """What one limit asks for."""
-
-    action: Literal["go", "pause", "stop"] = "go"
-    why: str = ""
-    pressure: float = 0.0
-    duty: float = 1.0
-    """Share of the time that may be worked; the rest is slept after each step."""
-
-
-GO = Verdict()
-
-
-class Limit:
-    """One limit; ``stopped`` is the reason of a run that it stops."""
-
-    name = ""
-    stopped = ""
-    rests = False
-    """Whether it also holds while the run is being ended: heat and power do, for what was begun must be ended."""
-
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
-        """What to do now; ``paused``: no step was taken since the last check; ``ending``: what runs will be ended."""
-        raise NotImplementedError
-
-
 @dataclass
 class EnergyBudget(Limit):
     """Joules of the whole run; keeps back what evaluation and checkpoint will take."""
@@ -86,19 +34,19 @@ class EnergyBudget(Limit):
     name = "energy budget"
     stopped = "budget"
 
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """Stop while there is enough left to end in order; before that, spread what is left over the work ahead."""
-        if senses.spent_j is None:
-            return Verdict("stop", "the meter no longer tells what is spent")
-        closing_j = outlook.closing_j or 0.0
-        left_j = self.budget_j - senses.spent_j - closing_j
-        if left_j <= (outlook.step_j or 0.0):
-            return Verdict(
+        if readings.spent_j is None:
+            return Decision("stop", "the meter no longer tells what is spent")
+        closing_j = forecast.closing_j or 0.0
+        left_j = self.budget_j - readings.spent_j - closing_j
+        if left_j <= (forecast.step_j or 0.0):
+            return Decision(
                 "stop",
-                f"{format_energy(senses.spent_j)} of {format_energy(self.budget_j)} spent, "
+                f"{format_energy(readings.spent_j)} of {format_energy(self.budget_j)} spent, "
                 f"{format_energy(closing_j)} kept for the end",
             )
-        return _spread(left_j, outlook.ahead_j, format_energy)
+        return _spread(left_j, forecast.ahead_j, format_energy)
 
 
 @dataclass
@@ -109,13 +57,13 @@ class Deadline(Limit):
     name = "deadline"
     stopped = "deadline"
 
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """As for energy, with seconds."""
-        left_s = self.end_s - senses.now_s - outlook.closing_s
-        if left_s <= outlook.step_s:
-            why = f"{format_duration(max(0.0, self.end_s - senses.now_s))} left"
-            return Verdict("stop", f"{why}, the end takes {format_duration(outlook.closing_s)}")
-        return _spread(left_s, outlook.ahead_s, format_duration)
+        left_s = self.end_s - readings.now_s - forecast.closing_s
+        if left_s <= forecast.step_s:
+            why = f"{format_duration(max(0.0, self.end_s - readings.now_s))} left"
+            return Decision("stop", f"{why}, the end takes {format_duration(forecast.closing_s)}")
+        return _spread(left_s, forecast.ahead_s, format_duration)
 
 
 class Ceiling(Limit):
@@ -142,32 +90,32 @@ class Ceiling(Limit):
         self._last: tuple[float, float] | None = None
         self._seen_s: float | None = None
 
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """Pause when the next step could cross the ceiling; stop when pausing does not help."""
-        now_s, temp_c = senses.now_s, senses.temp_c
+        now_s, temp_c = readings.now_s, readings.temp_c
         if temp_c is None:
             self._seen_s = now_s if self._seen_s is None else self._seen_s
             blind_s = now_s - self._seen_s
             if self._hot_since_s is not None and blind_s <= BLIND_S:
-                return Verdict("pause", "it was hot when the sensor last answered", 1.0, self._duty)
+                return Decision("pause", "it was hot when the sensor last answered", 1.0, self._duty)
             if self.strict and blind_s > BLIND_S:
-                return Verdict("stop", f"no sensor has answered for {format_duration(blind_s)}")
+                return Decision("stop", f"no sensor has answered for {format_duration(blind_s)}")
             self._hot_since_s = None
-            return Verdict(duty=self._duty)
+            return Decision(duty=self._duty)
         self._seen_s = now_s
         self._learn(now_s, temp_c, working=not paused)
-        margin_c = min(self._rise_c_per_s * (outlook.step_s + SENSOR_LAG_S), self.max_c / 2)
+        margin_c = min(self._rise_c_per_s * (forecast.step_s + SENSOR_LAG_S), self.max_c / 2)
         told = f"{temp_c:.1f} °C of {self.max_c:.0f} °C"
         cool_c = self.max_c - margin_c - (0.0 if ending else HYSTERESIS_C)
         if temp_c >= self.max_c - margin_c or (self._hot_since_s is not None and temp_c > cool_c):
             if self._hot_since_s is None:
                 self._hot_since_s, self._duty = now_s, max(LEAST_DUTY, self._duty / 2)
             if now_s - self._hot_since_s > LONGEST_PAUSE_S:
-                return Verdict("stop", f"{told} after {format_duration(LONGEST_PAUSE_S)} of pause")
-            return Verdict("pause", told, 1.0, self._duty)
+                return Decision("stop", f"{told} after {format_duration(LONGEST_PAUSE_S)} of pause")
+            return Decision("pause", told, 1.0, self._duty)
         self._hot_since_s = None
         pressure = (temp_c - (self.max_c - margin_c - PRESSURE_BAND_C)) / PRESSURE_BAND_C
-        return Verdict("go", told, min(max(pressure, 0.0), 1.0), self._duty)
+        return Decision("go", told, min(max(pressure, 0.0), 1.0), self._duty)
 
     def _learn(self, now_s: float, temp_c: float, *, working: bool) -> None:
         if self._last is None or now_s - self._last[0] > 10 * SENSOR_LAG_S:
@@ -190,16 +138,16 @@ class BatteryFloor(Limit):
     name = "battery floor"
     stopped = "battery"
 
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """Save over the last ten points above the floor."""
-        if senses.on_mains:
+        if readings.on_mains:
             return GO
-        if senses.battery is None:
-            return Verdict("stop", "the battery no longer tells its charge")
-        told = f"{senses.battery:.0%}, the floor is {self.floor:.0%}"
-        if senses.battery <= self.floor:
-            return Verdict("stop", told)
-        return Verdict("go", told, max(0.0, 1 - (senses.battery - self.floor) / 0.1))
+        if readings.battery is None:
+            return Decision("stop", "the battery no longer tells its charge")
+        told = f"{readings.battery:.0%}, the floor is {self.floor:.0%}"
+        if readings.battery <= self.floor:
+            return Decision("stop", told)
+        return Decision("go", told, max(0.0, 1 - (readings.battery - self.floor) / 0.1))
 
 
 class MainsOnly(Limit):
@@ -211,15 +159,15 @@ class MainsOnly(Limit):
     def __init__(self) -> None:
         self._since_s: float | None = None
 
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """An unknown supply counts as mains: desktops and boards tell none."""
-        if senses.on_mains is not False:
+        if readings.on_mains is not False:
             self._since_s = None
             return GO
-        self._since_s = senses.now_s if self._since_s is None else self._since_s
-        if senses.now_s - self._since_s > LONGEST_PAUSE_S:
-            return Verdict("stop", f"on battery for {format_duration(LONGEST_PAUSE_S)}")
-        return Verdict("pause", "the device runs on its battery")
+        self._since_s = readings.now_s if self._since_s is None else self._since_s
+        if readings.now_s - self._since_s > LONGEST_PAUSE_S:
+            return Decision("stop", f"on battery for {format_duration(LONGEST_PAUSE_S)}")
+        return Decision("pause", "the device runs on its battery")
 
 
 @dataclass
@@ -231,10 +179,10 @@ class QuietHours(Limit):
     name = "quiet hours"
     stopped = "deadline"
 
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """Pause until the end of the quiet hours."""
-        inside = (senses.minute - self.begin) % 1440 < (self.end - self.begin) % 1440
-        return Verdict("pause", f"until {self.end // 60:02}:{self.end % 60:02}") if inside else GO
+        inside = (readings.minute - self.begin) % 1440 < (self.end - self.begin) % 1440
+        return Decision("pause", f"until {self.end // 60:02}:{self.end % 60:02}") if inside else GO
 
 
 class PowerCap(Limit):
@@ -250,28 +198,28 @@ class PowerCap(Limit):
         self._last: tuple[float, float] | None = None
         self._full_since_s: float | None = None
 
-    def check(self, senses: Senses, outlook: Outlook, *, paused: bool, ending: bool) -> Verdict:
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """Pause while the bucket is full, until it is half empty; what must be ended does not wait for that."""
-        if senses.spent_j is None:
-            return Verdict("stop", "the meter no longer tells the power")
+        if readings.spent_j is None:
+            return Decision("stop", "the meter no longer tells the power")
         if self._last is not None:
             then_s, then_j = self._last
-            self._over_j = max(0.0, self._over_j + senses.spent_j - then_j - self.cap_w * (senses.now_s - then_s))
-        self._last = (senses.now_s, senses.spent_j)
+            self._over_j = max(0.0, self._over_j + readings.spent_j - then_j - self.cap_w * (readings.now_s - then_s))
+        self._last = (readings.now_s, readings.spent_j)
         full_j = self.cap_w * BURST_S
         level = self._over_j / full_j
         told = f"{format_energy(self._over_j)} above an average of {format_power(self.cap_w)}"
         if level >= 1 or (self._full_since_s is not None and level > 0.5 and not ending):
-            self._full_since_s = senses.now_s if self._full_since_s is None else self._full_since_s
-            if senses.now_s - self._full_since_s > LONGEST_PAUSE_S:
-                return Verdict("stop", "the device draws more than the cap while it does nothing")
-            return Verdict("pause", told, 1.0)
+            self._full_since_s = readings.now_s if self._full_since_s is None else self._full_since_s
+            if readings.now_s - self._full_since_s > LONGEST_PAUSE_S:
+                return Decision("stop", "the device draws more than the cap while it does nothing")
+            return Decision("pause", told, 1.0)
         self._full_since_s = None
-        return Verdict("go", told, min(1.0, max(0.0, 2 * level)))
+        return Decision("go", told, min(1.0, max(0.0, 2 * level)))
 
 
-def _spread(left: float, ahead: float | None, shown: Callable[[float], str]) -> Verdict:
+def _spread(left: float, ahead: float | None, shown: Callable[[float], str]) -> Decision:
     """Pressure that makes what is left last for the work ahead."""
     if ahead is None or ahead <= left:
         return GO
-    return Verdict("go", f"{shown(left)} left for work of {shown(ahead)}", 1 - left / ahead)
+    return Decision("go", f"{shown(left)} left for work of {shown(ahead)}", 1 - left / ahead)

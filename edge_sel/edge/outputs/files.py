@@ -1,4 +1,4 @@
-"""What a session leaves behind: weights, ``model.onnx``, ``history.csv``, ``run.json``, ``events.jsonl``."""
+"""The files of a session: ``events.jsonl`` as it runs, weights and ``model.onnx`` at its end."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ from edge_sel.errors import EdgeSelError, SetupError
 from edge_sel.files import write_durably
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.pack.reader import Pack
-from edge_sel.runs.tables import finite, write_table
-
-PUBLISHED = ("epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity")
-"""Columns of the SEL benchmark's CSV files; ``flops_T`` is nominal and cumulative, as theirs is."""
+from edge_sel.runs.tables import finite
 
 FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors")
-
-OURS = (
-    "plan", "guard_acc", "guard_loss", "energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c",
-    "active_rate", "gradient_kept", "executed_flops_T",
-)  # fmt: skip
 
 
 class EventLog:
@@ -35,14 +27,13 @@ class EventLog:
         self._clock = clock
         self._start_s = clock()
         self._listener = listener
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_bytes() if path.exists() else b""
-        if not before.endswith(b"\n"):  # a power cut can leave half a line, which must not swallow the next one
-            write_durably(path, before[: before.rfind(b"\n") + 1])
+        self._whole = False
 
     def __call__(self, event: str, **details: Any) -> None:
         """Record ``event`` with its details and the seconds since the start of this part of the run."""
         entry = {"t_s": round(self._clock() - self._start_s, 3), "event": event, **details}
+        if not self._whole:
+            self._cut_half_line()
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(entry)) + "\n")
@@ -50,25 +41,13 @@ class EventLog:
             raise SetupError(f"cannot write ({error.strerror})", where=self._path, fix="free some space") from error
         self._listener(entry)
 
-
-def history_rows(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """One flat row per epoch: the published columns, ours, then E_, C_ and acc_ of each class."""
-    rows = []
-    nominal = 0.0
-    for entry in history:
-        nominal += entry["nominal_flops_t"]
-        row: dict[str, Any] = {key: entry.get(key) for key in (*PUBLISHED, *OURS)}
-        row |= {"flops_T": nominal, "executed_flops_T": entry["executed_flops_t"]}
-        for name in classes:
-            figures = entry["classes"].get(name, {})
-            row |= {f"E_{name}": figures.get("E"), f"C_{name}": figures.get("C"), f"acc_{name}": figures.get("acc")}
-        rows.append(row)
-    return rows
-
-
-def write_history(path: Path, history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
-    """``history.csv``; unknown values are empty cells, never zeros."""
-    write_table(path, history_rows(history, classes))
+    def _cut_half_line(self) -> None:
+        """A power cut can leave half a line, which must not swallow the next one."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        before = self._path.read_bytes() if self._path.exists() else b""
+        if not before.endswith(b"\n"):
+            write_durably(self._path, before[: before.rfind(b"\n") + 1])
+        self._whole = True
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:

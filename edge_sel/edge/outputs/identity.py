@@ -10,10 +10,11 @@ from edge_sel import __version__
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.outputs.files import FILES
-from edge_sel.edge.progress import Progress, from_tensors
+from edge_sel.edge.progress import Progress
 from edge_sel.errors import UsageError
 from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint
 from edge_sel.runs.identity import Identity, require_same
+from edge_sel.runs.state import unflatten
 
 MAY_CHANGE = {
     "engine", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
@@ -87,4 +88,8 @@ def unfinished_run(out: Path, identity: Identity, *, resume: bool) -> Progress |
         return None
     tensors, scalars, found, path = loaded
     require_same(found, identity, path, ignored=(TUNED,))
-    return from_tensors(tensors, scalars)
+    try:
+        return unflatten(Progress, tensors, scalars)
+    except (KeyError, TypeError) as error:
+        what = f"the checkpoint is of another version of edge-sel ({error} is missing)"
+        raise UsageError(what, where=path, fix="begin anew with another --out") from error

@@ -2,61 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from edge_sel.edge.evaluate import Evaluation
-from edge_sel.edge.progress import Progress, Spent
+from edge_sel.config.settings import Resolved
+from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.progress import Progress
+from edge_sel.pack.reader import Pack
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.sel.embarrassment import confidence
+from edge_sel.power.recorder import RecorderCost
+from edge_sel.runs.identity import Identity
+from edge_sel.runs.tables import finite
 
 SCHEMA = 1
 
 
-def epoch_entry(
+def summarise(
     progress: Progress,
-    figures: Mapping[str, Any],
-    guard: Evaluation,
-    spent: Spent,
+    after: Mapping[str, Any] | None,
     figure: EnergyFigure,
-    classes: Sequence[str],
+    cost: RecorderCost,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """One epoch of ``history``: what was done, what it cost, where the guard set stands, per-class E, C, accuracy."""
-    confident = confidence(progress.class_e)
-    return {
-        "epoch": len(progress.history) + 1,
-        "rung": progress.rung,
-        **figures,
-        "guard_acc": guard.accuracy,
-        "guard_loss": guard.loss,
-        "guard_e": guard.mean_embarrassment,
-        "best_loss": progress.best_guard["loss"],
-        "best_e": progress.best_guard["embarrassment"],
-        **_energy(spent, figure),
-        "classes": {
-            name: {"E": progress.class_e[i], "C": confident[i], "acc": guard.class_accuracy[i]}
-            for i, name in enumerate(classes)
-        },
+    """What ``--json`` prints and ``run.json`` holds.
+
+    Args:
+        progress: as the run ended.
+        after: figures of the model that it ends with; None if there was no time to look at it.
+        figure: joules of the latest part of the run.
+        cost: what recording them took.
+        facts: where it ran, with what, and how it ended.
+    """
+    content = {
+        "schema": SCHEMA,
+        **facts,
+        "accuracy": accuracy_block(progress.before, after),
+        "energy": _energy_block(progress, figure, cost),
+        "time_s": progress.run_spent.seconds,
+        "epochs": progress.history,
+        "decisions": progress.decisions,
+        "before": progress.before,
+        "after": after,
     }
+    return dict(finite(content))
 
 
-def _energy(spent: Spent, figure: EnergyFigure) -> dict[str, Any]:
-    seconds = spent.seconds
+def run_facts(pack: Pack, images: ImageSet, engine: str, resolved: Resolved, identity: Identity) -> dict[str, Any]:
+    """What a run is told before it begins."""
     return {
-        "energy_j": spent.total_j,
-        "net_j": spent.net_j,
-        "energy_source": spent.source,
-        "meter": figure.meter,
-        "power_w": spent.total_j / seconds if spent.total_j is not None and seconds > 0 else None,
-        "uncertainty_j": spent.uncertainty_j,
-        "phases": spent.phases,
-        "temp_c": figure.temp_c,
-        "time_s": seconds,
+        "pack": str(pack.path),
+        "engine": engine,
+        "plan": resolved.settings.plan,
+        "classes": images.classes,
+        "skipped_images": [{"path": skipped.path, "reason": skipped.reason} for skipped in images.skipped],
+        "settings": resolved.to_json(),
+        "identity": identity,
     }
 
 
 def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Before and after, on the test images where there are some, else on the guard set; ``on`` says which."""
+    """Before and after, on the test images if there are some, else on the validation set; ``on`` says which."""
     on = "test" if "test" in before else "guard"
     after = after or {}
 
@@ -72,7 +77,7 @@ def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -
     }
 
 
-def energy_block(progress: Progress, figure: EnergyFigure, recorder_cost: Mapping[str, Any]) -> dict[str, Any]:
+def _energy_block(progress: Progress, figure: EnergyFigure, cost: RecorderCost) -> dict[str, Any]:
     """Joules of the whole run with their source."""
     spent = progress.run_spent
     return {
@@ -84,5 +89,5 @@ def energy_block(progress: Progress, figure: EnergyFigure, recorder_cost: Mappin
         "phases": spent.phases,
         "idle_w": figure.idle_w,
         "why": figure.why,
-        "recorder": dict(recorder_cost),
+        "recorder": cost.to_json(),
     }

@@ -1,6 +1,6 @@
 """Choose the guilty output channels of a budgeted plan by probing the same plan without a budget.
 
-A rung chooses anew at the start of every epoch. A budgeted step sees no gradient of the other channels, so the probe
+A stage chooses anew at the start of every epoch. A budgeted step sees no gradient of the other channels, so the probe
 costs two steps of the whole plan. Measured on CIFAR-10 in low light (``last-c25``, batch 32): a fresh choice holds 89 %
 of the gradient norm that the best choice would, one that is 8 steps old 79 to 84 %, one that is an epoch of 31 steps
 old 77 %, an older one 73 to 80 %, a random one 68 %. Once an epoch pays; every 8 steps would add a quarter to the

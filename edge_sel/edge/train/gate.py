@@ -69,6 +69,11 @@ class Gate:
         """Whether every candidate passes."""
         return self.kind == "off" or self.rate >= 1
 
+    @property
+    def planned_rate(self) -> float:
+        """Share of the candidates that will pass, without pressure."""
+        return 1.0 if self.open else self.rate
+
     def start(self) -> SundewState:
         """The controller before the first batch."""
         return sundew.init(self.config)

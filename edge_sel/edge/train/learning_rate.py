@@ -5,7 +5,14 @@ Chosen on validation images of field shifts (low light, fog, blur with noise; he
 
 from __future__ import annotations
 
-from edge_sel.sel.schedule import sel_learning_rate
+import math
+
+from edge_sel.config.settings import Settings
+from edge_sel.engines.base import Hyper
+from edge_sel.pack.manifest import PlanInfo
+from edge_sel.pack.reader import Pack
+from edge_sel.sel.guilt import decayed_gamma
+from edge_sel.sel.schedule import annealed, sel_learning_rate
 
 BASE_RATES = {
     "adam": {"full": 1e-4, "last": 1.5e-4, "last2": 1.5e-4, "first": 4e-4, "affine": 8e-4, "head": 4e-4},
@@ -19,3 +26,34 @@ def learning_rate(optimizer: str, plan: str, given: float | None, loss: float) -
     """SEL's rate for a plan (``last-c25`` as ``last``) at this mean loss in nats; ``given`` overrules the table."""
     base = BASE_RATES[optimizer][plan.split("-c")[0]] if given is None else given
     return float(sel_learning_rate(base, min(loss, MAX_SEL_LOSS)))
+
+
+def step_hyper(
+    pack: Pack,
+    plan: PlanInfo,
+    settings: Settings,
+    *,
+    loss: float,
+    thousandth: int,
+    curriculum_stage: int,
+    curriculum_stages: int,
+) -> Hyper:
+    """SEL's loss-driven rate, annealed over the training stage; γ decays with the stage of the curriculum.
+
+    Args:
+        pack: says the optimizer and the calibrated γ.
+        plan: that is trained.
+        settings: may overrule both rate and γ; γ = 0 updates every weight.
+        loss: of the latest batch, nats; NaN before the first.
+        thousandth: of the training stage, 0 to 1000.
+        curriculum_stage: from 0.
+        curriculum_stages: how many there are.
+    """
+    loss = loss if math.isfinite(loss) else 1.0
+    rate = learning_rate(pack.manifest.optimizer, plan.name, settings.learning_rate, loss)
+    gamma = pack.manifest.calibration.gamma if settings.gamma is None else settings.gamma
+    return Hyper(
+        learning_rate=annealed(rate, min(thousandth, 999), 1000, warmup_steps=50),
+        gamma=float(decayed_gamma(gamma, curriculum_stage, curriculum_stages)) if gamma > 0 else -1.0,
+        momentum=0.9,
+    )

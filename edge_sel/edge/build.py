@@ -1,0 +1,110 @@
+"""Make a session: split the images, look into the run's folder, and join everything that the session works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edge_sel.config.settings import Resolved
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.folder import require_trainable
+from edge_sel.data.split import stratified_split
+from edge_sel.edge.energy import EnergyLedger
+from edge_sel.edge.governor.decision import Limit
+from edge_sel.edge.governor.from_settings import make_governor
+from edge_sel.edge.head import original_weights
+from edge_sel.edge.host import Host
+from edge_sel.edge.judge import Judge
+from edge_sel.edge.outputs.files import EventLog
+from edge_sel.edge.outputs.identity import identify
+from edge_sel.edge.outputs.run_folder import RunFolder
+from edge_sel.edge.outputs.summary import run_facts
+from edge_sel.edge.progress import start_progress
+from edge_sel.edge.session import Session
+from edge_sel.edge.train.gate import Gate, intensities
+from edge_sel.edge.train.ladder import Ladder
+from edge_sel.engines.base import Engine
+from edge_sel.pack.reader import Pack
+from edge_sel.power.recorder import EnergyRecorder
+
+VALIDATION_CAP = 500
+"""Most images in the validation set: beyond this an evaluation costs more than its precision is worth."""
+
+
+def build_session(
+    pack: Pack,
+    images: ImageSet,
+    test: ImageSet | None,
+    engine: Engine,
+    ladder: Ladder,
+    resolved: Resolved,
+    recorder: EnergyRecorder,
+    out: Path,
+    *,
+    host: Host | None = None,
+    limits: Sequence[Limit] = (),
+    source: str = "",
+    resume: bool = False,
+) -> Session:
+    """A session that is ready to run; nothing is written yet.
+
+    Args:
+        pack: the verified pack.
+        images: the device's labelled images; classes beyond the pack's extend the head.
+        test: images that no decision looks at, for before/after; may be None.
+        engine: executes the graphs.
+        ladder: which plans, in which order.
+        resolved: settings with their origins.
+        recorder: a started energy recorder.
+        out: the run's folder.
+        host: clocks, sensors and signals of the device.
+        limits: what the governor holds the run to.
+        source: what ``images`` are, for the report.
+        resume: continue the run in ``out`` if there is one.
+
+    Raises:
+        DataError: fewer than two classes, or a class with a single image.
+        UsageError: the folder holds another run, or the run to resume is of other images, pack or settings.
+    """
+    host, settings, classes = host or Host(), resolved.settings, images.classes
+    require_trainable(images, where=source or None)
+    rng = np.random.default_rng(settings.seed)
+    training, held = stratified_split(images.labels, settings.guard_fraction, rng, cap=VALIDATION_CAP)
+    to_train_on = images.subset(training)
+    gate = Gate(settings, intensities(to_train_on))
+    identity = identify(resolved, pack.digest, images, test, engine.name)
+    folder = RunFolder(out, identity, resume=resume)
+    progress = folder.found or start_progress(
+        original_weights(pack, len(classes)), len(training), len(classes), gate.start()
+    )
+    emit = EventLog(out / "events.jsonl", host.clock, host.listener)
+    ledger = EnergyLedger(recorder, progress.run_spent, progress.epoch_spent)
+    governor = make_governor(limits, host, ledger, recorder, emit)
+    governor.expect(progress.forecast)
+    facts = {
+        **run_facts(pack, images, engine.name, resolved, identity),
+        "run": str(out),
+        "source": source,
+        "images": {"train": len(training), "guard": len(held), "test": len(test or ())},
+    }
+    return Session(
+        pack=pack,
+        classes=classes,
+        training=to_train_on,
+        engine=engine,
+        settings=settings,
+        ladder=ladder,
+        gate=gate,
+        judge=Judge(pack, engine, images.subset(held), test, recorder.phase, governor.breathe),
+        recorder=recorder,
+        ledger=ledger,
+        governor=governor,
+        limits=limits,
+        host=host,
+        folder=folder,
+        emit=emit,
+        progress=progress,
+        facts=facts,
+    )

@@ -1,0 +1,73 @@
+"""Looks at a model: on the validation set, by which everything is decided, and on test images, by which nothing is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from edge_sel.arrays import Arrays
+from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.evaluate import Evaluation, evaluate
+from edge_sel.edge.free_memory import trim
+from edge_sel.engines.base import Engine
+from edge_sel.pack.reader import Pack
+
+
+class Judge:
+    """Evaluates weights on the images that were held back.
+
+    Args:
+        pack: holds the inference graph.
+        engine: executes it.
+        validation: images of the device that are not trained on.
+        test: images that no decision looks at; may be None.
+        phase: tells the energy recorder what the joules are spent on.
+        breathe: called after each batch; may rest.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        engine: Engine,
+        validation: ImageSet,
+        test: ImageSet | None,
+        phase: Callable[[str], AbstractContextManager[None]],
+        breathe: Callable[[], None],
+    ) -> None:
+        self.validation, self.test = validation, test
+        self._pack, self._engine, self._phase, self._breathe = pack, engine, phase, breathe
+
+    def validate(self, weights: Arrays) -> Evaluation:
+        """The model with these weights on the validation set."""
+        return self._evaluate(weights, self.validation)
+
+    def look_at_both(self, weights: Arrays, known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Figures of the validation set as ``guard`` and, if there are test images, theirs as ``test``.
+
+        ``known`` are those of the validation set where they are known already.
+        """
+        classes = self.validation.classes
+        figures = {"guard": known or self.validate(weights).to_json(classes)}
+        if self.test is not None:
+            figures["test"] = self._evaluate(weights, self.test).to_json(classes)
+        return figures
+
+    def _evaluate(self, weights: Arrays, images: ImageSet) -> Evaluation:
+        with self._phase("evaluate"):
+            trim()  # its session comes on top of the trainer's
+            predict = self._engine.predictor(self._pack, weights)
+            return evaluate(predict, images, self._pack.manifest.model, self._breathe)
+
+
+def loss_of(figures: Mapping[str, Any]) -> float:
+    """In nats; infinite where it is not a number."""
+    loss = float(figures["loss"])
+    return loss if math.isfinite(loss) else math.inf
+
+
+def better(after: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a model beats another: by accuracy, of equals by loss; one that diverged never does."""
+    wins = (after["accuracy"], -after["loss"]) > (before["accuracy"], -before["loss"])
+    return wins and math.isfinite(after["loss"])

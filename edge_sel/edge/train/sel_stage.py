@@ -1,0 +1,134 @@
+"""The stage of a plan that trains: SEL epochs of gated images from easy to hard, with guilty channels and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edge_sel.edge.train.channels import choose_channels
+from edge_sel.edge.train.learning_rate import step_hyper
+from edge_sel.edge.train.stage import Event, StepDone, TrainingStage
+from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
+from edge_sel.sel.embarrassment import add_batch, means
+
+FLUSH_MIN = 8
+"""Smallest batch that ends a stage: below this, batch statistics and gradients are mostly noise."""
+
+
+class SelStage(TrainingStage):
+    """As many epochs as were planned; the curriculum, if any, moves through its windows meanwhile."""
+
+    _scored = 0
+
+    def _train_through(self) -> Iterator[Event]:
+        if self._scores_first:
+            yield from self._score_all()
+        self._windows = scale_epochs(STAGES, self.state.epochs)
+        while self.state.epoch < self.state.epochs:
+            yield from self._epoch()
+
+    @property
+    def _scores_first(self) -> bool:
+        return self.inputs.settings.curriculum != "off" and not len(self.state.pool_loss)
+
+    def _to_score(self) -> int:
+        return len(self.inputs.images) - self._scored if self._scores_first else 0
+
+    def _score_all(self) -> Iterator[Event]:
+        """One forward pass over every image: orders the curriculum and fills the hardness memory.
+
+        The state changes at the end only: whoever stops on the way begins the pass anew.
+        """
+        images, size = len(self.inputs.images), self.inputs.settings.batch_size
+        found = []
+        for indices in np.split(np.arange(images), range(size, images, size)):
+            batch = self._batch(indices, augment=False)
+            with self.inputs.phase("score"):
+                found.append((indices, self._trainer.score(batch.images, batch.labels)))
+            self._scored += len(indices)
+            if self._scored < images:
+                yield StepDone()
+        for indices, scores in found:
+            self.memory.remember(indices, scores.losses, scores.logits, self.inputs.images.labels[indices])
+        self.state.pool_loss = np.concatenate([scores.losses for _, scores in found])
+        self.state.totals.scored += images
+        self.memory.last_loss = float(self.state.pool_loss.mean(dtype=np.float64))
+
+    def _epoch(self) -> Iterator[Event]:
+        state, size = self.state, self.inputs.settings.batch_size
+        window = self._windows[state.curriculum_stage]
+        order, u = self._order(window)
+        if self._plan.channels and state.cursor == 0:
+            self._choose_channels(order)
+        while state.cursor < len(order):
+            chunk = slice(state.cursor, state.cursor + size)
+            self._gate(order[chunk], u[chunk])
+            state.cursor = min(state.cursor + size, len(order))
+            if len(state.queue) >= size:
+                self._train(size, state.cursor / len(order))
+            yield StepDone()
+        if state.epoch + 1 == state.epochs and len(state.queue) >= min(FLUSH_MIN, len(order)):
+            self._train(len(state.queue), 1.0)
+        self.memory.class_e = means(state.sums, previous=self.memory.class_e)
+        number = state.curriculum_stage
+        state.curriculum_epoch += 1
+        passed = state.curriculum_epoch >= window.epochs and stage_passed(state.totals.accuracy, window)
+        if passed and number + 1 < len(self._windows):
+            state.curriculum_stage, state.curriculum_epoch = number + 1, 0
+        yield self._end_epoch(number + 1, window.name)
+
+    def _order(self, window: Stage) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's candidates in random order, and a uniform number for each."""
+        kind = self.inputs.settings.curriculum
+        if kind == "off":
+            pool = np.arange(len(self.inputs.images))
+        else:
+            if kind == "cumulative":
+                window = window._replace(start=0.0)
+            pool = stage_pool(self.state.pool_loss, self.inputs.images.labels, window)
+        rng = self._rng(0)
+        return rng.permutation(pool), rng.random(len(pool))
+
+    def _gate(self, candidates: np.ndarray, u: np.ndarray) -> None:
+        """Put those that pass into the queue."""
+        state, memory = self.state, self.memory
+        choice = self.inputs.gate.choose(memory.gate, memory.ages, memory.hardness, memory.entropy, candidates, u)
+        memory.gate, memory.ages = choice.state, choice.ages
+        state.queue = np.concatenate([state.queue, candidates[choice.mask]])
+        state.queue_weights = np.concatenate([state.queue_weights, choice.weights[choice.mask]])
+        state.totals.candidates += len(candidates)
+        state.totals.passed += int(choice.mask.sum())
+
+    def _train(self, size: int, through: float) -> None:
+        """One update with the first ``size`` images of the queue; ``through``: share of the epoch that is over."""
+        state, memory, totals = self.state, self.memory, self.state.totals
+        indices, state.queue = state.queue[:size], state.queue[size:]
+        weights, state.queue_weights = state.queue_weights[:size], state.queue_weights[size:]
+        batch = self._batch(indices, augment=True)._replace(weights=weights)
+        hyper = step_hyper(
+            self.inputs.pack, self._plan, self.inputs.settings, loss=memory.last_loss,
+            thousandth=int(1000 * (state.epoch + through) / state.epochs),
+            curriculum_stage=state.curriculum_stage, curriculum_stages=len(self._windows),
+        )  # fmt: skip
+        with self.inputs.phase("train"):
+            result = self._trainer.step(batch, hyper)
+        state.step += 1
+        memory.remember(indices, result.losses, result.logits, batch.labels)
+        memory.last_loss = float(result.losses.mean(dtype=np.float64))
+        totals.add(result, batch.labels)
+        totals.steps += 1
+        totals.kept += result.kept
+        totals.computed += result.computed
+        state.sums = add_batch(state.sums, result.logits, batch.labels)
+
+    def _choose_channels(self, order: np.ndarray) -> None:
+        inputs = self.inputs
+        some = order[: 2 * inputs.settings.batch_size]
+        batches = [self._batch(part, augment=False) for part in np.array_split(some, 2)]
+        probe = inputs.pack.plan(self._plan.name.split("-c")[0])
+        with inputs.phase("train"):
+            self._trainer.set_channels(
+                choose_channels(inputs.engine, inputs.pack, self._plan, probe, self.weights(), batches)
+            )
+        self.state.totals.probe_flops += sum(len(batch.labels) for batch in batches) * probe.flops_train

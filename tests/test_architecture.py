@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -193,3 +195,33 @@ def test_readme_and_ci_run_the_same_tests():
     command = block[1].strip()
     assert "pytest" in command
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def structure() -> ModuleType:
+    """tools/structure.py as a module."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module("structure")
+    finally:
+        sys.path.pop(0)
+
+
+NAMED_PATHS = set(re.findall(r"`([\w.-]+/[\w./-]*)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", sorted(NAMED_PATHS))
+def test_every_path_in_the_architecture_page_exists(path):
+    assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file()
+
+
+def test_the_architecture_page_names_every_room():
+    rooms = {f"edge_sel/{path.name}/" for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    single = {f"edge_sel/{path.name}" for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    assert len(rooms) > 10 and rooms | single <= NAMED_PATHS
+
+
+def test_the_picture_of_the_rooms_is_up_to_date():
+    """After a change of the rooms: python tools/structure.py --picture docs/architecture.svg"""
+    tool = structure()
+    drawn = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert tool.picture(tool.read_sources()) == drawn

@@ -1,7 +1,7 @@
 """Meters and the energy recorder: joules with a source.
 
 To add a meter: write a class that satisfies ``Meter`` and raises ``MeterError`` with a fix where it cannot
-read; add how to open it to ``find.OPENERS`` and its name to ``settings.METERS``.
+read; add how to open it to ``find.OPENERS`` and its name to ``METERS`` in ``config/profiles.py``.
 """
 
 from edge_sel.power.figure import EnergyFigure

@@ -67,8 +67,6 @@ class RaplMeter:
     def __init__(self, sysfs: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._zones = _find_zones(sysfs / "class" / "powercap")
         self._clock, self._last_s = clock, clock()
-        self.domains = tuple(zone.label for zone in self._zones)
-        """The zones that are counted, such as ``package-0`` and ``package-0/dram``."""
 
     def read(self, now_s: float) -> Reading:
         """Joules since the meter was made."""

@@ -157,9 +157,8 @@ class EnergyRecorder:
         self._windows.append(window)
         return window
 
-    def end_window(self, window: Window | None = None) -> EnergyFigure:
-        """The figure of the window, or of the one opened last, which is over now."""
-        window = self._windows[-1] if window is None else window
+    def end_window(self, window: Window) -> EnergyFigure:
+        """The figure of the window, which is over now."""
         moment = self._edge()
         self._windows.remove(window)
         return self._figure(window, moment)

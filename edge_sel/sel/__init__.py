@@ -1,19 +1,19 @@
 """The learning science: pure functions on arrays, explicit state; no I/O, no clock, no random numbers.
 
-==============  ==========================================================================================
-module          what it decides
-==============  ==========================================================================================
-embarrassment   how badly the model does on each class
-curriculum      which part of each class, from easy to hard, a stage may train on
-guilt           which parameters and output channels are worth an update
-schedule        how large the step is
-significance    how much a gradient on each sample is worth
-sundew          which samples of a batch get one, held at a target rate
-selection       the same by chance, with losses rescaled so that the gradient stays unbiased, and nobody left out
-hardness        which samples of the data set are worth visiting, remembered without extra forward passes
-self_paced      the same from losses that are scored anew: easiest first, or hardest and spread over the classes
-flops           what the papers say all that costs (the nominal column)
-==============  ==========================================================================================
+=============  ==========================================================================================
+module         what it decides
+=============  ==========================================================================================
+embarrassment  how badly the model does on each class
+curriculum     which part of each class, from easy to hard, a stage may train on
+guilt          which parameters and output channels are worth an update
+schedule       how large the step is
+significance   how much a gradient on each sample is worth
+sundew         which samples of a batch get one, held at a target rate
+selection      the same by chance, with losses rescaled so that the gradient stays unbiased, and nobody left out
+hardness       which samples of the data set are worth visiting, remembered without extra forward passes
+self_paced     the same from losses that are scored anew: easiest first, or hardest and spread over the classes
+nominal_flops  what the papers say all that costs (the nominal column)
+=============  ==========================================================================================
 
 Use the modules by name (``from edge_sel.sel import sundew``). Every array may be NumPy or torch; the result
 is of the same kind, on the same device. Where chance is needed the caller passes uniform numbers, so a run

@@ -82,22 +82,19 @@ def init_sums(n_classes: int, xp: Namespace = numpy, *, device: object = None) -
     )
 
 
-def add_batch(
-    sums: EmbarrassmentSums, logits: Array, labels: Array, *, temperature: float = TEMPERATURE
-) -> EmbarrassmentSums:
+def add_batch(sums: EmbarrassmentSums, logits: Array, labels: Array) -> EmbarrassmentSums:
     """The sums with one more batch in them.
 
     Args:
         sums: so far.
         logits: float[N, C].
         labels: int[N].
-        temperature: T of the softened cross-entropy.
 
     Returns:
         New sums; the given ones are untouched. Adding batches one by one equals adding them all at once.
     """
     xp = array_namespace(logits, labels)
-    loss = cross_entropy(logits, labels, temperature)
+    loss = cross_entropy(logits, labels, TEMPERATURE)
     members = class_members(labels, sums.count.shape[0])
     # where() instead of members * loss: one infinite loss must not turn every other class into NaN.
     loss_sum = xp.sum(xp.where(members, loss[:, None], 0.0), axis=0, dtype=xp.float64)
@@ -122,39 +119,28 @@ def means(sums: EmbarrassmentSums, *, previous: Array | None = None) -> Array:
     return xp.where(seen, mean, xp.astype(previous, mean.dtype))
 
 
-def class_embarrassment(
-    logits: Array,
-    labels: Array,
-    n_classes: int,
-    *,
-    temperature: float = TEMPERATURE,
-    previous: Array | None = None,
-) -> Array:
+def class_embarrassment(logits: Array, labels: Array, n_classes: int) -> Array:
     """Embarrassment of every class over one set of samples.
 
-    Formula: ``E_c = mean over {i: y_i = c} of CE(logits_i / T, y_i)``
+    Formula: ``E_c = mean over {i: y_i = c} of CE(logits_i / T, y_i)``, T = ``TEMPERATURE``
 
     Args:
         logits: float[N, C].
         labels: int[N] in ``0..C-1``.
-        n_classes: C; classes absent from ``labels`` keep ``previous``.
-        temperature: T, published as 1.5.
-        previous: float[C] known before, or None (then an absent class is NaN).
+        n_classes: C.
 
     Returns:
-        float64[C] in nats.
+        float64[C] in nats; NaN for a class that is absent from ``labels``.
 
     Example:
         >>> import numpy as np
-        >>> logits, labels, known = np.zeros((2, 2)), np.array([1, 1]), np.array([9.0, 9.0])
-        >>> class_embarrassment(logits, labels, 2, previous=known).round(4).tolist()
-        [9.0, 0.6931]
+        >>> class_embarrassment(np.zeros((2, 2)), np.array([1, 1]), 2).round(4).tolist()
+        [nan, 0.6931]
 
     Source: SEL README v3, "Per-Class Embarrassment Signal".
     """
     xp = array_namespace(logits, labels)
-    sums = init_sums(n_classes, xp, device=device(logits))
-    return means(add_batch(sums, logits, labels, temperature=temperature), previous=previous)
+    return means(add_batch(init_sums(n_classes, xp, device=device(logits)), logits, labels))
 
 
 def confidence(embarrassment: Array) -> Array:

@@ -12,15 +12,11 @@ from edge_sel.sel._array import Array, array_namespace, as_float, stable_order
 # A gamma is a float or a 0-d array, and stays what it was.
 _Scalar = TypeVar("_Scalar")
 
-PERCENTILE_BENCHMARK = 40.0
-"""The percentile of the SEL benchmark."""
-PERCENTILE_V3 = 20.0
-"""The percentile of SEL v3."""
 DECAY = 0.3
 """How much of gamma the published schedule takes away over all stages together."""
 
 
-def calibrate_gamma(gradients: Sequence[Array], percentile: float = PERCENTILE_BENCHMARK) -> Array:
+def calibrate_gamma(gradients: Sequence[Array], percentile: float) -> Array:
     """The guilt threshold: a percentile of the gradient magnitudes of one calibration batch.
 
     Formula: ``gamma = percentile_p(|g|)`` over all gradients together, interpolated linearly
@@ -51,7 +47,7 @@ def calibrate_gamma(gradients: Sequence[Array], percentile: float = PERCENTILE_B
     return low + (magnitudes[math.ceil(at)] - low) * (at - math.floor(at))
 
 
-def decayed_gamma(gamma: _Scalar, stage_index: int, n_stages: int = 5) -> _Scalar:
+def decayed_gamma(gamma: _Scalar, stage_index: int, n_stages: int) -> _Scalar:
     """The guilt threshold of a stage; later stages update more.
 
     Formula: ``gamma_s = gamma (1 - 0.3 s / S)``: 1.00, 0.94, 0.88, 0.82, 0.76 of gamma for S = 5
@@ -77,7 +73,7 @@ def element_mask(gradient: Array, gamma: float | Array) -> Array:
     Formula: ``mask = |g| > gamma``
 
     Zeroing values after they were computed saves no work, and Adam's momentum still moves a parameter whose
-    gradient is zeroed: use ``channel_guilt`` to save work, this to reproduce the papers.
+    gradient is zeroed: a budget of channels (``guilty_channels``) saves work, this reproduces the papers.
 
     Args:
         gradient: float, any shape.
@@ -106,33 +102,12 @@ def kept_fraction(*masks: Array) -> Array:
     return xp.astype(kept, xp.float64) / max(1, sum(math.prod(mask.shape) for mask in masks))
 
 
-def channel_guilt(gradient: Array, cost: float | Array = 1.0) -> Array:
-    """The guilt of every output channel per unit of what updating it costs.
-
-    Formula: ``guilt_o = ||g_o||_2 / cost_o``
-
-    Args:
-        gradient: float[O, ...], output channel first.
-        cost: of updating one channel (any unit, > 0): a number or float[O].
-
-    Returns:
-        float[O].
-
-    Example:
-        >>> import numpy as np
-        >>> channel_guilt(np.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
-        [5.0, 1.0]
-    """
-    xp = array_namespace(gradient)
-    flat = xp.reshape(as_float(gradient), (gradient.shape[0], math.prod(gradient.shape[1:])))
-    return xp.sqrt(xp.sum(flat * flat, axis=1)) / cost
-
-
 def guilty_channels(guilt: Array, k: int) -> Array:
     """The ``k`` guiltiest channels.
 
     Args:
-        guilt: float[O]. Of equals the lower index wins; NaN never wins over a number.
+        guilt: float[O], the gradient norm of each output channel. Of equals the lower index wins; NaN never wins
+            over a number.
         k: how many; more than O means all.
 
     Returns:

@@ -7,9 +7,6 @@ import math
 from edge_sel.errors import UsageError
 from edge_sel.sel._array import Array
 
-BASE = 1e-3
-"""The published base rate, for Adam."""
-
 
 def sel_learning_rate(base: float, loss: float | Array) -> float | Array:
     """SEL's learning rate: the more embarrassed, the larger the step.
@@ -17,7 +14,7 @@ def sel_learning_rate(base: float, loss: float | Array) -> float | Array:
     Formula: ``lr = base (1 + 2 loss)``
 
     Args:
-        base: rate at loss 0, published as 1e-3.
+        base: rate at loss 0, published as 1e-3 for Adam.
         loss: mean loss of the batch in nats; a number or an array. Not bounded: a loss of log 10 already
             means 5.6 times the base rate.
 

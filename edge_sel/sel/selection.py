@@ -13,8 +13,7 @@ random selection, and take no part in the ranking of the others.
 
 Only the loss is rescaled: batch normalisation still sees the selected images with equal weights.
 
-Sources: Horvitz & Thompson 1952 (weights); Katharopoulos & Fleuret 2018 (importance sampling of training batches);
-Kish 1965 (effective sample size); EATA, Niu et al. 2022 (leaving out the least reliable samples).
+Sources: Horvitz & Thompson 1952 (weights); Katharopoulos & Fleuret 2018 (importance sampling of training batches).
 """
 
 from __future__ import annotations
@@ -35,9 +34,6 @@ class SoftConfig(NamedTuple):
     """Least probability of a known sample, as a share of the rate, 0 to 1: no weight is above about its inverse."""
     max_weight: float = 5.0
     """Weights are cut here. What a sample loses by it is a bias: a share ``1 - max_weight p / mean(p)`` of its say."""
-    drop_hardest: float = 0.0
-    """Share of the known samples, 0 to 0.5, the most significant, taken for unlearnable. A deliberate bias: they pass
-    at the floor and are not weighted up for it, so they keep a say of ``floor`` instead of 1."""
 
 
 class Odds(NamedTuple):
@@ -91,12 +87,12 @@ def odds(config: SoftConfig, significance: Array, rate: float | Array, overdue: 
     that the mean of p over all ranks is the rate; unknown: ``p_i = rate``; overdue: ``p_i = 1``;
     ``w_i = min(mean(p) / p_i, max_weight)``
 
-    So ``E[sum_i mask_i w_i x_i] = mean(p) sum_i x_i`` for any x, as long as no weight is cut and none dropped, and the
-    samples that pass have weights of mean 1. That holds for the overdue too: whoever passes for sure counts
-    ``mean(p)``, because 1 would count it twice beside the weights above 1 it may win in earlier draws.
+    So ``E[sum_i mask_i w_i x_i] = mean(p) sum_i x_i`` for any x, as long as no weight is cut, and the samples that
+    pass have weights of mean 1. That holds for the overdue too: whoever passes for sure counts ``mean(p)``, because 1
+    would count it twice beside the weights above 1 it may win in earlier draws.
 
     Args:
-        config: temperature, floor and the two biases.
+        config: temperature, floor and largest weight.
         significance: float[N]; NaN and infinite values are unknown.
         rate: share to pass, above 0 and below 1, a float or a 0-d array. The overdue come on top.
         overdue: bool[N], who passes for sure.
@@ -108,19 +104,14 @@ def odds(config: SoftConfig, significance: Array, rate: float | Array, overdue: 
     s = middle_rank(significance)
     known = xp.isfinite(s)
     rate = xp.asarray(rate, dtype=s.dtype, device=device(s))
-    dropped = s > 1 - config.drop_hardest
     floor = config.floor * rate
-    # The others make up for the dropped, so that the rate stays.
-    kept_rate = (rate - config.drop_hardest * floor) / (1 - config.drop_hardest)
-    centre = _centre((kept_rate - floor) / (1 - floor), config.temperature)
-    # The kept ranks are stretched to 0..1 again. tanh instead of exp: no overflow.
-    z = (xp.where(known, s, 0.5) / (1 - config.drop_hardest) - centre) / config.temperature
-    p = floor + (1 - floor) * 0.5 * (1 + xp.tanh(0.5 * z))
-    p = xp.where(known, xp.where(dropped, floor, p), rate)
+    centre = _centre((rate - floor) / (1 - floor), config.temperature)
+    z = (xp.where(known, s, 0.5) - centre) / config.temperature
+    # tanh instead of exp: no overflow.
+    p = xp.where(known, floor + (1 - floor) * 0.5 * (1 + xp.tanh(0.5 * z)), rate)
     if overdue is not None:
         p = xp.where(overdue, 1.0, p)
     weights = xp.sum(p) / max(1, p.shape[0]) / xp.where(p > 0, p, 1.0)
-    weights = xp.where(dropped & (weights > 1), 1.0, weights)
     return Odds(p, clip(weights, 0.0, config.max_weight))
 
 
@@ -139,30 +130,6 @@ def _centre(share: Array, temperature: float) -> Array:
 def draw(p: Array, u: Array) -> Array:
     """Who passes: ``u < p``, bool[N]. Independent draws, so ``E[mask] = p`` exactly, if ``u`` is uniform in [0, 1)."""
     return u < p
-
-
-def effective_sample_size(weights: Array) -> Array:
-    """How many equally weighted samples carry as much information as these.
-
-    Formula: ``(sum w)^2 / sum w^2``
-
-    Args:
-        weights: float[N] >= 0, 0 for those that did not pass.
-
-    Returns:
-        float scalar: N if all are equal, 1 if one dominates, 0 if there are none.
-
-    Source: Kish 1965.
-
-    Example:
-        >>> import numpy as np
-        >>> float(effective_sample_size(np.array([3.0, 1.0])))
-        1.6
-    """
-    xp = array_namespace(weights)
-    w = as_float(weights)
-    squares = xp.sum(w * w)
-    return xp.sum(w) ** 2 / xp.where(squares > 0, squares, xp.ones_like(squares))
 
 
 def init_ages(n: int, xp: Namespace = numpy, *, device: object = None) -> Ages:

@@ -1,7 +1,6 @@
 """The Sundew gate: which samples of a batch are worth a gradient, held at a target rate by a controller.
 
-One batch goes ``significance -> normalised -> active_mask -> update``. Two things to know about the
-published gate:
+One batch goes ``significance -> active_mask -> update``. Two things to know about the published gate:
 
 *Its significance and its threshold do not fit.* ``significance_v1`` has mean 1 in every batch by
 construction, while the threshold may not leave 0.01..0.99. Even at the upper bound 38 % of exponentially
@@ -12,8 +11,8 @@ distributed losses pass, so 10 % is out of reach, and with the published gains i
 gain and Ki as that of a double integral; a large Ki oscillates instead of removing an offset.
 
 The published gate is kept as it is (``PUBLISHED_10``, ``PUBLISHED_6``, ``config_for``).
-``SundewConfig.fast`` is the one that converges: it replaces significance by its rank within the batch, so
-that the rate is ``1 - threshold`` whatever the losses look like, and tunes the loop for that.
+``SundewConfig.fast`` is the one that converges. It is tuned for the rank of the significance within the batch
+(``selection.middle_rank``) in its place: the rate is then ``1 - threshold`` whatever the losses look like.
 
 The control every selection must beat is the same gate with ``significance = u``: random at the same rate.
 """
@@ -26,16 +25,9 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy
 
 from edge_sel.errors import UsageError
-from edge_sel.sel._array import Array, Namespace, array_namespace, clip, ranks, resolve, stable_order
+from edge_sel.sel._array import Array, Namespace, array_namespace, clip, ranks, resolve
 
-# Offered here too, beside the gate they feed.
-from edge_sel.sel.significance import significance_logistic as significance_logistic
-from edge_sel.sel.significance import significance_rank as significance_rank
-from edge_sel.sel.significance import significance_v1 as significance_v1
-from edge_sel.sel.significance import significance_v101 as significance_v101
-
-Normalise: TypeAlias = Literal["none", "rank", "logistic"]
-Fallback: TypeAlias = Literal["random2", "top10", "none"]
+Fallback: TypeAlias = Literal["random2", "none"]
 
 ACTIVE_COST, SKIPPED_COST = 1.0, 0.01
 """The published energy of one active and one skipped sample; a convention, not a measurement."""
@@ -53,21 +45,17 @@ class SundewConfig(NamedTuple):
     integral_bound: float = 50.0
     integral_decay: float = 0.90
     initial_threshold: float = 0.5
-    normalise: Normalise = "none"
     floor_rate: float = 0.02
     """What full energy pressure lowers the target to."""
 
     @classmethod
-    def fast(cls, target_rate: float, *, normalise: Normalise = "rank") -> SundewConfig:
+    def fast(cls, target_rate: float) -> SundewConfig:
         """A gate that is at its target within 60 batches, from any threshold, and stays there as losses fall.
 
         On ranks the rate is ``1 - threshold``, so the gate starts at its goal and the loop ``error ->
         threshold`` has gain one: with ``Kp = alpha / 2`` its damping is 0.71 (settled in about 35 batches).
         Ki only follows slow drift, and its integral is bounded tightly because the published ±50 would let
         it overshoot for 100 batches.
-
-        ``normalise="logistic"`` lets a batch of many outliers have more active samples, at the price of a
-        rate that wanders by up to 5 points (means of 20 batches of 64; the rank by 1).
         """
         _check_rate(target_rate)
         alpha = 0.3
@@ -79,7 +67,6 @@ class SundewConfig(NamedTuple):
             ema_alpha=alpha,
             integral_bound=1.0,
             initial_threshold=start,
-            normalise=normalise,
         )
 
 
@@ -143,15 +130,6 @@ def init(config: SundewConfig, xp: Namespace = numpy, *, device: object = None) 
     return SundewState(*(xp.full((), value, dtype=xp.float64, device=device) for value in values))
 
 
-def normalised(config: SundewConfig, significance: Array, u: Array | None = None) -> Array:
-    """The significance on the scale of the threshold, as ``config.normalise`` says ("none": as it is)."""
-    if config.normalise == "rank":
-        return significance_rank(significance, u)
-    if config.normalise == "logistic":
-        return significance_logistic(significance)
-    return significance
-
-
 def active_mask(state: SundewState, significance: Array, u: Array, *, fallback: Fallback = "random2") -> Array:
     """The samples to train on.
 
@@ -163,10 +141,9 @@ def active_mask(state: SundewState, significance: Array, u: Array, *, fallback: 
 
     Args:
         state: of the controller.
-        significance: float[N], normalised.
+        significance: float[N], on the scale of the threshold.
         u: uniform[N] in 0..1, the chance the fallback needs.
-        fallback: "random2", the two samples with the smallest ``u`` (published); "top10", the most
-            significant tenth; "none", an empty mask.
+        fallback: "random2", the two samples with the smallest ``u`` (published); "none", an empty mask.
 
     Returns:
         bool[N]. NaN is never above the threshold.
@@ -175,18 +152,12 @@ def active_mask(state: SundewState, significance: Array, u: Array, *, fallback: 
     """
     xp = array_namespace(significance, u)
     active = significance > state.threshold
-    if fallback == "random2":
-        spare = ranks(u) < 2
-    elif fallback == "top10":
-        n = significance.shape[0]
-        order = stable_order(significance, descending=True)
-        spare = xp.argsort(order, stable=True) < math.ceil(n / 10)
-    elif fallback == "none":
+    if fallback == "none":
         return active
-    else:
-        raise ValueError(f"unknown fallback {fallback!r}: random2, top10 or none")
+    if fallback != "random2":
+        raise ValueError(f"unknown fallback {fallback!r}: random2 or none")
     # Computed always and masked, rather than asked "is there any?": that question would wait for the device.
-    return active | (spare & ~xp.any(active))
+    return active | ((ranks(u) < 2) & ~xp.any(active))
 
 
 def update(config: SundewConfig, state: SundewState, active_rate: float | Array) -> SundewState:
@@ -216,20 +187,18 @@ def update(config: SundewConfig, state: SundewState, active_rate: float | Array)
     return SundewState(clip(threshold, config.threshold_min, config.threshold_max), rate_ema, integral)
 
 
-def nominal_energy(active: float | Array, skipped: float | Array) -> float | Array:
-    """The papers' energy in units of one trained sample: ``1 active + 0.01 skipped``. Not joules."""
-    return ACTIVE_COST * active + SKIPPED_COST * skipped
-
-
 def nominal_savings_percent(active: float | Array, skipped: float | Array) -> float | Array:
-    """The papers' saving over training on every sample, in percent (0 when there were none).
+    """The papers' "energy savings" over training on every sample, in percent (0 when there were none). Not joules.
+
+    Formula: ``100 (total - energy) / total``, ``total = active + skipped``, ``energy = 1 active + 0.01 skipped``
 
     Example:
         >>> round(nominal_savings_percent(104, 896), 2)
         88.7
     """
     total = active + skipped
-    return (total - nominal_energy(active, skipped)) * 100.0 / (total + (total == 0))
+    energy = ACTIVE_COST * active + SKIPPED_COST * skipped
+    return (total - energy) * 100.0 / (total + (total == 0))
 
 
 def _check_rate(rate: float) -> None:

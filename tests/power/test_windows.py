@@ -10,16 +10,16 @@ from edge_sel.power.phases import PhaseClock
 from edge_sel.power.sampler import Sampler
 
 
-def test_windows_nest_and_the_last_one_ends_first() -> None:
+def test_windows_nest() -> None:
     clock = Clock()
     recorder = by_hand(FakeMeter(clock, 10.0), clock)
-    recorder.start_window("outer")
+    outer = recorder.start_window("outer")
     clock.sleep(1.0)
     inner = recorder.start_window("inner")
     clock.sleep(1.0)
     assert recorder.peek(inner).total_j == pytest.approx(0.0)
-    assert recorder.end_window().label == "inner"
-    figure = recorder.end_window()
+    assert recorder.end_window(inner).label == "inner"
+    figure = recorder.end_window(outer)
     assert (figure.label, figure.total_j) == ("outer", pytest.approx(20.0))
 
 

@@ -297,9 +297,9 @@ def test_a_curriculum_keeps_its_proportions_when_scaled():
 
 
 def test_the_gate_counts_only_what_passes(make_trainer):
-    from edge_sel.sel.sundew import SundewConfig
+    from edge_sel.sel.sundew import PUBLISHED_10
 
-    policy = Sundew(SundewConfig.fast(0.5), warmup_epochs=1)
+    policy = Sundew(PUBLISHED_10._replace(initial_threshold=0.99), warmup_epochs=1)
     run = make_trainer(policy)
     first, second = run.train_epoch(1), run.train_epoch(2)
     assert (first.active, first.phase, second.visited, second.phase) == (60, "warmup", 60, "gated")

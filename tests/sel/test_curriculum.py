@@ -49,7 +49,7 @@ def test_the_published_windows():
     ]
 
 
-def test_pool_by_hand(xp):
+def test_the_window_is_cut_from_each_class_by_loss(xp):
     losses = xp.asarray([0.8, 0.1, 0.4, 0.2, 0.3, 9.0, 7.0])
     labels = xp.asarray([1, 1, 1, 1, 1, 0, 0])
     # Class 0: n = 2, positions 0..0. Class 1: n = 5, floor(1.0) .. ceil(2.5) = positions 1, 2.
@@ -116,7 +116,7 @@ def test_the_stages_together_reach_every_sample(xp, data, total):
     assert set(np.concatenate(pools)) == set(range(len(losses)))
 
 
-def test_stage_passed():
+def test_a_stage_is_passed_at_its_threshold():
     assert stage_passed(0.30, STAGES[0])
     assert not stage_passed(0.2999, STAGES[0])
 
@@ -125,7 +125,7 @@ def test_the_published_epochs_are_unchanged():
     assert scale_epochs(STAGES, 50) == STAGES
 
 
-def test_largest_remainder():
+def test_spare_epochs_go_to_the_largest_remainders():
     assert [s.epochs for s in scale_epochs(STAGES, 7)] == [2, 2, 1, 1, 1]
     uneven = [Stage("a", 0.0, 0.5, 0.1, 1), Stage("b", 0.5, 1.0, 0.2, 6)]
     # One each, 4 more in proportion 1 : 6, quotas 0.57 and 3.43.

@@ -29,7 +29,7 @@ def test_nobody_has_been_visited(xp):
         ("flip", 1.0, 0.25 * 1 + 0.75),
     ],
 )
-def test_equation_one_by_hand(xp, kind, after_one, after_two):
+def test_hardness_is_a_running_mean_by_equation_one(xp, kind, after_one, after_two):
     state = visit(xp, hardness.init(3, xp), [1], [3.0], [True], kind)
     assert np.asarray(state.r).tolist() == [1.0, after_one, 1.0]
     assert np.asarray(state.last_loss).tolist() == [0.0, 3.0, 0.0]
@@ -81,14 +81,14 @@ def with_r(xp, r):
     return hardness.init(len(r), xp)._replace(r=xp.asarray(np.array(r, dtype=np.float32)))
 
 
-def test_probabilities_by_hand(xp):
+def test_probabilities_are_a_softmax_of_relative_hardness(xp):
     # r / mean = 0.5, 1, 1.5
     p = np.asarray(hardness.probabilities_exp(with_r(xp, [1, 2, 3]), 2.0))
     weights = np.exp([1.0, 2.0, 3.0])
     assert p == pytest.approx(weights / weights.sum(), rel=1e-5)
 
 
-def test_probabilities_are_stable(xp):
+def test_probabilities_survive_no_hardness_and_a_huge_tau(xp):
     assert np.asarray(hardness.probabilities_exp(with_r(xp, [0, 0, 0]), 5.0)) == pytest.approx([1 / 3] * 3)
     assert np.asarray(hardness.probabilities_exp(with_r(xp, [1, 3]), 1e6)) == pytest.approx([0, 1])
 
@@ -146,7 +146,7 @@ def test_samples_come_in_proportion(xp):
     assert (second[first == 0] == 1).mean() == pytest.approx(0.6, abs=0.05)
 
 
-def test_shrink():
+def test_the_subset_shrinks_by_a_factor_down_to_one():
     assert hardness.shrink(100, 0.95) == 95.0
     assert hardness.shrink(1.01, 0.9) == 1.0
     k = 10.0

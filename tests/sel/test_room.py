@@ -1,6 +1,5 @@
-"""The rules of the room: no torch unless the caller brings it, no other rooms, and examples that are true."""
+"""The rules of the room that tests/test_architecture.py does not check: no torch at import, examples that are true."""
 
-import ast
 import doctest
 import importlib
 import subprocess
@@ -13,27 +12,24 @@ import edge_sel.sel
 
 FILES = sorted(Path(edge_sel.sel.__file__).parent.glob("*.py"))
 NAMES = [f"edge_sel.sel.{path.stem}" for path in FILES if path.stem != "__init__"]
+WITH_EXAMPLES = [f"edge_sel.sel.{path.stem}" for path in FILES if ">>> " in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_examples(name):
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_the_examples_in_docstrings_are_true(name):
+    tried = doctest.testmod(importlib.import_module(name))
+    assert tried.attempted > 0 and tried.failed == 0
 
 
-def test_there_are_examples():
-    assert sum(path.read_text().count(">>> ") for path in FILES) > 10
+def test_most_modules_have_an_example():
+    assert len(WITH_EXAMPLES) > len(NAMES) / 2
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_imports(path):
-    allowed = {"__future__", "array_api_compat", "collections", "edge_sel", "math", "numpy", "typing"}
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        for name in names:
-            assert name.split(".")[0] in allowed
-            if name.startswith("edge_sel"):
-                assert name == "edge_sel.errors" or name.startswith("edge_sel.sel.")
+def test_the_table_in_the_docstring_names_every_module():
+    lines = edge_sel.sel.__doc__.splitlines()
+    table = lines[lines.index(next(line for line in lines if line.startswith("module"))) + 2 :]
+    named = [line.split()[0] for line in table[: table.index(next(line for line in table if line.startswith("=")))]]
+    assert sorted(f"edge_sel.sel.{name}" for name in [*named, "_array"]) == NAMES
 
 
 def test_importing_the_room_does_not_load_torch():

@@ -47,8 +47,7 @@ class Sundew(Policy):
         state = sundew.SundewState(*(self.memory[name] for name in sundew.SundewState._fields))
         intensity_std = parallel.gather(batch.x.float().std((1, 2, 3)))
         u = torch.rand(len(losses), generator=run.generator, device=run.device)
-        score = sundew.normalised(self.config, significance_v1(losses, intensity_std), u)
-        mask = sundew.active_mask(state, score, u)
+        mask = sundew.active_mask(state, significance_v1(losses, intensity_std), u)
         self._remember(sundew.update(self.config, state, mask.double().mean()))
         return mask.to(losses.dtype)
 

@@ -9,13 +9,13 @@ from edge_sel.errors import UsageError
 from edge_sel.sel.schedule import annealed, sel_learning_rate
 
 
-def test_sel_learning_rate(xp):
+def test_the_rate_grows_by_twice_the_loss(xp):
     assert sel_learning_rate(1e-3, 0.0) == 1e-3
     assert sel_learning_rate(1e-3, 2.0) == pytest.approx(5e-3)
     assert np.asarray(sel_learning_rate(1e-3, xp.asarray([0.5, 1.0]))) == pytest.approx([2e-3, 3e-3])
 
 
-def test_annealing_by_hand():
+def test_annealing_is_half_a_cosine_after_a_linear_warmup():
     assert [annealed(2.0, s, 4) for s in range(5)] == pytest.approx([2.0, 1.7071068, 1.0, 0.2928932, 0.0])
     assert [annealed(1.0, s, 6, 4) for s in range(7)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.0])
 

@@ -34,10 +34,6 @@ class RunFolder:
     def __init__(self, out: Path, system: str, seed: int) -> None:
         self.path = out / system / f"seed-{seed}"
 
-    def finished(self) -> Result | None:
-        """What ``finish`` wrote; None if the run is not over."""
-        return read_result(self.path)
-
     def save(self, tensors: Arrays, rows: Sequence[Row], identity: Identity) -> None:
         """The state after an epoch, and its table."""
         save_checkpoint(self.path, tensors, {"rows": rows}, identity)

@@ -17,7 +17,7 @@ from edge_sel.reference.environment import environment
 from edge_sel.reference.images import DeviceImages, make_images
 from edge_sel.reference.options import SuiteOptions
 from edge_sel.reference.policies.build import build_policy
-from edge_sel.reference.results import Result, Row, RunFolder
+from edge_sel.reference.results import Result, Row, RunFolder, read_result
 from edge_sel.reference.rows import make_row, summarise
 from edge_sel.reference.setup import Setup
 from edge_sel.reference.systems import System
@@ -132,7 +132,7 @@ class _Run:
         """Of the finished run; trains to the end, from the last checkpoint if there is one."""
         folder = RunFolder(self.options.out, self.system.name, self.seed)
         identity = self._identity()
-        found = folder.finished()
+        found = read_result(folder.path)
         if found is not None:
             require_same(found["identity"], identity, folder.path)
             self._tell("kept")

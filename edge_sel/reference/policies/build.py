@@ -6,28 +6,19 @@ from collections.abc import Callable, Sequence
 
 from edge_sel.reference.policies.ast import Sundew
 from edge_sel.reference.policies.controls import InfoBatch, RandomRate, SelectiveBackprop
-from edge_sel.reference.policies.dihcl import Dihcl, Rule, SelfPaced
+from edge_sel.reference.policies.dihcl import Dihcl, SelfPaced
 from edge_sel.reference.policies.lottery import Lottery
 from edge_sel.reference.policies.sel import RandomPools, Sel, staged
 from edge_sel.reference.policy import Policy
 from edge_sel.reference.setup import Setup
 from edge_sel.reference.systems import System
 from edge_sel.sel.curriculum import STAGES, Stage
-from edge_sel.sel.hardness import Kind
 from edge_sel.sel.sundew import config_for
 
 
 def build_policy(system: System, setup: Setup) -> Policy:
     """A new policy; ``setup`` is the system's as scaled."""
     return _BUILDERS[system.policy](setup, **system.policy_options)
-
-
-def _plain(setup: Setup) -> Policy:
-    return Policy()
-
-
-def _lottery(setup: Setup) -> Policy:
-    return Lottery(setup.epochs)
 
 
 def _sel(setup: Setup, *, percentile: float, warmup: int = 0, share: float = 0.2, thresholds: bool = False,
@@ -46,39 +37,19 @@ def _stages(setup: Setup, warmup: int, fast: bool) -> tuple[Sequence[Stage], int
     return staged([stage._replace(epochs=1) for stage in STAGES] if fast else STAGES, setup.epochs, warmup)
 
 
-def _random_rate(setup: Setup, *, rate: float) -> Policy:
-    return RandomRate(rate)
-
-
 def _sundew(setup: Setup, *, rate: float, warmup_share: float = 0.0) -> Policy:
     return Sundew(config_for(rate), warmup_epochs=max(1, round(warmup_share * setup.epochs)) if warmup_share else 0)
 
 
-def _dihcl(setup: Setup, *, rule: Rule, kind: Kind) -> Policy:
-    return Dihcl(rule, kind, setup.epochs)
-
-
-def _self_paced(setup: Setup, *, easy: bool) -> Policy:
-    return SelfPaced(easy=easy, epochs=setup.epochs)
-
-
-def _infobatch(setup: Setup) -> Policy:
-    return InfoBatch(setup.epochs)
-
-
-def _selective_backprop(setup: Setup) -> Policy:
-    return SelectiveBackprop(setup.epochs)
-
-
 _BUILDERS: dict[str, Callable[..., Policy]] = {
-    "plain": _plain,
-    "lottery": _lottery,
+    "plain": lambda setup: Policy(),
+    "lottery": lambda setup: Lottery(setup.epochs),
     "sel": _sel,
     "random-pools": _random_pools,
-    "random-rate": _random_rate,
+    "random-rate": lambda setup, rate: RandomRate(rate),
     "sundew": _sundew,
-    "dihcl": _dihcl,
-    "self-paced": _self_paced,
-    "infobatch": _infobatch,
-    "selective-backprop": _selective_backprop,
+    "dihcl": lambda setup, rule, kind: Dihcl(rule, kind, setup.epochs),
+    "self-paced": lambda setup, easy: SelfPaced(easy=easy, epochs=setup.epochs),
+    "infobatch": lambda setup: InfoBatch(setup.epochs),
+    "selective-backprop": lambda setup: SelectiveBackprop(setup.epochs),
 }

@@ -118,11 +118,7 @@ class RandomPools(Sel):
         self, stages: Sequence[Stage], *, warmup_epochs: int = 0, warmup_share: float = 0.2, schedule: Schedule
     ) -> None:
         super().__init__(
-            stages,
-            percentile=None,
-            warmup_epochs=warmup_epochs,
-            warmup_share=warmup_share,
-            schedule=schedule,
+            stages, percentile=None, warmup_epochs=warmup_epochs, warmup_share=warmup_share, schedule=schedule
         )
 
     def planned_sparsity(self) -> float | None:

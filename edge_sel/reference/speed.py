@@ -28,7 +28,7 @@ class Speed(NamedTuple):
         return {"dtype": str(self.half or torch.float32).removeprefix("torch."), "compiled": self.compiled}
 
 
-class Forward:
+class ForwardPass:
     """The forward passes of a model as ``speed`` says; steps with batches of other than ``sizes`` are not compiled."""
 
     def __init__(self, model: nn.Module, speed: Speed, device: torch.device, sizes: set[int]) -> None:

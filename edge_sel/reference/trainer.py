@@ -18,7 +18,7 @@ from edge_sel.reference.images import DeviceImages
 from edge_sel.reference.optim import FlatGradient, Stepper
 from edge_sel.reference.policy import DeviceBatch, Policy, Pool
 from edge_sel.reference.setup import Setup
-from edge_sel.reference.speed import Forward, Speed, fastest
+from edge_sel.reference.speed import ForwardPass, Speed, fastest
 from edge_sel.reference.torch_flops import work_per_image
 
 _SCORE_BATCH = 1000
@@ -73,7 +73,7 @@ class ReferenceTrainer:
         self.generator = torch.Generator(self.device)
         self._should_stop = should_stop
         sizes = policy.batch_sizes(setup.batch_size // parallel.world())
-        self._forward = Forward(self.model, self.speed, self.device, sizes)
+        self._forward = ForwardPass(self.model, self.speed, self.device, sizes)
 
     def train_epoch(self, epoch: int) -> EpochResult:
         """One epoch (from 1); the same for the same seed, epoch and state, whatever ran before."""

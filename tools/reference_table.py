@@ -7,14 +7,12 @@ python tools/reference_table.py runs/small --csv docs/reference/small.csv
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from pathlib import Path
 
-from edge_sel.files import write_durably
 from edge_sel.reference.compare import overview
 from edge_sel.reference.results import list_results
 from edge_sel.reference.systems import SYSTEMS
+from edge_sel.runs.tables import write_table
 
 
 def main() -> None:
@@ -29,11 +27,7 @@ def main() -> None:
     for row in rows:
         row["throttled"] = "; ".join(row["throttled"])
     if options.csv is not None:
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_durably(options.csv, text.getvalue().encode())
+        write_table(options.csv, rows)
     print("| system | epochs | image visits | accuracy | nominal TFLOP | executed TFLOP | net J | sparsity | active |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,35 @@ from typing import Any
 import click
 
 from edge_sel.cli.server_extra import require_server_extra
+from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
+from edge_sel.power.meter import Meter
+from edge_sel.reference.options import SuiteOptions
+from edge_sel.reference.setup import FirstWeights, find_scale
+from edge_sel.reference.systems import System, find_systems
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The command line, as click read it."""
+
+    systems: tuple[str, ...]
+    data: str | None
+    scale: str
+    smoke: bool
+    out: Path
+    seeds: int
+    model: str | None
+    epochs: int | None
+    image_size: int | None
+    weights: FirstWeights
+    device: str
+    meter: str
+    profile: str | None
+    dry_run: bool
+    comparing: bool
+    edge: Path | None
+    as_json: bool
 
 
 @click.command()
@@ -34,69 +64,61 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 @click.option("--compare", "comparing", is_flag=True, help="Run nothing: published figures beside those in --out.")
 @click.option("--edge", type=click.Path(path_type=Path), help="With --compare: a fine-tune run, joule beside joule.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def command(
-    systems: tuple[str, ...], data: str | None, scale: str, smoke: bool, out: Path, seeds: int, model: str | None,
-    epochs: int | None, image_size: int | None, weights: str, device: str, meter: str, profile: str | None,
-    dry_run: bool, comparing: bool, edge: Path | None, as_json: bool,
-) -> int:  # fmt: skip
+def command(**values: Any) -> int:
     """Run the systems of the source documents and set measured energy beside their claims.
 
     SYSTEMS are names as --dry-run lists them; without any, the suite of ten (full), six (small) or all (smoke).
     """
-    if not comparing:  # results are read without torch: on the device they stand beside its own run
+    given = _Given(**values)
+    if not given.comparing:  # results are read without torch: on the device they stand beside its own run
         require_server_extra("reference", "torch")
-    from edge_sel.reference.setup import find_scale
-    from edge_sel.reference.systems import find_systems
-
-    chosen = find_scale("smoke" if smoke else scale)
-    wanted = find_systems(list(systems), chosen)
-    if edge is not None and not comparing:
+    scale = find_scale("smoke" if given.smoke else given.scale)
+    wanted = find_systems(list(given.systems), scale)
+    if given.edge is not None and not given.comparing:
         raise UsageError("--edge needs --compare")
-    if comparing:
-        return _compare(wanted if systems else None, out, data, edge, as_json)
-    from edge_sel.reference.suite import Options, plan
-
-    if image_size is not None and (data or chosen.data) == "digits":
+    if given.comparing:
+        return _compare(given)
+    data = given.data or scale.data
+    if given.image_size is not None and data == "digits":
         raise UsageError("the built-in digits have 16 pixels each way", where="--image-size", fix="name other --data")
-    options = Options(chosen, data or chosen.data, out, tuple(range(seeds)), device, weights, model, epochs, image_size)  # type: ignore[arg-type]
-    if dry_run:
-        from edge_sel.cli.show_reference import print_plan
-
-        planned = plan(wanted, options)
-        if as_json:
-            click.echo(json.dumps({"schema": 1, "scale": chosen.name, "data": options.data, "systems": planned}))
-        else:
-            print_plan(planned, chosen.label)
-        return 0
-    return _run(wanted, options, meter, profile, as_json)
+    options = SuiteOptions(
+        scale, data, given.out, tuple(range(given.seeds)), device=given.device, weights=given.weights,
+        model=given.model, epochs=given.epochs, image_size=given.image_size,
+    )  # fmt: skip
+    return _plan(wanted, options, given) if given.dry_run else _run(wanted, options, given)
 
 
-def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | None, as_json: bool) -> int:
+def _plan(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
+    from edge_sel.cli.show_reference import print_plan
+    from edge_sel.reference.suite import plan
+
+    planned = plan(wanted, options)
+    if given.as_json:
+        answer = {"schema": 1, "scale": options.scale.name, "data": options.data, "systems": planned}
+        click.echo(json.dumps(answer))
+    else:
+        print_plan(planned, options.scale.label)
+    return 0
+
+
+def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
     from edge_sel.cli.finetune import prepare_out
-    from edge_sel.cli.show_reference import Console, print_overview
+    from edge_sel.cli.show_reference import ReferenceConsole, print_overview
     from edge_sel.cli.signals import StopSignal
-    from edge_sel.config.profiles import detect_profile, load_profile
-    from edge_sel.power.find import find_meter, find_thermometer
+    from edge_sel.power.find import find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
     from edge_sel.reference import parallel
     from edge_sel.reference.compare import overview
     from edge_sel.reference.data import load_sets
-    from edge_sel.reference.suite import Stopped, run_suite
+    from edge_sel.reference.suite import run_suite
+    from edge_sel.reference.trainer import Stopped
 
     prepare_out(options.out)
-    profile = load_profile(profile_name or detect_profile())
+    profile = load_profile(given.profile or detect_profile())
     device = parallel.start(options.device)
     stop, first = StopSignal(), parallel.rank() == 0
-    console = Console(quiet=as_json or not first)
-    meter = None
-    if device.type == "cuda" and meter_name == "auto":
-        # Before all others: those of a desktop know the processor only.
-        meter, tried = find_meter(profile, "nvml")
-        if meter is None:
-            console.note(f"joules are not the GPU's, as NVML does not work: {tried[0].why}")
-    if meter is None:
-        # And while the work is on the processor, a graphics card's watts are idle ones or somebody else's.
-        meter, _ = find_meter(profile, meter_name, skip=("nvml",) if meter_name == "auto" else ())
+    console = ReferenceConsole(quiet=given.as_json or not first)
+    meter = _find_meter(profile, given.meter, device.type == "cuda", console.note)
     if options.scale.label:
         console.note(options.scale.label)
     try:
@@ -111,7 +133,7 @@ def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | N
         parallel.finish()
     if not first:
         return 0
-    if as_json:
+    if given.as_json:
         kept = [{key: value for key, value in result.items() if key != "rows"} for result in results]
         click.echo(json.dumps({"schema": 1, "out": os.fspath(options.out), "systems": overview(results), "runs": kept}))
     else:
@@ -119,23 +141,34 @@ def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | N
     return 0
 
 
-def _compare(wanted: list[Any] | None, out: Path, data: str | None, edge: Path | None, as_json: bool) -> int:
+def _find_meter(profile: Profile, name: str, gpu: bool, note: Callable[[str], None]) -> Meter | None:
+    from edge_sel.power.find import find_meter
+
+    if gpu and name == "auto":
+        # Before all others: those of a desktop know the processor only.
+        meter, tried = find_meter(profile, "nvml")
+        if meter is not None:
+            return meter
+        note(f"joules are not the GPU's, as NVML does not work: {tried[0].why}")
+    # While the work is on the processor, a graphics card's watts are idle ones or somebody else's.
+    return find_meter(profile, name, skip=("nvml",) if name == "auto" else ())[0]
+
+
+def _compare(given: _Given) -> int:
     from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
     from edge_sel.reference.compare import compare, edge_epochs, overview, reference_epochs
     from edge_sel.reference.results import list_results
 
-    results = list_results(out)
-    if wanted is not None:
-        names = {system.name for system in wanted}
-        results = [result for result in results if result["system"] in names]
+    results = [r for r in list_results(given.out) if not given.systems or r["system"] in given.systems]
     if not results:
-        raise UsageError("no finished results", where=out, fix="run `edge-sel reference` first, or name its --out")
-    claims = compare(results, data)
-    epochs = None if edge is None else edge_epochs(edge)
-    if as_json:
+        fix = "run `edge-sel reference` first, or name its --out"
+        raise UsageError("no finished results", where=given.out, fix=fix)
+    claims = compare(results, given.data)
+    epochs = None if given.edge is None else edge_epochs(given.edge)
+    if given.as_json:
         answer = {"schema": 1, "systems": overview(results), "claims": claims}
-        if epochs is not None:
-            answer |= {"edge": {"run": os.fspath(edge or ""), "epochs": epochs}}
+        if given.edge is not None:
+            answer |= {"edge": {"run": os.fspath(given.edge), "epochs": epochs}}
             answer |= {"reference_epochs": reference_epochs(results)}
         click.echo(json.dumps(answer))
         return 0

@@ -11,7 +11,7 @@ from rich.table import Table
 from edge_sel.units import format_duration, format_energy, format_flops
 
 
-class Console:
+class ReferenceConsole:
     """One line per epoch and per finished run; quiet shows nothing."""
 
     def __init__(self, quiet: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_sel.errors import BadInputError
-from edge_sel.reference.record import mean_std
+from edge_sel.reference.results import Result, is_number
 
 _TABLES = {
     "hist_baseline.csv": "baseline",
@@ -22,7 +22,6 @@ _TABLES = {
 _NAMES = {"flops_T": "nominal_flops_t", "sparsity": "last_sparsity"}
 """How a column of the published tables is called in a summary, where that differs."""
 _CURVES = ("test_full", "test_100", "train_acc", "train_loss", "sparsity")
-Result = dict[str, Any]
 
 
 class Claim(NamedTuple):
@@ -130,6 +129,14 @@ def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
     return found
 
 
+def mean_std(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation (None for one value, which has none); None if a value is missing."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return None
+    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
 def joules_per_point(energy_j: float | None, accuracy: float, classes: int) -> float | None:
     """Joules for each percentage point of accuracy above guessing; None if there is no such point, or no meter."""
     points = 100 * (accuracy - 1 / classes)
@@ -143,10 +150,18 @@ def edge_epochs(run: Path) -> list[dict[str, Any]]:
         BadInputError: not the folder of a finished fine-tune run.
     """
     try:
-        epochs: Iterable[dict[str, Any]] = json.loads((run / "run.json").read_text(encoding="utf-8"))["epochs"]
+        epochs: list[dict[str, Any]] = json.loads((run / "run.json").read_text(encoding="utf-8"))["epochs"]
+        if not all(_has_cost(epoch) for epoch in epochs):
+            raise ValueError("other kinds of values")
         return [{"epoch": e["epoch"], "plan": e["plan"], **_cost(e, images=e["trained"])} for e in epochs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise BadInputError("not the folder of a finished fine-tune run", where=run) from error
+
+
+def _has_cost(epoch: dict[str, Any]) -> bool:
+    figures = [epoch[key] for key in ("energy_j", "net_j", "executed_flops_t")]
+    known = all(value is None or is_number(value) for value in figures)
+    return known and is_number(epoch["trained"]) and isinstance(epoch["energy_source"], str)
 
 
 def reference_epochs(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -32,14 +32,23 @@ class EpochResult:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Accuracy on the test images."""
+class Accuracies:
+    """On the test images; per class only the first 100 count, as in the sources."""
 
     full: float
     first_100: float
-    """On the first 100 of every class."""
     per_class: tuple[float, ...]
-    """On the same."""
+
+    @classmethod
+    def of(cls, correct: torch.Tensor, labels: torch.Tensor, classes: int) -> Accuracies:
+        """From ``correct`` bool[N] and ``labels`` int64[N] of the test images; looks at the device."""
+        right = correct.double()
+        members = labels[:, None] == torch.arange(classes, device=labels.device)
+        first = (members & (members.cumsum(0) <= 100)).double()
+        counts = first.sum(0)
+        per_class = (first * right[:, None]).sum(0) / counts
+        overall = (first * right[:, None]).sum() / counts.sum()
+        return cls(float(right.mean()), float(overall), tuple(per_class.tolist()))
 
 
 class EpochSums:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edge_sel.reference.parallel import average
-from edge_sel.reference.setup import Optimizer
+from edge_sel.reference.setup import Optimizer, Schedule
 from edge_sel.sel.schedule import annealed, sel_learning_rate
 
 _CYCLE_EPOCHS, _CYCLE_DECAY = 10, 0.85
@@ -58,7 +58,7 @@ def _flat(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return copy.as_strided((copy.numel(),), (1,))
 
 
-def rate_factor(schedule: str, step: int, total_steps: int, steps_per_epoch: int) -> float:
+def rate_factor(schedule: Schedule, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """What the base rate is multiplied by at a step; 1 for ``constant`` and ``sel``.
 
     ``cosine``: one annealing over the run. ``cycles``: annealed every 10 epochs, each time from 0.85 of the last
@@ -85,11 +85,16 @@ class Stepper:
     """One optimizer with its schedule.
 
     The rate is a tensor on the device, so that SEL's rate, which follows the loss, needs no look at it.
+
+    Attributes:
+        schedule: how the rate goes; may be set before any step.
+        loss_scale: does nothing without ``scale_loss``, which float16 needs.
     """
 
-    def __init__(self, model: nn.Module, options: Optimizer, device: torch.device) -> None:
-        self.options, self.schedule = options, options.schedule
-        self.loss_scale = torch.amp.GradScaler(device.type, enabled=False)
+    def __init__(self, model: nn.Module, options: Optimizer, device: torch.device, *, scale_loss: bool = False) -> None:
+        self.options = options
+        self.schedule: Schedule = options.schedule
+        self.loss_scale = torch.amp.GradScaler(device.type, enabled=scale_loss)
         biases = {
             id(module.bias)
             for module in model.modules()

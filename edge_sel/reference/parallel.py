@@ -1,7 +1,7 @@
 """Several GPUs: one process each, started by ``torchrun``. Alone, everything here does nothing.
 
 Each process holds all images and takes its part of every batch. Every process draws the same random numbers; what a
-recipe decides from is gathered first, so all decide alike. Batch norm takes its statistics over the process's part.
+policy decides from is gathered first, so all decide alike. Batch norm takes its statistics over the process's part.
 """
 
 from __future__ import annotations

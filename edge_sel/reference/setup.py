@@ -10,6 +10,7 @@ from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
 
 Schedule = Literal["constant", "sel", "cosine", "cycles", "triangle"]
+FirstWeights = Literal["auto", "imagenet", "random"]
 
 
 @dataclass(frozen=True)

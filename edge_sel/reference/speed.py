@@ -8,6 +8,7 @@ import shutil
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 _OLDEST = (7, 0)
 """Compute capability from which on Triton makes kernels: V100, T4 and later."""
@@ -25,6 +26,31 @@ class Speed(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """For the run's environment."""
         return {"dtype": str(self.half or torch.float32).removeprefix("torch."), "compiled": self.compiled}
+
+
+class ForwardPass:
+    """The forward passes of a model as ``speed`` says; steps with batches of other than ``sizes`` are not compiled."""
+
+    def __init__(self, model: nn.Module, speed: Speed, device: torch.device, sizes: set[int]) -> None:
+        self._model, self._half, self._device, self._sizes = model, speed.half, device, sizes
+        self._compiled = torch.compile(model, mode="reduce-overhead", dynamic=False) if speed.compiled else model
+        if self._half is not None:
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits of a training step, float32[B, C]."""
+        if self._half is None:
+            return self._model(x)
+        torch.compiler.cudagraph_mark_step_begin()
+        forward = self._compiled if len(x) in self._sizes else self._model
+        with torch.autocast(self._device.type, self._half):
+            return forward(x).float()
+
+    def uncompiled(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits outside of steps, where batches have any size, float32[B, C]."""
+        with torch.autocast(self._device.type, self._half or torch.bfloat16, enabled=self._half is not None):
+            return self._model(x).float()
 
 
 def fastest(device: torch.device) -> Speed:

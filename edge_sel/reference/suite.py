@@ -4,55 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from edge_sel.errors import SetupError, UsageError
+from edge_sel.errors import SetupError
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference import parallel
 from edge_sel.reference.data import Sets, planned_size
 from edge_sel.reference.environment import environment
 from edge_sel.reference.images import DeviceImages, make_images
-from edge_sel.reference.record import Row, make_row, summarise
-from edge_sel.reference.setup import Scale, Setup
-from edge_sel.reference.store import RunFolder
+from edge_sel.reference.options import SuiteOptions
+from edge_sel.reference.policies.build import build_policy
+from edge_sel.reference.results import Result, Row, RunFolder, read_result
+from edge_sel.reference.rows import make_row, summarise
+from edge_sel.reference.setup import Setup
 from edge_sel.reference.systems import System
-from edge_sel.reference.trainer import Stopped, Trainer
-from edge_sel.reference.weights import Wanted, start_model
+from edge_sel.reference.trainer import ReferenceTrainer
+from edge_sel.reference.weights import start_model
+from edge_sel.runs.identity import Identity, require_same
 from edge_sel.sel.nominal_flops import nominal_flops
 
 Event = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a suite may be told."""
-
-    scale: Scale
-    data: str
-    out: Path
-    seeds: tuple[int, ...] = (0,)
-    device: str = "auto"
-    weights: Wanted = "auto"
-    model: str | None = None
-    epochs: int | None = None
-    image_size: int | None = None
-
-    def setup(self, system: System) -> Setup:
-        """What a system trains with under these options."""
-        return system.at(self.scale, model=self.model, epochs=self.epochs, image_size=self.image_size)
-
-
-def plan(systems: Sequence[System], options: Options) -> list[dict[str, Any]]:
+def plan(systems: Sequence[System], options: SuiteOptions) -> list[dict[str, Any]]:
     """What would run: epochs, model and nominal FLOPs where they are known before."""
     size = planned_size(options.data, options.scale)
     found = []
     for system in systems:
         setup = options.setup(system)
-        policy = system.recipe(setup)
+        policy = build_policy(system, setup)
         parameters = _parameters(setup, size[1]) if size else None
         samples = policy.planned_samples(size[0], policy.epochs(setup.epochs)) if size else None
         sparsity = policy.planned_sparsity()
@@ -83,15 +66,23 @@ def _parameters(setup: Setup, classes: int) -> int | None:
         return None
 
 
+class _Images(NamedTuple):
+    """The images of one size, on the device."""
+
+    train: DeviceImages
+    test: DeviceImages
+    sets: Sets
+
+
 def run_suite(
     systems: Sequence[System],
     sets_of: Callable[[int], Sets],
-    options: Options,
+    options: SuiteOptions,
     recorder: EnergyRecorder,
     *,
     should_stop: Callable[[], object] = lambda: None,
     listen: Callable[[Event], None] = lambda event: None,
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Run what is not finished in ``options.out``; the results of all that is.
 
     Args:
@@ -108,92 +99,76 @@ def run_suite(
         Stopped: it was asked to stop.
     """
     device = parallel.start(options.device)
-    loaded: dict[int, tuple[DeviceImages, DeviceImages, Sets]] = {}
+    loaded: dict[int, _Images] = {}
     results = []
     for system in systems:
         setup = options.setup(system)
         if setup.image_size not in loaded:
             sets = sets_of(setup.image_size)
-            loaded = {setup.image_size: (*make_images(sets.train, sets.test, device), sets)}
-        train, test, sets = loaded[setup.image_size]
+            loaded = {setup.image_size: _Images(*make_images(sets.train, sets.test, device), sets)}
         for seed in options.seeds:
-            identity = _identity(system, setup, options, seed, sets)
-            folder = RunFolder(options.out, system.name, seed)
-            result = folder.finished()
-            if result is None:
-                run = _Run(system, setup, seed, options, folder, identity, recorder, listen)
-                try:
-                    result = run.go(train, test, sets, should_stop)
-                except torch.OutOfMemoryError as error:
-                    what, fix = "the GPU's memory is full", "a smaller --model or --image-size, or --scale small"
-                    raise SetupError(what, where=system.name, fix=fix) from error
-            else:
-                _require_same(result["identity"], identity, folder.path)
-                listen({"event": "kept", "system": system.name, "seed": seed})
-            results.append(result)
+            run = _Run(system, setup, seed, options, loaded[setup.image_size], recorder, listen)
+            try:
+                results.append(run.result(should_stop))
+            except torch.OutOfMemoryError as error:
+                what, fix = "the GPU's memory is full", "a smaller --model or --image-size, or --scale small"
+                raise SetupError(what, where=system.name, fix=fix) from error
     return results
 
 
+@dataclass(frozen=True)
 class _Run:
     """One system with one seed."""
 
-    def __init__(
-        self, system: System, setup: Setup, seed: int, options: Options, folder: RunFolder, identity: dict[str, Any],
-        recorder: EnergyRecorder, listen: Callable[[Event], None],
-    ) -> None:  # fmt: skip
-        self.system, self.setup, self.seed, self.options = system, setup, seed, options
-        self.folder, self.identity, self.recorder, self.listen = folder, identity, recorder, listen
+    system: System
+    setup: Setup
+    seed: int
+    options: SuiteOptions
+    images: _Images
+    recorder: EnergyRecorder
+    listen: Callable[[Event], None]
 
-    def go(
-        self, train: DeviceImages, test: DeviceImages, sets: Sets, should_stop: Callable[[], object]
-    ) -> dict[str, Any]:
-        """Train to the end, from the last checkpoint if there is one."""
+    def result(self, should_stop: Callable[[], object]) -> Result:
+        """Of the finished run; trains to the end, from the last checkpoint if there is one."""
+        folder = RunFolder(self.options.out, self.system.name, self.seed)
+        identity = self._identity()
+        found = read_result(folder.path)
+        if found is not None:
+            require_same(found["identity"], identity, folder.path)
+            self._tell("kept")
+            return found
+        train, test, _ = self.images
         torch.manual_seed(self.seed)
         model, weights = start_model(self.setup, len(train.classes), train.size, self.options.weights)
-        policy = self.system.recipe(self.setup)
-        trainer = Trainer(model, self.setup, policy, train, test, seed=self.seed, should_stop=should_stop)
-        rows: list[Row] = []
+        policy = build_policy(self.system, self.setup)
+        trainer = ReferenceTrainer(model, self.setup, policy, train, test, seed=self.seed, should_stop=should_stop)
         if trainer.device.type == "cuda" and not trainer.speed.compiled:
             self._tell("uncompiled", why=trainer.speed.why)
-        found = self.folder.load()
-        if found is not None:
-            tensors, rows, identity = found
-            _require_same(identity, self.identity, self.folder.path)
-            trainer.load(tensors)
-            self._tell("resumed", epoch=len(rows))
+        rows = self._resume(trainer, folder, identity)
         while len(rows) < policy.epochs(self.setup.epochs):
             rows.append(self._epoch(trainer, rows))
-            self._save(trainer, rows)
+            if parallel.rank() == 0:
+                with self.recorder.phase("checkpoint"):
+                    folder.save(trainer.state(), rows, identity)
             self._tell("epoch", epochs=policy.epochs(self.setup.epochs), **rows[-1])
-        result = {
-            "schema": 1,
-            "system": self.system.name,
-            "seed": self.seed,
-            "scale": self.options.scale.name,
-            "label": self.system.label(self.setup, self.options.scale),
-            "source": self.system.source,
-            "data": sets.source,
-            "data_name": self.options.data,
-            "train_images": len(train),
-            "test_images": len(test),
-            "weights": weights,
-            "parameters": trainer.parameters,
-            "executed_flops_per_image": trainer.work._asdict(),
-            "summary": summarise(rows),
-            "setup": asdict(self.setup),
-            "environment": environment(trainer.device) | trainer.speed.to_json(),
-            "identity": self.identity,
-            "rows": rows,
-        }
+        result = self._report(trainer, weights, identity, rows)
         if parallel.rank() == 0:
-            self.folder.finish(rows, result)
+            folder.finish(rows, result)
         self._tell("finished", **result["summary"])
         return result
 
-    def _tell(self, event: str, **figures: Any) -> None:
-        self.listen({"event": event, "system": self.system.name, "seed": self.seed, **figures})
+    def _resume(self, trainer: ReferenceTrainer, folder: RunFolder, identity: Identity) -> list[Row]:
+        """The rows of the epochs that are done."""
+        found = folder.load()
+        if found is None:
+            return []
+        arrays, rows, theirs = found
+        require_same(theirs, identity, folder.path)
+        trainer.load(arrays)
+        self._tell("resumed", epoch=len(rows))
+        return rows
 
-    def _epoch(self, trainer: Trainer, rows: list[Row]) -> Row:
+    def _epoch(self, trainer: ReferenceTrainer, rows: list[Row]) -> Row:
         window = self.recorder.start_window(f"{self.system.name} epoch {len(rows) + 1}")
         try:
             with self.recorder.phase("train"):
@@ -204,31 +179,39 @@ class _Run:
             judged = trainer.evaluate()
         return make_row(rows, result, judged, figure, trainer.train.classes)
 
-    def _save(self, trainer: Trainer, rows: list[Row]) -> None:
-        if parallel.rank() == 0:
-            with self.recorder.phase("checkpoint"):
-                self.folder.save(trainer.state(), rows, self.identity)
+    def _report(self, trainer: ReferenceTrainer, weights: str, identity: Identity, rows: list[Row]) -> Result:
+        return {
+            "schema": 1,
+            "system": self.system.name,
+            "seed": self.seed,
+            "scale": self.options.scale.name,
+            "label": self.system.label(self.setup, self.options.scale),
+            "source": self.system.source,
+            "data": self.images.sets.source,
+            "data_name": self.options.data,
+            "train_images": len(trainer.train),
+            "test_images": len(trainer.test),
+            "weights": weights,
+            "parameters": trainer.parameters,
+            "executed_flops_per_image": trainer.work._asdict(),
+            "summary": summarise(rows),
+            "setup": asdict(self.setup),
+            "environment": environment(trainer.device) | trainer.speed.to_json(),
+            "identity": identity,
+            "rows": rows,
+        }
 
+    def _identity(self) -> Identity:
+        return {
+            "system": self.system.name,
+            "seed": self.seed,
+            "scale": self.options.scale.name,
+            "setup": asdict(self.setup),
+            "weights": self.options.weights,
+            "train": self.images.sets.train.fingerprint(),
+            "test": self.images.sets.test.fingerprint(),
+            "processes": parallel.world(),
+        }
 
-def _identity(system: System, setup: Setup, options: Options, seed: int, sets: Sets) -> dict[str, Any]:
-    """What a run is a run of; a run with another identity is not continued."""
-    return {
-        "system": system.name,
-        "seed": seed,
-        "scale": options.scale.name,
-        "setup": asdict(setup),
-        "weights": options.weights,
-        "train": sets.train.fingerprint(),
-        "test": sets.test.fingerprint(),
-        "processes": parallel.world(),
-    }
-
-
-def _require_same(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    different = [key for key, value in wanted.items() if found.get(key) != value]
-    if different:
-        what = f"a run with another {' and '.join(different)} is here"
-        raise UsageError(what, where=path, fix="name another --out, or remove that folder")
-
-
-__all__ = ["Event", "Options", "Stopped", "plan", "run_suite"]
+    def _tell(self, event: str, **figures: Any) -> None:
+        self.listen({"event": event, "system": self.system.name, "seed": self.seed, **figures})

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
 from edge_sel.reference.setup import Augmentation, Optimizer, Scale, Setup, resized, scaled
-
-if TYPE_CHECKING:
-    from edge_sel.reference.policy import Policy
 
 SEL, SEL_V3 = "SEL benchmark README", "SEL README v3"
 AST, AST_6 = "AST README v1", "AST CIFAR-10 report (6 %)"
@@ -39,16 +35,17 @@ _FAST = Setup(
 
 @dataclass(frozen=True)
 class System:
-    """A system: what it trains with, how it selects, where it is from."""
+    """A named row: what it trains with, how it selects, where it is from."""
 
     name: str
     text: str
     source: str
     setup: Setup
-    recipe: Callable[[Setup], Policy]
-    """Makes the policy of a run; given the setup as scaled."""
-    in_suite: bool = False
-    in_small: bool = False
+    policy: str = "plain"
+    """Its name in ``policies.build``."""
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
+    suites: frozenset[str] = frozenset()
+    """The scales whose suite it belongs to; that of ``smoke`` has all systems."""
     published: Setup | None = None
     """What the source trained with, where that is too long to be the default."""
 
@@ -70,75 +67,11 @@ class System:
         return f"{self.name}, not the source's model and epochs: NOT comparable with the published figures"
 
 
-def _plain(setup: Setup) -> Policy:
-    from edge_sel.reference.policy import Policy
-
-    return Policy()
-
-
-def _lottery(setup: Setup) -> Policy:
-    from edge_sel.reference.recipes.lottery import Lottery
-
-    return Lottery(setup.epochs)
-
-
-def _sel(setup: Setup, *, percentile: float, warmup: int = 0, share: float = 0.2, thresholds: bool = False,
-         fast: bool = False) -> Policy:  # fmt: skip
-    from edge_sel.reference.recipes.sel import Sel, staged
-    from edge_sel.sel.curriculum import STAGES
-
-    stages, before = staged([s._replace(epochs=1) for s in STAGES] if fast else STAGES, setup.epochs, warmup)
-    return Sel(stages, percentile=percentile, warmup_epochs=before, warmup_share=share, thresholds=thresholds,
-               schedule=None if fast else "sel")  # fmt: skip
-
-
-def _random(setup: Setup, *, warmup: int = 0, share: float = 0.2, fast: bool = False) -> Policy:
-    from edge_sel.reference.recipes.sel import RandomPools, staged
-    from edge_sel.sel.curriculum import STAGES
-
-    stages, before = staged([s._replace(epochs=1) for s in STAGES] if fast else STAGES, setup.epochs, warmup)
-    return RandomPools(stages, warmup_epochs=before, warmup_share=share, schedule="triangle" if fast else "cosine")
-
-
-def _random_rate(setup: Setup, *, rate: float) -> Policy:
-    from edge_sel.reference.recipes.controls import RandomRate
-
-    return RandomRate(rate)
-
-
-def _sundew(setup: Setup, *, rate: float, warmup_share: float = 0.0) -> Policy:
-    from edge_sel.reference.recipes.ast import Sundew
-    from edge_sel.sel.sundew import config_for
-
-    return Sundew(config_for(rate), warmup_epochs=max(1, round(warmup_share * setup.epochs)) if warmup_share else 0)
-
-
-def _dihcl(setup: Setup, *, rule: str, kind: str) -> Policy:
-    from edge_sel.reference.recipes.dihcl import Dihcl
-
-    return Dihcl(rule, kind, setup.epochs)  # type: ignore[arg-type]
-
-
-def _self_paced(setup: Setup, *, easy: bool) -> Policy:
-    from edge_sel.reference.recipes.dihcl import SelfPaced
-
-    return SelfPaced(easy=easy, epochs=setup.epochs)
-
-
-def _infobatch(setup: Setup) -> Policy:
-    from edge_sel.reference.recipes.controls import InfoBatch
-
-    return InfoBatch(setup.epochs)
-
-
-def _selective(setup: Setup) -> Policy:
-    from edge_sel.reference.recipes.controls import SelectiveBackprop
-
-    return SelectiveBackprop(setup.epochs)
-
-
 def _epochs(setup: Setup, epochs: int) -> Setup:
     return replace(setup, epochs=epochs)
+
+
+_FULL, _BOTH = frozenset({"full"}), frozenset({"full", "small"})
 
 
 def _hardness_systems() -> list[System]:
@@ -148,54 +81,53 @@ def _hardness_systems() -> list[System]:
         for kind, words in kinds.items():
             usual = "flip" if rule == "beta" else "loss"
             name = f"dihcl-{rule}" if kind == usual else f"dihcl-{rule}-{kind}"
-            recipe = partial(_dihcl, rule=rule, kind=kind)
             text = f"DIHCL-{rule.title()}, hardness by {words}"
-            in_suite = name == "dihcl-exp"
-            found.append(System(name, text, DIHCL, _DIHCL, recipe, in_suite, in_suite, _DIHCL_PAPER))
+            suites = _BOTH if name == "dihcl-exp" else frozenset[str]()
+            found.append(System(name, text, DIHCL, _DIHCL, "dihcl", {"rule": rule, "kind": kind}, suites=suites,
+                                published=_DIHCL_PAPER))  # fmt: skip
     return found
 
 
 _ALL = [
-    System("baseline", "dense training", SEL, _RESNET, _plain, True, True),
-    System("lottery-ticket", "15 epochs, 80 % pruned, rewound, 30 epochs", SEL, _epochs(_RESNET, 45), _lottery,
-           True, True),
-    System("sel-95", "gamma at p40, 5 stages", SEL, _epochs(_RESNET, 50), partial(_sel, percentile=40), True, True),
-    System("warmup-sel", "5 dense epochs on a fifth, then SEL", SEL, _epochs(_RESNET, 55),
-           partial(_sel, percentile=40, warmup=5), True, True),
-    System("sel-v3", "gamma at p20, stages with accuracy thresholds", SEL_V3, _epochs(_RESNET, 50),
-           partial(_sel, percentile=20, thresholds=True), True),
-    System("ast", "Sundew gate at 10 %", AST, _SIMPLE, partial(_sundew, rate=0.10), True, True),
-    System("ast-6", "Sundew gate at 6 %, 3 epochs", AST_6, _epochs(_SIMPLE, 3), partial(_sundew, rate=0.06)),
-    System("ast-two-stage", "10 dense epochs, then the gate at 38 %", AST, _TWO_STAGE,
-           partial(_sundew, rate=0.38, warmup_share=0.1)),
+    System("baseline", "dense training", SEL, _RESNET, suites=_BOTH),
+    System("lottery-ticket", "15 epochs, 80 % pruned, rewound, 30 epochs", SEL, _epochs(_RESNET, 45), "lottery",
+           suites=_BOTH),
+    System("sel-95", "gamma at p40, 5 stages", SEL, _epochs(_RESNET, 50), "sel", {"percentile": 40}, suites=_BOTH),
+    System("warmup-sel", "5 dense epochs on a fifth, then SEL", SEL, _epochs(_RESNET, 55), "sel",
+           {"percentile": 40, "warmup": 5}, suites=_BOTH),
+    System("sel-v3", "gamma at p20, stages with accuracy thresholds", SEL_V3, _epochs(_RESNET, 50), "sel",
+           {"percentile": 20, "thresholds": True}, suites=_FULL),
+    System("ast", "Sundew gate at 10 %", AST, _SIMPLE, "sundew", {"rate": 0.10}, suites=_BOTH),
+    System("ast-6", "Sundew gate at 6 %, 3 epochs", AST_6, _epochs(_SIMPLE, 3), "sundew", {"rate": 0.06}),
+    System("ast-two-stage", "10 dense epochs, then the gate at 38 %", AST, _TWO_STAGE, "sundew",
+           {"rate": 0.38, "warmup_share": 0.1}),
     *_hardness_systems(),
-    System("random-mini-batch", "DIHCL's plain comparator", DIHCL, _DIHCL, _plain, published=_DIHCL_PAPER),
-    System("spl", "self-paced learning: the easiest, more each epoch", DIHCL, _DIHCL,
-           partial(_self_paced, easy=True), published=_DIHCL_PAPER),
-    System("mcl", "minimax curriculum: hard and diverse", DIHCL, _DIHCL, partial(_self_paced, easy=False),
+    System("random-mini-batch", "DIHCL's plain comparator", DIHCL, _DIHCL, published=_DIHCL_PAPER),
+    System("spl", "self-paced learning: the easiest, more each epoch", DIHCL, _DIHCL, "self-paced", {"easy": True},
+           published=_DIHCL_PAPER),
+    System("mcl", "minimax curriculum: hard and diverse", DIHCL, _DIHCL, "self-paced", {"easy": False},
            published=_DIHCL_PAPER),
     System("sel-99", "control: gamma at p99, so that the published sparsity comes about", "control",
-           _epochs(_RESNET, 50), partial(_sel, percentile=99)),
+           _epochs(_RESNET, 50), "sel", {"percentile": 99}),
     System("random", "control: as many images as sel-95, at random, annealed", "control", _epochs(_ANNEALED, 50),
-           _random, True),
-    System("random-dihcl", "control: as many images as dihcl in each epoch, at random", "control", _DIHCL,
-           partial(_dihcl, rule="chance", kind="loss")),
-    System("ast-dense", "control: ast without its gate", "control", _SIMPLE, _plain),
+           "random-pools", suites=_FULL),
+    System("random-dihcl", "control: as many images as dihcl in each epoch, at random", "control", _DIHCL, "dihcl",
+           {"rule": "chance", "kind": "loss"}),
+    System("ast-dense", "control: ast without its gate", "control", _SIMPLE),
     System("random-10", "control: a random 10 %, annealed, for ast", "control",
-           replace(_SIMPLE, optimizer=Optimizer(schedule="cosine")), partial(_random_rate, rate=0.10)),
-    System("fewer-epochs", "control: as many images as sel-95, 12 annealed epochs", "control", _epochs(_ANNEALED, 12),
-           _plain),
+           replace(_SIMPLE, optimizer=Optimizer(schedule="cosine")), "random-rate", {"rate": 0.10}),
+    System("fewer-epochs", "control: as many images as sel-95, 12 annealed epochs", "control", _epochs(_ANNEALED, 12)),
     System("annealed", "control: the baseline with an annealed rate, for infobatch and selective-backprop", "control",
-           _ANNEALED, _plain),
-    System("infobatch", "control: half of the easy ones pruned, unbiased", "control", _ANNEALED, _infobatch),
-    System("selective-backprop", "control: backward on the harder half", "control", _ANNEALED, _selective),
-    System("fast", "control: a fast baseline of the airbench class", "control", _FAST, _plain, True),
-    System("fast-sel", "SEL on the fast baseline: 5 dense epochs, then stages", "control", _FAST,
-           partial(_sel, percentile=40, warmup=5, share=1.0, fast=True), True),
-    System("fast-random", "control: as many images as fast-sel, at random", "control", _FAST,
-           partial(_random, warmup=5, share=1.0, fast=True)),
-    System("fast-ast", "the Sundew gate at 38 % on the fast baseline", "control", _FAST,
-           partial(_sundew, rate=0.38, warmup_share=0.1)),
+           _ANNEALED),
+    System("infobatch", "control: half of the easy ones pruned, unbiased", "control", _ANNEALED, "infobatch"),
+    System("selective-backprop", "control: backward on the harder half", "control", _ANNEALED, "selective-backprop"),
+    System("fast", "control: a fast baseline of the airbench class", "control", _FAST, suites=_FULL),
+    System("fast-sel", "SEL on the fast baseline: 5 dense epochs, then stages", "control", _FAST, "sel",
+           {"percentile": 40, "warmup": 5, "share": 1.0, "fast": True}, suites=_FULL),
+    System("fast-random", "control: as many images as fast-sel, at random", "control", _FAST, "random-pools",
+           {"warmup": 5, "share": 1.0, "fast": True}),
+    System("fast-ast", "the Sundew gate at 38 % on the fast baseline", "control", _FAST, "sundew",
+           {"rate": 0.38, "warmup_share": 0.1}),
 ]  # fmt: skip
 
 SYSTEMS = {system.name: system for system in _ALL}
@@ -208,4 +140,4 @@ def find_systems(names: list[str], scale: Scale) -> list[System]:
         raise UsageError(f"no system {unknown[0]!r}: did you mean {nearest(unknown[0], SYSTEMS)}?")
     if names:
         return [SYSTEMS[name] for name in dict.fromkeys(names)]
-    return [s for s in _ALL if scale.name == "smoke" or (s.in_small if scale.name == "small" else s.in_suite)]
+    return [system for system in _ALL if scale.name == "smoke" or scale.name in system.suites]

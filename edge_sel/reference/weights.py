@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import nn
 
 from edge_sel.errors import SetupError
 from edge_sel.models.registry import build
-from edge_sel.reference.setup import Setup
-
-Wanted = Literal["auto", "imagenet", "random"]
+from edge_sel.reference.setup import FirstWeights, Setup
 
 
-def start_model(setup: Setup, classes: int, image_size: tuple[int, int], wanted: Wanted) -> tuple[nn.Module, str]:
+def start_model(setup: Setup, classes: int, image_size: tuple[int, int], wanted: FirstWeights) -> tuple[nn.Module, str]:
     """The model of a setup, and a word for its first weights.
 
     Raises:

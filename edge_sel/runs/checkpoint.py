@@ -71,3 +71,9 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted((int(match[1]), path) for match, path in found)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove every checkpoint, and what a write that was cut off left of one."""
+    for path in folder.glob("*checkpoint*.safetensors*"):
+        path.unlink(missing_ok=True)

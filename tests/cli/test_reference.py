@@ -49,7 +49,13 @@ def test_mistakes_are_one_line(edge_sel, tmp_path):
     refused(edge_sel("reference", "ast", "--smoke", "--image-size", "64"), USAGE, "--image-size", "--data")
     foreign = tmp_path / "runs/reference/ast/seed-0/run.json"
     foreign.parent.mkdir(parents=True)
-    for text in ('{"schema":1', "[1]", '{"schema": 1, "identity": {}, "epochs": []}'):
+    keys = ("system", "seed", "scale", "label", "data_name", "weights", "summary", "identity", "rows")
+    for text in (
+        '{"schema":1',
+        "[1]",
+        '{"schema": 1, "identity": {}, "epochs": []}',
+        json.dumps(dict.fromkeys(keys, 1)),
+    ):
         foreign.write_text(text)
         refused(edge_sel("reference", "--compare"), USAGE, "no finished results")
 

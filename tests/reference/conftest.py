@@ -11,7 +11,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.reference.images import make_images
 from edge_sel.reference.policy import Policy
 from edge_sel.reference.setup import Augmentation, Optimizer, Setup
-from edge_sel.reference.trainer import Trainer
+from edge_sel.reference.trainer import ReferenceTrainer
 
 CPU = torch.device("cpu")
 SETUP = Setup(
@@ -43,7 +43,7 @@ def sets(one_thread):
 
 @pytest.fixture
 def make_trainer(sets):
-    def make(policy: Policy | None = None, setup: Setup = SETUP, seed: int = 0, **options) -> Trainer:
-        return Trainer(tiny_net(), setup, policy or Policy(), *sets, seed=seed, **options)
+    def make(policy: Policy | None = None, setup: Setup = SETUP, seed: int = 0, **options) -> ReferenceTrainer:
+        return ReferenceTrainer(tiny_net(), setup, policy or Policy(), *sets, seed=seed, **options)
 
     return make

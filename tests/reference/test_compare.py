@@ -1,5 +1,6 @@
 """Claims beside results."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import edge_sel.reference
+from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
 from edge_sel.errors import BadInputError
 from edge_sel.reference.compare import compare, edge_epochs, joules_per_point, load_claims, overview, reference_epochs
+from edge_sel.reference.results import list_results
 from edge_sel.reference.setup import find_scale
 from edge_sel.reference.systems import SYSTEMS
 
@@ -26,6 +29,7 @@ def result(system="sel-95", *, accuracy=0.8, energy_j=400.0, scale="full", data=
     return {
         "system": system,
         "seed": 0,
+        "identity": {"system": system},
         "scale": scale,
         "label": find_scale(scale).label if label is None else label,
         "data_name": data,
@@ -136,3 +140,81 @@ def test_an_edge_run_stands_beside(tmp_path):
     assert second["j_per_image"] is None  # nothing was trained on
     with pytest.raises(BadInputError, match="fine-tune"):
         edge_epochs(tmp_path / "none")
+
+
+FOREIGN = ("text", -1, 0, True, None, [1], ["text"], {"a": 1}, {"a": {"b": "text"}}, float("nan"), 10**400)
+
+
+def places(value, path=()):
+    """Where in a JSON value another one can stand."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+def put(content, path, value):
+    changed = copy.deepcopy(content)
+    *way, last = path
+    inner = changed
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    return changed
+
+
+def test_a_result_with_foreign_values_is_passed_over_or_shown(tmp_path, capsys):
+    run, kept = tmp_path / "sel-95" / "seed-0" / "run.json", 0
+    run.parent.mkdir(parents=True)
+    for path in places(result()):
+        for value in FOREIGN:
+            run.write_text(json.dumps(put(result(), path, value)))
+            if results := list_results(tmp_path):
+                kept += 1
+                print_comparison(compare(results)[:60], "")
+                print_overview(overview(results), "")
+                print_edge([], reference_epochs(results))
+    assert kept > 100  # such as another accuracy
+    for text in ("[" * 100_000, "null", "[]", '{"summary": 3}', "\udcff"):
+        run.write_bytes(text.encode(errors="surrogateescape"))
+        assert list_results(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("summary",), []),
+        (("summary", "test_full"), "0.8"),
+        (("summary", "epochs"), 0),
+        (("summary", "energy_j"), "much"),
+        (("summary", "energy_source"), None),
+        (("summary", "per_class", "cat", "E"), "0.4"),
+        (("summary", "time_s"), 10**400),
+        (("rows", 1, "visited"), None),
+        (("rows", 1, "test_full"), [0.2]),
+        (("rows",), {}),
+        (("label",), None),
+        (("weights",), ["random"]),
+    ],
+)
+def test_what_cannot_be_compared_is_no_result(path, value, tmp_path):
+    run = tmp_path / "sel-95" / "seed-0" / "run.json"
+    run.parent.mkdir(parents=True)
+    run.write_text(json.dumps(result()))
+    assert len(list_results(tmp_path)) == 1
+    run.write_text(json.dumps(put(result(), path, value)))
+    assert list_results(tmp_path) == []
+
+
+def test_an_edge_run_with_foreign_values_is_one_clean_error_or_shown(tmp_path, capsys):
+    cost = {"energy_j": 0.5, "net_j": 0.1, "energy_source": "modelled", "executed_flops_t": 0.1}
+    content = {"epochs": [{"epoch": 1, "plan": "bn", "trained": 50, **cost}]}
+    refused = set()
+    for path in places(content):
+        for value in FOREIGN:
+            (tmp_path / "run.json").write_text(json.dumps(put(content, path, value)))
+            try:
+                print_edge(edge_epochs(tmp_path), [])
+            except BadInputError:
+                refused.add(path[-1])
+    assert refused == {"epochs", 0, "trained", *cost}

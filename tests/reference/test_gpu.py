@@ -8,8 +8,10 @@ import torch
 
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference.data import load_sets
+from edge_sel.reference.options import SuiteOptions
+from edge_sel.reference.policies.build import build_policy
 from edge_sel.reference.setup import find_scale
-from edge_sel.reference.suite import Options, run_suite
+from edge_sel.reference.suite import run_suite
 from edge_sel.reference.systems import SYSTEMS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
@@ -20,7 +22,7 @@ SMOKE = find_scale("smoke")
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_runs_compiled_in_half_precision(name, tmp_path):
     with EnergyRecorder(None, background=False, temperature=lambda: None) as recorder:
-        options = Options(SMOKE, "digits", tmp_path, device="cuda")
+        options = SuiteOptions(SMOKE, "digits", tmp_path, device="cuda")
         result = run_suite([SYSTEMS[name]], lambda size: load_sets("digits", SMOKE, size), options, recorder)[0]
     assert all(row["train_loss"] is not None for row in result["rows"])
     assert "gpu" in result["environment"]
@@ -29,12 +31,12 @@ def test_every_system_runs_compiled_in_half_precision(name, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_a_step_never_waits_for_the_gpu(sets):
     from edge_sel.reference.images import make_images
-    from edge_sel.reference.trainer import Trainer
+    from edge_sel.reference.trainer import ReferenceTrainer
     from tests.reference.conftest import SETUP, colours, tiny_net
 
     train, test = make_images(colours(), colours(30), torch.device("cuda"))
-    policy = SYSTEMS["sel-95"].recipe(SYSTEMS["sel-95"].at(SMOKE))
-    run = Trainer(tiny_net(), SETUP, policy, train, test, seed=0)
+    policy = build_policy(SYSTEMS["sel-95"], SYSTEMS["sel-95"].at(SMOKE))
+    run = ReferenceTrainer(tiny_net(), SETUP, policy, train, test, seed=0)
     run.train_epoch(1)
     step = run._step
 

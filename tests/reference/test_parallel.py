@@ -15,14 +15,15 @@ def _work(rank: int, port: int, out: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     from edge_sel.power.recorder import EnergyRecorder
-    from edge_sel.reference.suite import Options, run_suite
+    from edge_sel.reference.options import SuiteOptions
+    from edge_sel.reference.suite import run_suite
     from edge_sel.reference.systems import SYSTEMS
     from tests.reference.test_suite import SETS, SMOKE
 
     with EnergyRecorder(None, background=False, temperature=lambda: None) as recorder:
         systems = [SYSTEMS[name] for name in ("sel-95", "ast")]
         results = run_suite(
-            systems, lambda size: SETS, Options(SMOKE, "digits", Path(out), device="cpu", epochs=2), recorder
+            systems, lambda size: SETS, SuiteOptions(SMOKE, "digits", Path(out), device="cpu", epochs=2), recorder
         )
     told = [
         (

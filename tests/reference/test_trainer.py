@@ -10,15 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edge_sel.data.dataset import ImageSet
 from edge_sel.reference.epoch import EpochSums
 from edge_sel.reference.images import make_images
+from edge_sel.reference.policies.build import build_policy
+from edge_sel.reference.policies.controls import RandomRate
+from edge_sel.reference.policies.dihcl import SelfPaced
+from edge_sel.reference.policies.lottery import Lottery
+from edge_sel.reference.policies.sel import Sel
 from edge_sel.reference.policy import Policy, Pool
-from edge_sel.reference.recipes.controls import RandomRate
-from edge_sel.reference.recipes.dihcl import SelfPaced
-from edge_sel.reference.recipes.lottery import Lottery
-from edge_sel.reference.recipes.sel import Sel
 from edge_sel.reference.setup import Optimizer, find_scale
 from edge_sel.reference.speed import Speed, fastest
 from edge_sel.reference.systems import SYSTEMS
-from edge_sel.reference.trainer import Stopped, Trainer
+from edge_sel.reference.trainer import ReferenceTrainer, Stopped
 from edge_sel.sel.curriculum import STAGES
 from edge_sel.sel.nominal_flops import nominal_flops
 from tests.reference.conftest import CPU, SETUP, colours, tiny_net
@@ -66,6 +67,15 @@ def test_the_guilt_mask_saves_nominal_flops_only(make_trainer):
     assert result.executed_flops == 60 * run.work.forward + (calibration + 15) * both
 
 
+def test_the_rate_follows_the_pool_s_schedule_and_the_setup_s_without_one(make_trainer):
+    run = make_trainer(Sel(ONE_EACH, percentile=40, warmup_epochs=1))
+    schedules = []
+    for epoch in (1, 2):
+        run.train_epoch(epoch)
+        schedules.append(run.stepper.schedule)
+    assert schedules == ["constant", "sel"] and SETUP.optimizer.schedule == "constant"
+
+
 def test_the_mask_stops_what_is_not_guilty(make_trainer):
     policy = Sel(ONE_EACH, percentile=100)
     run = make_trainer(policy)
@@ -79,9 +89,9 @@ def test_the_mask_stops_what_is_not_guilty(make_trainer):
 def test_calibration_leaves_the_model_alone(make_trainer):
     run = make_trainer()
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
-    run.calibrate(20)
+    gradient = run.calibrate(20)
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
-    assert run.gradient.values.abs().sum() > 0
+    assert gradient is run.gradient.values and gradient.abs().sum() > 0
 
 
 def test_the_ticket_is_the_start_without_the_small_weights(make_trainer):
@@ -116,11 +126,11 @@ def test_weights_of_a_pool_scale_the_loss(make_trainer):
 
 def test_equal_weights_are_no_weights(sets):
     class Double(Policy):
-        def weigh(self, run, batch, logits, losses):
+        def weigh(self, run, batch, losses):
             return torch.full_like(losses, 2.0)
 
     setup = replace(SETUP, optimizer=Optimizer("sgd", 0.1))
-    runs = [Trainer(tiny_net(), setup, policy, *sets, seed=0) for policy in (Policy(), Double())]
+    runs = [ReferenceTrainer(tiny_net(), setup, policy, *sets, seed=0) for policy in (Policy(), Double())]
     for run in runs:
         run.train_epoch(1)
     torch.testing.assert_close(weights(runs[0]), weights(runs[1]), rtol=1e-4, atol=1e-5)
@@ -139,7 +149,7 @@ class NoQuestions(TorchDispatchMode):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_no_step_waits_for_the_device(name, make_trainer, monkeypatch):
     setup = SYSTEMS[name].at(SMOKE)
-    policy = SYSTEMS[name].recipe(setup)
+    policy = build_policy(SYSTEMS[name], setup)
     run = make_trainer(policy, SETUP)
     run.train_epoch(1)
     step = run._step
@@ -193,7 +203,7 @@ def test_only_the_first_hundred_of_a_class_count_per_class(sets):
     wrong = ((place >= 150) & (place < 180)) | (place >= 300)
     labels = np.where(wrong, (test.labels + 1) % 3, test.labels)
     judge = ImageSet.from_arrays(test.read(place), labels, test.classes)
-    run = Trainer(tiny_net(), SETUP, Policy(), *make_images(colours(), judge, CPU), seed=0)
+    run = ReferenceTrainer(tiny_net(), SETUP, Policy(), *make_images(colours(), judge, CPU), seed=0)
     for epoch in range(1, 9):
         run.train_epoch(epoch)
     judged = run.evaluate()
@@ -202,13 +212,13 @@ def test_only_the_first_hundred_of_a_class_count_per_class(sets):
 
 
 def test_one_left_over_image_is_not_a_batch(sets):
-    run = Trainer(tiny_net(), replace(SETUP, batch_size=59), Policy(), *sets, seed=0)
+    run = ReferenceTrainer(tiny_net(), replace(SETUP, batch_size=59), Policy(), *sets, seed=0)
     assert run.train_epoch(1).visited == 59
 
 
 def test_batch_larger_than_the_set(sets):
     setup = replace(SETUP, batch_size=1024, drop_last=True, optimizer=Optimizer("sgd", 0.1, "triangle", lookahead=True))
-    assert Trainer(tiny_net(), setup, Policy(), *sets, seed=0).train_epoch(1).visited == 60
+    assert ReferenceTrainer(tiny_net(), setup, Policy(), *sets, seed=0).train_epoch(1).visited == 60
 
 
 @pytest.mark.parametrize(("sparsity", "total"), [(0.0, 33.521886), (0.8, 6.704376)])
@@ -242,7 +252,7 @@ def test_the_fast_path_on_a_processor(name, half, make_trainer, monkeypatch):
         lambda *a, **o: _undone(monkeypatch, real, compile_without_code, *a, **o),
     )
     run, plain = (
-        make_trainer(SYSTEMS[name].recipe(SYSTEMS[name].at(SMOKE)), speed=speed)
+        make_trainer(build_policy(SYSTEMS[name], SYSTEMS[name].at(SMOKE)), speed=speed)
         for speed in (Speed(half, True, ""), fastest(CPU))
     )
     assert len(compiled) == 1 and run.stepper.loss_scale.is_enabled() == (half == torch.float16)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edge_sel.reference.policy import Batch, Policy, Pool
-from edge_sel.reference.trainer import Trainer
+from edge_sel.reference.policy import DeviceBatch, Policy, Pool, RunView
 from edge_sel.sel.hardness import weighted_sample
 from edge_sel.sel.selection import prune_easy, relative_importance
 
@@ -21,10 +20,9 @@ class RandomRate(Policy):
         """The same part of every epoch."""
         return max(1, round(self.rate * images)) * epochs
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The part."""
-        count = max(1, round(self.rate * len(run.train)))
-        return Pool(torch.randperm(len(run.train), generator=run.generator, device=run.device)[:count], name="random")
+        return Pool(run.sample(max(1, round(self.rate * len(run.labels)))), name="random")
 
 
 class InfoBatch(Policy):
@@ -43,17 +41,17 @@ class InfoBatch(Policy):
         """Not known: it depends on the losses."""
         return None
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """What is left, with its weights."""
         if epoch == 1:
-            self.memory["losses"] = torch.ones(len(run.train), device=run.device)
+            self.memory["losses"] = torch.ones(len(run.labels), device=run.device)
         if epoch == 1 or epoch > self.last_pruned:
             return Pool(run.everything(), name="all")
-        u = torch.rand(len(run.train), generator=run.generator, device=run.device)
+        u = run.uniform(len(run.labels))
         keep, weights = prune_easy(self.memory["losses"], u, self.ratio)
         return Pool(run.everything()[keep], weights, stage=1, name="pruned")
 
-    def observe(self, run: Trainer, batch: Batch, losses: torch.Tensor, correct: torch.Tensor) -> None:
+    def observe(self, batch: DeviceBatch, losses: torch.Tensor, correct: torch.Tensor) -> None:
         """The losses for the next epoch."""
         self.memory["losses"][batch.index] = losses.to(self.memory["losses"].dtype)
 
@@ -83,19 +81,17 @@ class SelectiveBackprop(Policy):
     def _part(self, images: int) -> int:
         return max(2, round(self.keep * images))
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """Everything."""
         self._selecting, self._batches = self.first <= epoch <= max(self.first, self.last), 0
         return Pool(run.everything(), stage=int(self._selecting), name="selective" if self._selecting else "all")
 
-    @torch.no_grad()
-    def narrow(self, run: Trainer, batch: Batch) -> Batch:
+    def narrow(self, run: RunView, batch: DeviceBatch) -> DeviceBatch:
         """The drawn half."""
         self._batches += 1
         if not self._selecting or self._batches % 2 == 0:
             return batch
-        losses = torch.nn.functional.cross_entropy(run.logits(batch.x), batch.y, reduction="none")
-        run.count(len(batch.y), backward=False)
-        u = torch.rand(len(losses), generator=run.generator, device=run.device)
+        losses = run.batch_losses(batch)
+        u = run.uniform(len(losses))
         chosen = weighted_sample(relative_importance(losses, self.keep), self._part(len(losses)), u)
-        return Batch(*(part[chosen] for part in batch))
+        return DeviceBatch(*(part[chosen] for part in batch))

@@ -1,4 +1,4 @@
-"""The recipes are those of the sources."""
+"""The policies are those of the sources."""
 
 import math
 
@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from edge_sel.models.registry import build, parameter_count
-from edge_sel.reference.policy import Pool
-from edge_sel.reference.recipes.ast import Sundew
-from edge_sel.reference.recipes.controls import InfoBatch, RandomRate, SelectiveBackprop
-from edge_sel.reference.recipes.dihcl import Dihcl, SelfPaced
-from edge_sel.reference.recipes.lottery import prune_mask
-from edge_sel.reference.recipes.sel import RandomPools, Sel, staged
+from edge_sel.reference.options import SuiteOptions
+from edge_sel.reference.policies.ast import Sundew
+from edge_sel.reference.policies.build import build_policy
+from edge_sel.reference.policies.controls import InfoBatch, RandomRate, SelectiveBackprop
+from edge_sel.reference.policies.dihcl import Dihcl, SelfPaced
+from edge_sel.reference.policies.lottery import prune_mask
+from edge_sel.reference.policies.sel import RandomPools, Sel, staged
 from edge_sel.reference.setup import find_scale
-from edge_sel.reference.suite import Options, plan
+from edge_sel.reference.suite import plan
 from edge_sel.reference.systems import SYSTEMS
 from edge_sel.sel.curriculum import STAGES, Stage
 from edge_sel.sel.guilt import calibrate_gamma
@@ -27,8 +28,8 @@ def setup_of(name):
     return SYSTEMS[name].at(FULL)
 
 
-def recipe(name):
-    return SYSTEMS[name].recipe(setup_of(name))
+def policy_of(name):
+    return build_policy(SYSTEMS[name], setup_of(name))
 
 
 # What the sources print
@@ -46,7 +47,7 @@ def test_planned_flops_are_the_published_ones(tmp_path):
     planned = {
         p["name"]: p
         for p in plan(
-            [SYSTEMS["baseline"], SYSTEMS["lottery-ticket"], SYSTEMS["sel-95"]], Options(FULL, "cifar10", tmp_path)
+            [SYSTEMS["baseline"], SYSTEMS["lottery-ticket"], SYSTEMS["sel-95"]], SuiteOptions(FULL, "cifar10", tmp_path)
         )
     }
     assert planned["baseline"]["nominal_flops_t"] == pytest.approx(33.521886, abs=1e-12)
@@ -60,7 +61,7 @@ def test_planned_flops_are_the_published_ones(tmp_path):
     [("sel-95", 40, 0, False), ("warmup-sel", 40, 5, False), ("sel-v3", 20, 0, True)],
 )
 def test_sel_has_the_published_windows_and_percentiles(name, percentile, warmup, thresholds):
-    policy = recipe(name)
+    policy = policy_of(name)
     assert policy.stages == STAGES
     assert (policy.percentile, policy.warmup_epochs, policy.thresholds) == (percentile, warmup, thresholds)
     assert policy.schedule == "sel"
@@ -68,20 +69,22 @@ def test_sel_has_the_published_windows_and_percentiles(name, percentile, warmup,
 
 
 class Fifty:
-    """As much of a trainer as choosing pools needs: CIFAR-10's labels."""
+    """As much of a run as choosing pools needs: CIFAR-10's labels, and a gradient of a hundred values."""
 
-    device, train = torch.device("cpu"), type("Train", (), {"labels": CIFAR_LABELS, "__len__": lambda self: 50_000})()
-    classes = 10
+    device, classes, labels = torch.device("cpu"), 10, CIFAR_LABELS
     generator = torch.Generator().manual_seed(0)
-    setup = SYSTEMS["sel-95"].setup
-    stepper = type("Stepper", (), {"schedule": "constant"})()
-    gradient = type("Gradient", (), {"values": torch.arange(1.0, 101.0)})()
+
+    def sample(self, count):
+        return torch.randperm(50_000, generator=self.generator)[:count]
+
+    def uniform(self, count):
+        return torch.rand(count, generator=self.generator)
 
     def score(self):
         return torch.linspace(0, 5, 50_000)[torch.randperm(50_000, generator=self.generator)]
 
     def calibrate(self, images):
-        pass
+        return torch.arange(1.0, 101.0)
 
     def everything(self):
         return torch.arange(50_000)
@@ -97,13 +100,15 @@ def test_stages_visit_as_many_images_as_the_published_tables_say(policy):
         assert pool.stage == epoch and torch.equal(
             CIFAR_LABELS[pool.index].bincount(), torch.full((10,), sizes[-1] // 10)
         )
-        policy.end_epoch(run, 0.0)
+        assert pool.schedule == policy.schedule
+        policy.end_epoch(0.0)
     assert sizes == [12_500, 15_000, 12_500, 11_000, 11_000]
 
 
 def test_the_warmup_visits_a_fifth():
     policy = Sel(STAGES, percentile=40, warmup_epochs=5)
     pool = policy.start_epoch(Fifty(), 1)
+    assert pool.schedule is None
     assert len(pool.index.unique()) == 10_000 and pool.stage == 0  # 0.22347924 T in hist_warmup.csv
 
 
@@ -111,12 +116,12 @@ def test_gamma_decays_by_stage_and_masks():
     run, policy = Fifty(), Sel(ONE_EACH, percentile=40)
     for epoch, factor in enumerate((1.00, 0.94, 0.88, 0.82, 0.76), 1):
         policy.start_epoch(run, epoch)
-        run.gradient.values = torch.arange(1.0, 101.0)
+        gradient = torch.arange(1.0, 101.0)
         gamma = float(calibrate_gamma([torch.arange(1.0, 101.0)], 40)) * factor
-        sparsity = policy.mask(run)
+        sparsity = policy.mask(gradient)
         assert float(sparsity) == pytest.approx(math.floor(gamma) / 100)
-        assert run.gradient.values[run.gradient.values > 0].min() > gamma
-        policy.end_epoch(run, 0.0)
+        assert gradient[gradient > 0].min() > gamma
+        policy.end_epoch(0.0)
 
 
 def test_v3_waits_for_the_threshold_but_not_for_ever():
@@ -126,30 +131,23 @@ def test_v3_waits_for_the_threshold_but_not_for_ever():
     for accuracy in (0.9, 0.5, 0.61, 0.1, 0.1):  # late: two epochs are the least, and the second is below
         seen.append(policy.start_epoch(run, len(seen) + 1).stage)
         before = policy.epochs(3)
-        policy.end_epoch(run, accuracy)
+        policy.end_epoch(accuracy)
         assert policy.epochs(3) >= before
     assert seen == [1, 1, 1, 2, 2] and policy.epochs(3) == 5
 
 
 def test_lottery_prunes_globally_and_counts_the_second_training_only():
-    policy = recipe("lottery-ticket")
+    policy = policy_of("lottery-ticket")
     assert (policy.search_epochs, policy.sparsity) == (15, 0.8)
-    assert not policy_pool(policy, 15).counted and policy.planned_samples(50_000, 45) == 1_500_000
+    assert not policy.start_epoch(Fifty(), 15).counted and policy.planned_samples(50_000, 45) == 1_500_000
     magnitude = torch.tensor([3.0, 0.1, 2.0, 0.0, 0.1])
     assert prune_mask(magnitude, 0.4).tolist() == [True, False, True, False, True]
     assert int((~prune_mask(torch.rand(11_173_962), 0.8)).sum()) == 8_939_170  # of hist_lottery.csv's sparsity
 
 
-def policy_pool(policy, epoch) -> Pool:
-    class Run(Fifty):
-        model = torch.nn.Linear(2, 2)
-
-    return policy.start_epoch(Run(), epoch)
-
-
 def test_ast_has_the_published_gains():
     for name, rate, kp, ki, epochs in (("ast", 0.10, 0.0015, 0.00005, 40), ("ast-6", 0.06, 0.0008, 0.000002, 3)):
-        config = recipe(name).config
+        config = policy_of(name).config
         assert (config.target_rate, config.kp, config.ki, config.ema_alpha) == (rate, kp, ki, 0.3)
         assert (config.threshold_min, config.threshold_max, config.integral_bound, config.integral_decay) == (
             0.01,
@@ -165,7 +163,7 @@ def test_ast_has_the_published_gains():
             "none",
         )
     two = setup_of("ast-two-stage")
-    assert (recipe("ast-two-stage").warmup_epochs, two.epochs, two.model, two.image_size) == (
+    assert (policy_of("ast-two-stage").warmup_epochs, two.epochs, two.model, two.image_size) == (
         10,
         100,
         "torchvision:resnet50",
@@ -174,13 +172,9 @@ def test_ast_has_the_published_gains():
 
 
 def test_dihcl_has_every_rule_and_kind():
-    rules = {
-        (SYSTEMS[n].recipe(setup_of(n)).rule, SYSTEMS[n].recipe(setup_of(n)).kind)
-        for n in SYSTEMS
-        if n.startswith("dihcl-")
-    }
+    rules = {(policy_of(n).rule, policy_of(n).kind) for n in SYSTEMS if n.startswith("dihcl-")}
     assert rules == {(r, k) for r in ("greedy", "rand", "exp", "beta") for k in ("loss", "delta", "flip")}
-    assert (recipe("dihcl-exp").kind, recipe("dihcl-beta").kind) == ("loss", "flip")
+    assert (policy_of("dihcl-exp").kind, policy_of("dihcl-beta").kind) == ("loss", "flip")
 
 
 def test_dihcl_visits_everything_for_t0_and_then_shrinks_geometrically():
@@ -195,7 +189,7 @@ def test_dihcl_remembers_by_equation_1():
     policy, run = Dihcl("greedy", "loss", 4), Fifty()
     policy.start_epoch(run, 1)
     batch = type("Batch", (), {"index": torch.tensor([3, 5])})()
-    policy.observe(run, batch, torch.tensor([4.0, 0.0]), torch.tensor([True, False]))
+    policy.observe(batch, torch.tensor([4.0, 0.0]), torch.tensor([True, False]))
     r = policy.memory["r"]
     assert r[3] == pytest.approx(0.95 * 4 + 0.05 * 1) and r[5] == pytest.approx(0.05) and r[0] == 1
     assert 3 in policy.start_epoch(run, 2).index and policy.subset_size(50_000, 2) < 50_000
@@ -214,11 +208,11 @@ def test_dihcl_prefers_what_is_hard(rule):
 
 
 def test_the_control_of_dihcl_takes_as_many_at_random():
-    policy, run = recipe("random-dihcl"), Fifty()
+    policy, run = policy_of("random-dihcl"), Fifty()
     policy.start_epoch(run, 1)
     policy.memory["r"] = (torch.arange(50_000) % 2).float()
     pool = policy.start_epoch(run, 30).index
-    assert len(pool.unique()) == len(pool) == recipe("dihcl-exp").subset_size(50_000, 30)
+    assert len(pool.unique()) == len(pool) == policy_of("dihcl-exp").subset_size(50_000, 30)
     assert (pool % 2 == 1).double().mean() == pytest.approx(0.5, abs=0.02)
     assert setup_of("random-dihcl") == setup_of("dihcl-exp") and setup_of("ast-dense") == setup_of("ast")
 
@@ -267,7 +261,7 @@ def test_the_fast_baseline_is_airbench94():
     assert setup.optimizer.rate == pytest.approx(
         1.5
     ) and setup.optimizer.rate * setup.optimizer.weight_decay == pytest.approx(0.0153 / (1 + 1 / 0.15))
-    assert recipe("fast-sel").warmup_epochs == 5 and recipe("fast-sel").epochs(10) == 10
+    assert policy_of("fast-sel").warmup_epochs == 5 and policy_of("fast-sel").epochs(10) == 10
 
 
 def test_only_the_source_s_model_and_length_are_without_a_label():

@@ -6,8 +6,7 @@ from typing import Literal
 
 import torch
 
-from edge_sel.reference.policy import Batch, Policy, Pool
-from edge_sel.reference.trainer import Trainer
+from edge_sel.reference.policy import DeviceBatch, Policy, Pool, RunView
 from edge_sel.sel import hardness
 from edge_sel.sel.self_paced import diverse_hardest, easiest
 
@@ -52,15 +51,15 @@ class Dihcl(Policy):
         """The sum of the subset sizes."""
         return sum(self.subset_size(images, epoch) for epoch in range(1, epochs + 1))
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The subset S_t."""
         if epoch == 1:
-            self.memory |= hardness.init(len(run.train), torch, device=run.device)._asdict()
+            self.memory |= hardness.init(len(run.labels), torch, device=run.device)._asdict()
         if epoch <= self.warm_epochs:
             return Pool(run.everything(), name="warm")
-        return Pool(self._choose(run, self.subset_size(len(run.train), epoch)), stage=1, name="curriculum")
+        return Pool(self._choose(run, self.subset_size(len(run.labels), epoch)), stage=1, name="curriculum")
 
-    def _choose(self, run: Trainer, k: int) -> torch.Tensor:
+    def _choose(self, run: RunView, k: int) -> torch.Tensor:
         state = self._state()
         if self.rule == "greedy":
             return hardness.greedy(state, k)
@@ -69,13 +68,13 @@ class Dihcl(Policy):
             visits, r = state.seen.float(), state.r.clamp(0, 1)
             draw = torch.distributions.Beta(1 + visits * r, 1 + visits * (1 - r)).sample()
             return hardness.greedy(state._replace(r=draw), k)
-        u = torch.rand(len(run.train), generator=run.generator, device=run.device)
+        u = run.uniform(len(run.labels))
         if self.rule == "chance":
             return u.argsort()[:k]
         p = state.r if self.rule == "rand" else hardness.probabilities_exp(state, _TAU)
         return hardness.weighted_sample(p, k, u)
 
-    def observe(self, run: Trainer, batch: Batch, losses: torch.Tensor, correct: torch.Tensor) -> None:
+    def observe(self, batch: DeviceBatch, losses: torch.Tensor, correct: torch.Tensor) -> None:
         """Remember; this costs no pass of its own."""
         state = hardness.update(self._state(), batch.index, losses, correct, gamma=_GAMMA, kind=self.kind)
         self.memory |= state._asdict()
@@ -108,10 +107,10 @@ class SelfPaced(Policy):
         """The sum of the subset sizes."""
         return sum(self.subset_size(images, epoch) for epoch in range(1, epochs + 1))
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The part that the losses of this moment choose."""
-        losses, k = run.score(), self.subset_size(len(run.train), epoch)
+        losses, k = run.score(), self.subset_size(len(run.labels), epoch)
         if self.easy:
             return Pool(easiest(losses, k), name="easy")
         diversity = 1 - (epoch - 1) / max(1, self.total - 1)
-        return Pool(diverse_hardest(losses, run.train.labels, run.classes, k, diversity), name="diverse")
+        return Pool(diverse_hardest(losses, run.labels, run.classes, k, diversity), name="diverse")

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from edge_sel.reference.policy import Policy, Pool
+from edge_sel.reference.policy import Policy, Pool, RunView
 from edge_sel.reference.setup import Schedule
-from edge_sel.reference.trainer import Trainer
 from edge_sel.sel.curriculum import SAMPLES_PER_CLASS, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.guilt import calibrate_gamma, decayed_gamma, element_mask, kept_fraction
 
@@ -65,44 +64,39 @@ class Sel(Policy):
         """Not known: it depends on the gradients."""
         return None
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The stage's window of every class."""
         self._gamma = None
         if epoch <= self.warmup_epochs:
-            run.stepper.schedule = run.setup.optimizer.schedule
-            count = max(1, round(self.warmup_share * len(run.train)))
-            chosen = torch.randperm(len(run.train), generator=run.generator, device=run.device)[:count]
-            return Pool(chosen, name="warmup")
-        run.stepper.schedule = self.schedule or run.setup.optimizer.schedule
+            return Pool(run.sample(max(1, round(self.warmup_share * len(run.labels)))), name="warmup")
         if epoch == self.warmup_epochs + 1:
             self.prepare(run)
         number = int(self.memory["stage"])
         stage = self.stages[number]
         if self.percentile is not None:
             self._gamma = decayed_gamma(self.memory["gamma"], number, len(self.stages))
-        pool = stage_pool(self.difficulty(run), run.train.labels, stage, per_class_cap=SAMPLES_PER_CLASS)
-        return Pool(pool, stage=number + 1, name=stage.name)
+        pool = stage_pool(self.difficulty(run), run.labels, stage, per_class_cap=SAMPLES_PER_CLASS)
+        return Pool(pool, stage=number + 1, name=stage.name, schedule=self.schedule)
 
-    def prepare(self, run: Trainer) -> None:
+    def prepare(self, run: RunView) -> None:
         """Learn from the model as it is what is easy, and what counts as guilt."""
         self.memory["losses"] = run.score()
         if self.percentile is not None:
-            run.calibrate(_CALIBRATION_IMAGES)
-            self.memory["gamma"] = calibrate_gamma([run.gradient.values], self.percentile).clone()
+            self.memory["gamma"] = calibrate_gamma([run.calibrate(_CALIBRATION_IMAGES)], self.percentile).clone()
 
-    def difficulty(self, run: Trainer) -> torch.Tensor:
+    def difficulty(self, run: RunView) -> torch.Tensor:
         """What the windows are cut by, float[N]."""
         return self.memory["losses"]
 
-    def mask(self, run: Trainer) -> torch.Tensor | None:
+    def mask(self, gradient: torch.Tensor) -> torch.Tensor | None:
         """Zero what is not above gamma."""
         if self._gamma is None:
             return None
-        kept = element_mask(run.gradient.values, self._gamma)
-        run.gradient.values.mul_(kept)
+        kept = element_mask(gradient, self._gamma)
+        gradient.mul_(kept)
         return 1 - kept_fraction(kept)
 
-    def end_epoch(self, run: Trainer, train_accuracy: float) -> None:
+    def end_epoch(self, train_accuracy: float) -> None:
         """Go on to the next stage if this one is over."""
         done = int(self.memory["done"]) + 1
         stage, spent = int(self.memory["stage"]), int(self.memory["spent"])
@@ -124,23 +118,19 @@ class RandomPools(Sel):
         self, stages: Sequence[Stage], *, warmup_epochs: int = 0, warmup_share: float = 0.2, schedule: Schedule
     ) -> None:
         super().__init__(
-            stages,
-            percentile=None,
-            warmup_epochs=warmup_epochs,
-            warmup_share=warmup_share,
-            schedule=schedule,
+            stages, percentile=None, warmup_epochs=warmup_epochs, warmup_share=warmup_share, schedule=schedule
         )
 
     def planned_sparsity(self) -> float | None:
         """Nothing is masked."""
         return 0.0
 
-    def prepare(self, run: Trainer) -> None:
+    def prepare(self, run: RunView) -> None:
         """Nothing to learn."""
 
-    def difficulty(self, run: Trainer) -> torch.Tensor:
+    def difficulty(self, run: RunView) -> torch.Tensor:
         """Chance."""
-        return torch.rand(len(run.train), generator=run.generator, device=run.device)
+        return run.uniform(len(run.labels))
 
 
 def staged(stages: Sequence[Stage], epochs: int, warmup: int = 0) -> tuple[tuple[Stage, ...], int]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from edge_sel.reference import parallel
-from edge_sel.reference.policy import Batch, Policy, Pool
-from edge_sel.reference.trainer import Trainer
+from edge_sel.reference.policy import DeviceBatch, Policy, Pool, RunView
 from edge_sel.sel import sundew
 from edge_sel.sel.significance import significance_v1
 
@@ -33,20 +32,20 @@ class Sundew(Policy):
         """Not known: the gate decides."""
         return None
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """Everything, in both stages."""
         if epoch == self.warmup_epochs + 1:
             self._remember(sundew.init(self.config, torch, device=run.device))
         self._gating = epoch > self.warmup_epochs
         return Pool(run.everything(), stage=int(self._gating), name="gated" if self._gating else "warmup")
 
-    def weigh(self, run: Trainer, batch: Batch, logits: torch.Tensor, losses: torch.Tensor) -> torch.Tensor | None:
+    def weigh(self, run: RunView, batch: DeviceBatch, losses: torch.Tensor) -> torch.Tensor | None:
         """1 for the images that pass, 0 for the others; then the controller."""
         if not self._gating:
             return None
         state = sundew.SundewState(*(self.memory[name] for name in sundew.SundewState._fields))
         intensity_std = parallel.gather(batch.x.float().std((1, 2, 3)))
-        u = torch.rand(len(losses), generator=run.generator, device=run.device)
+        u = run.uniform(len(losses))
         mask = sundew.active_mask(state, significance_v1(losses, intensity_std), u)
         self._remember(sundew.update(self.config, state, mask.double().mean()))
         return mask.to(losses.dtype)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edge_sel.power.figure import EnergyFigure
+from edge_sel.reference.epoch import Accuracies, EpochResult
+from edge_sel.reference.results import Row
 from edge_sel.sel.embarrassment import confidence
 from edge_sel.sel.sundew import nominal_savings_percent
 
-if TYPE_CHECKING:
-    from edge_sel.reference.epoch import EpochResult, Evaluation
-
-Row = dict[str, Any]
-
 
 def make_row(
-    rows: Sequence[Row], result: EpochResult, judged: Evaluation, figure: EnergyFigure, classes: Sequence[str]
+    rows: Sequence[Row], result: EpochResult, judged: Accuracies, figure: EnergyFigure, classes: Sequence[str]
 ) -> Row:
     """The row after ``rows``.
 
@@ -101,11 +98,3 @@ def total(rows: Sequence[Row], column: str) -> float | None:
     """The sum of a column; None if a value is missing, as half a sum would pass for the whole."""
     values = [row[column] for row in rows]
     return None if any(value is None for value in values) else math.fsum(values)
-
-
-def mean_std(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation (None for one value, which has none); None if a value is missing."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or not known:
-        return None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None

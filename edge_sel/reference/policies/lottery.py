@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edge_sel.reference.policy import Policy, Pool
-from edge_sel.reference.trainer import Trainer
+from edge_sel.reference.policy import Policy, Pool, RunView
 
 SPARSITY = 0.8
 
@@ -32,30 +31,27 @@ class Lottery(Policy):
         """As told."""
         return self.sparsity
 
-    def start_epoch(self, run: Trainer, epoch: int) -> Pool:
+    def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """Note the beginning; prune and rewind when the search is over."""
         if epoch == 1:
-            self.memory |= {f"start.{name}": value.clone() for name, value in run.model.state_dict().items()}
+            self.memory |= {f"start.{name}": value for name, value in run.model_state().items()}
         if epoch == self.search_epochs + 1:
             self._prune(run)
         searching = epoch <= self.search_epochs
         return Pool(run.everything(), name="search" if searching else "ticket", counted=not searching)
 
-    def _prune(self, run: Trainer) -> None:
-        magnitude = run.gradient.collect([p.detach().abs() for p in run.gradient.parameters])
-        keep = prune_mask(magnitude, self.sparsity)
+    def _prune(self, run: RunView) -> None:
+        keep = prune_mask(run.magnitudes(), self.sparsity)
         start = {name.partition(".")[2]: self.memory.pop(name) for name in list(self.memory)}
-        run.model.load_state_dict(start)
-        run.gradient.scale_weights(keep)
-        run.stepper.forget()
+        run.rewind(start, keep)
         self.memory["keep"] = keep
 
-    def mask(self, run: Trainer) -> torch.Tensor | None:
+    def mask(self, gradient: torch.Tensor) -> torch.Tensor | None:
         """A pruned weight gets no gradient; it began at zero, so Adam leaves it there."""
         if "keep" not in self.memory:
             return None
-        run.gradient.values.mul_(self.memory["keep"])
-        return torch.full((), self.sparsity, device=run.device)
+        gradient.mul_(self.memory["keep"])
+        return torch.full((), self.sparsity, device=gradient.device)
 
 
 def prune_mask(magnitude: torch.Tensor, sparsity: float) -> torch.Tensor:

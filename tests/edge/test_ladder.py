@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from edge_sel.edge.train import ladder as constants
 from edge_sel.edge.train.ladder import BODY, E_PER_EPOCH, HEAD_EPOCHS, LEAVE_BELOW, MOST_EPOCHS, AutoLadder, auto_ladder
 from edge_sel.edge.train.rungs import Rung
-from edge_sel.pack.reader import Pack
 from tests.edge.runs import pack
 
 PLANS = pack().manifest.plans
@@ -106,7 +105,7 @@ def test_a_pack_that_does_not_know_its_embarrassment():
 
 def of_calibration(*embarrassment, classes=10):
     calibration = replace(pack().manifest.calibration, embarrassment=embarrassment)
-    return auto_ladder(Pack(pack().path, replace(pack().manifest, calibration=calibration), {}), classes)
+    return auto_ladder(pack().with_manifest(replace(pack().manifest, calibration=calibration)), classes)
 
 
 def test_the_servers_embarrassment_is_the_mean_over_its_known_classes():

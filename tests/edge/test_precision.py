@@ -136,7 +136,7 @@ def test_int8_that_the_pack_does_not_have_is_told(timed, tmp_path):
 def without_twin() -> Pack:
     base = pack()
     prefixes = {name: replace(info, int8=None) for name, info in base.manifest.prefixes.items()}
-    return Pack(base.path, replace(base.manifest, prefixes=prefixes), base._content)
+    return base.with_manifest(replace(base.manifest, prefixes=prefixes))
 
 
 def test_a_choice_made_is_kept(timed, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edge_sel.errors import PackError
-from edge_sel.pack.manifest import FORMAT, MANIFEST, WEIGHTS, FileInfo, Manifest
+from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, Manifest
+from edge_sel.pack.manifest_json import FORMAT
 from edge_sel.pack.reader import open_pack
 from tests.pack.conftest import rewrite_manifest
 from tests.tiny import tiny_pack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import time
 import zipfile
@@ -16,7 +17,8 @@ import pytest
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import SetupError, UsageError
-from edge_sel.pack.manifest import MANIFEST, OPTIMIZER_STATE, WEIGHTS, from_json, to_json
+from edge_sel.pack.manifest import MANIFEST, OPTIMIZER_STATE, WEIGHTS, split_plan_name
+from edge_sel.pack.manifest_json import from_json, to_json
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
 
@@ -81,6 +83,33 @@ def test_the_manifest_round_trips_through_json(contents, digits_pack):
         text = to_json(manifest)
         assert from_json(text, "here") == manifest
         assert to_json(from_json(text, "here")) == text
+
+
+def test_the_digest_of_a_pack_is_that_of_the_manifest_it_was_written_with(digits_pack):
+    """A run is resumed with a pack that an older version wrote and opened: what is derived from it has no part in it."""
+    with zipfile.ZipFile(digits_pack.path) as archive:
+        written = archive.read(MANIFEST)
+    assert digits_pack.digest == hashlib.sha256(written).hexdigest()[:16]
+
+
+BUDGETS = {
+    "last": ("last", None), "last-c25": ("last", 0.25), "full-c5": ("full", 0.05), "last2-c50": ("last2", 0.5),
+    "last-c": ("last-c", None), "last-c100": ("last-c100", None), "last-c25-c50": ("last-c25", 0.5), "": ("", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_the_budget_stands_in_the_name(name, digits_pack):
+    assert split_plan_name(name) == BUDGETS[name]
+    plan = dataclasses.replace(digits_pack.plan("last-c25"), name=name)
+    assert (plan.base, plan.budget) == BUDGETS[name]
+
+
+def test_another_manifest_for_the_same_files(digits_pack):
+    fewer = dataclasses.replace(digits_pack.manifest, plans={"head": digits_pack.plan("head")})
+    other = digits_pack.with_manifest(fewer)
+    assert other.manifest is fewer and other.path == digits_pack.path and other.digest != digits_pack.digest
+    assert graph_bytes(other) == graph_bytes(digits_pack) and set(digits_pack.manifest.plans) > {"head"}
 
 
 def test_a_file_is_the_same_whenever_it_is_written(tmp_path, contents, monkeypatch):

@@ -5,6 +5,7 @@ Chosen on validation images of field shifts (low light, fog, blur with noise; he
 
 from __future__ import annotations
 
+from edge_sel.pack.manifest import split_plan_name
 from edge_sel.sel.schedule import sel_learning_rate
 
 BASE_RATES = {
@@ -17,5 +18,5 @@ MAX_SEL_LOSS = 1.0
 
 def learning_rate(optimizer: str, plan: str, given: float | None, loss: float) -> float:
     """SEL's rate for a plan (``last-c25`` as ``last``) at this mean loss in nats; ``given`` overrules the table."""
-    base = BASE_RATES[optimizer][plan.split("-c")[0]] if given is None else given
+    base = BASE_RATES[optimizer][split_plan_name(plan)[0]] if given is None else given
     return float(sel_learning_rate(base, min(loss, MAX_SEL_LOSS)))

@@ -260,7 +260,7 @@ class RungRunner:
     def _choose_channels(self, order: np.ndarray) -> None:
         batches = [self._batch(c, augment=False) for c in np.array_split(order[: 2 * self.c.settings.batch_size], 2)]
         weights = self.weights()
-        probe = self.c.pack.plan(self.info.name.split("-c")[0])
+        probe = self.c.pack.plan(self.info.base)
         with self.c.phase("train"):
             self.trainer.set_channels(choose_channels(self.c.engine, self.c.pack, self.info, probe, weights, batches))
         self.p.tally.probe_flops += sum(len(batch.labels) for batch in batches) * probe.flops_train

@@ -27,6 +27,7 @@ FLOORS = (
     {"server", "edge", "reference", "tuning"},
     {"engines"},
     {"graphs"},
+    {"quantize"},
     {"pack"},
     {"power"},
     {"data", "models", "runs"},

@@ -66,20 +66,12 @@ class PlanInfo:
 
 
 IMAGE_GRID = ("image::scale", "image::zero")
-"""Initializers of an int8 prefix: what one step of its image is worth, and which step is zero."""
-
-
-def grid(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point of 0 … 255 from ``low`` to ``high``, with the number zero exactly on a step."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255
-    scale = scale if scale > 1e-30 else 1.0
-    return scale, min(max(round(-low / scale), 0), 255)
+"""Initializers of a quantized prefix: what one step of its image is worth, and which step is zero."""
 
 
 @dataclass(frozen=True)
 class Int8Conv:
-    """A convolution of an int8 prefix, whose integers the device computes.
+    """A convolution of a quantized prefix, whose integers the device computes.
 
     Attributes:
         name: of its output; what is supplied is named after it.
@@ -103,7 +95,7 @@ class Int8Conv:
 
 @dataclass(frozen=True)
 class Int8Info:
-    """The int8 twin of a prefix, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
+    """The quantized variant of a prefix, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
 
     Attributes:
         graph: its file, without the weights.

@@ -60,7 +60,7 @@ def from_json(text: str, where: object) -> Manifest:
 
 
 def _sound(int8: Int8Info, constants: set[str]) -> bool:
-    """Whether the twin is made of the prefix's own weights, and of numbers."""
+    """Whether the quantized variant is made of the prefix's own weights, and of numbers."""
     for conv in int8.convolutions:
         names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
         scale = 1.0 if conv.input_scale is None else conv.input_scale

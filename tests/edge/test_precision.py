@@ -13,11 +13,11 @@ import pytest
 from edge_sel.config.settings import Settings
 from edge_sel.edge.features import cache as features
 from edge_sel.edge.features.cache import CHUNK, FILE, open_features
-from edge_sel.edge.features.precision import GAIN, TIMED, WORTHWHILE, choose, compare
-from edge_sel.engines.int8 import MOST_ERROR, relative_error
+from edge_sel.edge.features.precision import GAIN, TIMED, WORTHWHILE, choose_precision, compare_precisions
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import SetupError
 from edge_sel.pack.reader import Pack
+from edge_sel.quantize import MOST_ERROR, relative_error
 from tests.edge.recording import Recording
 from tests.edge.runs import KillAt, Killed, StopAt, digits, events, flipping, outcome, pack, session
 from tests.edge.test_features import fresh
@@ -44,7 +44,7 @@ def timed(monkeypatch):
     """timed(FASTER): from now on choices are made by such a clock."""
 
     def use(int8_s):
-        monkeypatch.setattr(features, "choose", lambda *given: choose(*given[:-1], Timer(int8_s)))
+        monkeypatch.setattr(features, "choose_precision", lambda *given: choose_precision(*given[:-1], Timer(int8_s)))
 
     use(FASTER)
     return use
@@ -65,7 +65,7 @@ def opened(folder, *, base=None, engine=None, progress=None, expected=1e9, told=
 def compared(int8_s, error=0.01, times=None):
     chunks = np.random.default_rng(0).standard_normal((TIMED + 1, CHUNK, 3, 8, 8)).astype(np.float32)
     clock = Timer(int8_s) if times is None else partial(next, accumulate(times))
-    return compare(lambda x: x, lambda x: x * np.float32(1 + error), chunks, clock)
+    return compare_precisions(lambda x: x, lambda x: x * np.float32(1 + error), chunks, clock)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_what_is_computed_is_what_was_chosen(timed, tmp_path):
 
 
 def test_too_few_images_or_a_setting_need_no_trial(timed, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "choose", None)
+    monkeypatch.setattr(features, "choose_precision", None)
     for given, precision in (
         ({"expected": WORTHWHILE - 1}, "fp32"), ({"prefix_precision": "fp32"}, "fp32"),
-        ({"prefix_precision": "int8"}, "int8"), ({"base": without_twin()}, "fp32"),
+        ({"prefix_precision": "int8"}, "int8"), ({"base": without_quantized_variant()}, "fp32"),
     ):  # fmt: skip
         told, progress = [], fresh(digits(COUNT))
         opened(tmp_path, progress=progress, told=told, **given)
@@ -129,18 +129,18 @@ def test_too_few_images_or_a_setting_need_no_trial(timed, tmp_path, monkeypatch)
 
 def test_int8_that_the_pack_does_not_have_is_told(timed, tmp_path):
     told, progress = [], fresh(digits(COUNT))
-    opened(tmp_path, progress=progress, told=told, prefix_precision="int8", base=without_twin())
+    opened(tmp_path, progress=progress, told=told, prefix_precision="int8", base=without_quantized_variant())
     assert progress.precision == told[0][1]["precision"] == "fp32" and "no int8 prefix" in told[0][1]["why"]
 
 
-def without_twin() -> Pack:
+def without_quantized_variant() -> Pack:
     base = pack()
     prefixes = {name: replace(info, int8=None) for name, info in base.manifest.prefixes.items()}
     return base.with_manifest(replace(base.manifest, prefixes=prefixes))
 
 
 def test_a_choice_made_is_kept(timed, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "choose", None)
+    monkeypatch.setattr(features, "choose_precision", None)
     for precision in ("int8", "fp32"):
         progress = fresh(digits(COUNT))
         progress.precision = precision
@@ -148,7 +148,7 @@ def test_a_choice_made_is_kept(timed, tmp_path, monkeypatch):
         assert progress.precision == precision
 
 
-def test_a_device_that_cannot_load_the_twin(tmp_path):
+def test_a_device_that_cannot_load_the_quantized_variant(tmp_path):
     class Old(OrtEngine):
         def prefix(self, *given, int8=None):
             if int8:

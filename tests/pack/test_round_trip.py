@@ -126,7 +126,7 @@ def test_weights_are_stored_once(tmp_path, digits_pack):
     weights = digits_pack.weights()
     for name, graph in graphs.items():
         for tensor in graph.graph.initializer:
-            if "-int8" in name and "::" in tensor.name:  # made by the device, see test_int8.py
+            if "-int8" in name and "::" in tensor.name:  # made by the device, see test_quantized.py
                 assert tensor.data_location == onnx.TensorProto.EXTERNAL and not tensor.raw_data
                 continue
             assert (tensor.name in weights) == (tensor.data_location == onnx.TensorProto.EXTERNAL), (name, tensor.name)

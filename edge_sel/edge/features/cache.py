@@ -19,7 +19,7 @@ import numpy as np
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.edge.features.precision import FP32, INT8, TIMED, WORTHWHILE, choose
+from edge_sel.edge.features.precision import FP32, INT8, TIMED, WORTHWHILE, choose_precision
 from edge_sel.edge.features.store import FileStore, MemoryStore, Store, discard, row_bytes
 from edge_sel.edge.free_memory import trim
 from edge_sel.edge.progress import Progress
@@ -178,7 +178,7 @@ def open_features(
                 emit("prefix", plan=plan, precision=FP32, why=why, ms_per_image=None, relative_error=None)
         elif settings.prefix_precision == "auto":
             with phase("prefix"):
-                event = choose(
+                event = choose_precision(
                     engine, pack, plan, weights, _range(pack, images), partial(_chunks, pack, images), cpu_time
                 )
             trim()  # of both that were tried

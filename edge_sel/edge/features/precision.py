@@ -10,9 +10,9 @@ import numpy as np
 
 from edge_sel.arrays import Range
 from edge_sel.engines.base import Engine, Prefix
-from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.errors import EdgeSelError
 from edge_sel.pack.reader import Pack
+from edge_sel.quantize import MOST_ERROR, relative_error
 
 FP32, INT8 = "fp32", "int8"
 
@@ -28,7 +28,7 @@ GAIN = 0.85
 CpuTime = Callable[[], float]
 
 
-def choose(
+def choose_precision(
     engine: Engine,
     pack: Pack,
     plan: str,
@@ -40,26 +40,29 @@ def choose(
     """Try both on ``TIMED + 1`` chunks of normalised images: the ``prefix`` event, with the ``precision`` chosen.
 
     ``image`` is the images' range, ``cpu_time`` this process's processor seconds.
-    A device that cannot load the twin computes in float32; ``why`` says so. None in an engine that cuts nothing.
+    A device that cannot load the quantized variant computes in float32; ``why`` says so. None in an engine that cuts
+    nothing.
     """
     try:
-        twin = engine.prefix(pack, plan, weights, int8=image)
+        quantized = engine.prefix(pack, plan, weights, int8=image)
     except EdgeSelError as error:
-        why = f"the int8 prefix cannot be loaded: {error.what}"
+        why = f"the quantized variant of the frozen backbone cannot be loaded: {error.what}"
         return {"plan": plan, "precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
     plain = engine.prefix(pack, plan, weights)
-    if twin is None or plain is None:
+    if quantized is None or plain is None:
         return None
-    return {"plan": plan, **compare(plain, twin, chunks(), cpu_time)}
+    return {"plan": plan, **compare_precisions(plain, quantized, chunks(), cpu_time)}
 
 
-def compare(plain: Prefix, twin: Prefix, chunks: Sequence[np.ndarray], cpu_time: CpuTime) -> dict[str, Any]:
+def compare_precisions(
+    plain: Prefix, quantized: Prefix, chunks: Sequence[np.ndarray], cpu_time: CpuTime
+) -> dict[str, Any]:
     """Time both in turns, in processor time; the first chunk, which allocates their memory, does not count."""
     taken: dict[str, list[float]] = {FP32: [], INT8: []}
     expected: list[np.ndarray] = []
     found: list[np.ndarray] = []
     for chunk in chunks:
-        for name, prefix, features in ((FP32, plain, expected), (INT8, twin, found)):
+        for name, prefix, features in ((FP32, plain, expected), (INT8, quantized, found)):
             began_s = cpu_time()
             features.append(prefix(chunk))
             taken[name].append((cpu_time() - began_s) / len(chunk))

@@ -1,4 +1,4 @@
-"""The int8 twin of a prefix: what is folded into its integers, and that it computes what the prefix does."""
+"""The quantized variant of a prefix: what is folded into its integers, and that it computes what the prefix does."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from edge_sel.engines.int8 import MOST_ERROR, STEPS, fold, integers, relative_error
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError, PackError
-from edge_sel.graphs.int8 import int8_steps
 from edge_sel.graphs.ir import read_forward
 from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut
-from edge_sel.pack.manifest import Int8Conv, Int8Info, grid
+from edge_sel.graphs.quantized_prefix import quantized_steps
+from edge_sel.pack.manifest import Int8Conv, Int8Info
+from edge_sel.quantize import MOST_ERROR, STEPS, fold_batch_norm, grid_of, quantize_prefix, relative_error
 from edge_sel.server.forward import export_forward
-from edge_sel.server.int8 import make_twin
+from edge_sel.server.quantized_variant import make_quantized_variant
 from tests.graphs.conftest import SIZE
 from tests.graphs.nets import PartsNet, SmallTransformer
 from tests.tiny import LAYERS, tiny_model
@@ -54,7 +54,7 @@ def folded(values, *, bias=True, norm=True):
 def test_integers_are_within_half_a_step(seed, spread, with_bias, with_norm):
     values = layer(seed, spread=spread)
     given = conv(bias="bias" if with_bias else "", norm=NORM if with_norm else ())
-    whole, scale, steps = fold(given, values, 0.02)
+    whole, scale, steps = fold_batch_norm(given, values, 0.02)
     kernel, bias = folded(values, bias=with_bias, norm=with_norm)
     assert whole.dtype == np.int8 and scale.dtype == np.float32 and steps.dtype == np.int32
     assert whole.min() >= -STEPS and (scale > 0).all()
@@ -67,14 +67,14 @@ def test_integers_are_within_half_a_step(seed, spread, with_bias, with_norm):
 
 def test_each_channel_uses_its_whole_range():
     values = layer(0) | {"gamma": np.array([1, -1, 1e-3, -50, 7], np.float32)}
-    whole, _, _ = fold(conv(), values, 0.02)
+    whole, _, _ = fold_batch_norm(conv(), values, 0.02)
     assert np.abs(whole).reshape(5, -1).max(1).tolist() == [STEPS] * 5
 
 
 def test_a_negative_gamma_turns_the_signs():
     values = layer(1)
     turned = values | {"gamma": -values["gamma"], "beta": -values["beta"]}
-    (a, s, b), (c, t, d) = (fold(conv(), v, 0.02) for v in (values, turned))
+    (a, s, b), (c, t, d) = (fold_batch_norm(conv(), v, 0.02) for v in (values, turned))
     np.testing.assert_array_equal(a, -c)
     np.testing.assert_array_equal(s, t)
     np.testing.assert_array_equal(b, -d)
@@ -86,27 +86,28 @@ def test_a_channel_without_weights_keeps_its_bias(beta):
     for name, value in (("gamma", 0.0), ("beta", beta)):
         values[name] = values[name].copy()
         values[name][3] = value
-    whole, scale, steps = fold(conv(), values, 0.02)
+    whole, scale, steps = fold_batch_norm(conv(), values, 0.02)
     assert not whole[3].any() and np.isfinite(scale).all() and scale[3] > 0
     assert float(steps[3]) * float(scale[3]) * 0.02 == pytest.approx(beta, rel=1e-6, abs=1e-20)
 
 
 def test_a_bias_beyond_all_weights_has_room():
     values = layer(3) | {"beta": np.full(5, 1e9, np.float32)}
-    _, scale, steps = fold(conv(), values, 0.02)
+    _, scale, steps = fold_batch_norm(conv(), values, 0.02)
     np.testing.assert_allclose(steps * (scale.astype(np.float64) * 0.02), folded(values)[1], rtol=1e-6)
 
 
 @given(st.floats(-100, 100), st.floats(0, 100))
 def test_zero_is_on_the_grid_and_both_ends_are_within_half_a_step(low, width):
-    scale, zero = grid(low, low + width)
+    scale, zero = grid_of((low, low + width))
     assert 0 <= zero <= 255 and scale > 0
     for value in (low, low + width, 0.0):
         assert abs((min(max(round(value / scale) + zero, 0), 255) - zero) * scale - value) <= 0.501 * scale
 
 
 def test_grids_of_one_sign_and_of_nothing():
-    assert grid(1, 255) == (1.0, 0) and grid(-255, -1) == (1.0, 255) and grid(0, 0) == grid(0, 1e-40) == (1.0, 0)
+    assert grid_of((1, 255)) == (1.0, 0) and grid_of((-255, -1)) == (1.0, 255)
+    assert grid_of((0, 0)) == grid_of((0, 1e-40)) == (1.0, 0)
 
 
 def test_relative_error():
@@ -129,9 +130,11 @@ def limits(pixels):
     return float(pixels.min()), float(pixels.max())
 
 
-def twin_of(forward, cut, pixels, weights=None):
+def quantized_of(forward, cut, pixels, weights=None):
     prefix = compile_prefix(forward, cut)
-    return prefix, make_twin(forward, cut, prefix, "twin.onnx", weights or forward.initializers, pixels)
+    return prefix, make_quantized_variant(
+        forward, cut, prefix, "quantized.onnx", weights or forward.initializers, pixels
+    )
 
 
 def features_of(model, pixels, given=None):
@@ -150,36 +153,44 @@ def with_values(model, weights):
 
 
 @pytest.mark.parametrize(("name", "plan"), [(n, p) for n in NETS for p in PLANS if (n, p) != ("simple-cnn", "last2")])
-def test_the_twin_gives_the_features_of_the_prefix(forward_of, name, plan):
+def test_the_quantized_variant_gives_the_features_of_the_prefix(forward_of, name, plan):
     _, forward = forward_of(name)
     cut = find_cut(forward, make_plan(forward, plan))
-    prefix, twin = twin_of(forward, cut, noise())
-    assert sum(node.op_type == "QLinearConv" for node in twin.graph.graph.node) == len(twin.info.convolutions) > 0
-    assert not any(node.op_type in ("Conv", "BatchNormalization") for node in twin.graph.graph.node)
+    prefix, quantized = quantized_of(forward, cut, noise())
+    assert (
+        sum(node.op_type == "QLinearConv" for node in quantized.graph.graph.node)
+        == len(quantized.info.convolutions)
+        > 0
+    )
+    assert not any(node.op_type in ("Conv", "BatchNormalization") for node in quantized.graph.graph.node)
     others = noise(seed=1)
     expected = features_of(prefix, others)
     found = features_of(
-        twin.graph, others, integers(replace(twin.info, constants=()), forward.initializers, limits(others))
+        quantized.graph,
+        others,
+        quantize_prefix(replace(quantized.info, constants=()), forward.initializers, limits(others)),
     )
     assert found.shape == expected.shape and 0 < relative_error(found, expected) < MOST_ERROR
-    assert len(twin.graph.SerializeToString()) < 20_000 or twin.info.constants
+    assert len(quantized.graph.SerializeToString()) < 20_000 or quantized.info.constants
 
 
-def test_the_twin_takes_in_other_statistics(forward_of):
-    """Kernels and statistics ten times as large give the same map; statistics alone another, and the twin the same."""
+def test_the_quantized_variant_takes_in_other_statistics(forward_of):
+    """Kernels and statistics ten times as large give the same map; statistics alone another, and the variant the same."""
     _, forward = forward_of("resnet-c-small")
     cut = find_cut(forward, make_plan(forward, "last"))
-    prefix, twin = twin_of(forward, cut, noise())
+    prefix, quantized = quantized_of(forward, cut, noise())
     weights, rng = dict(forward.initializers), np.random.default_rng(0)
-    for at in twin.info.convolutions:
+    for at in quantized.info.convolutions:
         *_, mean, variance = at.norm
         factor = np.exp(rng.uniform(-2, 2, len(weights[mean]))).astype(np.float32)
         weights[at.weight] = weights[at.weight] * factor.reshape(-1, 1, 1, 1)
         weights[mean] = weights[mean] * factor + 0.05 * factor
         weights[variance] = weights[variance] * factor**2
     expected = features_of(with_values(prefix, weights), noise())
-    found = features_of(twin.graph, noise(), integers(twin.info, weights, limits(noise())))
-    stale = features_of(twin.graph, noise(), integers(twin.info, forward.initializers, limits(noise())))
+    found = features_of(quantized.graph, noise(), quantize_prefix(quantized.info, weights, limits(noise())))
+    stale = features_of(
+        quantized.graph, noise(), quantize_prefix(quantized.info, forward.initializers, limits(noise()))
+    )
     assert relative_error(found, expected) < MOST_ERROR < relative_error(stale, expected)
 
 
@@ -233,17 +244,17 @@ CHAINS = {
 def test_every_supported_operator(chain, end):
     forward = hand_made(*CHAINS[chain])
     pixels = np.random.default_rng(0).standard_normal((16, *forward.shape("x")[1:])).astype(np.float32)
-    prefix, twin = twin_of(forward, until(forward, end), pixels)
-    found = features_of(twin.graph, pixels, integers(twin.info, forward.initializers, limits(pixels)))
-    assert relative_error(found, features_of(prefix, pixels)) == pytest.approx(twin.info.relative_error, abs=1e-6)
-    assert len(twin.info.convolutions) == (1 if end == "deep" else 2)
+    prefix, quantized = quantized_of(forward, until(forward, end), pixels)
+    found = features_of(quantized.graph, pixels, quantize_prefix(quantized.info, forward.initializers, limits(pixels)))
+    assert relative_error(found, features_of(prefix, pixels)) == pytest.approx(quantized.info.relative_error, abs=1e-6)
+    assert len(quantized.info.convolutions) == (1 if end == "deep" else 2)
 
 
 def test_a_normalisation_behind_the_cut_is_not_taken_in():
     forward = hand_made(*CHAINS["norm"])
-    (step,) = int8_steps(forward, until(forward, "wide"))
+    (step,) = quantized_steps(forward, until(forward, "wide"))
     assert step.norm is None and step.output == "wide"
-    assert int8_steps(forward, until(forward, "deep"))[0].norm is not None
+    assert quantized_steps(forward, until(forward, "deep"))[0].norm is not None
 
 
 UNSUPPORTED = {
@@ -256,29 +267,29 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("operator", UNSUPPORTED)
-def test_no_twin_with_another_operator(operator):
+def test_no_quantized_variant_with_another_operator(operator):
     forward = hand_made(*UNSUPPORTED[operator])
     with pytest.raises(GraphError, match=f"operator {operator} is not supported"):
-        int8_steps(forward, until(forward, "convolved"))
-    int8_steps(forward, until(forward, "deep"))  # behind the last convolution all is in floating point
+        quantized_steps(forward, until(forward, "convolved"))
+    quantized_steps(forward, until(forward, "deep"))  # behind the last convolution all is in floating point
 
 
 @pytest.mark.parametrize("make", [PartsNet, SmallTransformer])
-def test_no_twin_of_networks_of_other_parts(make, one_thread):
+def test_no_quantized_of_networks_of_other_parts(make, one_thread):
     torch.manual_seed(0)
     forward = export_forward(make().eval(), (16, 16))
     cut = find_cut(forward, make_plan(forward, "head"))
     if make is PartsNet:
         with pytest.raises(GraphError, match="is not supported"):
-            int8_steps(forward, cut)
+            quantized_steps(forward, cut)
     else:  # one convolution at the very beginning, and then attention, in floating point
-        assert sum(step.integers for step in int8_steps(forward, cut)) == 1
+        assert sum(step.integers for step in quantized_steps(forward, cut)) == 1
 
 
 def test_a_prefix_without_a_convolution_has_none():
     forward = read_forward(tiny_model())
     with pytest.raises(GraphError, match="no convolution"):
-        int8_steps(forward, Cut("x", (3, 6, 8), ()))
+        quantized_steps(forward, Cut("x", (3, 6, 8), ()))
 
 
 @pytest.mark.parametrize(
@@ -286,6 +297,6 @@ def test_a_prefix_without_a_convolution_has_none():
 )
 def test_weights_that_are_not_there(change):
     values = layer(0) | {"long": np.zeros(9, np.float32)}
-    info = Int8Info("twin.onnx", 0.0, (replace(conv(), **change),))
+    info = Int8Info("quantized.onnx", 0.0, (replace(conv(), **change),))
     with pytest.raises(PackError, match="weights that are not there"):
-        integers(info, values, (-1, 1))
+        quantize_prefix(info, values, (-1, 1))

@@ -1,4 +1,4 @@
-"""What the manifest says of an int8 prefix is checked; a pack without one opens as before."""
+"""What the manifest says of a quantized prefix is checked; a pack without one opens as before."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
-def test_a_foreign_twin_is_refused(foreign, unpacked):
+def test_a_foreign_quantized_variant_is_refused(foreign, unpacked):
     rewrite_manifest(unpacked, FOREIGN[foreign])
     with pytest.raises(PackError) as error:
         open_pack(unpacked)
     assert error.value.where == str(unpacked) and error.value.fix
 
 
-def test_a_pack_from_before_there_were_twins(unpacked):
+def test_a_pack_from_before_there_were_quantized_variants(unpacked):
     def forget(body):
         for prefix in body["prefixes"].values():
             del prefix["int8"]
@@ -70,7 +70,7 @@ def test_a_pack_from_before_there_were_twins(unpacked):
     assert OrtEngine(1).prefix(pack, "last", pack.weights()) is not None
 
 
-def test_the_builtin_pack_has_twins_and_is_small():
+def test_the_builtin_pack_has_quantized_variants_and_is_small():
     path = builtin.builtin_pack().path
     assert all(info.int8 for info in open_pack(path).manifest.prefixes.values())
     assert path.stat().st_size < 600_000

@@ -46,7 +46,7 @@ def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     from edge_sel.config.settings import resolve
     from edge_sel.edge.session import Session
     from edge_sel.edge.train.rungs import fixed_ladder
-    from edge_sel.engines.choose import choose_engine
+    from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.builtin import builtin_pack
 
     resolved = resolve(flags={"epochs": epochs, "threads": 1})

@@ -31,6 +31,7 @@ from edge_sel.pack.reader import open_pack
 from edge_sel.pack.writer import refuse_foreign, write_pack
 from edge_sel.server.calibrate import calibrate
 from edge_sel.server.forward import export_forward
+from edge_sel.server.parity import check_parity, parity_batches
 from edge_sel.server.quantized_variant import IMAGES, make_quantized_variant
 from edge_sel.server.warmup import WarmupInfo, load
 
@@ -170,8 +171,6 @@ def _parity(
     rng: np.random.Generator,
 ) -> dict[str, object]:
     """Write to a scratch pack and read it back, so that what is compared is what a device would load."""
-    from edge_sel.server.parity import check_parity, parity_batches
-
     batches = parity_batches(images, manifest.model, rng)
     with TemporaryDirectory() as scratch:
         write_pack(Path(scratch) / "pack", manifest, weights, graphs)

@@ -20,7 +20,7 @@ from edge_sel.pack.manifest import Int8Info
 from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
 
 IMAGES = 256
-CHUNK = 32
+_CHUNK = 32
 
 WITHIN = 0.99
 """Share of the images that stay within an activation's range; of the others the extremes are cut off.
@@ -74,7 +74,7 @@ def make_quantized_variant(
 
 
 def _chunks(pixels: np.ndarray) -> list[np.ndarray]:
-    return np.split(pixels, range(CHUNK, len(pixels), CHUNK))
+    return np.split(pixels, range(_CHUNK, len(pixels), _CHUNK))
 
 
 def _measure(

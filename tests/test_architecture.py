@@ -29,6 +29,7 @@ FLOORS = (
     {"server", "edge", "reference", "tuning"},
     {"engines"},
     {"graphs"},
+    {"quantize"},
     {"pack"},
     {"power"},
     {"data", "models", "runs"},

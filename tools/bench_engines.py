@@ -62,7 +62,7 @@ def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
 
     torch.set_num_threads(threads)
     pack = open_pack(pack_path)
-    info = pack.plan(plan.split("-c")[0])
+    info = pack.plan(pack.plan(plan).base)
     model = TorchEngine(device="cpu").model(pack, pack.weights()).train(info.bn_mode == "batch")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in info.trainable)

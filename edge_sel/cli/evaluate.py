@@ -26,7 +26,7 @@ def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: 
     """Accuracy and per-class embarrassment of PACK on a folder of images."""
     from edge_sel.data.folder import load_folder
     from edge_sel.edge.evaluate import evaluate
-    from edge_sel.engines.choose import choose_engine
+    from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.reader import open_pack
     from edge_sel.runs.tables import finite
 

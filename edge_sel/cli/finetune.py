@@ -71,7 +71,7 @@ def _run(
     from edge_sel.edge.host import Host
     from edge_sel.edge.outputs.openmetrics import MetricsFile
     from edge_sel.edge.train.ladder import auto_ladder, fixed_ladder
-    from edge_sel.engines.choose import choose_engine
+    from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
     from edge_sel.power.battery import read_supply

@@ -39,7 +39,7 @@ def command(
     """
     from edge_sel.config.profiles import detect_profile, load_profile
     from edge_sel.config.settings import resolve
-    from edge_sel.engines.choose import choose_engine
+    from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
     from edge_sel.power.find import find_meter

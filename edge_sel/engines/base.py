@@ -107,7 +107,7 @@ class Engine(Protocol):
         """The plan's frozen prefix with the given full set of weights; None if the plan's trainer takes images.
 
         That is so where the plan has none, and in an engine that always computes the whole network. With ``int8``, the
-        range of normalised images, its twin in integers; None where it has none.
+        range of normalised images, its quantized variant; None where it has none.
         """
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:

@@ -11,10 +11,10 @@ import onnxruntime as ort
 
 from edge_sel.arrays import Arrays, Range
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
-from edge_sel.engines.int8 import integers
 from edge_sel.errors import SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack
+from edge_sel.quantize import quantize_prefix
 
 
 class OrtEngine:
@@ -58,12 +58,12 @@ class OrtEngine:
     def prefix(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
     ) -> Prefix | None:
-        """The plan's frozen prefix, all weights constant; with ``int8`` those of its twin, made of the given ones."""
+        """The plan's frozen prefix, all weights constant; with ``int8`` its quantized variant, made of them."""
         info = pack.prefix(plan)
         if info is None or (int8 is not None and info.int8 is None):
             return None
         if int8 is not None and info.int8:
-            file, constants = info.int8.graph, integers(info.int8, weights, int8)
+            file, constants = info.int8.graph, quantize_prefix(info.int8, weights, int8)
         else:
             file, constants = info.graph, {n: weights[n] for n in info.constants if n in weights}
         session = self.session(pack.graph(file), constants)

@@ -81,6 +81,25 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     types = {v.name: v.type.tensor_type.elem_type for v in values} | {i.name: i.data_type for i in graph.initializer}
     if parameters is None:
         parameters = {name for name, value in initializers.items() if "." in name and value.dtype.kind == "f"}
+    nodes = _parse(graph, initializers, shapes, types, parameters)
+    shapes.update({name: value.shape for name, value in initializers.items()})
+    nodes = [_without_zero_bias(node, initializers) for node in nodes]
+    nodes = live_nodes([_with_constant_shape(node, shapes, initializers) for node in nodes], graph.output[0].name)
+    used = {name for node in nodes for name in node.inputs}
+    initializers = {name: value for name, value in initializers.items() if name in used}
+    kept = frozenset(parameters) & initializers.keys()
+    per_image = frozenset(v.name for v in values if types[v.name] == onnx.TensorProto.FLOAT and _batched(v))
+    return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
+
+
+def _parse(
+    graph: onnx.GraphProto,
+    initializers: dict[str, np.ndarray],
+    shapes: Mapping[str, Shape],
+    types: Mapping[str, int],
+    parameters: Collection[str],
+) -> list[Node]:
+    """The graph's nodes; what is constant joins the initializers instead."""
     nodes: list[Node] = []
     for proto in graph.node:
         if proto.domain not in ("", "ai.onnx"):
@@ -98,14 +117,7 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
             nodes.extend(_slices(node, shapes, initializers))
         else:
             nodes.append(node)
-    shapes.update({name: value.shape for name, value in initializers.items()})
-    nodes = [_without_zero_bias(node, initializers) for node in nodes]
-    nodes = live_nodes([_with_constant_shape(node, shapes, initializers) for node in nodes], graph.output[0].name)
-    used = {name for node in nodes for name in node.inputs}
-    initializers = {name: value for name, value in initializers.items() if name in used}
-    kept = frozenset(parameters) & initializers.keys()
-    per_image = frozenset(v.name for v in values if types[v.name] == onnx.TensorProto.FLOAT and _batched(v))
-    return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
+    return nodes
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from edge_sel.errors import GraphError, UsageError
 from edge_sel.graphs.ir import Forward, Node
+from edge_sel.pack.manifest import split_plan_name
 
 PLANS = ("bn", "head", "affine", "last", "last2", "first", "full")
-_NAME = re.compile(rf"({'|'.join(PLANS)})(?:-c(\d\d?))?")
 _NORMS = ("BatchNormalization", "LayerNormalization")
 
 
@@ -44,22 +44,20 @@ def make_plan(forward: Forward, name: str) -> Plan:
         UsageError: no such plan.
         GraphError: the graph has nothing that the plan could train.
     """
-    match = _NAME.fullmatch(name)
-    if not match:
+    base, budget = split_plan_name(name)
+    if base not in PLANS:
         raise UsageError("unknown plan", where=name, fix=f"one of {', '.join(PLANS)}, or such as last-c25")
-    base, percent = match[1], match[2]
     trainable = _trainable(forward, base)
     bn_mode = "batch" if base in ("bn", "full") else "frozen"
     buffers = running_statistics(forward) if bn_mode == "batch" else ()
     if not trainable and not buffers:
         raise GraphError(f"plan {base} finds nothing to change in this graph")
     channels = {}
-    if percent:
-        share = int(percent) / 100
+    if budget is not None:
         for node in forward.nodes:
             if node.op == "Conv" and node.inputs[1] in trainable and _limitable(forward, node):
                 out = forward.initializers[node.inputs[1]].shape[0]
-                channels[node.inputs[1]] = max(1, round(share * out))
+                channels[node.inputs[1]] = max(1, round(budget * out))
         if not channels:
             raise GraphError(f"plan {name} finds no convolution to limit in this graph")
     return Plan(name, trainable, bn_mode, channels, buffers)
@@ -67,7 +65,7 @@ def make_plan(forward: Forward, name: str) -> Plan:
 
 def with_probes(names: Iterable[str]) -> tuple[str, ...]:
     """The names, and before a plan with a channel budget the one without, whose gradients choose the channels."""
-    return tuple(dict.fromkeys(part for name in names for part in (name.partition("-c")[0], name)))
+    return tuple(dict.fromkeys(part for name in names for part in (split_plan_name(name)[0], name)))
 
 
 def running_statistics(forward: Forward) -> tuple[str, ...]:

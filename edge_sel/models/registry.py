@@ -18,9 +18,9 @@ from edge_sel.models.resnet import SmallImageResNet
 from edge_sel.models.simple import SimpleCNN, SmallImageMobileNet
 from edge_sel.models.wide_resnet import WideResNet
 
-Builder = Callable[[int, tuple[int, int]], nn.Module]
+MakeModel = Callable[[int, tuple[int, int]], nn.Module]
 
-MODELS: dict[str, Builder] = {
+MODELS: dict[str, MakeModel] = {
     "resnet-c": lambda classes, size: SmallImageResNet((32, 64, 128), 2, classes),
     "resnet-c-small": lambda classes, size: SmallImageResNet((16, 32, 64), 1, classes),
     "resnet18-cifar": lambda classes, size: SmallImageResNet((64, 128, 256, 512), 2, classes),
@@ -29,7 +29,7 @@ MODELS: dict[str, Builder] = {
 }
 """What a device fine-tunes: each can be exported to a pack."""
 
-REFERENCE_MODELS: dict[str, Builder] = {
+REFERENCE_MODELS: dict[str, MakeModel] = {
     "wrn-28-10": lambda classes, size: WideResNet(28, 10, classes),
     "fast-net": lambda classes, size: FastNet((64, 256, 256), classes),
     "fast-net-small": lambda classes, size: FastNet((24, 32, 32), classes),

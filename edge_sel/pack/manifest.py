@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from dataclasses import asdict, dataclass, field, is_dataclass
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
-
-from edge_sel.errors import PackError
-
-FORMAT = 2
-"""Since 2 a plan may have a frozen prefix; format 1 is read as plans without one."""
+import re
+from dataclasses import dataclass, field
+from typing import Any
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -36,6 +28,12 @@ class ModelInfo:
     """Whether a mirrored image keeps its class."""
 
 
+def split_plan_name(name: str) -> tuple[str, float | None]:
+    """A plan's base and its channel budget: ``last-c25`` is ``last`` at 0.25, ``last`` itself has none."""
+    match = re.fullmatch(r"(.*)-c(\d\d?)", name, re.DOTALL)
+    return (match[1], int(match[2]) / 100) if match else (name, None)
+
+
 @dataclass(frozen=True)
 class PlanInfo:
     """One compiled update plan.
@@ -56,22 +54,24 @@ class PlanInfo:
     prefix: str = ""
     """Which of the manifest's prefixes; none where the graphs begin at the image."""
 
+    @property
+    def base(self) -> str:
+        """The same plan without a channel budget; its gradients choose the channels."""
+        return split_plan_name(self.name)[0]
+
+    @property
+    def budget(self) -> float | None:
+        """Share of each convolution's output channels that is trained; None: no budget, all of them."""
+        return split_plan_name(self.name)[1]
+
 
 IMAGE_GRID = ("image::scale", "image::zero")
-"""Initializers of an int8 prefix: what one step of its image is worth, and which step is zero."""
-
-
-def grid(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point of 0 … 255 from ``low`` to ``high``, with the number zero exactly on a step."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255
-    scale = scale if scale > 1e-30 else 1.0
-    return scale, min(max(round(-low / scale), 0), 255)
+"""Initializers of a quantized prefix: what one step of its image is worth, and which step is zero."""
 
 
 @dataclass(frozen=True)
 class Int8Conv:
-    """A convolution of an int8 prefix, whose integers the device computes.
+    """A convolution of a quantized prefix, whose integers the device computes.
 
     Attributes:
         name: of its output; what is supplied is named after it.
@@ -95,7 +95,7 @@ class Int8Conv:
 
 @dataclass(frozen=True)
 class Int8Info:
-    """The int8 twin of a prefix, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
+    """The quantized variant of a prefix, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
 
     Attributes:
         graph: its file, without the weights.
@@ -171,85 +171,3 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     opset: int = 18
     ir_version: int = 9
-
-
-def to_json(manifest: Manifest) -> str:
-    """Serialise, with a digest over everything else so that a damaged manifest is noticed too."""
-    body = {"format": FORMAT, **asdict(manifest)}
-    return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
-
-
-def from_json(text: str, where: object) -> Manifest:
-    """Parse and check.
-
-    Raises:
-        PackError: not JSON, a newer format, a missing key, or a digest that does not match.
-    """
-    try:
-        body = json.loads(text)
-        version = body.pop("format")
-        if type(version) is not int or version < 1:
-            raise ValueError(f"format is {version!r}")
-        if version > FORMAT:
-            raise PackError(
-                f"the pack has format {version}, this edge-sel reads up to {FORMAT}", where=where,
-                fix="pip install -U edge-sel",
-            )  # fmt: skip
-        digest = body.pop("digest")
-        if digest != _digest({"format": version, **body}):
-            raise PackError("manifest.json is damaged: its digest does not match", where=where, fix="copy it again")
-        manifest: Manifest = _typed(Manifest, body, "")
-        if manifest.optimizer not in OPTIMIZER_STATE:
-            raise ValueError(f"optimizer is {manifest.optimizer!r}")
-        for plan in manifest.plans.values():
-            if plan.prefix and plan.prefix not in manifest.prefixes:
-                raise ValueError(f"plans.{plan.name}.prefix is {plan.prefix!r}")
-        for name, prefix in manifest.prefixes.items():
-            if prefix.int8 and not _sound(prefix.int8, set(prefix.constants)):
-                raise ValueError(f"prefixes.{name}.int8 is {prefix.int8!r}")
-        return manifest
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise PackError(
-            f"manifest.json cannot be read ({type(error).__name__}: {error})",
-            where=where,
-            fix="copy the pack again",
-        ) from error
-
-
-def _sound(int8: Int8Info, constants: set[str]) -> bool:
-    """Whether the twin is made of the prefix's own weights, and of numbers."""
-    for conv in int8.convolutions:
-        names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
-        scale = 1.0 if conv.input_scale is None else conv.input_scale
-        if len(conv.norm) not in (0, 4) or not 0 < scale < math.inf or not names <= constants:
-            return False
-    return set(int8.constants) <= constants
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _typed(kind: Any, value: Any, key: str) -> Any:
-    """``value`` as the annotated type says, lists as tuples.
-
-    Raises:
-        ValueError: it is of another type.
-        TypeError: a dataclass lacks a key or has one too many.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is UnionType:
-        return None if value is None else _typed(arguments[0], value, key)
-    if origin is tuple and isinstance(value, list):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_typed(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return {name: _typed(arguments[1], v, f"{key}.{name}") for name, v in value.items()}
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        return kind(**{name: _typed(hints.get(name, Any), v, f"{key}.{name}") for name, v in value.items()})
-    if type(value) not in ((int, float) if kind is float else (kind,)):
-        raise ValueError(f"{key.lstrip('.')} is {value!r}")
-    return value

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from edge_sel.errors import PackError, UsageError
-from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, PrefixInfo, from_json, to_json
+from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, PrefixInfo
+from edge_sel.pack.manifest_json import from_json, to_json
 
 
 class Pack:
@@ -25,6 +26,10 @@ class Pack:
         self.path = path
         self.manifest = manifest
         self._content = content
+
+    def with_manifest(self, manifest: Manifest) -> Pack:
+        """The same files under another manifest, such as one with other classes or fewer plans; nothing is verified."""
+        return Pack(self.path, manifest, self._content)
 
     @property
     def eval_graph(self) -> bytes:

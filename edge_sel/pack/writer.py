@@ -16,7 +16,8 @@ from onnx import TensorProto
 from safetensors.numpy import save
 
 from edge_sel.errors import SetupError, UsageError
-from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, Manifest, to_json
+from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, Manifest
+from edge_sel.pack.manifest_json import to_json
 
 
 def write_pack(

@@ -31,8 +31,9 @@ from edge_sel.pack.reader import open_pack
 from edge_sel.pack.writer import refuse_foreign, write_pack
 from edge_sel.server.calibrate import calibrate
 from edge_sel.server.forward import export_forward
-from edge_sel.server.int8 import IMAGES, make_twin
-from edge_sel.server.warmup import load
+from edge_sel.server.parity import check_parity, parity_batches
+from edge_sel.server.quantized_variant import IMAGES, make_quantized_variant
+from edge_sel.server.warmup import WarmupInfo, load
 
 DEFAULT_PLANS = (
     "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",
@@ -70,28 +71,15 @@ def export_pack(
     rng = np.random.default_rng(seed)
     calibration = calibrate(model, images, info.mean, info.std, gamma_percentile=gamma_percentile, rng=rng)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
-    chosen = np.random.default_rng(seed).permutation(len(images))[:IMAGES]
-    _add_twins(compiled, forward, weights, normalise(images.read(np.sort(chosen)), info.mean, info.std), note)
-    manifest = Manifest(
-        model=ModelInfo(
-            info.model, sum(p.numel() for p in model.parameters()), info.classes, info.image_size, info.mean, info.std,
-            head_names(forward), bool(info.training.get("flip", False)),
-        ),
-        optimizer=optimizer,
-        calibration=calibration,
-        plans=compiled.plans,
-        files={},
-        prefixes=compiled.prefixes,
-        provenance={
-            "created": now.isoformat(timespec="seconds"),
-            "edge_sel": __version__,
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-            "python": platform.python_version(),
-            "training": info.training,
-        },
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:IMAGES])
+    _add_quantized_variants(compiled, forward, weights, normalise(images.read(chosen), info.mean, info.std), note)
+    described = ModelInfo(
+        info.model, sum(p.numel() for p in model.parameters()), info.classes, info.image_size, info.mean, info.std,
+        head_names(forward), bool(info.training.get("flip", False)),
     )  # fmt: skip
+    manifest = Manifest(
+        described, optimizer, calibration, compiled.plans, {}, compiled.prefixes, provenance=_provenance(info, now)
+    )
     note("checking one step of every plan against torch")
     parity = _parity(manifest, weights, compiled.graphs, forward, images, rng)
     write_pack(out, replace(manifest, parity=parity), weights, compiled.graphs)
@@ -142,23 +130,36 @@ def compile_plans(
     return Compiled(graphs, compiled, prefixes, {name: cut for cut, name in cuts.items()})
 
 
-def _add_twins(
+def _add_quantized_variants(
     compiled: Compiled,
     forward: Forward,
     weights: dict[str, np.ndarray],
     pixels: np.ndarray,
     note: Callable[[str], None],
 ) -> None:
-    """Give each prefix that can have one its int8 twin."""
+    """Give each prefix that can have one its quantized variant."""
     for name, cut in compiled.cuts.items():
         info, file = compiled.prefixes[name], f"prefix-{name}-int8.onnx"
         try:
-            twin = make_twin(forward, cut, compiled.graphs[info.graph], file, weights, pixels)
+            quantized = make_quantized_variant(forward, cut, compiled.graphs[info.graph], file, weights, pixels)
         except GraphError as error:
-            note(f"prefix {name} has no int8 twin: {error}")
+            note(f"frozen backbone of {name}: no quantized variant: {error}")
             continue
-        compiled.graphs[file], compiled.prefixes[name] = twin.graph, replace(info, int8=twin.info)
-        note(f"prefix {name} in int8: features differ by {twin.info.relative_error:.1%}")
+        compiled.graphs[file], compiled.prefixes[name] = quantized.graph, replace(info, int8=quantized.info)
+        difference = quantized.info.relative_error
+        note(f"frozen backbone of {name}: the features of its quantized variant differ by {difference:.1%}")
+
+
+def _provenance(info: WarmupInfo, now: datetime) -> dict[str, object]:
+    return {
+        "created": now.isoformat(timespec="seconds"),
+        "edge_sel": __version__,
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+        "training": info.training,
+    }
 
 
 def _parity(
@@ -170,8 +171,6 @@ def _parity(
     rng: np.random.Generator,
 ) -> dict[str, object]:
     """Write to a scratch pack and read it back, so that what is compared is what a device would load."""
-    from edge_sel.server.parity import check_parity, parity_batches
-
     batches = parity_batches(images, manifest.model, rng)
     with TemporaryDirectory() as scratch:
         write_pack(Path(scratch) / "pack", manifest, weights, graphs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,9 +63,11 @@ def pretrain(
     Raises:
         DataError: fewer than two classes, or a class without images.
         UsageError: unknown model.
+        SetupError: the disk is full or ``out`` cannot be written.
     """
     require_trainable(images)
-    generator = warmup.random_seed_everything(options.seed)
+    torch.manual_seed(options.seed)  # of the initial weights
+    generator = torch.Generator().manual_seed(options.seed)  # of the order and the augmentation
     device = _device(options.device)
     mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
     model = build(options.model, len(images.classes), images.size, pretrained=options.pretrained).to(device)
@@ -79,33 +81,39 @@ def pretrain(
     )
     for epoch in range(1, options.epochs + 1):
         started = time.monotonic()
-        losses = []
-        for x, y in loader.shuffled(train, options, generator):
-            with _autocast(device, options.precision):
-                loss = F.cross_entropy(model.train()(x), y, label_smoothing=options.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        accuracy = evaluate(model, loader, held)
-        info = WarmupInfo(
-            model=options.model,
-            classes=images.classes,
-            image_size=images.size,
-            mean=mean,
-            std=std,
-            training={
-                **asdict(options),
-                "images": len(train),
-                "finished_epochs": epoch,
-                "validation_accuracy": accuracy,
-                "parameters": parameter_count(model),
-            },
-        )
+        loss = _train_epoch(model, loader.shuffled(train, options, generator), optimizer, schedule, options)
+        accuracy = _accuracy(model, loader, held)
+        training = {
+            **asdict(options),
+            "images": len(train),
+            "finished_epochs": epoch,
+            "validation_accuracy": accuracy,
+            "parameters": parameter_count(model),
+        }
+        info = WarmupInfo(options.model, images.classes, images.size, mean, std, training)
         warmup.save(out, model, info)  # after every epoch: a run that dies leaves its last one
-        on_epoch(EpochReport(epoch, float(torch.stack(losses).mean()), accuracy, time.monotonic() - started))
+        on_epoch(EpochReport(epoch, loss, accuracy, time.monotonic() - started))
     return info
+
+
+def _train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    options: PretrainOptions,
+) -> float:
+    """One update per batch; returns the mean loss."""
+    losses = []
+    for x, y in batches:
+        with _autocast(x.device, options.precision):
+            loss = F.cross_entropy(model.train()(x), y, label_smoothing=options.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
 
 
 class Batches:
@@ -158,7 +166,7 @@ def augment(x: torch.Tensor, options: PretrainOptions, generator: torch.Generato
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Batches, indices: np.ndarray) -> float:
+def _accuracy(model: nn.Module, loader: Batches, indices: np.ndarray) -> float:
     """Accuracy (0..1) on the given images; NaN when there are none."""
     model.eval()
     correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader.ordered(indices))

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from edge_sel.errors import BadInputError
+from edge_sel.files import write_durably
 from edge_sel.models.registry import build
 
 FORMAT = "edge-sel-warmup-1"
@@ -31,12 +31,13 @@ class WarmupInfo:
 
 
 def save(path: Path, model: nn.Module, info: WarmupInfo) -> None:
-    """Write the checkpoint beside its final name, then rename: a killed save leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint; a save that fails or is killed leaves the old file whole.
+
+    Raises:
+        SetupError: the disk is full or the place cannot be written.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(save_tensors(tensors, metadata={"format": FORMAT, "info": json.dumps(asdict(info))}))
-    temporary.replace(path)
+    write_durably(path, save_tensors(tensors, metadata={"format": FORMAT, "info": json.dumps(asdict(info))}))
 
 
 def load(path: Path) -> tuple[nn.Module, WarmupInfo]:
@@ -77,9 +78,3 @@ def _info(raw: dict[str, Any]) -> WarmupInfo:
         std=tuple(float(value) for value in raw["std"]),
         training=dict(raw["training"]),
     )
-
-
-def random_seed_everything(seed: int) -> torch.Generator:
-    """Seed weight initialisation, and return the generator that orders and augments the images."""
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from edge_sel.pack.builtin import builtin_pack
-from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, to_json
+from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS
+from edge_sel.pack.manifest_json import to_json
 from edge_sel.power import MeterError, Reading
 from edge_sel.power.find import OPENERS
 from tests.cli.shell import PACK, block, run
@@ -117,7 +118,7 @@ def test_an_automatic_plan_makes_do_with_what_the_pack_has(edge_sel, here, digit
     files = [plan[name] for plan in map(vars, lesser.plans.values()) for name in ("train", "score")]
     prefix = opened.prefix("head")
     files += [prefix.graph, prefix.int8.graph]
-    kept = {name: content for name, content in opened._content.items() if name in (EVAL, WEIGHTS, *files)}
+    kept = {name: opened.graph(name) for name in (EVAL, WEIGHTS, *files)}
     lesser = replace(lesser, files={name: opened.manifest.files[name] for name in kept})
     (here / "pack").mkdir()
     for name, content in {**kept, MANIFEST: to_json(lesser).encode()}.items():

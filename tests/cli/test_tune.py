@@ -10,7 +10,7 @@ import pytest
 
 from edge_sel.cli.tune import usable_cores
 from edge_sel.config.profiles import detect_profile
-from edge_sel.engines import choose
+from edge_sel.engines import by_name
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.tuning.choose import Candidate, Cost, machine, tuning_file, write_tuning
@@ -106,7 +106,7 @@ def test_whatever_the_user_gives_overrules(edge_sel, here, cache, monkeypatch):
     monkeypatch.setenv("EDGE_SEL_THREADS", "1")
     monkeypatch.setenv("EDGE_SEL_SPINNING", "true")
     made = []
-    monkeypatch.setattr(choose, "choose_engine", lambda *how, **more: made.append((how, more)) or OrtEngine(1))
+    monkeypatch.setattr(by_name, "choose_engine", lambda *how, **more: made.append((how, more)) or OrtEngine(1))
     assert edge_sel(*RUN, "--out", "env").code == 0
     assert made == [(("auto", 1), {"spinning": True})]
     assert settings(here / "env")["spinning"] == (True, "env:EDGE_SEL_SPINNING")

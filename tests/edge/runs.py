@@ -110,7 +110,7 @@ def of_counts(*counts: int) -> ImageSet:
 def flipping(base: Pack) -> Pack:
     """The same pack for pictures that may be mirrored, so that training augments them."""
     model = replace(base.manifest.model, flip=True)
-    return Pack(base.path, replace(base.manifest, model=model), base._content)
+    return base.with_manifest(replace(base.manifest, model=model))
 
 
 def resolved(**flags: Any) -> Resolved:

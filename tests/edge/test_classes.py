@@ -16,7 +16,6 @@ from edge_sel.data.shifts import write_folder
 from edge_sel.edge.head import extend_head
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.errors import DataError, UsageError
-from edge_sel.pack.reader import Pack
 from tests.edge.runs import digits, of_counts, pack, session
 
 MODEL = pack().manifest.model
@@ -130,7 +129,7 @@ def test_plans_in_the_order_named():
 def test_a_budget_needs_the_plan_whose_gradients_choose_its_channels():
     base = pack()
     kept = {name: info for name, info in base.manifest.plans.items() if name != "last"}
-    without = Pack(base.path, replace(base.manifest, plans=kept), base._content)
+    without = base.with_manifest(replace(base.manifest, plans=kept))
     with pytest.raises(UsageError, match="no plan last"):
         fixed_ladder(without, "bn,last-c25", 1)
 

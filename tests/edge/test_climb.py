@@ -16,7 +16,6 @@ from edge_sel.edge.governor.limits import EnergyBudget
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.edge.train.ladder import LadderConfig, auto_ladder
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.pack.reader import Pack
 from tests.edge.recording import Recording
 from tests.edge.runs import (
     KillAt,
@@ -44,7 +43,7 @@ IMPROVING = {"plan": "bn,last2", "learning_rate": None, "gate": "off", "curricul
 
 def without(*plans):
     kept = {name: info for name, info in pack().manifest.plans.items() if name not in plans}
-    return Pack(pack().path, replace(pack().manifest, plans=kept), pack()._content)
+    return pack().with_manifest(replace(pack().manifest, plans=kept))
 
 
 PACKS = {"statistics first": pack(), "head first": without("bn")}
@@ -135,7 +134,7 @@ def test_epochs_are_the_ladders_not_the_settings(tmp_path):
 def test_a_model_that_is_good_enough_is_left_alone(tmp_path):
     """On images like the server's, or nearly so."""
     calibration = replace(pack().manifest.calibration, embarrassment=(9.0,) * 10)
-    easy = Pack(pack().path, replace(pack().manifest, calibration=calibration), pack()._content)
+    easy = pack().with_manifest(replace(pack().manifest, calibration=calibration))
     result = session(tmp_path, base=easy, **AUTO).run()
     assert decided(result) == [("bn", 1), (None, 0)] and "on the server's images" in result["decisions"][-1]["why"]
 

@@ -264,7 +264,7 @@ def changed_weights():
 def replaced_gamma():
     base = flipping(pack())
     calibration = replace(base.manifest.calibration, gamma=0.5)
-    return type(base)(base.path, replace(base.manifest, calibration=calibration), base._content)
+    return base.with_manifest(replace(base.manifest, calibration=calibration))
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -16,7 +16,6 @@ from edge_sel.edge.train.ladder import (
     PlannedStage,
     auto_ladder,
 )
-from edge_sel.pack.reader import Pack
 from tests.edge.runs import pack
 
 PLANS = pack().manifest.plans
@@ -115,7 +114,7 @@ def test_a_pack_that_does_not_know_its_embarrassment():
 
 def of_calibration(*embarrassment, classes=10):
     calibration = replace(pack().manifest.calibration, embarrassment=embarrassment)
-    return auto_ladder(Pack(pack().path, replace(pack().manifest, calibration=calibration), {}), classes)
+    return auto_ladder(pack().with_manifest(replace(pack().manifest, calibration=calibration)), classes)
 
 
 def test_the_servers_embarrassment_is_the_mean_over_its_known_classes():

@@ -10,6 +10,7 @@ from itertools import accumulate, cycle
 
 import numpy as np
 import pytest
+from edge_sel.engines.int8 import MOST_ERROR, relative_error
 
 from edge_sel.config.settings import Settings
 from edge_sel.edge.features import precision
@@ -22,13 +23,12 @@ from edge_sel.edge.features.precision import (
     Precision,
     choose,
     choose_precision,
-    compare,
 )
 from edge_sel.edge.host import Host
-from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import SetupError
 from edge_sel.pack.reader import Pack
+from edge_sel.quantize import MOST_ERROR, relative_error
 from tests.edge.recording import Recording
 from tests.edge.runs import KillAt, Killed, StopAt, Ticks, digits, events, flipping, outcome, pack, session
 
@@ -82,7 +82,7 @@ def opened(folder, name, *, engine=None, **given):
 def compared(int8_s, error=0.01, times=None):
     chunks = np.random.default_rng(0).standard_normal((TIMED + 1, CHUNK, 3, 8, 8)).astype(np.float32)
     clock = Timer(int8_s) if times is None else partial(next, accumulate(times))
-    return compare(lambda x: x, lambda x: x * np.float32(1 + error), chunks, clock)
+    return compare_precisions(lambda x: x, lambda x: x * np.float32(1 + error), chunks, clock)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_int8_that_the_pack_does_not_have_is_told():
 def without_int8() -> Pack:
     base = pack()
     prefixes = {name: replace(info, int8=None) for name, info in base.manifest.prefixes.items()}
-    return Pack(base.path, replace(base.manifest, prefixes=prefixes), base._content)
+    return base.with_manifest(replace(base.manifest, prefixes=prefixes))
 
 
 def test_a_device_that_cannot_load_the_quantized_variant_computes_in_float32(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_sel.engines.choose import choose_engine
+from edge_sel.engines.by_name import choose_engine
 from edge_sel.engines.ort import OrtEngine
 
 

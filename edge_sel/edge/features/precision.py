@@ -15,9 +15,9 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.free_memory import trim
 from edge_sel.engines.base import Engine, Prefix
-from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.errors import EdgeSelError
 from edge_sel.pack.reader import Pack
+from edge_sel.quantize import MOST_ERROR, relative_error
 
 FP32, INT8 = "fp32", "int8"
 
@@ -79,7 +79,7 @@ def choose_precision(
     if info is None:
         return Precision("")
     if info.int8 is None and asked == INT8:
-        why = "the pack has no int8 prefix for this plan: export it again"
+        why = "the pack has no int8 variant of this plan's frozen backbone: export it again"
         untried = {"precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
         return Precision(FP32, {"plan": plan, **untried})
     if info.int8 is None or (asked == "auto" and expected < WORTHWHILE):
@@ -87,7 +87,9 @@ def choose_precision(
     if asked != "auto":
         return Precision(asked)
     with phase("prefix"):
-        event = choose(engine, pack, plan, weights, image_range(pack, images), partial(_chunks, pack, images), cpu_time)
+        event = try_precisions(
+            engine, pack, plan, weights, image_range(pack, images), partial(_chunks, pack, images), cpu_time
+        )
     trim()  # of both that were tried
     if event is None:
         return Precision(FP32)
@@ -111,7 +113,7 @@ def _sample(pack: Pack, images: ImageSet, count: int) -> np.ndarray:
     return normalise(images.read(np.linspace(0, len(images) - 1, count).astype(np.int64)), model.mean, model.std)
 
 
-def choose(
+def try_precisions(
     engine: Engine,
     pack: Pack,
     plan: str,
@@ -123,26 +125,29 @@ def choose(
     """Try both on ``TIMED + 1`` chunks of normalised images: the ``prefix`` event, with the ``precision`` chosen.
 
     ``image`` is the images' range, ``cpu_time`` this process's processor seconds.
-    A device that cannot load the twin computes in float32; ``why`` says so. None in an engine that cuts nothing.
+    A device that cannot load the quantized variant computes in float32; ``why`` says so. None in an engine that cuts
+    nothing.
     """
     try:
-        twin = engine.prefix(pack, plan, weights, int8=image)
+        quantized = engine.prefix(pack, plan, weights, int8=image)
     except EdgeSelError as error:
-        why = f"the int8 prefix cannot be loaded: {error.what}"
+        why = f"the quantized variant of the frozen backbone cannot be loaded: {error.what}"
         return {"plan": plan, "precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
     plain = engine.prefix(pack, plan, weights)
-    if twin is None or plain is None:
+    if quantized is None or plain is None:
         return None
-    return {"plan": plan, **compare(plain, twin, chunks(), cpu_time)}
+    return {"plan": plan, **compare_precisions(plain, quantized, chunks(), cpu_time)}
 
 
-def compare(plain: Prefix, twin: Prefix, chunks: Sequence[np.ndarray], cpu_time: CpuTime) -> dict[str, Any]:
+def compare_precisions(
+    plain: Prefix, quantized: Prefix, chunks: Sequence[np.ndarray], cpu_time: CpuTime
+) -> dict[str, Any]:
     """Time both in turns, in processor time; the first chunk, which allocates their memory, does not count."""
     taken: dict[str, list[float]] = {FP32: [], INT8: []}
     expected: list[np.ndarray] = []
     found: list[np.ndarray] = []
     for chunk in chunks:
-        for name, prefix, features in ((FP32, plain, expected), (INT8, twin, found)):
+        for name, prefix, features in ((FP32, plain, expected), (INT8, quantized, found)):
             began_s = cpu_time()
             features.append(prefix(chunk))
             taken[name].append((cpu_time() - began_s) / len(chunk))

@@ -72,7 +72,7 @@ def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
         raise UsageError("--plan names no plan", fix=f"one or more of {', '.join(pack.manifest.plans)}")
     for name in names:
         if pack.plan(name).channels:
-            pack.plan(name.partition("-c")[0])  # its gradients choose the channels
+            pack.plan(pack.plan(name).base)  # its gradients choose the channels
     return FixedLadder([PlannedStage(name, epochs if pack.plan(name).trainable else 1) for name in names])
 
 

@@ -9,7 +9,7 @@ import math
 
 from edge_sel.config.settings import Settings
 from edge_sel.engines.base import Hyper
-from edge_sel.pack.manifest import PlanInfo
+from edge_sel.pack.manifest import PlanInfo, split_plan_name
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.guilt import decayed_gamma
 from edge_sel.sel.schedule import annealed, sel_learning_rate
@@ -24,7 +24,7 @@ MAX_SEL_LOSS = 1.0
 
 def learning_rate(optimizer: str, plan: str, given: float | None, loss: float) -> float:
     """SEL's rate for a plan (``last-c25`` as ``last``) at this mean loss in nats; ``given`` overrules the table."""
-    base = BASE_RATES[optimizer][plan.split("-c")[0]] if given is None else given
+    base = BASE_RATES[optimizer][split_plan_name(plan)[0]] if given is None else given
     return float(sel_learning_rate(base, min(loss, MAX_SEL_LOSS)))
 
 

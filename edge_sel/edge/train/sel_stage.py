@@ -126,7 +126,7 @@ class SelStage(TrainingStage):
         inputs = self.inputs
         some = order[: 2 * inputs.settings.batch_size]
         batches = [self._batch(part, augment=False) for part in np.array_split(some, 2)]
-        probe = inputs.pack.plan(self._plan.name.split("-c")[0])
+        probe = inputs.pack.plan(self._plan.base)
         with inputs.phase("train"):
             self._trainer.set_channels(
                 choose_channels(inputs.engine, inputs.pack, self._plan, probe, self.weights(), batches)

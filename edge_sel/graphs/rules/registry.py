@@ -56,10 +56,10 @@ class Gradients(Protocol):
         """Tensors that the forward form of the node producing ``name`` kept for its gradient."""
 
 
-Rule = Callable[[Gradients, Node, str], Grads]
+GradientRule = Callable[[Gradients, Node, str], Grads]
 ForwardForm = Callable[[Gradients, Node], bool]
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, GradientRule] = {}
 FORWARD: dict[str, ForwardForm] = {}
 """Operators whose forward differs in a training graph; returns False to keep the node as it is."""
 
@@ -70,10 +70,10 @@ STEPWISE = frozenset((*_COUNTS, *_STEPS, *_CONDITIONS))
 """Operators whose output does not follow small changes of their input: no gradient goes through them."""
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
+def rule(*ops: str) -> Callable[[GradientRule], GradientRule]:
     """Register a gradient rule for one or more operators."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: GradientRule) -> GradientRule:
         for op in ops:
             RULES[op] = function
         return function

@@ -6,6 +6,7 @@ import numpy as np
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
+from edge_sel.graphs.rules.elementwise import unbroadcast
 from edge_sel.graphs.rules.registry import Gradients, Grads, rule
 
 _END = 2**31 - 1
@@ -110,6 +111,4 @@ def _add_rows(g: Gradients, x: str, indices: str, dy: str) -> str:
 @rule("Expand")
 def expand(g: Gradients, node: Node, dy: str) -> Grads:
     """Sum over the axes that were repeated."""
-    from edge_sel.graphs.rules.elementwise import unbroadcast
-
     return [unbroadcast(g, dy, node.outputs[0], node.inputs[0]), None]

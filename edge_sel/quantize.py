@@ -1,4 +1,7 @@
-"""What an int8 prefix is given: the current weights and statistics as integers."""
+"""The arithmetic of the quantized variant of a frozen prefix: unsigned activations, signed weights per channel.
+
+The server and the device both use it: the integers are always made of the weights and statistics at hand.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from edge_sel.arrays import Arrays, Range
 from edge_sel.errors import PackError
-from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info, grid
+from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info
 
 MOST_ERROR = 0.05
 """Features that differ by more, relative to their size, are not taken for the same.
@@ -27,38 +30,41 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(difference / max(float(np.linalg.norm(expected.astype(np.float64).ravel())), 1e-30))
 
 
-def integers(info: Int8Info, weights: Mapping[str, np.ndarray], image: Range) -> Arrays:
+def grid_of(limits: Range) -> tuple[float, int]:
+    """Scale and zero point of 0 … 255 over the range, with the number zero exactly on a step."""
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    scale = (high - low) / 255
+    scale = scale if scale > 1e-30 else 1.0
+    return scale, min(max(round(-low / scale), 0), 255)
+
+
+def quantize_prefix(info: Int8Info, weights: Mapping[str, np.ndarray], image_range: Range) -> Arrays:
     """What the graph is supplied with, by name: integers of every convolution, other weights, the image's grid.
 
-    ``image`` is the range of the normalised images. It is not the server's: dark images would have few steps of that,
+    ``image_range`` is that of the normalised images. It is not the server's: dark images would have few steps of that,
     and re-estimated statistics enlarge what they show (features differ by 9 to 13 %, by 1.5 to 2.3 % with their own).
 
     Raises:
         PackError: the manifest asks for weights that are not there, or of another shape.
     """
-    scale, zero = grid(*image)
-    supplied: Arrays = dict(zip(IMAGE_GRID, (np.array(scale, np.float32), np.array(zero, np.uint8)), strict=True))
+    image_scale, zero = grid_of(image_range)
+    supplied: Arrays = dict(zip(IMAGE_GRID, (np.array(image_scale, np.float32), np.array(zero, np.uint8)), strict=True))
     for conv in info.convolutions:
+        input_scale = image_scale if conv.input_scale is None else conv.input_scale
         try:
-            supplied |= dict(
-                zip(
-                    conv.supplied,
-                    fold(conv, weights, scale if conv.input_scale is None else conv.input_scale),
-                    strict=True,
-                )
-            )
+            supplied |= zip(conv.supplied, fold_batch_norm(conv, weights, input_scale), strict=True)
         except (KeyError, ValueError, IndexError) as error:
             raise PackError(
-                f"the int8 prefix asks for weights that are not there ({error})", where=conv.name,
-                fix="export the pack again",
+                f"the quantized variant of the frozen backbone asks for weights that are not there ({error})",
+                where=conv.name, fix="export the pack again",
             ) from error  # fmt: skip
     return supplied | {name: weights[name] for name in info.constants if name in weights}
 
 
-def fold(
+def fold_batch_norm(
     conv: Int8Conv, weights: Mapping[str, np.ndarray], input_scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int8 weights [O, I, H, W], a scale for each output channel [O], int32 biases [O].
+    """A convolution with its normalisation: int8 weights [O, I, H, W], scales per output channel [O], int32 biases [O].
 
     A channel's largest weight becomes ±127, unless its bias would have no room in 32 bits then.
     """

@@ -1,4 +1,4 @@
-"""Pick an engine by name."""
+"""Engines by name."""
 
 from __future__ import annotations
 

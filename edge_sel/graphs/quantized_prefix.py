@@ -1,4 +1,4 @@
-"""The int8 twin of a frozen prefix: unsigned activations, signed weights with a scale for each output channel.
+"""The quantized variant of a frozen prefix: unsigned activations, signed weights with a scale per output channel.
 
 Only what does not depend on weights stands in the graph. The device folds batch normalisation into the integers itself:
 it may have re-estimated the statistics.
@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edge_sel.arrays import Range
+from edge_sel.arrays import Arrays, Range
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
 from edge_sel.graphs.prefix import Cut
-from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info, grid
+from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info
+from edge_sel.quantize import grid_of
 
 
 class Grid(NamedTuple):
@@ -33,7 +34,7 @@ class Grid(NamedTuple):
 
 CLAMPS = ("Relu", "Clip")
 SUPPORTED = ("Conv", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", *CLAMPS)
-"""Operators that the last convolution of a prefix with a twin may depend on, besides normalisation behind one."""
+"""What the last convolution of a prefix with a quantized variant may depend on, besides normalisation behind one."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Step:
         norm: the batch normalisation that a convolution's weights take in.
         clamp: the activation.
         output: of all of them.
-        integers: whether the output is to be quantised.
+        integers: whether the output is to be quantized.
     """
 
     node: Node
@@ -55,11 +56,11 @@ class Step:
     integers: bool
 
 
-def int8_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
-    """The prefix as the twin computes it; what no convolution follows stays in floating point.
+def quantized_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
+    """The prefix as the quantized variant computes it; what no convolution follows stays in floating point.
 
     Raises:
-        GraphError: an operator has no place in a twin; names it.
+        GraphError: an operator has no quantized form; names it.
     """
     nodes = live_nodes(forward.nodes, cut.tensor)
     readers: dict[str, list[Node]] = {}
@@ -89,7 +90,7 @@ def int8_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def compile_int8(
+def compile_quantized(
     forward: Forward, cut: Cut, steps: tuple[Step, ...], ranges: Mapping[str, Range]
 ) -> tuple[onnx.ModelProto, Int8Info]:
     """Image in, features out, as ``compile_prefix``; and what the device is to supply, with no file and no error yet.
@@ -97,49 +98,78 @@ def compile_int8(
     Args:
         forward: the whole graph.
         cut: where it ends.
-        steps: of ``int8_steps``.
-        ranges: least and greatest value of every step's output that is quantised.
+        steps: of ``quantized_steps``.
+        ranges: least and greatest value of every step's output that is quantized.
     """
-    b = Builder()
-    floats, integers, grids = {forward.input: forward.input}, {}, {}  # names in the twin by names in the forward graph
-
-    def quantise(name: str, value: str, on: Grid) -> None:
-        grids[name], integers[name] = on, b.op("QuantizeLinear", value, *on[:2])
-
-    def as_float(name: str) -> str:
-        if name not in integers:
-            return floats.get(name, name)
-        return b.op("DequantizeLinear", integers[name], *grids[name][:2])
-
-    supplied = dict(zip(IMAGE_GRID, (np.float32(0).reshape(()), np.uint8(0).reshape(())), strict=True))
-    convolutions = []
-    quantise(forward.input, forward.input, Grid(*IMAGE_GRID, None))
+    emitter = _Emitter(forward, ranges)
     for step in steps:
-        node, output = step.node, step.output
-        if node.op == "Conv":
-            conv, values = _convolution(forward, step, grids[node.inputs[0]][2])
-            convolutions.append(conv)
-            supplied |= values
-            weight, scale, bias = values
-            grids[output] = _grid(b, ranges[output])
-            operands = (integers[node.inputs[0]], *grids[node.inputs[0]][:2], weight, scale, b.constant(0, np.int8))
-            integers[output] = b.op("QLinearConv", *operands, *grids[output][:2], bias, **node.attributes)
-            continue
-        value = b.op(node.op, *(as_float(name) for name in node.inputs), **node.attributes)
-        if not step.integers:
-            clamp = step.clamp
-            floats[output] = b.op(clamp.op, value, *clamp.inputs[1:], **clamp.attributes) if clamp else value
-        else:  # a clamp is what the limits of the integers are
-            same = node.op in ("MaxPool", "Identity") and node.inputs[0] in grids
-            quantise(output, value, grids[node.inputs[0]] if same else _grid(b, ranges[output]))
-    b.op("Identity", as_float(cut.tensor), name="features")
-    image = [BATCH, *forward.shape(forward.input)[1:]]
-    inputs = [helper.make_tensor_value_info(forward.input, TensorProto.FLOAT, image)]
-    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, [BATCH, *cut.shape])]
-    model = b.model(inputs, outputs, {**forward.initializers, **supplied}, "prefix-int8")
-    _leave_out(model, supplied)
+        if step.node.op == "Conv":
+            emitter.convolution(step)
+        else:
+            emitter.operator(step)
+    model = emitter.model(cut)
     constants = tuple(i.name for i in model.graph.initializer if i.name in forward.initializers and "." in i.name)
-    return model, Int8Info("", math.nan, tuple(convolutions), constants)
+    return model, Int8Info("", math.nan, tuple(emitter.convolutions), constants)
+
+
+class _Emitter:
+    """Appends one step after the other; knows of each tensor of the forward graph where it stands, and as what."""
+
+    def __init__(self, forward: Forward, ranges: Mapping[str, Range]) -> None:
+        self.convolutions: list[Int8Conv] = []
+        self._forward, self._ranges, self._b = forward, ranges, Builder()
+        self._floats: dict[str, str] = {}
+        self._integers: dict[str, str] = {}
+        self._grids: dict[str, Grid] = {}
+        scale, zero = IMAGE_GRID
+        self._supplied: Arrays = {scale: np.zeros((), np.float32), zero: np.zeros((), np.uint8)}
+        self._quantize(forward.input, forward.input, Grid(*IMAGE_GRID, None))
+
+    def convolution(self, step: Step) -> None:
+        """One operator on integers, which takes normalisation and clamp in."""
+        source, output = step.node.inputs[0], step.output
+        conv, values = _convolution(self._forward, step, self._grids[source].scale)
+        self.convolutions.append(conv)
+        self._supplied |= values
+        weight, scale, bias = values
+        on = self._grids[output] = self._grid(output)
+        zero = self._b.constant(0, np.int8)
+        operands = (self._integers[source], *self._grids[source][:2], weight, scale, zero, *on[:2], bias)
+        self._integers[output] = self._b.op("QLinearConv", *operands, **step.node.attributes)
+
+    def operator(self, step: Step) -> None:
+        """Any other operator, on floats."""
+        node, clamp, output = step.node, step.clamp, step.output
+        value = self._b.op(node.op, *(self._float(name) for name in node.inputs), **node.attributes)
+        if step.integers:  # a clamp is what the limits of the integers are
+            same = node.op in ("MaxPool", "Identity") and node.inputs[0] in self._grids
+            self._quantize(output, value, self._grids[node.inputs[0]] if same else self._grid(output))
+        elif clamp:
+            self._floats[output] = self._b.op(clamp.op, value, *clamp.inputs[1:], **clamp.attributes)
+        else:
+            self._floats[output] = value
+
+    def model(self, cut: Cut) -> onnx.ModelProto:
+        """All that was appended, ``features`` at its end, without what the device supplies."""
+        self._b.op("Identity", self._float(cut.tensor), name="features")
+        image = [BATCH, *self._forward.shape(self._forward.input)[1:]]
+        inputs = [helper.make_tensor_value_info(self._forward.input, TensorProto.FLOAT, image)]
+        outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, [BATCH, *cut.shape])]
+        model = self._b.model(inputs, outputs, {**self._forward.initializers, **self._supplied}, "prefix-int8")
+        _leave_out(model, self._supplied)
+        return model
+
+    def _grid(self, output: str) -> Grid:
+        scale, zero = grid_of(self._ranges[output])
+        return Grid(self._b.floats(scale), self._b.constant(zero, np.uint8), scale)
+
+    def _quantize(self, name: str, value: str, on: Grid) -> None:
+        self._grids[name], self._integers[name] = on, self._b.op("QuantizeLinear", value, *on[:2])
+
+    def _float(self, name: str) -> str:
+        if name not in self._integers:
+            return self._floats.get(name, name)
+        return self._b.op("DequantizeLinear", self._integers[name], *self._grids[name][:2])
 
 
 def _require_supported(forward: Forward, node: Node) -> None:
@@ -163,12 +193,7 @@ def _only_reader(readers: Mapping[str, list[Node]], name: str, ops: tuple[str, .
     return found[0] if len(found) == 1 and found[0].op in ops else None
 
 
-def _grid(b: Builder, limits: Range) -> Grid:
-    scale, zero = grid(*limits)
-    return Grid(b.floats(scale), b.constant(zero, np.uint8), scale)
-
-
-def _convolution(forward: Forward, step: Step, input_scale: float | None) -> tuple[Int8Conv, dict[str, np.ndarray]]:
+def _convolution(forward: Forward, step: Step, input_scale: float | None) -> tuple[Int8Conv, Arrays]:
     """What the manifest says of a convolution, and weight, scale and bias as they will be supplied."""
     node, norm = step.node, step.norm
     conv = Int8Conv(

@@ -1,4 +1,4 @@
-"""Give a frozen prefix its int8 twin, if its features agree with those of the original."""
+"""Give a frozen prefix its quantized variant, if its features agree with those of the original."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import onnx
 from onnx import helper
 
 from edge_sel.arrays import Range
-from edge_sel.engines.int8 import MOST_ERROR, integers, relative_error
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
-from edge_sel.graphs.int8 import compile_int8, int8_steps
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.prefix import Cut
+from edge_sel.graphs.quantized_prefix import compile_quantized, quantized_steps
 from edge_sel.pack.manifest import Int8Info
+from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
 
 IMAGES = 256
-CHUNK = 32
+_CHUNK = 32
 
 WITHIN = 0.99
 """Share of the images that stay within an activation's range; of the others the extremes are cut off.
@@ -29,52 +29,52 @@ Features of dark images differ by 2.6, 3.2 and 1.7 % at three cuts of resnet-c, 
 3.6 and 1.8 %; with those of 0.9 by less in the mean, but single images by more."""
 
 
-class Twin(NamedTuple):
+class QuantizedVariant(NamedTuple):
     """The graph, and what the manifest says about it."""
 
     graph: onnx.ModelProto
     info: Int8Info
 
 
-def make_twin(
+def make_quantized_variant(
     forward: Forward,
     cut: Cut,
     prefix: onnx.ModelProto,
     name: str,
     weights: Mapping[str, np.ndarray],
     pixels: np.ndarray,
-) -> Twin:
-    """The twin of a compiled prefix.
+) -> QuantizedVariant:
+    """The quantized variant of a compiled prefix.
 
     Args:
         forward: the whole graph.
         cut: where the prefix ends.
         prefix: as it was compiled, with its weights.
-        name: of the twin's file.
+        name: of the variant's file.
         weights: of the model.
         pixels: normalised images [N, 3, H, W] that the ranges are taken from.
 
     Raises:
-        GraphError: the prefix has an operator without an int8 form, or the features differ by more than ``MOST_ERROR``.
+        GraphError: the prefix has an operator without a quantized form, or the features differ by more than
+            ``MOST_ERROR``.
     """
-    steps = int8_steps(forward, cut)
+    steps = quantized_steps(forward, cut)
     tensors = [step.output for step in steps if step.integers]
     ranges, expected = _measure(prefix, forward.input, tensors, pixels)
-    graph, info = compile_int8(forward, cut, steps, ranges)
-    image = float(pixels.min()), float(pixels.max())
-    given = integers(
-        replace(info, constants=()), weights, image
-    )  # a session reads them in place; the others are still inside
+    graph, info = compile_quantized(forward, cut, steps, ranges)
+    image_range = float(pixels.min()), float(pixels.max())
+    # Without the constants, which still stand in the graph. A session reads what it is given in place.
+    given = quantize_prefix(replace(info, constants=()), weights, image_range)
     session = OrtEngine(1).session(graph.SerializeToString(), given)
     found = np.concatenate([session.run(["features"], {forward.input: chunk})[0] for chunk in _chunks(pixels)])
     error = relative_error(found, expected)
     if not error <= MOST_ERROR:
         raise GraphError(f"its features differ by {error:.1%}")
-    return Twin(graph, replace(info, graph=name, relative_error=error))
+    return QuantizedVariant(graph, replace(info, graph=name, relative_error=error))
 
 
 def _chunks(pixels: np.ndarray) -> list[np.ndarray]:
-    return np.split(pixels, range(CHUNK, len(pixels), CHUNK))
+    return np.split(pixels, range(_CHUNK, len(pixels), _CHUNK))
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""Which prefixes an export gives an int8 twin, and that it ships none whose features differ."""
+"""Which prefixes an export gives a quantized variant, and that it ships none whose features differ."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from edge_sel import quantize
 from edge_sel.data.transforms import normalise
-from edge_sel.engines import int8 as folding
-from edge_sel.engines.int8 import MOST_ERROR, relative_error
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.graphs import int8 as twins
+from edge_sel.graphs import quantized_prefix
 from edge_sel.pack.reader import open_pack
-from edge_sel.server import int8 as server
+from edge_sel.quantize import MOST_ERROR, relative_error
+from edge_sel.server import quantized_variant
 from edge_sel.server.export import export_pack
 from tests.server.conftest import NOW, noise_images
 
@@ -20,21 +20,21 @@ from tests.server.conftest import NOW, noise_images
 def exported(warm, out, plans=("bn", "head", "last")):
     lines = []
     export_pack(warm, noise_images(), out, plans=plans, now=NOW, note=lines.append)
-    return open_pack(out), [line for line in lines if "int8" in line]
+    return open_pack(out), [line for line in lines if "quantized variant" in line]
 
 
-def test_a_pack_with_twins(quick_export, warm, tmp_path):
+def test_a_pack_with_quantized_variants(quick_export, warm, tmp_path):
     pack, lines = exported(warm, tmp_path / "pack")
     assert len(pack.manifest.prefixes) == len(lines) == 2
     for (name, info), line in zip(pack.manifest.prefixes.items(), lines, strict=True):
         assert info.int8.graph == f"prefix-{name}-int8.onnx" in pack.manifest.files
-        assert 0 < info.int8.relative_error < MOST_ERROR
-        assert line == f"prefix {name} in int8: features differ by {info.int8.relative_error:.1%}"
+        assert 0 < (difference := info.int8.relative_error) < MOST_ERROR
+        assert line == f"frozen backbone of {name}: the features of its quantized variant differ by {difference:.1%}"
         model = pack.manifest.model
         pixels = normalise(noise_images().read(np.arange(12)), model.mean, model.std)
         limits, weights = (float(pixels.min()), float(pixels.max())), pack.weights()
-        plain, twin = (OrtEngine(1).prefix(pack, name, weights, int8=given) for given in (None, limits))
-        assert relative_error(twin(pixels), plain(pixels)) == pytest.approx(info.int8.relative_error, rel=1e-3)
+        plain, quantized = (OrtEngine(1).prefix(pack, name, weights, int8=given) for given in (None, limits))
+        assert relative_error(quantized(pixels), plain(pixels)) == pytest.approx(difference, rel=1e-3)
 
 
 def wrong_weights(conv, weights, input_scale):
@@ -52,48 +52,50 @@ def no_numbers(conv, weights, input_scale):
     return whole, scale * np.float32("nan"), bias
 
 
-FOLD = folding.fold
+FOLD = quantize.fold_batch_norm
 
 
 @pytest.mark.parametrize("wrong", [wrong_weights, wrong_bias, no_numbers])
-def test_a_twin_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_path, monkeypatch):
-    monkeypatch.setattr(folding, "fold", wrong)
+def test_a_variant_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "fold_batch_norm", wrong)
     pack, lines = exported(warm, tmp_path / "pack")
     assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
-    assert all("has no int8 twin: its features differ by" in line for line in lines) and len(lines) == 2
+    assert all("no quantized variant: its features differ by" in line for line in lines) and len(lines) == 2
     assert not any("int8" in name for name in pack.manifest.files)
 
 
 def test_features_that_are_no_numbers(quick_export, warm, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "relative_error", lambda found, expected: float("nan"))
+    monkeypatch.setattr(quantized_variant, "relative_error", lambda found, expected: float("nan"))
     pack, _ = exported(warm, tmp_path / "pack")
     assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
 
 
 def test_ranges_leave_the_extremes_of_few_images_out(monkeypatch):
     """Of a hundred images ten have a point far above and ten others one far below."""
-    monkeypatch.setattr(server, "WITHIN", 0.85)
+    monkeypatch.setattr(quantized_variant, "WITHIN", 0.85)
     values = np.tile(np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 3, 2, 2), (100, 1, 1, 1))
     values[3:13, 0, 0, 0], values[53:63, 2, 1, 1] = -9, 9
     nodes = [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Identity", ["a"], ["features"])]
     ends = [helper.make_tensor_value_info(name, 1, ["batch", 3, 2, 2]) for name in ("x", "features")]
     graph = helper.make_graph(nodes, "negative", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    ranges, features = server._measure(model, "x", ["a"], values)
+    ranges, features = quantized_variant._measure(model, "x", ["a"], values)
     assert ranges == {"a": (-1.0, 1.0)}
     np.testing.assert_array_equal(features, -values)
 
 
 def test_ranges_that_cut_off_too_much(quick_export, warm, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "WITHIN", 0.0)  # of each the least of the greatest values, and the other way round
-    narrow = twins.grid
-    monkeypatch.setattr(twins, "grid", lambda low, high: narrow(low / 3, high / 3))
+    monkeypatch.setattr(
+        quantized_variant, "WITHIN", 0.0
+    )  # of each the least of the greatest values, and the other way round
+    whole = quantized_prefix.grid_of
+    monkeypatch.setattr(quantized_prefix, "grid_of", lambda limits: whole((limits[0] / 3, limits[1] / 3)))
     pack, _ = exported(warm, tmp_path / "pack")
     assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
 
 
-def test_one_that_has_no_int8_form_is_noted(quick_export, warm, tmp_path, monkeypatch):
-    monkeypatch.setattr(twins, "SUPPORTED", tuple(op for op in twins.SUPPORTED if op != "Add"))
+def test_one_that_has_no_quantized_form_is_noted(quick_export, warm, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantized_prefix, "SUPPORTED", tuple(op for op in quantized_prefix.SUPPORTED if op != "Add"))
     pack, lines = exported(warm, tmp_path / "pack", plans=("head",))
     assert len(lines) == 1 and pack.manifest.prefixes["head"].int8 is None
-    assert lines[0].startswith("prefix head has no int8 twin: operator Add is not supported")
+    assert lines[0].startswith("frozen backbone of head: no quantized variant: operator Add is not supported")

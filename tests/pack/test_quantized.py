@@ -1,4 +1,4 @@
-"""What the manifest says of an int8 prefix is checked; a pack without one opens as before."""
+"""What the manifest says of a quantized prefix is checked; a pack without one opens as before."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
-def test_a_foreign_twin_is_refused(foreign, unpacked):
+def test_a_foreign_quantized_variant_is_refused(foreign, unpacked):
     rewrite_manifest(unpacked, FOREIGN[foreign])
     with pytest.raises(PackError) as error:
         open_pack(unpacked)
     assert error.value.where == str(unpacked) and error.value.fix
 
 
-def test_a_pack_from_before_there_were_twins(unpacked):
+def test_a_pack_from_before_there_were_quantized_variants(unpacked):
     def forget(body):
         for prefix in body["prefixes"].values():
             del prefix["int8"]
@@ -70,7 +70,7 @@ def test_a_pack_from_before_there_were_twins(unpacked):
     assert OrtEngine(1).prefix(pack, "last", pack.weights()) is not None
 
 
-def test_the_builtin_pack_has_twins_and_is_small():
+def test_the_builtin_pack_has_quantized_variants_and_is_small():
     path = builtin.builtin_pack().path
     assert all(info.int8 for info in open_pack(path).manifest.prefixes.values())
     assert path.stat().st_size < 600_000
@@ -80,7 +80,7 @@ def test_integers_are_nowhere_in_the_pack(unpacked):
     """They would be those of other statistics than the device's."""
     pack = open_pack(unpacked)
     for info in pack.manifest.prefixes.values():
-        assert len(pack.graph(info.int8.graph)) < 8_000 < len(pack._content[WEIGHTS])
+        assert len(pack.graph(info.int8.graph)) < 8_000 < len(pack.graph(WEIGHTS))
 
 
 def test_a_session_keeps_what_it_reads_in_place(unpacked):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from edge_sel.errors import BadInputError, UsageError
+from edge_sel.errors import BadInputError, SetupError, UsageError
 from edge_sel.models.registry import MODELS, build
 from edge_sel.server import warmup
 from edge_sel.server.warmup import FORMAT, WarmupInfo
@@ -53,20 +55,27 @@ def test_the_header_is_plain_json(saved):
     assert metadata["format"] == FORMAT and json.loads(metadata["info"])["classes"] == ["ä", "b c"]
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
+@pytest.mark.parametrize(
+    "failure", (OSError(28, "No space left on device"), KeyboardInterrupt()), ids=("full", "killed")
+)
+@pytest.mark.parametrize("where", ((Path, "open"), (os, "fsync"), (Path, "replace")), ids=lambda at: at[1])
+def test_a_save_that_fails_leaves_the_old_checkpoint(where, failure, saved, monkeypatch):
     path, model = saved
     before = path.read_bytes()
 
-    write = Path.write_bytes
+    def fail(*given):
+        raise failure
 
-    def die(self, data):
-        write(self, data[: len(data) // 2])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_bytes", die)
-    with pytest.raises(OSError, match="disk full"):
-        warmup.save(path, model, INFO)
+    with monkeypatch.context() as patched:
+        patched.setattr(*where, fail)
+        with pytest.raises(SetupError if isinstance(failure, OSError) else KeyboardInterrupt) as error:
+            warmup.save(path, model, replace(INFO, training={}))
     assert path.read_bytes() == before
+    if isinstance(failure, OSError):
+        assert "No space left" in str(error.value) and error.value.where == str(path)
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+    warmup.save(path, model, replace(INFO, training={}))
+    assert warmup.load(path)[1].training == {}
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path):

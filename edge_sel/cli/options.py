@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edge_sel.config.schema import rules
+from edge_sel.config.schema import schema_of
 from edge_sel.config.settings import Settings
 
 _UNIT = re.compile("_[jwcs]$")
@@ -18,13 +18,13 @@ _UNIT = re.compile("_[jwcs]$")
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option per setting; an option that is not given is None and leaves the layers below alone."""
     defaults = Settings()
-    for name, rule in reversed(rules(Settings).items()):
+    for name, spec in reversed(schema_of(Settings).items()):
         flag = f"--{_UNIT.sub('', name).replace('_', '-')}"
-        text = f"{rule.help[0].upper()}{rule.help[1:]}. [default: {_shown(getattr(defaults, name))}]"
-        if rule.kind is bool:
+        text = f"{spec.help[0].upper()}{spec.help[1:]}. [default: {_shown(getattr(defaults, name))}]"
+        if spec.kind is bool:
             option = click.option(flag, name, is_flag=True, default=None, help=text)
         else:
-            choices = "|".join(rule.choices) if rule.choices else rule.example or rule.kind.__name__.upper()
+            choices = "|".join(spec.choices) if spec.choices else spec.example or spec.kind.__name__.upper()
             option = click.option(flag, name, metavar=choices, help=text)
         command = option(command)
     return command

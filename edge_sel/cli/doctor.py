@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,9 @@ def unknown(name: str) -> dict[str, Any]:
 
 def processors() -> dict[str, Any]:
     """How many there are, how many this process may run on, and how many processors' time it may take."""
-    from edge_sel.power.access import cpu_quota
+    from edge_sel.power.processors import find_processors
 
-    count = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
-    return {"count": count, "allowed": allowed, "quota": cpu_quota()}
+    return asdict(find_processors())
 
 
 def disk() -> dict[str, Any]:

@@ -129,8 +129,8 @@ def with_tuning(layers: Any, pack: str, profile: str, resumed: Path | None, tell
 
     A run that is resumed keeps what it began with.
     """
-    from edge_sel.cli.tune import usable_cores
     from edge_sel.edge.outputs.identity import tuned_at_start
+    from edge_sel.power.processors import usable_cores
     from edge_sel.tuning.choose import machine, read_tuning, tuned_settings, tuning_file
 
     plain = layers()

@@ -91,9 +91,9 @@ def _default_interrupt() -> None:
 
 def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
     """``(max − idle)·cpu_s/cores``: the profile's model, for the CPU time of the command alone."""
-    import psutil
+    from edge_sel.power.processors import logical_processors
 
-    return (max_w - idle_w) * cpu_s / (psutil.cpu_count() or 1)
+    return (max_w - idle_w) * cpu_s / logical_processors()
 
 
 def show(result: dict[str, Any], excuses: list[str]) -> None:

@@ -43,6 +43,7 @@ def command(
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
     from edge_sel.power.find import find_meter
+    from edge_sel.power.processors import usable_cores
     from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
     from edge_sel.tuning import choose, measure
 
@@ -116,17 +117,6 @@ def trained_plans(pack: Any, plans: tuple[str, ...]) -> list[str]:
         able = ", ".join(name for name, info in known.items() if info.trainable)
         raise UsageError("no plan to measure", where=",".join(plans), fix=f"--plan with one of {able}")
     return names
-
-
-def usable_cores() -> int:
-    """Physical cores, as far as this process may use them."""
-    import psutil
-
-    from edge_sel.power.access import cpu_quota
-
-    count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
-    return max(1, min(count, allowed, int(cpu_quota() or count)))
 
 
 def memory() -> tuple[int, int]:

@@ -42,7 +42,7 @@ def open_recorder(meter: str | None) -> Any:
 
 def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     """Seconds of the session alone: the imports, the pack and the images are there before."""
-    from edge_sel.cli.finetune import load_images
+    from edge_sel.cli.common import load_images
     from edge_sel.config.settings import resolve
     from edge_sel.edge.session import Session
     from edge_sel.edge.train.rungs import fixed_ladder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -15,18 +14,20 @@ from typing import Any
 
 import click
 
+from edge_sel.cli.common import echo_json, json_option, profile_option
+
 LEAST_FREE_BYTES = 500_000_000
 """Below this a run may not end: checkpoints, the model and the weights are each written beside their predecessors."""
 
 
 @click.command()
-@click.option("--profile", help="Device profile: a name or a .toml file. [default: detected]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@profile_option
+@json_option
 def command(profile: str | None, as_json: bool) -> None:
     """What works on this machine: meters, temperatures, engines."""
     report = examine(profile)
     if as_json:
-        click.echo(json.dumps(report))
+        echo_json(report)
     else:
         show(report)
 

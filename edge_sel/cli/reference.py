@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.server_extra import require_server_extra
+from edge_sel.cli.common import require_server_extra
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 
 
@@ -72,7 +72,7 @@ def command(
 
 
 def _run(wanted: list[Any], options: Any, meter_name: str, profile_name: str | None, as_json: bool) -> int:
-    from edge_sel.cli.finetune import prepare_out
+    from edge_sel.cli.common import prepare_out
     from edge_sel.cli.show_reference import Console, print_overview
     from edge_sel.cli.signals import StopSignal
     from edge_sel.config.profiles import detect_profile, load_profile

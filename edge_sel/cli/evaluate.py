@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0 for all.")
 @json_option
 def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: int, as_json: bool) -> None:
-    """Accuracy and per-class embarrassment of PACK on a folder of images."""
+    """Accuracy and embarrassment (per-class loss at temperature 1.5) of PACK on a folder of images."""
     from edge_sel.data.folder import load_folder
     from edge_sel.edge.evaluate import evaluate
     from edge_sel.engines.choose import choose_engine

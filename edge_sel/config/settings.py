@@ -51,17 +51,17 @@ class Settings:
     significance: Literal["v1", "v101"] = key("how the gate weighs an image", "v1")
     curriculum: Literal["off", "staged", "cumulative"] = key("easy images first, alone or kept", "off")
     gamma: float | None = key("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)
-    guard_fraction: float = key("share kept to judge by", 0.15, above=0, high=0.9, parse=parse_fraction)
+    guard_fraction: float = key("share of images kept for validation", 0.15, above=0, high=0.9, parse=parse_fraction)
     seed: int = key("seed of every random choice", 0, low=0)
     threads: int = key("threads to use, 0 for all", 0, low=0)
     spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)
     engine: Literal["auto", "ort", "torch"] = key("what computes", "auto")
     meter: str = key("what measures energy", "auto", choices=("auto", *METERS))
     require_measured: bool = key("refuse to run on modelled energy", False, parse=_TRUTH.get)
-    feature_cache_mb: int = key("memory for features of a frozen prefix, in MB", 64, low=0)
+    feature_cache_mb: int = key("memory for features of a frozen backbone, in MB", 64, low=0)
     feature_cache_disk_mb: int = key("disk for them where that is too little, in MB", 2048, low=0)
     prefix_precision: Literal["auto", "fp32", "int8"] = key(
-        "how a frozen prefix computes; auto: int8 where that is faster and agrees", "auto"
+        "how a frozen backbone computes; auto: int8 where that is faster and agrees", "auto"
     )
     new_classes: Literal["strict", "extend"] = key("classes that the pack lacks", "strict")
     checkpoint_every_s: float = key("time between checkpoints", 30.0, above=0, parse=_seconds)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sel.config.profiles import Profile
-from edge_sel.config.schema import rules
+from edge_sel.config.schema import schema_of
 from edge_sel.config.settings import Settings, resolve
 from edge_sel.errors import UsageError
 
@@ -28,15 +28,15 @@ def test_nothing_given_is_the_defaults() -> None:
     resolved = resolve()
     assert resolved.settings == Settings()
     assert set(resolved.origins.values()) == {"default"}
-    assert list(resolved.origins) == list(rules(Settings))
+    assert list(resolved.origins) == list(schema_of(Settings))
 
 
 def test_the_defaults_are_allowed_and_documented() -> None:
-    for key, rule in rules(Settings).items():
+    for key, spec in schema_of(Settings).items():
         default = getattr(Settings(), key)
-        assert rule.help
-        assert default is None or rule.read(default, text=False) == default
-    assert rules(Settings)["gate"].choices == ("sundew", "hard", "random", "off")
+        assert spec.help
+        assert default is None or spec.read(default, text=False) == default
+    assert schema_of(Settings)["gate"].choices == ("sundew", "hard", "random", "off")
 
 
 def test_the_last_layer_wins(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_reserved_variables_are_left_alone() -> None:
         resolve(environ={"EDGE_SEL_SYSFS": "/x"})
 
 
-@given(st.sampled_from(sorted(rules(Settings))), st.text(max_size=8))
+@given(st.sampled_from(sorted(schema_of(Settings))), st.text(max_size=8))
 def test_any_text_is_accepted_or_refused_in_one_line(key: str, text: str) -> None:
     try:
         resolve(environ={f"EDGE_SEL_{key.upper()}": text})

@@ -42,11 +42,10 @@ def open_recorder(meter: str | None) -> Any:
 
 def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     """Seconds of the session alone: the imports, the pack and the images are there before."""
-    from edge_sel.edge.train.rungs import fixed_ladder
-
-    from edge_sel.cli.finetune import load_images
+    from edge_sel.cli.common import load_images
     from edge_sel.config.settings import resolve
-    from edge_sel.edge.session import Session
+    from edge_sel.edge.build import build_session
+    from edge_sel.edge.train.ladder import fixed_ladder
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.builtin import builtin_pack
 
@@ -58,7 +57,7 @@ def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         with recorder:
-            Session(pack, images, test, engine, ladder, resolved, recorder, Path(scratch), source=source).run()
+            build_session(pack, images, test, engine, ladder, resolved, recorder, Path(scratch), source=source).run()
         return {"wall_s": time.perf_counter() - began_s, "cpu_s": time.process_time() - began_cpu_s}
 
 

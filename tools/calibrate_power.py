@@ -32,6 +32,7 @@ from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.power import EnergyRecorder, Meter, find_meter
 from edge_sel.power.calibrate import Point, fit_line, profile_toml, read_points
 from edge_sel.power.find import OPENERS
+from edge_sel.power.processors import logical_processors
 from edge_sel.power.psutil_model import PsutilModel
 
 METERS = ("jetson", "rapl", "battery")  # NVML measures the graphics card, which these loads leave alone
@@ -165,9 +166,9 @@ def command(out: Path, meter: str, seconds: float, watts_from: Path | None, prof
         points, source = read_points(watts_from), f"the file {watts_from.name}"
     else:
         found = open_meter(base, meter)
-        points, source = measure(found, levels(os.cpu_count() or 1), seconds), f"the meter {found.name}"
+        points, source = measure(found, levels(logical_processors()), seconds), f"the meter {found.name}"
     fit = fit_line(points, watts_from)
-    cores, system = os.cpu_count() or 1, f"{platform.system()} {platform.machine()}"
+    cores, system = logical_processors(), f"{platform.system()} {platform.machine()}"
     notes = [
         f"{platform.node() or 'a computer'} ({system}, {cores} processors), calibrated on {date.today().isoformat()}.",
         f"{len(points)} points from {source}; the line is off by {fit.error_percent:.1f} % (rms), at most by "

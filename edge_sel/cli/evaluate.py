@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edge_sel.cli.common import echo_json, json_option
 from edge_sel.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 @click.option("--weights", type=click.Path(path_type=Path), help="weights.safetensors of a run, instead of the pack's.")
 @click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "torch"]))
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0 for all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: int, as_json: bool) -> None:
-    """Accuracy and per-class embarrassment of PACK on a folder of images."""
+    """Accuracy and embarrassment (per-class loss at temperature 1.5) of PACK on a folder of images."""
     from edge_sel.data.folder import load_folder
     from edge_sel.edge.evaluate import evaluate
     from edge_sel.engines.by_name import choose_engine
@@ -40,7 +41,7 @@ def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: 
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
         figures = finite(result.to_json(classes))
-        click.echo(json.dumps({"schema": 1, "pack": str(pack), **figures, "skipped_images": skipped}))
+        echo_json({"schema": 1, "pack": str(pack), **figures, "skipped_images": skipped})
         return
     click.echo(f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}")
     for name, figures in result.to_json(classes)["classes"].items():

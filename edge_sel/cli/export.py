@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
 
-from edge_sel.cli.server_extra import require_server_extra
+from edge_sel.cli.common import echo_json, json_option, require_server_extra
 
 
 @click.command()
@@ -40,7 +39,7 @@ from edge_sel.cli.server_extra import require_server_extra
     help="Calibrate on the first N images of each class.",
 )
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def command(
     checkpoint: Path, data: Path, out: Path, plans: str | None, optimizer: str, gamma_percentile: float,
     limit_per_class: int, seed: int, as_json: bool,
@@ -60,7 +59,7 @@ def command(
         note=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"schema": 1, "pack": str(out), **asdict(manifest)}))
+        echo_json({"schema": 1, "pack": str(out), **asdict(manifest)})
         return
     for plan in manifest.plans.values():
         difference = manifest.parity["largest_relative_difference"][plan.name]

@@ -16,7 +16,7 @@ COMMANDS = {
     "tune": ("edge_sel.cli.tune", "Find the threads and batch size that take the fewest joules, for finetune."),
     "evaluate": (
         "edge_sel.cli.evaluate",
-        "Accuracy and per-class embarrassment of a pack on a folder of images.",
+        "Accuracy and embarrassment (per-class loss at temperature 1.5) of a pack on images.",
     ),
     "pretrain": ("edge_sel.cli.pretrain", "Train a dense warmup checkpoint (needs edge-sel[server])."),
     "export": ("edge_sel.cli.export", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),

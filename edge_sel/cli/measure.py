@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from edge_sel.cli.common import echo_json, open_profile, profile_option
 from edge_sel.errors import UsageError
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--profile", help="Device profile: a name or a .toml file. [default: detected]")
+@profile_option
 @click.option("--meter", default="auto", show_default=True, help="auto, or one of those that `edge-sel doctor` lists.")
 @click.option(
     "--idle",
@@ -30,11 +30,10 @@ from edge_sel.errors import UsageError
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
 def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words: tuple[str, ...]) -> int:
     """Run COMMAND, then report its energy. The exit status is the command's."""
-    from edge_sel.config.profiles import detect_profile, load_profile
     from edge_sel.power.find import find_meter, find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
 
-    device = load_profile(profile or detect_profile())
+    device = open_profile(profile)
     found, probes = find_meter(device, meter)
     with EnergyRecorder(found, profile=device, temperature=find_thermometer()) as recorder:
         recorder.measure_idle(idle_s)
@@ -53,13 +52,13 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
         "temp_c": {"max": figure.temp_c},
     }
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
     else:
         show(result, [probe.why for probe in probes if not probe.usable])
     return status
 
 
-def run(words: tuple[str, ...], stdout: Any) -> tuple[int, float]:
+def run(words: tuple[str, ...], stdout: TextIO | None) -> tuple[int, float]:
     """Exit status (128 + N after signal N) and CPU seconds of a command and its children.
 
     Raises:
@@ -91,9 +90,9 @@ def _default_interrupt() -> None:
 
 def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
     """``(max − idle)·cpu_s/cores``: the profile's model, for the CPU time of the command alone."""
-    import psutil
+    from edge_sel.power.processors import logical_processors
 
-    return (max_w - idle_w) * cpu_s / (psutil.cpu_count() or 1)
+    return (max_w - idle_w) * cpu_s / logical_processors()
 
 
 def show(result: dict[str, Any], excuses: list[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+
+from edge_sel.cli.common import echo_json
 
 
 @click.group()
@@ -23,7 +24,7 @@ def inspect(pack: Path, as_json: bool) -> None:
 
     manifest = open_pack(pack).manifest
     if as_json:
-        click.echo(json.dumps({"schema": 1, "pack": str(pack), **asdict(manifest)}))
+        echo_json({"schema": 1, "pack": str(pack), **asdict(manifest)})
         return
     model, calibration = manifest.model, manifest.calibration
     height, width = model.image_size

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from edge_sel.cli.server_extra import require_server_extra
+from edge_sel.cli.common import echo_json, json_option, require_server_extra
 from edge_sel.errors import UsageError
 
 
@@ -39,7 +38,7 @@ from edge_sel.errors import UsageError
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def command(
     source: str, out: Path, model: str, pretrained: bool, image_size: int, epochs: int, batch_size: int, lr: float,
     limit_per_class: int | None, validation: float, flip: bool, crop_padding: int, seed: int, device: str,
@@ -75,6 +74,6 @@ def command(
     info = pretrain(images, out, options, on_epoch=show)
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
-        click.echo(json.dumps({"schema": 1, "checkpoint": str(out), **info.training, "skipped_images": skipped}))
+        echo_json({"schema": 1, "checkpoint": str(out), **info.training, "skipped_images": skipped})
     else:
         click.echo(f"wrote {out}: validation accuracy {info.training['validation_accuracy']:.4f}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
+from edge_sel.cli.common import echo_json, json_option
+
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def command(as_json: bool) -> None:
     """The device profiles that come with edge-sel, and the one that fits this machine."""
     from edge_sel.config.profiles import detect_profile, list_profiles, load_profile
@@ -18,7 +19,7 @@ def command(as_json: bool) -> None:
     detected = detect_profile()
     profiles = [load_profile(name) for name in list_profiles()]
     if as_json:
-        click.echo(json.dumps({"schema": 1, "detected": detected, "profiles": [asdict(p) for p in profiles]}))
+        echo_json({"schema": 1, "detected": detected, "profiles": [asdict(p) for p in profiles]})
         return
     for profile in profiles:
         here = "  ← this machine" if profile.name == detected else ""

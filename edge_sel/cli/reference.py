@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.server_extra import require_server_extra
+from edge_sel.cli.common import require_server_extra
 from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 from edge_sel.power.meter import Meter
@@ -102,7 +102,7 @@ def _plan(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
 
 
 def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
-    from edge_sel.cli.finetune import prepare_out
+    from edge_sel.cli.common import prepare_out
     from edge_sel.cli.show_reference import ReferenceConsole, print_overview
     from edge_sel.cli.signals import StopSignal
     from edge_sel.power.find import find_thermometer

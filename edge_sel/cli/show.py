@@ -45,12 +45,12 @@ class Console:
             if event["why"] != "as told":
                 self._console.print(f"ladder: {self._plan} ({event['why']})")
         elif kind == "prefix":
-            self._console.print(f"frozen prefix of {event['plan']} in {event['precision']}: {event['why']}")
+            self._console.print(f"frozen backbone of {event['plan']} in {event['precision']}: {event['why']}")
         elif kind == "climbed":
             if event["why"] != "no more plans":
                 self._console.print(f"ladder: ends ({event['why']})")
         elif kind == "reverted":
-            self._console.print(f"{event['plan']} did not lower the guard's loss: undone")
+            self._console.print(f"{event['plan']} did not lower the validation loss: undone")
         elif kind == "checkpoints_damaged":
             self._console.print("every checkpoint here is damaged: starting from the beginning")
         elif kind == "tuned":
@@ -59,16 +59,18 @@ class Console:
         elif kind == "tuning_ignored":
             self._console.print(f"tuning ignored, {event['why']} (run `edge-sel tune` again)")
         elif kind in ("started", "resumed"):
-            self._console.print(f"{kind}: {event['images']} images to learn from, {event['guard']} held back as guard")
+            self._console.print(
+                f"{kind}: {event['images']} images to learn from, {event['guard']} held back for validation"
+            )
         elif kind == "evaluated":
             accuracy = event["accuracy"]
-            self._console.print(f"before: {_percent(accuracy['before'])} on the {accuracy['on']} images")
+            self._console.print(f"before: {_percent(accuracy['before'])} on the {_shown(accuracy['on'])} images")
         elif kind == "epoch":
             self._console.print(epoch_line(event))
         elif kind == "guard":
             verdict = "ships" if event["shipped"] else "stays behind: the original model ships"
             self._console.print(
-                f"guard: {_percent(event['before'])} → {_percent(event['after'])}, the new model {verdict}"
+                f"validation: {_percent(event['before'])} → {_percent(event['after'])}, the new model {verdict}"
             )
         elif kind == "stopped":
             self._console.print(f"stopped ({event['reason']})")
@@ -87,7 +89,7 @@ def epoch_line(epoch: dict[str, Any]) -> str:
     return (
         f"epoch {epoch['epoch']} {epoch['plan']}: {energy} {epoch['energy_source']}{power}{temperature}, "
         f"{epoch['trained']} of {epoch['candidates']} images trained, {1 - epoch['sparsity']:.1%} of weights updated, "
-        f"{loss}, guard {_percent(epoch['guard_acc'])}"
+        f"{loss}, validation {_percent(epoch['guard_acc'])}"
     )
 
 
@@ -120,9 +122,9 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(table)
     if accuracy["after"] is not None:
         console.print(
-            f"accuracy on {result['images'][accuracy['on']]} {accuracy['on']} images: "
+            f"accuracy on {result['images'][accuracy['on']]} {_shown(accuracy['on'])} images: "
             f"{_percent(accuracy['before'])} before, {_percent(accuracy['after'])} after"
-            + ("" if result["shipped"] else " — not better on the guard set, so the original model ships")
+            + ("" if result["shipped"] else " — not better on the validation set, so the original model ships")
         )
     if energy["total_j"] is None:
         console.print(f"energy: unavailable ({energy['why'] or 'no meter'})")
@@ -133,7 +135,9 @@ def print_result(result: dict[str, Any]) -> None:
             f"in {format_duration(result['time_s'])}"
         )
         parts = sorted(energy["phases"].items(), key=lambda part: -part[1]["total_j"] if part[1]["total_j"] else 0.0)
-        shares = [f"{name} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]]
+        shares = [
+            f"{_shown(name)} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]
+        ]
         console.print(f"of which {', '.join(shares)}")
     for line in result["throttled"]:
         console.print(f"slowed down: {line}")
@@ -145,7 +149,7 @@ def print_result(result: dict[str, Any]) -> None:
     console.print(f"files: {result['run']}")
 
 
-_COLUMNS = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "guard")
+_COLUMNS = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "valid.")
 
 
 def _cells(epoch: dict[str, Any]) -> list[str]:
@@ -161,6 +165,11 @@ def _cells(epoch: dict[str, Any]) -> list[str]:
         "–" if epoch["train_loss"] is None else f"{epoch['train_loss']:.3f}",
         "–" if epoch["guard_acc"] is None else _percent(epoch["guard_acc"]),
     ]
+
+
+def _shown(name: str) -> str:
+    """A name of ``run.json`` as a person knows it."""
+    return {"guard": "validation", "prefix": "frozen backbone"}.get(name, name)
 
 
 def _percent(value: float | None) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_sel.cli.common import echo_json, json_option, open_pack_or_builtin, open_profile, profile_option
 from edge_sel.errors import SetupError, UsageError
+
+if TYPE_CHECKING:  # these take long to import, and `--help` does without them
+    from edge_sel.pack.reader import Pack
+    from edge_sel.tuning.choose import Candidate, Costs
 
 
 @click.command()
@@ -26,9 +30,9 @@ from edge_sel.errors import SetupError, UsageError
     type=click.FloatRange(0, min_open=True),
     help="How long to measure each candidate, in three rounds; longer where the meter needs it.",
 )
-@click.option("--profile", help="Device profile: one of `edge-sel profiles`, or a .toml file. [default: detected]")
+@profile_option
 @click.option("--meter", help="auto, or one of those that `edge-sel doctor` lists.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def command(
     pack: Path | None, plans: tuple[str, ...], seconds: float, profile: str | None, meter: str | None, as_json: bool
 ) -> None:
@@ -37,18 +41,16 @@ def command(
     `edge-sel finetune` then uses the best ones, unless a flag, EDGE_SEL_* or the TOML file says otherwise. Let nothing
     else run meanwhile.
     """
-    from edge_sel.config.profiles import detect_profile, load_profile
     from edge_sel.config.settings import resolve
     from edge_sel.engines.by_name import choose_engine
-    from edge_sel.pack.builtin import builtin_pack
-    from edge_sel.pack.reader import open_pack
     from edge_sel.power.find import find_meter
+    from edge_sel.power.processors import usable_cores
     from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
     from edge_sel.tuning import choose, measure
 
-    device = load_profile(profile or detect_profile())
+    device = open_profile(profile)
     settings = resolve(profile=device, environ=os.environ, flags={"meter": meter}).settings
-    opened = open_pack(pack) if pack is not None else builtin_pack()
+    opened = open_pack_or_builtin(pack)
     names = trained_plans(opened, plans or tuple(name.strip() for name in settings.plan.split(",")))
     path = choose.tuning_file(opened.digest, "ort", os.environ)
     if path is None:
@@ -77,12 +79,6 @@ def command(
     by = {"name": found.name, "source": found.source} if found and known else {"name": None, "source": "unavailable"}
     choose.write_tuning(path, costs, here := choose.machine(device.name, cores), by)
     choice = choose.choose(choose.total_costs(costs), settings.batch_size, {})
-    usual = choose.Candidate(cores, False, settings.batch_size)
-    took = {
-        c: sum(measure.weight(told[c]) for told in costs.values())
-        for c in (choice, usual)
-        if c and all(c in told for told in costs.values())
-    }
     result = {
         "schema": 1,
         "pack": str(opened.path),
@@ -91,16 +87,26 @@ def command(
         "meter": by,
         "plans": {n: [{**c._asdict(), **cost._asdict()} for c, cost in told.items()] for n, told in costs.items()},
         "choice": None if choice is None else choice._asdict(),
-        "saved": None if choice is None or usual not in took else 1 - took[choice] / took[usual],
+        "saved": saved_by(choice, choose.Candidate(cores, False, settings.batch_size), costs),
         "file": str(path),
     }
     if as_json:
-        click.echo(json.dumps(result))
+        echo_json(result)
     else:
         show(result)
 
 
-def trained_plans(pack: Any, plans: tuple[str, ...]) -> list[str]:
+def saved_by(choice: Candidate | None, usual: Candidate, costs: Costs) -> float | None:
+    """The share of joules that the choice takes less than usual; None where both were not measured with every plan."""
+    from edge_sel.tuning.measure import weight
+
+    if choice is None or not all(choice in told and usual in told for told in costs.values()):
+        return None
+    took, usually = (sum(weight(told[c]) for told in costs.values()) for c in (choice, usual))
+    return 1 - took / usually
+
+
+def trained_plans(pack: Pack, plans: tuple[str, ...]) -> list[str]:
     """Those of the plans that have training steps; of ``auto`` every plan that the ladder may choose.
 
     Raises:
@@ -116,17 +122,6 @@ def trained_plans(pack: Any, plans: tuple[str, ...]) -> list[str]:
         able = ", ".join(name for name, info in known.items() if info.trainable)
         raise UsageError("no plan to measure", where=",".join(plans), fix=f"--plan with one of {able}")
     return names
-
-
-def usable_cores() -> int:
-    """Physical cores, as far as this process may use them."""
-    import psutil
-
-    from edge_sel.power.access import cpu_quota
-
-    count = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
-    return max(1, min(count, allowed, int(cpu_quota() or count)))
 
 
 def memory() -> tuple[int, int]:

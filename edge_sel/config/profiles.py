@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_sel.config.schema import nearest, read_toml, rules, setting, sift
+from edge_sel.config.schema import key, nearest, read_toml, schema_of, validate
 from edge_sel.errors import UsageError
 
 METERS = ("jetson", "rapl", "nvml", "battery", "psutil")
@@ -37,12 +37,12 @@ class Profile:
     """A kind of device: what it draws, how warm it may get, what suits it."""
 
     name: str
-    idle_w: float = setting("watts when nothing runs", kind=float, low=0, table="power")
-    max_w: float = setting("watts when every core is busy", kind=float, above=0, table="power")
-    meters: tuple[str, ...] = setting("meters to try, in order", METERS, choices=METERS, table="power")
-    max_c: float | None = setting("degrees it should not exceed", None, float, above=0, high=150, table="thermal")
-    threads: int | None = setting("threads to use, 0 for all", None, int, low=0, table="runtime")
-    batch_size: int | None = setting("images in a batch", None, int, low=1, table="runtime")
+    idle_w: float = key("watts when nothing runs", kind=float, low=0, table="power")
+    max_w: float = key("watts when every core is busy", kind=float, above=0, table="power")
+    meters: tuple[str, ...] = key("meters to try, in order", METERS, choices=METERS, table="power")
+    max_c: float | None = key("degrees it should not exceed", None, float, above=0, high=150, table="thermal")
+    threads: int | None = key("threads to use, 0 for all", None, int, low=0, table="runtime")
+    batch_size: int | None = key("images in a batch", None, int, low=1, table="runtime")
 
 
 def list_profiles() -> list[str]:
@@ -60,13 +60,13 @@ def load_profile(name_or_path: str | Path) -> Profile:
         path = _profiles_folder() / f"{path}.toml"
     at = f"file:{path}"
     given = dict(read_toml(path))
-    values, _, mistakes = sift([(key, value, at) for key, value in given.items()], rules(Profile))
-    mistakes += [f"{key} is missing ({at})" for key in ("power.idle_w", "power.max_w") if key not in given]
+    values, _, mistakes = validate([(name, value, at) for name, value in given.items()], schema_of(Profile))
+    mistakes += [f"{name} is missing ({at})" for name in ("power.idle_w", "power.max_w") if name not in given]
     if values.get("power.max_w", math.inf) <= values.get("power.idle_w", -math.inf):
         mistakes.append(f"power.max_w must be above power.idle_w ({at})")
     if mistakes:
         raise UsageError("; ".join(mistakes))
-    return Profile(path.stem, **{key.partition(".")[2]: value for key, value in values.items()})
+    return Profile(path.stem, **{name.partition(".")[2]: value for name, value in values.items()})
 
 
 def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> str:
@@ -91,9 +91,9 @@ def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.envir
 
 def _board(sysfs: Path, root: Path) -> str | None:
     """The profile of a board that its device tree names; containers may hide one of the two places where it is."""
-    for key in ("compatible", "model"):
+    for file in ("compatible", "model"):
         for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"):
-            told = _text(folder / key)
+            told = _text(folder / file)
             for pattern, profile in _BOARDS:
                 if re.search(pattern, told, re.IGNORECASE):
                     return profile

@@ -16,12 +16,12 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from edge_sel.errors import UsageError
 
-PREFIX = "EDGE_SEL_"
+ENV_PREFIX = "EDGE_SEL_"
 Given = list[tuple[str, Any, str]]
 """Key or variable, value, origin."""
 
 
-class Rule(NamedTuple):
+class KeySpec(NamedTuple):
     """What one key may be.
 
     ``help`` is for the command line. ``parse`` reads text with a unit, of which ``example`` is one; where the
@@ -76,39 +76,39 @@ class Rule(NamedTuple):
         return value
 
 
-def setting(help: str, default: Any = MISSING, kind: type | None = None, **limits: Any) -> Any:
-    """A field of a dataclass with its rule; ``limits`` are those of ``Rule``."""
-    return field(default=default, metadata={"rule": Rule(kind or type(default), help, **limits)})
+def key(help: str, default: Any = MISSING, kind: type | None = None, **limits: Any) -> Any:
+    """A field of a dataclass with its spec; ``limits`` are the other fields of ``KeySpec``."""
+    return field(default=default, metadata={"spec": KeySpec(kind or type(default), help, **limits)})
 
 
-def rules(of: Any) -> dict[str, Rule]:
-    """The rule of every key of a dataclass; those of a profile are named with their table, such as ``power.idle_w``."""
-    known: dict[str, Rule] = {}
-    for name, hint in get_type_hints(of).items():
-        if rule := of.__dataclass_fields__[name].metadata.get("rule"):
-            choices = get_args(hint) if get_origin(hint) is Literal else rule.choices
-            known[f"{rule.table}.{name}".lstrip(".")] = rule._replace(choices=choices)
+def schema_of(dataclass: Any) -> dict[str, KeySpec]:
+    """The spec of every key of a dataclass; a profile's keys are named with their table, such as ``power.idle_w``."""
+    known: dict[str, KeySpec] = {}
+    for name, hint in get_type_hints(dataclass).items():
+        if spec := dataclass.__dataclass_fields__[name].metadata.get("spec"):
+            choices = get_args(hint) if get_origin(hint) is Literal else spec.choices
+            known[f"{spec.table}.{name}".lstrip(".")] = spec._replace(choices=choices)
     return known
 
 
-def sift(given: Given, known: Mapping[str, Rule]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def validate(given: Given, known: Mapping[str, KeySpec]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """The good values, their origins, and a line for each mistake; a later value replaces an earlier one."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     mistakes: list[str] = []
-    variables = {f"{PREFIX}{key.upper()}": key for key in known}
+    variables = {f"{ENV_PREFIX}{key.upper()}": key for key in known}
     for name, value, origin in given:
-        names = variables if origin.startswith("env:") else {key: key for key in known}
+        names = variables if origin.startswith("env:") else {name: name for name in known}
         if name not in names:
             mistakes.append(f"{name} is not known ({origin}): did you mean {nearest(name, names)}?")
         if name not in names or value is None:
             continue
-        key = names[name]
+        target = names[name]
         try:
-            values[key] = known[key].read(value, text=origin.startswith(("env:", "flag")))
-            origins[key] = origin
+            values[target] = known[target].read(value, text=origin.startswith(("env:", "flag")))
+            origins[target] = origin
         except (ValueError, TypeError, LookupError, UsageError):
-            mistakes.append(f"{key} = {value!r} ({origin}) must be {known[key].allowed()}")
+            mistakes.append(f"{target} = {value!r} ({origin}) must be {known[target].allowed()}")
     return values, origins, mistakes
 
 

@@ -1,6 +1,6 @@
 """What a run may be told, and where each value came from.
 
-Each key is declared once, with its rule. Values come from the profile, then from what ``edge-sel tune`` measured, then
+Each key is declared once, with its spec. Values come from the profile, then from what ``edge-sel tune`` measured, then
 a TOML file, then ``EDGE_SEL_*``, then flags: the last wins and its origin is kept.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_sel.config.profiles import METERS, Profile
-from edge_sel.config.schema import PREFIX, Given, read_toml, rules, setting, sift
+from edge_sel.config.schema import ENV_PREFIX, Given, key, read_toml, schema_of, validate
 from edge_sel.errors import UsageError
 from edge_sel.units import (
     parse_duration_s,
@@ -33,44 +33,44 @@ def _seconds(text: str) -> float:
 
 
 def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = float, high: float = math.inf) -> Any:
-    return setting(help, None, kind, above=0, high=high, optional=True, parse=parse, example=example)
+    return key(help, None, kind, above=0, high=high, optional=True, parse=parse, example=example)
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to run. The command line takes its options, their help and their limits from these keys."""
 
-    plan: str = setting("what may change, in the order tried; auto: whatever pays", "auto")
-    epochs: int = setting("epochs in each named plan", 3, low=1)
-    batch_size: int = setting("images in a batch", 32, low=1)
-    learning_rate: float | None = setting(
+    plan: str = key("what may change, in the order tried; auto: whatever pays", "auto")
+    epochs: int = key("epochs in each named plan", 3, low=1)
+    batch_size: int = key("images in a batch", 32, low=1)
+    learning_rate: float | None = key(
         "step size before the SEL factor; none: the plan's own", None, float, above=0, optional=True
     )
-    target_rate: float = setting("share of images worth a gradient", 0.5, above=0, high=1, parse=parse_fraction)
-    gate: Literal["sundew", "hard", "random", "off"] = setting("what picks those images", "sundew")
-    significance: Literal["v1", "v101"] = setting("how the gate weighs an image", "v1")
-    curriculum: Literal["off", "staged", "cumulative"] = setting("easy images first, alone or kept", "off")
-    gamma: float | None = setting("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)
-    guard_fraction: float = setting("share kept to judge by", 0.15, above=0, high=0.9, parse=parse_fraction)
-    seed: int = setting("seed of every random choice", 0, low=0)
-    threads: int = setting("threads to use, 0 for all", 0, low=0)
-    spinning: bool = setting("let threads wait busily for one another", False, parse=_TRUTH.get)
-    engine: Literal["auto", "ort", "torch"] = setting("what computes", "auto")
-    meter: str = setting("what measures energy", "auto", choices=("auto", *METERS))
-    require_measured: bool = setting("refuse to run on modelled energy", False, parse=_TRUTH.get)
-    feature_cache_mb: int = setting("memory for features of a frozen prefix, in MB", 64, low=0)
-    feature_cache_disk_mb: int = setting("disk for them where that is too little, in MB", 2048, low=0)
-    prefix_precision: Literal["auto", "fp32", "int8"] = setting(
-        "how a frozen prefix computes; auto: int8 where that is faster and agrees", "auto"
+    target_rate: float = key("share of images worth a gradient", 0.5, above=0, high=1, parse=parse_fraction)
+    gate: Literal["sundew", "hard", "random", "off"] = key("what picks those images", "sundew")
+    significance: Literal["v1", "v101"] = key("how the gate weighs an image", "v1")
+    curriculum: Literal["off", "staged", "cumulative"] = key("easy images first, alone or kept", "off")
+    gamma: float | None = key("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)
+    guard_fraction: float = key("share of images kept for validation", 0.15, above=0, high=0.9, parse=parse_fraction)
+    seed: int = key("seed of every random choice", 0, low=0)
+    threads: int = key("threads to use, 0 for all", 0, low=0)
+    spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)
+    engine: Literal["auto", "ort", "torch"] = key("what computes", "auto")
+    meter: str = key("what measures energy", "auto", choices=("auto", *METERS))
+    require_measured: bool = key("refuse to run on modelled energy", False, parse=_TRUTH.get)
+    feature_cache_mb: int = key("memory for features of a frozen backbone, in MB", 64, low=0)
+    feature_cache_disk_mb: int = key("disk for them where that is too little, in MB", 2048, low=0)
+    prefix_precision: Literal["auto", "fp32", "int8"] = key(
+        "how a frozen backbone computes; auto: int8 where that is faster and agrees", "auto"
     )
-    new_classes: Literal["strict", "extend"] = setting("classes that the pack lacks", "strict")
-    checkpoint_every_s: float = setting("time between checkpoints", 30.0, above=0, parse=_seconds)
+    new_classes: Literal["strict", "extend"] = key("classes that the pack lacks", "strict")
+    checkpoint_every_s: float = key("time between checkpoints", 30.0, above=0, parse=_seconds)
     energy_budget_j: float | None = _limit("gross energy the whole run may take", parse_energy_j, "500J")
     max_temp_c: float | None = _limit("temperature not to exceed", parse_temperature_c, "75C", high=150)
     battery_floor: float | None = _limit("battery charge to stop at", parse_fraction, "20%", high=1)
     deadline_s: float | None = _limit("time until everything must be written", parse_duration_s, "30m")
     power_cap_w: float | None = _limit("average power not to exceed", parse_power_w, "8W")
-    on_ac_only: bool = setting("pause while the device runs on its battery", False, parse=_TRUTH.get)
+    on_ac_only: bool = key("pause while the device runs on its battery", False, parse=_TRUTH.get)
     quiet_hours: str | None = _limit("local hours in which to pause", parse_hours, "22:00-07:00", str)
 
 
@@ -83,7 +83,7 @@ class Resolved:
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """``{"epochs": {"value": 5, "origin": "default"}, …}``, to be stored in the run."""
-        return {key: {"value": getattr(self.settings, key), "origin": at} for key, at in self.origins.items()}
+        return {name: {"value": getattr(self.settings, name), "origin": at} for name, at in self.origins.items()}
 
 
 def resolve(
@@ -100,13 +100,13 @@ def resolve(
         at = f"profile:{profile.name}"
         given += [("threads", profile.threads, at), ("batch_size", profile.batch_size, at)]
         given.append(("max_temp_c", profile.max_c, at))
-    given += [(key, value, "tuned") for key, value in (tuned or {}).items()]
+    given += [(name, value, "tuned") for name, value in (tuned or {}).items()]
     if toml_file is not None:
-        given += [(key, value, f"file:{toml_file}") for key, value in read_toml(toml_file)]
-    ours = {name: text for name, text in (environ or {}).items() if name.startswith(PREFIX)}
+        given += [(name, value, f"file:{toml_file}") for name, value in read_toml(toml_file)]
+    ours = {name: text for name, text in (environ or {}).items() if name.startswith(ENV_PREFIX)}
     given += [(name, text, f"env:{name}") for name, text in ours.items() if name not in RESERVED]
-    given += [(key, value, "flag") for key, value in (flags or {}).items()]
-    values, origins, mistakes = sift(given, rules(Settings))
+    given += [(name, value, "flag") for name, value in (flags or {}).items()]
+    values, origins, mistakes = validate(given, schema_of(Settings))
     if mistakes:
         raise UsageError("; ".join(mistakes))
-    return Resolved(Settings(**values), {key: origins.get(key, "default") for key in rules(Settings)})
+    return Resolved(Settings(**values), {name: origins.get(name, "default") for name in schema_of(Settings)})

@@ -10,6 +10,9 @@ from typing import Any
 from edge_sel.power.battery import Supply
 from edge_sel.power.throttle import Throttle
 
+Listener = Callable[[dict[str, Any]], None]
+"""Is told every event of a run."""
+
 
 @dataclass(frozen=True)
 class Host:
@@ -28,7 +31,7 @@ class Host:
     """
 
     should_stop: Callable[[], str | None] = lambda: None
-    listener: Callable[[dict[str, Any]], None] = lambda event: None
+    listener: Listener = lambda event: None
     clock: Callable[[], float] = time.monotonic
     cpu_time: Callable[[], float] = time.process_time
     wall_clock: Callable[[], float] = time.time

@@ -1,4 +1,4 @@
-"""What keeps this process from sensors and processors: permissions, containers, quotas. Nothing here changes anything.
+"""What keeps this process from sensors: permissions, containers. Nothing here changes anything.
 
 Docker and containerd hide RAPL from containers since the end of 2023 (GHSA-jq35-85cj-fj4p): an empty folder is mounted
 over ``/sys/devices/virtual/powercap``, and where AppArmor is on its profile forbids that path too. Mounting
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_sel.power.zones import read_sysfs
+from edge_sel.power.zones import read_sysfs, sysfs_text
 
 RAPL_RULE = 'ACTION!="remove", SUBSYSTEM=="powercap", KERNEL=="intel-rapl:*", RUN+="/bin/chmod a+r /sys%p/energy_uj"'
 """Stands in deploy/60-edge-sel-rapl.rules too. ``udevadm trigger`` sends "change", so it must not ask for "add"."""
@@ -147,7 +147,7 @@ def find_container(root: Path = Path("/"), environ: Mapping[str, str] = os.envir
             return Container(kind, f"/{file} is there")
     if kind := environ.get("container", ""):
         return Container(kind, f"the variable container is {kind}")
-    groups = _text(root / "proc/1/cgroup")
+    groups = sysfs_text(root / "proc/1/cgroup")
     for word, kind in _GROUPED.items():
         if word in groups:
             return Container(kind, f"/proc/1/cgroup names {word}")
@@ -156,30 +156,7 @@ def find_container(root: Path = Path("/"), environ: Mapping[str, str] = os.envir
 
 def is_wsl(root: Path = Path("/")) -> bool:
     """Whether this is Linux inside Windows."""
-    return "microsoft" in _text(root / "proc/sys/kernel/osrelease").lower()
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """How many processors' time this process may take, by its control group and those above; None if as it likes."""
-    groups = root / "sys/fs/cgroup"  # the process's own, wherever the sensors are
-    quotas = []
-    for line in _text(root / "proc/self/cgroup").splitlines() or ["0::/"]:
-        number, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        if number != "0" and "cpu" not in names.split(","):
-            continue
-        tree = groups if number == "0" else next((groups / n for n in (names, "cpu") if (groups / n).is_dir()), groups)
-        parts = [part for part in path.split("/") if part]
-        # Of a container's path the upper parts may lie outside, and then only its top is there.
-        folders = [tree.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)] if ".." not in parts else [tree]
-        quotas += [quota for folder in folders if (quota := _quota(folder)) is not None]
-    return min(quotas, default=None)
-
-
-def _quota(folder: Path) -> float | None:
-    told = _text(folder / "cpu.max").split() or [_text(folder / f"cpu.cfs_{word}_us") for word in ("quota", "period")]
-    quota, period = (int(word) if word.isdecimal() else 0 for word in [*told, "", ""][:2])
-    return quota / period if quota and period else None
+    return "microsoft" in sysfs_text(root / "proc/sys/kernel/osrelease").lower()
 
 
 def hints(
@@ -206,7 +183,7 @@ def hints(
     if wanted and not hidden_rapl(sysfs):
         found.append(f"if the host has power sensors, {_mount(container)}")
     cards = (p.parent for vendor, p in _named(sysfs.glob("bus/pci/devices/*/class"), "vendor") if vendor == _NVIDIA)
-    if any(_text(card / "class").startswith("0x03") for card in cards) and not (root / "dev/nvidiactl").exists():
+    if any(sysfs_text(card / "class").startswith("0x03") for card in cards) and not (root / "dev/nvidiactl").exists():
         found.append("the host has an NVIDIA GPU: start the container with --gpus all (NVIDIA Container Toolkit)")
     if any(sysfs.glob("bus/i2c/drivers/ina3221*")) and not (root / "dev/nvmap").exists():
         found.append("on a Jetson, --runtime nvidia gives torch the GPU; the power rails need nothing")
@@ -214,9 +191,3 @@ def hints(
     if tree.is_symlink() and not tree.exists() and not (sysfs / "firmware/devicetree/base/model").exists():
         found.append(f"containers hide which board this is: name it with --profile, or {_mount(container)}")
     return found
-
-
-def _text(path: Path) -> str:
-    with suppress(OSError):
-        return read_sysfs(path)
-    return ""

@@ -31,9 +31,9 @@ _MODEL = "use --meter psutil for a modelled figure"
 Opener = Callable[[Profile], Meter]
 
 
-def sysfs_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where sysfs is: ``/sys``, or ``EDGE_SEL_SYSFS_ROOT`` in tests and containers."""
-    return Path(environ.get("EDGE_SEL_SYSFS_ROOT") or "/sys")
+def sysfs_root(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Path:
+    """Where sysfs is: ``/sys``, or ``EDGE_SEL_SYSFS_ROOT`` in tests and containers; ``root`` stands in for ``/``."""
+    return Path(environ.get("EDGE_SEL_SYSFS_ROOT") or root / "sys")
 
 
 def find_thermometer() -> Callable[[], float | None]:

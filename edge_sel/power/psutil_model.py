@@ -12,12 +12,12 @@ Processes this one starts count in the gross, not in the net.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 from edge_sel.power.meter import MeterError, Reading, Source
+from edge_sel.power.processors import logical_processors
 
 _BUSY = ("user", "nice", "system", "irq", "softirq")  # not idle, iowait, steal; user includes guest
 _TICK_S = 0.02  # cpu_times moves in steps of 10 ms; what one reading has too much belongs to the next
@@ -29,7 +29,7 @@ class PsutilModel:
     Args:
         idle_w: watts of the device when nothing runs.
         max_w: watts when every core is busy.
-        cores: logical processors; None asks psutil.
+        cores: logical processors; None asks the system.
         cpu_times: returns an object with seconds in ``user``, ``nice``, ``system``, …; None asks psutil.
         process_time: processor seconds of this process, all its threads.
         clock: seconds while the machine is awake, for a sleeping one draws no idle power.
@@ -57,7 +57,7 @@ class PsutilModel:
                 raise MeterError("the psutil module is missing", "pip install psutil") from None
             cpu_times = psutil.cpu_times
         self.idle_w, self.span_w = idle_w, max_w - idle_w
-        self.cores = cores or os.cpu_count() or 1
+        self.cores = cores or logical_processors()
         self._cpu_times, self._process_time, self._clock = cpu_times, process_time, clock
         self._seconds = self._busy_s = self._owed_s = 0.0
         self._last_s, self._last_busy_s = clock(), self._system_busy_s()

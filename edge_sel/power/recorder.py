@@ -21,7 +21,6 @@ that is said once through ``on_event``.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from edge_sel.config.profiles import Profile
 from edge_sel.power.figure import EnergyFigure, make_figure
 from edge_sel.power.meter import Meter, Source
 from edge_sel.power.phases import Phase, PhaseClock
+from edge_sel.power.processors import logical_processors
 from edge_sel.power.sampler import HANG_S, Moment, Sampler
 from edge_sel.power.temperature import PERIOD_S, Thermometer, hotter, hottest_c
 
@@ -213,7 +213,7 @@ class EnergyRecorder:
         cpu_s = self._edges_cpu_s + sum(self._threads_cpu_s.values())
         if self._profile is None:
             return RecorderCost(cpu_s, None, "unavailable")
-        per_core_w = (self._profile.max_w - self._profile.idle_w) / (os.cpu_count() or 1)
+        per_core_w = (self._profile.max_w - self._profile.idle_w) / logical_processors()
         return RecorderCost(cpu_s, cpu_s * per_core_w, "modelled")
 
     def _repeat(self, name: str, work: Callable[[], object], period_s: Callable[[], float]) -> None:

@@ -44,6 +44,14 @@ def read_sysfs(path: Path) -> str:
         os.close(descriptor)
 
 
+def sysfs_text(path: Path) -> str:
+    """The same; empty if the file cannot tell."""
+    try:
+        return read_sysfs(path)
+    except OSError:
+        return ""
+
+
 class ZoneReader:
     """Reads the zones again and again, without those that hang.
 

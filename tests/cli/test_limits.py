@@ -4,14 +4,13 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from edge_sel.cli.show import governor_line
-from edge_sel.edge.governor import from_settings as governing
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE
-from edge_sel.power import find
 from tests.cli.shell import SETUP, USAGE, refused
 from tests.edge.runs import tree
 
@@ -51,7 +50,8 @@ def settings(result):
 def test_every_limit_with_its_unit(edge_sel, board, monkeypatch):
     """On a board with all the sensors, and so wide that none of them binds."""
     board(temp_c=45.0, battery=80)
-    monkeypatch.setattr(governing, "local_minute", lambda: 12 * 60)
+    noon = time.struct_time((2026, 1, 1, 12, 0, 0, 3, 1, 0))
+    monkeypatch.setattr(time, "localtime", lambda *_: noon)
     result = edge_sel(
         "finetune", "--json", *SHORT, "--energy-budget", "0.2kWh", "--max-temp", "99 °C", "--battery-floor", "20%",
         "--deadline", "1h30m", "--power-cap", "1kW", "--quiet-hours", "22:00-07:00",
@@ -149,9 +149,9 @@ def test_a_thermometer_may_take_a_moment(edge_sel, board, monkeypatch):
 
     def slow():
         time.sleep(0.3)
-        return 45.0
+        return {"chip": [SimpleNamespace(label="", current=45.0)]}
 
-    monkeypatch.setattr(find, "find_thermometer", lambda: slow)
+    monkeypatch.setattr(psutil, "sensors_temperatures", slow, raising=False)
     result = edge_sel("finetune", "--json", *SHORT, "--max-temp", "75C")
     assert result.code == 0, result.err
 

@@ -85,11 +85,11 @@ def test_the_default_run_imports_no_training_library(here):
 
 def test_help_names_every_command_and_setting(edge_sel):
     from edge_sel.cli.main import COMMANDS
-    from edge_sel.config.schema import rules
+    from edge_sel.config.schema import schema_of
     from edge_sel.config.settings import Settings
 
     shown = edge_sel("--help").out
     assert all(name in shown for name in COMMANDS)
     shown = edge_sel("finetune", "--help").out
-    for name in rules(Settings):
+    for name in schema_of(Settings):
         assert f"--{re.sub('_[jwcs]$', '', name).replace('_', '-')} " in shown

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_sel.cli.tune import usable_cores
 from edge_sel.config.profiles import detect_profile
 from edge_sel.engines import by_name
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.builtin import builtin_pack
+from edge_sel.power.processors import usable_cores
 from edge_sel.tuning.choose import Candidate, Cost, machine, tuning_file, write_tuning
 from tests.cli.shell import PACK, USAGE, refused
 from tests.edge.runs import outcome

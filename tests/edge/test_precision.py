@@ -10,7 +10,6 @@ from itertools import accumulate, cycle
 
 import numpy as np
 import pytest
-from edge_sel.engines.int8 import MOST_ERROR, relative_error
 
 from edge_sel.config.settings import Settings
 from edge_sel.edge.features import precision
@@ -21,8 +20,9 @@ from edge_sel.edge.features.precision import (
     TIMED,
     WORTHWHILE,
     Precision,
-    choose,
     choose_precision,
+    compare_precisions,
+    try_precisions,
 )
 from edge_sel.edge.host import Host
 from edge_sel.engines.ort import OrtEngine
@@ -54,7 +54,7 @@ def timed(monkeypatch):
     """timed(FASTER): from now on choices are made by such a clock."""
 
     def use(int8_s):
-        monkeypatch.setattr(precision, "choose", lambda *given: choose(*given[:-1], Timer(int8_s)))
+        monkeypatch.setattr(precision, "try_precisions", lambda *given: try_precisions(*given[:-1], Timer(int8_s)))
 
     use(FASTER)
     return use
@@ -135,14 +135,14 @@ def test_each_precision_computes_its_own_features(tmp_path):
     ],
 )  # fmt: skip
 def test_too_few_images_or_a_setting_need_no_trial(given, name, monkeypatch):
-    monkeypatch.setattr(precision, "choose", None)
+    monkeypatch.setattr(precision, "try_precisions", None)
     given = given | ({"base": without_int8()} if "base" in given else {})
     assert chosen(**given) == Precision(name)
 
 
 def test_int8_that_the_pack_does_not_have_is_told():
     found = chosen(asked="int8", base=without_int8())
-    assert found.name == found.event["precision"] == "fp32" and "no int8 prefix" in found.event["why"]
+    assert found.name == found.event["precision"] == "fp32" and "no int8 variant" in found.event["why"]
     assert found.computed == 0
 
 

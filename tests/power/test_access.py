@@ -15,13 +15,13 @@ from edge_sel.power.access import (
     RAPL_FIX,
     RAPL_RULE,
     Container,
-    cpu_quota,
     find_container,
     hints,
     is_wsl,
     permissions,
     refusal,
 )
+from edge_sel.power.processors import cpu_quota
 
 DEPLOY = Path(access.__file__).parent.parent.parent / "deploy"
 DOCKER = Container("docker", "/.dockerenv is there")

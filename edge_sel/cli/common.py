@@ -1,0 +1,121 @@
+"""What several commands share: options, how they open a pack, a profile and images, how they print."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from edge_sel.config.schema import schema_of
+from edge_sel.config.settings import Settings
+from edge_sel.errors import SetupError, UsageError
+
+if TYPE_CHECKING:  # these take long to import, and `--help` does without them
+    from edge_sel.config.profiles import Profile
+    from edge_sel.edge.open import RunImages
+    from edge_sel.pack.reader import Pack
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+profile_option = click.option(
+    "--profile", help="Device profile: one of `edge-sel profiles`, or a .toml file. [default: detected]"
+)
+
+_UNIT = re.compile("_[jwcs]$")
+"""A key is in its unit; a flag is given with one."""
+
+
+def settings_options(command: Command) -> Command:
+    """Add one option per setting; an option that is not given is None and leaves the layers below alone.
+
+    Their help and limits stand in ``Settings``, once.
+    """
+    defaults = Settings()
+    for name, spec in reversed(schema_of(Settings).items()):
+        flag = f"--{_UNIT.sub('', name).replace('_', '-')}"
+        default = getattr(defaults, name)
+        text = f"{spec.help[0].upper()}{spec.help[1:]}. [default: {'none' if default is None else default}]"
+        if spec.kind is bool:
+            option = click.option(flag, name, is_flag=True, default=None, help=text)
+        else:
+            choices = "|".join(spec.choices) if spec.choices else spec.example or spec.kind.__name__.upper()
+            option = click.option(flag, name, metavar=choices, help=text)
+        command = option(command)
+    return command
+
+
+def require_server_extra(command: str, *packages: str) -> None:
+    """Raise SetupError, naming the pip command, when these packages of the server extra are missing; none: all."""
+    missing = [name for name in packages or ("torch", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SetupError(f"`edge-sel {command}` needs {' and '.join(missing)}", fix="pip install 'edge-sel[server]'")
+
+
+def open_profile(asked: str | None) -> Profile:
+    """The device profile that was asked for, or the one that fits this machine."""
+    from edge_sel.config.profiles import detect_profile, load_profile
+
+    return load_profile(asked or detect_profile())
+
+
+def open_pack_or_builtin(path: Path | None) -> Pack:
+    """The pack, or the built-in one on handwritten digits."""
+    from edge_sel.pack.builtin import builtin_pack
+    from edge_sel.pack.reader import open_pack
+
+    return builtin_pack() if path is None else open_pack(path)
+
+
+def load_images(
+    pack: Pack, data: Path | None, test: Path | None, new_classes: Literal["strict", "extend"]
+) -> RunImages:
+    """The device's images and the test images, if there are any; without ``data`` the built-in digits."""
+    from edge_sel.data.folder import load_folder
+    from edge_sel.edge.open import RunImages
+
+    model = pack.manifest.model
+    tested = None
+    if data is None:
+        from edge_sel.data.builtin import load_digits
+        from edge_sel.data.shifts import apply_shift
+
+        images = apply_shift("field_camera", load_digits("field"), seed=0)
+        if test is None:
+            tested = apply_shift("field_camera", load_digits("test"), seed=0)
+    else:
+        images = load_folder(data, model.image_size, classes=model.classes, new_classes=new_classes)
+    if test is not None:
+        tested = load_folder(test, model.image_size, classes=images.classes)
+    source = "built-in handwritten digits, re-lit as by a field camera" if data is None else str(data)
+    return RunImages(images, tested, source)
+
+
+def prepare_out(out: Path) -> None:
+    """Make the run's folder, or say at once why that will not work.
+
+    Raises:
+        UsageError: it is a file.
+        SetupError: it cannot be made or written to.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise UsageError("--out is a file", where=out, fix="name a folder")
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".edge-sel-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise SetupError(
+            f"cannot write to --out ({error.strerror})", where=out, fix="choose a folder you may write to"
+        ) from error
+
+
+def echo_json(content: Mapping[str, Any]) -> None:
+    """One JSON object, and nothing else, on stdout."""
+    click.echo(json.dumps(content))

@@ -1,0 +1,185 @@
+"""The report of ``edge-sel doctor``: each part of the machine looked at by itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edge_sel import __version__
+from edge_sel.config.profiles import METERS, Profile, detect_profile, load_profile
+from edge_sel.power import access
+from edge_sel.power.find import find_meter, sysfs_root
+from edge_sel.power.processors import find_processors
+from edge_sel.power.throttle import read_throttling
+from edge_sel.power.zones import ZoneReader
+
+LEAST_FREE_BYTES = 500_000_000
+"""Below this a run may not end: checkpoints, the model and the weights are each written beside their predecessors."""
+
+Found = TypeVar("Found")
+Entry = dict[str, Any]
+"""A part of the report, as ``--json`` prints it."""
+
+
+def examine(profile: str | None, root: Path = Path("/")) -> Entry:
+    """The report. A part that crashes becomes a line in ``failed``.
+
+    Args:
+        profile: name or file of the device profile; None to detect it.
+        root: stands in for ``/`` in tests.
+
+    Raises:
+        UsageError: the profile that was asked for cannot be used.
+    """
+    failed: list[dict[str, str]] = []
+
+    def attempt(part: str, look: Callable[[], Found], instead: Found) -> Found:
+        try:
+            return look()
+        except Exception as error:
+            failed.append({"part": part, "why": f"{type(error).__name__}: {error}"})
+            return instead
+
+    def detect() -> Profile | None:
+        return load_profile(detect_profile(root))
+
+    sysfs = sysfs_root(root=root)
+    device = load_profile(profile) if profile else attempt("profile", detect, None)
+    why = "given by --profile" if profile else "detected" if device else "as none could be detected"
+    device = device or load_profile("default")
+    report: Entry = {
+        "schema": 1,
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": attempt("platform", lambda: f"{platform.system()} {platform.machine()}", ""),
+        "profile": device.name,
+        "profile_why": why,
+        "cpus": attempt("processors", lambda: asdict(find_processors(root)), None),
+        "disk": attempt("disk", disk, None),
+        **attempt("surroundings", lambda: surroundings(root), {"container": None, "wsl": False}),
+        "meters": [attempt(f"meter {name}", partial(meter, device, name), unknown_meter(name)) for name in METERS],
+        "permissions": attempt("permissions", lambda: permissions(root, sysfs), list[Entry]()),
+        **attempt("temperatures", lambda: zones(sysfs), {"thermal": [], "thermal_skipped": []}),
+        "throttling": attempt("throttling", lambda: throttling(sysfs), list[Entry]()),
+        "engines": [attempt(f"engine {name}", look, unknown(name)) for name, look in ENGINES.items()],
+    }
+    report["thermal"] += attempt("psutil's temperatures", sensors, list[Entry]())
+    told = attempt("hints", lambda: hints(report, device, root, sysfs), list[str]())
+    return {**report, "hints": told, "failed": failed}
+
+
+def unknown(name: str) -> Entry:
+    """The entry of what could not even be looked at."""
+    return {"name": name, "usable": False, "why": "could not be looked at, see below"}
+
+
+def unknown_meter(name: str) -> Entry:
+    """That of a meter."""
+    return {**unknown(name), "fix": None, "power_w": None, "rails": []}
+
+
+def disk() -> Entry:
+    """Free space where a run would be written."""
+    here = Path.cwd()
+    return {"path": str(here), "free_bytes": shutil.disk_usage(here).free}
+
+
+def surroundings(root: Path) -> Entry:
+    """The container this is in, and whether this is Linux inside Windows."""
+    container = access.find_container(root)
+    return {"container": None if container is None else container._asdict(), "wsl": access.is_wsl(root)}
+
+
+def meter(device: Profile, name: str) -> Entry:
+    """One meter, tried by reading values from it."""
+    found, (probe,) = find_meter(device, name)
+    entry = {"name": name, "usable": probe.usable, "why": probe.why, "fix": probe.fix, "power_w": probe.power_w}
+    readings: Callable[[], list[tuple[str, float]]] = getattr(found, "readings", list)
+    try:
+        return {**entry, "rails": [{"name": rail, "power_w": watts} for rail, watts in readings()]}
+    finally:
+        if found is not None:
+            found.close()
+
+
+def permissions(root: Path, sysfs: Path) -> list[Entry]:
+    """Whether the files that meters need can be opened."""
+    return [entry._asdict() for entry in access.permissions(root, sysfs, container=access.find_container(root))]
+
+
+def zones(sysfs: Path) -> Entry:
+    """The kernel's thermal zones, and those that say nothing of use."""
+    reader = ZoneReader(sysfs)
+    found = [{"zone": zone.name, "temp_c": zone.temp_c} for zone in reader.read()]
+    return {"thermal": found, "thermal_skipped": [{"zone": name, "why": why} for name, why in reader.skipped]}
+
+
+def sensors() -> list[Entry]:
+    """psutil's temperature sensors."""
+    import psutil
+
+    found: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
+    return [
+        {"zone": part.label or chip, "temp_c": part.current}
+        for chip, parts in found.items()
+        for part in parts
+        if part.current is not None
+    ]
+
+
+def throttling(sysfs: Path) -> list[Entry]:
+    """What may slow the device down: whether it does now, and how often it did since the start."""
+    return [entry._asdict() for entry in read_throttling(sysfs)]
+
+
+def ort() -> Entry:
+    """The default engine: does it load a training graph?"""
+    try:
+        import onnxruntime
+
+        from edge_sel.engines.ort import OrtEngine
+        from edge_sel.pack.builtin import builtin_pack
+
+        pack = builtin_pack()
+        OrtEngine(threads=1).trainer(pack, "head", pack.weights())
+    except Exception as error:
+        return {"name": "ort", "usable": False, "why": str(error) or type(error).__name__}
+    return {"name": "ort", "usable": True, "why": f"onnxruntime {onnxruntime.__version__} runs a training graph"}
+
+
+def torch() -> Entry:
+    """Can torch be found?"""
+    present = importlib.util.find_spec("torch") is not None
+    why = "installed" if present else "not installed; not needed on a device"
+    return {"name": "torch", "usable": present, "why": why}
+
+
+ENGINES: dict[str, Callable[[], Entry]] = {"ort": ort, "torch": torch}
+
+
+def hints(report: Entry, device: Profile, root: Path, sysfs: Path) -> list[str]:
+    """What to do about what was found, other than about single meters."""
+    # A graphics card's watts say nothing of work on the processor, which is what the default engine does.
+    measured = any(entry["usable"] and entry["name"] not in ("psutil", "nvml") for entry in report["meters"])
+    moved = "EDGE_SEL_SYSFS_ROOT" in os.environ
+    container = report["container"] and access.Container(**report["container"])
+    found = access.hints(container, root, sysfs, wanted=not measured and not moved)
+    cpus, free = report["cpus"], report["disk"]
+    if cpus and cpus["quota"] and cpus["quota"] < min(cpus["allowed"], device.threads or cpus["allowed"]):
+        threads = max(1, int(cpus["quota"]))
+        found.append(
+            f"this process may take the time of {cpus['quota']:.3g} of {cpus['allowed']} processors, and more threads "
+            f"only wait for one another: --threads {threads}, or EDGE_SEL_THREADS={threads}"
+        )
+    if free and free["free_bytes"] < LEAST_FREE_BYTES:
+        found.append(
+            f"only {free['free_bytes'] / 1e6:.0f} MB are free in {free['path']}: free some, or use another --out"
+        )
+    return found

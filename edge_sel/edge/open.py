@@ -1,0 +1,125 @@
+"""Open a session on this device: what it measures with, which limits hold it, which plans it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edge_sel.config.profiles import Profile
+from edge_sel.config.settings import Resolved, Settings
+from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.build import build_session
+from edge_sel.edge.governor.from_settings import limits_of, local_minute, require_sensors
+from edge_sel.edge.host import Host, Listener
+from edge_sel.edge.outputs.openmetrics import MetricsFile
+from edge_sel.edge.session import Session
+from edge_sel.edge.train.ladder import auto_ladder, fixed_ladder
+from edge_sel.engines.base import Engine
+from edge_sel.errors import SetupError
+from edge_sel.pack.reader import Pack
+from edge_sel.power.battery import read_supply
+from edge_sel.power.find import find_meter, find_thermometer, sysfs_root
+from edge_sel.power.meter import Meter
+from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
+from edge_sel.power.throttle import ThrottleReader
+
+IDLE_S = 2.0
+"""How long idle power is measured before a run, with a meter that measures."""
+
+
+class RunImages(NamedTuple):
+    """What a run looks at."""
+
+    images: ImageSet
+    """To learn from; a part is held back for validation."""
+    test: ImageSet | None
+    """For the figures before and after only."""
+    source: str
+    """Where ``images`` are from, for the report."""
+
+
+@contextmanager
+def open_session(
+    pack: Pack,
+    resolved: Resolved,
+    profile: Profile,
+    out: Path,
+    *,
+    read_images: Callable[[], RunImages],
+    make_engine: Callable[[], Engine],
+    should_stop: Callable[[], str | None],
+    listener: Listener,
+    metrics: Path | None = None,
+    resume: bool = False,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Iterator[Session]:
+    """A session that is ready to run; its meter is released at the end.
+
+    Args:
+        pack: what is fine-tuned.
+        resolved: settings with their origins.
+        profile: of this device: its meters, idle and highest power.
+        out: the run's folder.
+        read_images: called when nothing else can be refused any more; makes the folder, reads the images.
+        make_engine: called after it.
+        should_stop: asked at every step boundary; a reason stops the run, resumably.
+        listener: told every event of the session, and of a meter that is lost.
+        metrics: the OpenMetrics file to keep up to date, if any.
+        resume: continue the run in ``out`` if there is one.
+        warn: told in one line if that file cannot be written.
+
+    Raises:
+        UsageError: the pack does not have the plan, or the power cap is below what the idle device draws.
+        SetupError: a meter or sensor that was asked for is missing.
+    """
+    settings = resolved.settings
+    fixed = None if settings.plan == "auto" else fixed_ladder(pack, settings.plan, settings.epochs)
+    meter = _open_meter(settings, profile)
+    supply = partial(read_supply, sysfs_root())
+    limits = limits_of(resolved, clock_through_sleep())
+    with EnergyRecorder(meter, profile=profile, on_event=listener, temperature=find_thermometer()) as recorder:
+        recorder.measure_idle(IDLE_S)
+        require_sensors(resolved, recorder, supply())
+        listeners = [listener]
+        if metrics is not None:
+            listeners.append(MetricsFile(metrics, recorder, str(out), on_error=warn))
+        images, test, source = read_images()
+
+        def tell(event: dict[str, Any]) -> None:
+            for listen in listeners:
+                listen(event)
+
+        yield build_session(
+            pack,
+            images,
+            test,
+            make_engine(),
+            fixed or auto_ladder(pack, len(images.classes)),
+            resolved,
+            recorder,
+            out,
+            host=Host(
+                should_stop=should_stop,
+                listener=tell,
+                clock=clock_through_sleep,
+                supply=supply,
+                minute=local_minute,
+                throttling=ThrottleReader(sysfs_root()).read,
+            ),
+            limits=limits,
+            source=source,
+            resume=resume,
+        )
+
+
+def _open_meter(settings: Settings, profile: Profile) -> Meter | None:
+    """The meter that the settings and the profile name; None if none works and none is required."""
+    # The default engine works on the processor: a graphics card's watts would be somebody else's, or idle ones.
+    meter, probes = find_meter(profile, settings.meter, skip=() if settings.engine == "torch" else ("nvml",))
+    if settings.require_measured and (meter is None or meter.source != "measured"):
+        reasons = "; ".join(f"{probe.name}: {probe.why}" for probe in probes if probe.name != "psutil")
+        raise SetupError("no meter measures energy here", where=reasons or None, fix="leave out --require-measured")
+    return meter

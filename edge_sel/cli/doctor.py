@@ -21,10 +21,10 @@ def command(profile: str | None, as_json: bool) -> None:
     if as_json:
         echo_json(report)
     else:
-        show(report)
+        print_report(report)
 
 
-def show(report: dict[str, Any]) -> None:
+def print_report(report: dict[str, Any]) -> None:
     """One screen for a person."""
     cpus, free, container = report["cpus"], report["disk"], report["container"]
     facts = [f"edge-sel {report['version']}", f"Python {report['python']}", report["platform"]]

@@ -65,13 +65,13 @@ def examine(profile: str | None, root: Path = Path("/")) -> Entry:
         "disk": attempt("disk", disk, None),
         **attempt("surroundings", lambda: surroundings(root), {"container": None, "wsl": False}),
         "meters": [attempt(f"meter {name}", partial(meter, device, name), unknown_meter(name)) for name in METERS],
-        "permissions": attempt("permissions", lambda: permissions(root, sysfs), list[Entry]()),
+        "permissions": attempt("permissions", lambda: find_permissions(root, sysfs), list[Entry]()),
         **attempt("temperatures", lambda: zones(sysfs), {"thermal": [], "thermal_skipped": []}),
         "throttling": attempt("throttling", lambda: throttling(sysfs), list[Entry]()),
         "engines": [attempt(f"engine {name}", look, unknown(name)) for name, look in ENGINES.items()],
     }
     report["thermal"] += attempt("psutil's temperatures", sensors, list[Entry]())
-    told = attempt("hints", lambda: hints(report, device, root, sysfs), list[str]())
+    told = attempt("hints", lambda: find_hints(report, device, root, sysfs), list[str]())
     return {**report, "hints": told, "failed": failed}
 
 
@@ -109,7 +109,7 @@ def meter(device: Profile, name: str) -> Entry:
             found.close()
 
 
-def permissions(root: Path, sysfs: Path) -> list[Entry]:
+def find_permissions(root: Path, sysfs: Path) -> list[Entry]:
     """Whether the files that meters need can be opened."""
     return [entry._asdict() for entry in access.permissions(root, sysfs, container=access.find_container(root))]
 
@@ -164,7 +164,7 @@ def torch() -> Entry:
 ENGINES: dict[str, Callable[[], Entry]] = {"ort": ort, "torch": torch}
 
 
-def hints(report: Entry, device: Profile, root: Path, sysfs: Path) -> list[str]:
+def find_hints(report: Entry, device: Profile, root: Path, sysfs: Path) -> list[str]:
     """What to do about what was found, other than about single meters."""
     # A graphics card's watts say nothing of work on the processor, which is what the default engine does.
     measured = any(entry["usable"] and entry["name"] not in ("psutil", "nvml") for entry in report["meters"])

@@ -104,7 +104,7 @@ def find_tuning(untuned: Resolved, pack: Pack, profile: str, resumed: Path | Non
 
     A run that is resumed keeps what it began with.
     """
-    from edge_sel.edge.outputs.identity import tuned_at_start
+    from edge_sel.edge.outputs.session_folder import tuned_at_start
     from edge_sel.power.processors import usable_cores
     from edge_sel.tuning.choose import machine, read_tuning, tuned_settings, tuning_file
 

@@ -54,7 +54,7 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
     if as_json:
         echo_json(result)
     else:
-        show(result, [probe.why for probe in probes if not probe.usable])
+        print_measurement(result, [probe.why for probe in probes if not probe.usable])
     return status
 
 
@@ -95,7 +95,7 @@ def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
     return (max_w - idle_w) * cpu_s / logical_processors()
 
 
-def show(result: dict[str, Any], excuses: list[str]) -> None:
+def print_measurement(result: dict[str, Any], excuses: list[str]) -> None:
     """The figures on stderr, so that the command's own output stays alone on stdout."""
     from edge_sel.units import format_duration, format_energy, format_power
 

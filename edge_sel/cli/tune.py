@@ -93,7 +93,7 @@ def command(
     if as_json:
         echo_json(result)
     else:
-        show(result)
+        print_costs(result)
 
 
 def saved_by(choice: Candidate | None, usual: Candidate, costs: Costs) -> float | None:
@@ -131,7 +131,7 @@ def memory() -> tuple[int, int]:
     return psutil.Process().memory_info().rss, psutil.virtual_memory().available
 
 
-def show(result: Mapping[str, Any]) -> None:
+def print_costs(result: Mapping[str, Any]) -> None:
     """A table for each plan, and what the next run will do."""
     from rich.console import Console
     from rich.table import Table

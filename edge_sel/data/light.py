@@ -119,7 +119,7 @@ def smear(light: Float32Array, length: Float32Array, angle: Float32Array, radius
     return result
 
 
-def shrink(
+def downscale(
     light: Float32Array, scale: Float32Array, down: Float32Array, across: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
     """The picture, smaller, somewhere in a frame of the same size.

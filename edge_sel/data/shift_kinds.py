@@ -16,10 +16,10 @@ from edge_sel.data.images import Float32Array, UInt8Array
 from edge_sel.data.light import (
     clouds,
     count_electrons,
+    downscale,
     expose,
     per_image,
     ramp,
-    shrink,
     smear,
     soften,
     to_light,
@@ -108,7 +108,7 @@ def background(images: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     ground = to_light(_colour(images, rng)) * mixture + to_light(_colour(images, rng)) * (1 - mixture)
     ground *= 1 + 0.15 * _normal(images, rng)
     where = (per_image(images, rng, 0.6, 0.8), per_image(images, rng, 0.0, 1.0), per_image(images, rng, 0.0, 1.0))
-    small, cover = shrink(light, *where)
+    small, cover = downscale(light, *where)
     return expose(cover * small + (1 - cover) * ground)
 
 

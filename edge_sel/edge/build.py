@@ -17,9 +17,8 @@ from edge_sel.edge.governor.from_settings import make_governor
 from edge_sel.edge.head import original_weights
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.outputs.files import EventLog
-from edge_sel.edge.outputs.identity import identify
-from edge_sel.edge.outputs.run_folder import RunFolder
+from edge_sel.edge.outputs.event_log import EventLog
+from edge_sel.edge.outputs.session_folder import SessionFolder, identify
 from edge_sel.edge.outputs.summary import run_facts
 from edge_sel.edge.progress import start_progress
 from edge_sel.edge.session import Session
@@ -75,7 +74,7 @@ def build_session(
     to_train_on = images.subset(training)
     gate = Gate(settings, intensities(to_train_on))
     identity = identify(resolved, pack.digest, images, test, engine.name)
-    folder = RunFolder(out, identity, resume=resume)
+    folder = SessionFolder(out, identity, resume=resume)
     progress = folder.found or start_progress(
         original_weights(pack, len(classes)), len(training), len(classes), gate.start()
     )

@@ -16,10 +16,11 @@ from edge_sel.edge.governor.governor import Governor
 from edge_sel.edge.head import original_weights
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge, better, loss_of
-from edge_sel.edge.outputs.files import EventLog, import_onnx
+from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import epoch_entry
-from edge_sel.edge.outputs.run_folder import RunFolder
-from edge_sel.edge.outputs.summary import accuracy_block, summarise
+from edge_sel.edge.outputs.model_files import import_onnx
+from edge_sel.edge.outputs.session_folder import SessionFolder
+from edge_sel.edge.outputs.summary import accuracy_block, run_summary
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.ladder import Ladder
@@ -83,7 +84,7 @@ class Session:
     governor: Governor
     limits: Sequence[Limit]
     host: Host
-    folder: RunFolder
+    folder: SessionFolder
     emit: EventLog
     progress: Progress
     facts: Mapping[str, Any]
@@ -283,4 +284,4 @@ class Session:
             *(f"{figure.meter}: {reason}" for reason in figure.throttled),
         ]
         ended = {"shipped": shipped, "stopped": stopped, "throttled": throttled}
-        return summarise(self.progress, after, figure, self.recorder.cost(), {**self.facts, **ended})
+        return run_summary(self.progress, after, figure, self.recorder.cost(), {**self.facts, **ended})

@@ -21,12 +21,12 @@ __all__ = [
     "clip",
     "device",
     "ranks",
-    "resolve",
+    "resolve_namespace",
     "stable_order",
 ]
 
 
-def resolve(xp: Namespace) -> Namespace:
+def resolve_namespace(xp: Namespace) -> Namespace:
     """The array-API view of a module, so that callers may simply pass ``numpy`` or ``torch``."""
     return array_namespace(xp.zeros(0))
 

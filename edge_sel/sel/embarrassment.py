@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy
 
-from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, class_members, device, resolve
+from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, class_members, device, resolve_namespace
 
 TEMPERATURE = 1.5
 """The published softening temperature T."""
@@ -75,7 +75,7 @@ class EmbarrassmentSums(NamedTuple):
 
 def init_sums(n_classes: int, xp: Namespace = numpy, *, device: object = None) -> EmbarrassmentSums:
     """Empty sums for ``n_classes`` classes, float64 on ``device``."""
-    xp = resolve(xp)
+    xp = resolve_namespace(xp)
     return EmbarrassmentSums(
         xp.zeros(n_classes, dtype=xp.float64, device=device),
         xp.zeros(n_classes, dtype=xp.float64, device=device),

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy
 
-from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, clip, resolve, stable_order
+from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, clip, resolve_namespace, stable_order
 
 Kind: TypeAlias = Literal["loss", "delta", "flip"]
 
@@ -30,7 +30,7 @@ class HardnessState(NamedTuple):
 
 def init(n: int, xp: Namespace = numpy, *, device: object = None) -> HardnessState:
     """The memory of ``n`` samples never visited: ``r = 1``."""
-    xp = resolve(xp)
+    xp = resolve_namespace(xp)
     return HardnessState(
         r=xp.ones(n, dtype=xp.float32, device=device),
         last_loss=xp.zeros(n, dtype=xp.float32, device=device),

@@ -22,7 +22,17 @@ from typing import NamedTuple
 
 import numpy
 
-from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, clip, device, ranks, resolve, stable_order
+from edge_sel.sel._array import (
+    Array,
+    Namespace,
+    array_namespace,
+    as_float,
+    clip,
+    device,
+    ranks,
+    resolve_namespace,
+    stable_order,
+)
 
 
 class SoftConfig(NamedTuple):
@@ -134,7 +144,7 @@ def draw(p: Array, u: Array) -> Array:
 
 def init_ages(n: int, xp: Namespace = numpy, *, device: object = None) -> Ages:
     """Nobody has waited yet."""
-    return Ages(resolve(xp).zeros(n, dtype=resolve(xp).int32, device=device))
+    return Ages(resolve_namespace(xp).zeros(n, dtype=resolve_namespace(xp).int32, device=device))
 
 
 def overdue(ages: Ages, indices: Array, limit: float) -> Array:

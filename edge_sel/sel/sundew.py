@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy
 
 from edge_sel.errors import UsageError
-from edge_sel.sel._array import Array, Namespace, array_namespace, clip, ranks, resolve
+from edge_sel.sel._array import Array, Namespace, array_namespace, clip, ranks, resolve_namespace
 
 Fallback: TypeAlias = Literal["random2", "none"]
 
@@ -125,7 +125,7 @@ def with_pressure(config: SundewConfig, pressure: float) -> SundewConfig:
 
 def init(config: SundewConfig, xp: Namespace = numpy, *, device: object = None) -> SundewState:
     """The state before the first batch; the remembered rate starts at the target: no initial kick."""
-    xp = resolve(xp)
+    xp = resolve_namespace(xp)
     values = (config.initial_threshold, config.target_rate, 0.0)
     return SundewState(*(xp.full((), value, dtype=xp.float64, device=device) for value in values))
 

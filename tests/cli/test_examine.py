@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import psutil
 import pytest
 
-from edge_sel.cli.doctor import show
+from edge_sel.cli.doctor import print_report
 from edge_sel.cli.examine import examine
 from edge_sel.errors import UsageError
 from edge_sel.power.find import OPENERS
@@ -76,7 +76,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def shown(report, capsys):
-    show(report)
+    print_report(report)
     return capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
-from edge_sel.data.light import shrink, smear, to_light
+from edge_sel.data.light import downscale, smear, to_light
 from edge_sel.data.shifts import SHIFTS, apply_shift, write_folder
 from edge_sel.errors import SetupError, UsageError
 
@@ -154,7 +154,7 @@ def test_a_picture_shrinks_about_its_own_centre():
     light = np.zeros((1, 20, 20, 3), np.float32)
     light[:, 5:15] = 1
     half, low, high = (np.full((1, 1, 1, 1), v, np.float32) for v in (0.5, 0.0, 1.0))
-    small, cover = shrink(light, half, low, high)
+    small, cover = downscale(light, half, low, high)
     assert small.shape == light.shape and cover.shape == (1, 20, 20, 1)
     assert cover[0, :9, 11:].min() == 1 and cover[0, 11:].max() == 0 and cover[0, :, :9].max() == 0
     np.testing.assert_allclose(small[0, [0, 4, 5, 9], 15, 0], [0, 1, 1, 0], atol=0.01)

@@ -12,7 +12,7 @@ from edge_sel.config.settings import Settings
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.features import store as feature_store
 from edge_sel.edge.features.cache import CHUNK, FILE, open_features
-from edge_sel.edge.features.store import KEY_BYTES, FileStore, MemoryStore
+from edge_sel.edge.features.store import KEY_BYTES, FileFeatureStore, MemoryFeatureStore
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
 from tests.edge.runs import KillAt, Killed, StopAt, digits, events, flipping, outcome, pack, session
@@ -174,7 +174,7 @@ def written(folder, count=5, key=b"k" * KEY_BYTES):
 
 
 def reopened(folder, key=b"k" * KEY_BYTES):
-    OPEN.append(FileStore(folder / FILE, 8, SHAPE, key))
+    OPEN.append(FileFeatureStore(folder / FILE, 8, SHAPE, key))
     return OPEN[-1]
 
 
@@ -182,7 +182,7 @@ RECORD = 8 + 16 + 2 * 6
 
 
 @pytest.mark.parametrize(
-    "make", [lambda path: MemoryStore(8, SHAPE), lambda path: FileStore(path, 8, SHAPE, b"k" * 32)]
+    "make", [lambda path: MemoryFeatureStore(8, SHAPE), lambda path: FileFeatureStore(path, 8, SHAPE, b"k" * 32)]
 )
 def test_rows_come_back_by_their_key(make, tmp_path):
     store = make(tmp_path / FILE)
@@ -297,12 +297,12 @@ def test_what_fits_where(tmp_path, monkeypatch):
 
     assert size < 2**20
     assert [store(*limits) for limits in ((1, 0), (0, 1), (1, 1), (0, 0))] == [
-        MemoryStore, FileStore, MemoryStore, type(None),
+        MemoryFeatureStore, FileFeatureStore, MemoryFeatureStore, type(None),
     ]  # fmt: skip
     free[0] = 2 * size - 2
     assert store(0, 1) is type(None)
     free[0] = 2 * size
-    assert store(0, 1) is FileStore
+    assert store(0, 1) is FileFeatureStore
 
 
 def test_half_of_the_sizes_without_mirror_images(tmp_path):
@@ -313,13 +313,13 @@ def test_half_of_the_sizes_without_mirror_images(tmp_path):
 def test_a_full_disk_ends_the_keeping_and_nothing_else(tmp_path, monkeypatch):
     cache = opened(tmp_path, "file")
     cache.get(np.arange(8))
-    write = FileStore.write
+    write = FileFeatureStore.write
 
     def full(self, keys, rows):
         write(self, keys[:1], rows[:1])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FileStore, "write", full)
+    monkeypatch.setattr(FileFeatureStore, "write", full)
     expect = opened(tmp_path / "other", "memory").get(np.arange(12))
     assert cache.get(np.arange(12)).tobytes() == expect.tobytes()
     assert not (tmp_path / FILE).exists() and not len(cache.kept) and not len(cache.featured)

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.evaluate import evaluate, evaluate_logits
-from edge_sel.edge.outputs import files as outputs
-from edge_sel.edge.outputs.files import EventLog
+from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import write_history
+from edge_sel.edge.outputs.model_files import verify_model
 from edge_sel.edge.outputs.summary import SCHEMA
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
@@ -266,5 +266,5 @@ def test_a_written_model_that_differs_is_noticed(finished):
         return np.zeros((len(images), 10), np.float32) + np.arange(10, dtype=np.float32)
 
     with pytest.raises(EdgeSelError, match="differs") as caught:
-        outputs.verify_model(finished[1] / "model.onnx", predict, pack().manifest.model)
+        verify_model(finished[1] / "model.onnx", predict, pack().manifest.model)
     assert caught.value.exit_code == 1

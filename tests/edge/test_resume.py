@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from edge_sel.edge.outputs import files, run_folder
+from edge_sel.edge.outputs import model_files, session_folder
 from edge_sel.errors import UsageError
 from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.runs import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
@@ -87,7 +87,12 @@ def test_interrupted_twice(case, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(files, "write_weights"), (files, "write_model"), (files, "verify_model"), (run_folder, "write_json")],
+    [
+        (model_files, "write_weights"),
+        (model_files, "write_model"),
+        (model_files, "verify_model"),
+        (session_folder, "write_json"),
+    ],
 )
 def test_killed_while_finishing(module, name, tmp_path, monkeypatch):
     def die(*_):

@@ -16,7 +16,7 @@ from edge_sel.edge.train.gate import Choice, Gate
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.work import STATISTICS_IMAGES, stage_work, work_of
 from edge_sel.runs.checkpoint import load_checkpoint
-from edge_sel.runs.state import unflatten
+from edge_sel.runs.flatten import unflatten
 from edge_sel.sel.nominal_flops import nominal_flops
 from tests.edge.recording import Recording
 from tests.edge.runs import StopAt, Tape, World, digits, flipping, governed, of_counts, pack, session

@@ -17,8 +17,8 @@ from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.edge.features.precision import CHUNK, INT8, Phase, image_range
-from edge_sel.edge.features.store import Store, discard, open_store
+from edge_sel.edge.features.precision import CHUNK, INT8, EnterPhase, image_range
+from edge_sel.edge.features.store import FeatureStore, discard, open_store
 from edge_sel.engines.base import Engine, Prefix
 from edge_sel.pack.manifest import PrefixInfo
 from edge_sel.pack.reader import Pack
@@ -57,9 +57,9 @@ class FeatureCache:
         info: PrefixInfo | None,
         prefix: Prefix | None,
         load: Callable[[], Prefix | None],
-        store: Store | None,
+        store: FeatureStore | None,
         featured: np.ndarray,
-        phase: Phase,
+        phase: EnterPhase,
     ) -> None:
         self._model, self._images, self._info = pack.manifest.model, images, info
         self._takes_images, self._prefix, self._load = prefix is None, prefix, load
@@ -152,7 +152,7 @@ def open_features(
     featured: np.ndarray,
     settings: Settings,
     folder: Path,
-    phase: Phase,
+    phase: EnterPhase,
 ) -> FeatureCache:
     """What the trainer of a plan is to be fed, from ``images`` and, if the model allows it, their mirror images.
 

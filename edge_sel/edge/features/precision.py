@@ -38,7 +38,7 @@ RANGED = 64
 """Images that tell the range of all: almost every one has something dark and something bright."""
 
 CpuTime = Callable[[], float]
-Phase = Callable[[str], AbstractContextManager[None]]
+EnterPhase = Callable[[str], AbstractContextManager[None]]
 
 
 class Precision(NamedTuple):
@@ -60,7 +60,7 @@ def choose_precision(
     asked: str,
     expected: float,
     cpu_time: CpuTime,
-    phase: Phase,
+    phase: EnterPhase,
 ) -> Precision:
     """What the plan's backbone is to compute in.
 

@@ -22,7 +22,7 @@ _ROW, _HASH = 8, 16
 _HEADER = _ROW + _HASH
 
 
-class Store(Protocol):
+class FeatureStore(Protocol):
     """A row of features per key 0 … N-1."""
 
     def there(self) -> np.ndarray:
@@ -38,7 +38,7 @@ class Store(Protocol):
         """Let go of everything; with ``keep`` a file stays for the process that resumes the run."""
 
 
-class MemoryStore:
+class MemoryFeatureStore:
     """In this process's memory, which the system hands out page by page as rows come in."""
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
@@ -64,7 +64,7 @@ class MemoryStore:
         self._rows, self._there = self._rows[:0].copy(), self._there[:0]
 
 
-class FileStore:
+class FileFeatureStore:
     """In a file, each record behind the last.
 
     It is read and written, not mapped: pages of a map count as the process's memory, and a full or failing disk would
@@ -154,7 +154,7 @@ class FileStore:
 
 def open_store(
     path: Path, count: int, shape: tuple[int, ...], key: Callable[[], bytes], *, memory_mb: int, disk_mb: int
-) -> Store | None:
+) -> FeatureStore | None:
     """A store in memory up to ``memory_mb``, else in a file up to ``disk_mb`` and half of the free disk, else none.
 
     A file that a stopped process left at ``path`` is used again if it has the same key, and removed if no file is
@@ -168,24 +168,24 @@ def open_store(
         memory_mb: most memory, in units of 2^20 bytes.
         disk_mb: most disk, likewise.
     """
-    store: Store | None = None
+    store: FeatureStore | None = None
     size = count * row_bytes(shape)
     if size <= memory_mb * 2**20:
-        store = MemoryStore(count, shape)
+        store = MemoryFeatureStore(count, shape)
     elif size <= disk_mb * 2**20:
         store = _file_store(path, count, shape, key())
-    if not isinstance(store, FileStore):
+    if not isinstance(store, FileFeatureStore):
         discard(path)
     return store
 
 
-def _file_store(path: Path, count: int, shape: tuple[int, ...], key: bytes) -> FileStore | None:
+def _file_store(path: Path, count: int, shape: tuple[int, ...], key: bytes) -> FileFeatureStore | None:
     """A file, if it leaves half of the free disk alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.stat().st_size if path.exists() else 0
         if count * row_bytes(shape) <= there + shutil.disk_usage(path.parent).free // 2:
-            return FileStore(path, count, shape, key)
+            return FileFeatureStore(path, count, shape, key)
     except OSError:
         pass
     return None

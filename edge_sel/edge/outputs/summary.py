@@ -17,7 +17,7 @@ from edge_sel.runs.tables import finite
 SCHEMA = 1
 
 
-def summarise(
+def run_summary(
     progress: Progress,
     after: Mapping[str, Any] | None,
     figure: EnergyFigure,

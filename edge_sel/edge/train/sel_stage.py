@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_sel.edge.train.channels import choose_channels
 from edge_sel.edge.train.learning_rate import step_hyper
-from edge_sel.edge.train.stage import Event, StepDone, TrainingStage
+from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.embarrassment import add_batch, means
 
@@ -21,7 +21,7 @@ class SelStage(TrainingStage):
 
     _scored = 0
 
-    def _train_through(self) -> Iterator[Event]:
+    def _train_through(self) -> Iterator[StageEvent]:
         if self._scores_first:
             yield from self._score_all()
         self._windows = scale_epochs(STAGES, self.state.epochs)
@@ -35,7 +35,7 @@ class SelStage(TrainingStage):
     def _to_score(self) -> int:
         return len(self.inputs.images) - self._scored if self._scores_first else 0
 
-    def _score_all(self) -> Iterator[Event]:
+    def _score_all(self) -> Iterator[StageEvent]:
         """One forward pass over every image: orders the curriculum and fills the hardness memory.
 
         The state changes at the end only: whoever stops on the way begins the pass anew.
@@ -55,7 +55,7 @@ class SelStage(TrainingStage):
         self.state.totals.scored += images
         self.memory.last_loss = float(self.state.pool_loss.mean(dtype=np.float64))
 
-    def _epoch(self) -> Iterator[Event]:
+    def _epoch(self) -> Iterator[StageEvent]:
         state, size = self.state, self.inputs.settings.batch_size
         window = self._windows[state.curriculum_stage]
         order, u = self._order(window)

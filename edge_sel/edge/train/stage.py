@@ -18,7 +18,7 @@ from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.features.cache import open_features
-from edge_sel.edge.features.precision import Phase, Precision, choose_precision
+from edge_sel.edge.features.precision import EnterPhase, Precision, choose_precision
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.state import EpochTotals, StageState, TrainingMemory
@@ -50,7 +50,7 @@ class StageInputs:
     settings: Settings
     folder: Path
     cpu_time: Callable[[], float]
-    phase: Phase
+    phase: EnterPhase
 
 
 class PrecisionChosen(NamedTuple):
@@ -69,7 +69,7 @@ class EpochDone(NamedTuple):
     figures: dict[str, Any]
 
 
-Event = PrecisionChosen | StepDone | EpochDone
+StageEvent = PrecisionChosen | StepDone | EpochDone
 
 
 class TrainingStage(ABC):
@@ -109,7 +109,7 @@ class TrainingStage(ABC):
     def __exit__(self, *_: object) -> None:
         self._features.close(keep=not self._finished)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[StageEvent]:
         """Train to the end of the stage, one boundary after the other."""
         if self._precision.event:
             yield PrecisionChosen(self._precision.event)
@@ -117,7 +117,7 @@ class TrainingStage(ABC):
         self._finished = True
 
     @abstractmethod
-    def _train_through(self) -> Iterator[Event]:
+    def _train_through(self) -> Iterator[StageEvent]:
         """From where ``state`` stands to the end."""
 
     def weights(self) -> Arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edge_sel.edge.train.stage import Event, StepDone, TrainingStage
+from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
 from edge_sel.edge.train.work import STATISTICS_IMAGES
 from edge_sel.engines.base import Hyper
 
@@ -12,7 +12,7 @@ from edge_sel.engines.base import Hyper
 class StatisticsStage(TrainingStage):
     """One pass over some of the device's images; the statistics become the cumulative mean over its batches."""
 
-    def _train_through(self) -> Iterator[Event]:
+    def _train_through(self) -> Iterator[StageEvent]:
         state, totals = self.state, self.state.totals
         if state.epoch:
             return

@@ -1,20 +1,29 @@
-"""Whether a folder holds a run, and whether it is this one."""
+"""The folder of a run: whether one is there and whether it is this one, its checkpoints, and its results."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edge_sel import __version__
+from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.outputs.files import FILES
+from edge_sel.edge.outputs import model_files
+from edge_sel.edge.outputs.history import write_history
 from edge_sel.edge.progress import Progress
+from edge_sel.engines.base import Engine
 from edge_sel.errors import UsageError
-from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint
+from edge_sel.pack.reader import Pack
+from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from edge_sel.runs.flatten import flatten, unflatten
 from edge_sel.runs.identity import Identity, require_same
-from edge_sel.runs.state import unflatten
+from edge_sel.runs.tables import write_json
+
+FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors")
+"""What a session leaves behind, beside its checkpoints."""
 
 MAY_CHANGE = {
     "engine", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
@@ -93,3 +102,46 @@ def unfinished_run(out: Path, identity: Identity, *, resume: bool) -> Progress |
     except (KeyError, TypeError) as error:
         what = f"the checkpoint is of another version of edge-sel ({error} is missing)"
         raise UsageError(what, where=path, fix="begin anew with another --out") from error
+
+
+class SessionFolder:
+    """One run's folder; looking at it changes nothing.
+
+    Args:
+        path: of the folder; it may not exist yet.
+        identity: what the run is a run of.
+        resume: whether a run that is there may be continued.
+
+    Attributes:
+        finished: the result of the run, if it has come to its end.
+        found: where to continue; None if there is nothing to continue from.
+        damaged: there are checkpoints, and none of them can be read.
+
+    Raises:
+        UsageError: the folder holds another run, or one that is not to be continued.
+    """
+
+    def __init__(self, path: Path, identity: Identity, *, resume: bool) -> None:
+        self.path, self._identity = path, identity
+        self.finished = finished_run(path, identity) if resume else None
+        self.found = None if self.finished else unfinished_run(path, identity, resume=resume)
+        checkpoints = list_checkpoints(path / "checkpoints")
+        self.damaged = self.finished is None and self.found is None and bool(checkpoints)
+
+    def save(self, progress: Progress) -> str:
+        """Write a checkpoint; its name."""
+        return save_checkpoint(self.path / "checkpoints", *flatten(progress), self._identity).name
+
+    def write_history(self, progress: Progress, classes: tuple[str, ...]) -> None:
+        """``history.csv``."""
+        write_history(self.path / "history.csv", progress.history, classes)
+
+    def write_model(self, pack: Pack, engine: Engine, weights: Arrays, classes: tuple[str, ...]) -> None:
+        """``weights.safetensors`` and ``model.onnx``, which is loaded once to see that it computes the same."""
+        model_files.write_weights(self.path / "weights.safetensors", weights, classes)
+        model_files.write_model(self.path / "model.onnx", pack, weights, classes)
+        model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """``run.json``: from now on the run is finished."""
+        write_json(self.path / "run.json", summary)

@@ -1,0 +1,44 @@
+"""``events.jsonl``: what happens in a session, as it happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edge_sel.edge.host import Listener
+from edge_sel.errors import SetupError
+from edge_sel.files import write_durably
+from edge_sel.runs.tables import finite
+
+
+class EventLog:
+    """Appends one JSON object per event; a listener is told too."""
+
+    def __init__(self, path: Path, clock: Callable[[], float], listener: Listener) -> None:
+        self._path = path
+        self._clock = clock
+        self._start_s = clock()
+        self._listener = listener
+        self._whole = False
+
+    def __call__(self, event: str, **details: Any) -> None:
+        """Record ``event`` with its details and the seconds since the start of this part of the run."""
+        entry = {"t_s": round(self._clock() - self._start_s, 3), "event": event, **details}
+        if not self._whole:
+            self._cut_half_line()
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(entry)) + "\n")
+        except OSError as error:
+            raise SetupError(f"cannot write ({error.strerror})", where=self._path, fix="free some space") from error
+        self._listener(entry)
+
+    def _cut_half_line(self) -> None:
+        """A power cut can leave half a line, which must not swallow the next one."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        before = self._path.read_bytes() if self._path.exists() else b""
+        if not before.endswith(b"\n"):
+            write_durably(self._path, before[: before.rfind(b"\n") + 1])
+        self._whole = True

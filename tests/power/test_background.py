@@ -89,9 +89,11 @@ def test_a_meter_that_hangs_does_not_hang_the_run() -> None:
     meter = Hanging(Clock())
     events: list[dict[str, object]] = []
     with EnergyRecorder(meter, period_s=0.005, on_event=events.append, hang_s=0.3) as recorder:
+        began = time.perf_counter()
         window = recorder.start_window()
         assert hanging.wait(5.0)
         recorder.lap(window)
+        assert 0.3 <= time.perf_counter() - began < 1.5
         assert not recorder.works
         began = time.perf_counter()
         with recorder.phase("train"):
@@ -216,7 +218,9 @@ def test_a_thermometer_that_hangs_holds_up_neither_samples_nor_the_run() -> None
     meter = FakeMeter(Clock())
     hangs = {"temperature": lambda: release.wait(10.0) and None, "temperature_period_s": 0.5, "hang_s": 0.05}
     with EnergyRecorder(meter, period_s=0.005, **hangs) as recorder:
+        began = time.perf_counter()
         assert recorder.max_temperature_c() is None
+        assert time.perf_counter() - began < 0.9
         reads = meter.reads
         for _ in range(1000):
             if meter.reads > reads + 3:

@@ -9,8 +9,8 @@ from edge_sel.engines.base import Batch, Hyper, Trainer
 from edge_sel.pack.reader import Pack
 from edge_sel.server.parity import NOISE
 
-BETA1, BETA2 = 0.9, 0.999
-"""Of Adam, as published; the product's own constants are not asked."""
+BETA1 = 0.9
+"""Of Adam, as published; the product's own constant is not asked."""
 
 SLOTS = {"sgd": ("momentum",), "adam": ("m", "v")}
 

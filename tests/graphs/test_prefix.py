@@ -19,7 +19,7 @@ from edge_sel.models.registry import MODELS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from tests.graphs.conftest import SIZE
 from tests.graphs.graph_form import check_graph, dims
-from tests.graphs.steps import batch, run, step_feeds
+from tests.graphs.steps import batch, run, runner, step_feeds
 from tests.tiny import FILTERS, HEIGHT, LAYERS, WIDTH, tiny_model
 
 PLANS = ("head", "last", "last2", "last-c25")
@@ -239,17 +239,17 @@ def test_steps_on_features_are_the_steps_on_images(net_of, name, plan, optimizer
     model, forward = net_of(name)
     planned = make_plan(forward, plan)
     cut = find_cut(forward, planned)
-    prefix = compile_prefix(forward, cut)
-    graphs = [compile_train(half, planned, optimizer) for half in (forward, tail(forward, cut))]
+    prefix = runner(compile_prefix(forward, cut))
+    halves = [runner(compile_train(half, planned, optimizer)) for half in (forward, tail(forward, cut))]
     states = [{}, {}]
     for number in range(4):
         data = batch(SIZE, count=(6, 3, 8, 5)[number], seed=number)
-        (features,) = run(prefix, {"x": data["x"]}).values()
+        (features,) = prefix({"x": data["x"]}).values()
         results = []
-        for x, state, graph in zip((data["x"], features), states, graphs, strict=True):
+        for x, state, step in zip((data["x"], features), states, halves, strict=True):
             feeds = step_feeds(model, planned, {**data, "x": x}) | state
             feeds["step"] = np.array(number + 1, np.float32)
-            results.append(run(graph, feeds))
+            results.append(step(feeds))
             state.update({n.removeprefix("new::"): v for n, v in results[-1].items() if n.startswith("new::")})
         for key, expected in results[0].items():
             scale = max(float(np.abs(expected).max()), 1e-6)

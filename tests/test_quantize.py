@@ -97,7 +97,7 @@ def test_grids_of_one_sign_and_of_nothing():
     assert grid_of((0, 0)) == grid_of((0, 1e-40)) == (1.0, 0)
 
 
-def test_relative_error():
+def test_the_relative_error_is_that_of_the_norms():
     a = np.array([[3.0, 4.0]], np.float32)
     assert relative_error(a, a) == 0 and relative_error(a * 1.1, a) == pytest.approx(0.1, rel=1e-5)
     assert np.isnan(relative_error(a * np.nan, a)) and relative_error(a, 0 * a) > 1e6

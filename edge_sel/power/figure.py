@@ -102,6 +102,22 @@ class EnergyFigure:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class RecorderCost:
+    """What recording itself took; its joules are modelled from the profile.
+
+    The short-lived thread that reads the kernel's thermal zones once a second is not in it.
+    """
+
+    cpu_s: float
+    energy_j: float | None
+    source: Source
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for ``--json``."""
+        return asdict(self)
+
+
 class MeterFacts(NamedTuple):
     """What a figure needs to know of the meter and the run it belongs to."""
 

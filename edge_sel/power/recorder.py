@@ -25,13 +25,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power.figure import EnergyFigure, make_figure
-from edge_sel.power.meter import Meter, Source
+from edge_sel.power.figure import EnergyFigure, RecorderCost, make_figure
+from edge_sel.power.meter import Meter
 from edge_sel.power.phases import Phase, PhaseClock
 from edge_sel.power.processors import logical_processors
 from edge_sel.power.sampler import HANG_S, Moment, Sampler
@@ -55,22 +55,6 @@ class Window:
     throttled: dict[str, None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class RecorderCost:
-    """What recording itself took; its joules are modelled from the profile.
-
-    The short-lived thread that reads the kernel's thermal zones once a second is not in it.
-    """
-
-    cpu_s: float
-    energy_j: float | None
-    source: Source
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, for ``--json``."""
-        return asdict(self)
-
-
 class EnergyRecorder:
     """Gives the windows of a run their energy; a context manager that closes the meter at its end.
 
@@ -83,6 +67,8 @@ class EnergyRecorder:
         on_event: is given one dict when the meter is lost.
         temperature: the hottest sensor of the device besides the meter's own.
         cpu_time: processor seconds of this process, which share joules out among phases.
+        hang_s: how long a reading, or the end of the threads, is waited for.
+        temperature_period_s: between two questions to the thermometers.
 
     """
 
@@ -97,15 +83,19 @@ class EnergyRecorder:
         on_event: Callable[[dict[str, Any]], None] | None = None,
         temperature: Callable[[], float | None] = hottest_c,
         cpu_time: Callable[[], float] = time.process_time,
+        hang_s: float = HANG_S,
+        temperature_period_s: float = PERIOD_S,
     ) -> None:
         self._meter, self._period_s, self._profile = meter, period_s, profile
         self._phases = PhaseClock(clock, cpu_time)
-        self._sampler = Sampler(meter, self._phases, max(5 * period_s, 1.0), on_event)
+        self._sampler = Sampler(meter, self._phases, max(5 * period_s, 1.0), on_event, hang_s)
         if profile is not None and meter is not None and meter.source == "modelled":
             self._sampler.idle_w = profile.idle_w
         self._throttle_reasons: Callable[[], list[str]] = getattr(meter, "throttle_reasons", list)
         own = getattr(meter, "temperature_c", None)
-        self._thermometer = Thermometer([temperature] if own is None else [temperature, own], clock)
+        thermometers = [temperature] if own is None else [temperature, own]
+        self._thermometer = Thermometer(thermometers, clock, period_s=temperature_period_s)
+        self._hang_s, self._temperature_period_s = hang_s, temperature_period_s
         self._windows: list[Window] = []
         self._edges_cpu_s = 0.0
         self._threads_cpu_s = {"energy": 0.0, "temperature": 0.0}
@@ -118,7 +108,7 @@ class EnergyRecorder:
         if self._background:
             # Two, as a thermometer can hang, and samples must go on.
             sample = partial(self._repeat, "energy", self._sampler.read, lambda: self._period_s if self.works else 1.0)
-            feel = partial(self._repeat, "temperature", self._feel, lambda: PERIOD_S)
+            feel = partial(self._repeat, "temperature", self._feel, lambda: self._temperature_period_s)
             for name, work in (("energy", sample), ("temperature", feel)):
                 thread = threading.Thread(target=work, name=name, daemon=True)
                 with suppress(RuntimeError):  # no more threads can be had: the edges are still read
@@ -128,7 +118,7 @@ class EnergyRecorder:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        deadline_s = time.monotonic() + HANG_S
+        deadline_s = time.monotonic() + self._hang_s
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline_s - time.monotonic()))
         self._sampler.close(hung=any(thread.is_alive() for thread in self._threads))

@@ -12,6 +12,7 @@ from edge_sel.power.meter import Meter, MeterError, Reading, read_checked
 from edge_sel.power.phases import NONE, PhaseClock, Phases, add, between, share_out
 
 HANG_S = 2.0
+"""How long a reading may take before the meter is given up."""
 
 
 class Moment(NamedTuple):
@@ -36,6 +37,7 @@ class Sampler:
         phases: tells the time, and how much of it each phase had.
         gap_limit_s: samples further apart leave a gap.
         on_event: is given one dict when the meter is lost.
+        hang_s: how long a reading may take before the meter is given up.
 
     """
 
@@ -45,8 +47,10 @@ class Sampler:
         phases: PhaseClock,
         gap_limit_s: float,
         on_event: Callable[[dict[str, Any]], None] | None,
+        hang_s: float = HANG_S,
     ) -> None:
         self._meter, self._phases, self._gap_limit_s, self._on_event = meter, phases, gap_limit_s, on_event
+        self._hang_s = hang_s
         self._lock, self._losing = threading.Lock(), threading.Lock()
         self._moment = Moment(0.0)
         self._ended: Moment | None = None
@@ -59,7 +63,7 @@ class Sampler:
             return self._ended
         if self.lost is not None:
             return self._unread()
-        if not self._lock.acquire(timeout=HANG_S):
+        if not self._lock.acquire(timeout=self._hang_s):
             self._lose(MeterError("it does not answer any more"))
             return self._unread()
         try:

@@ -38,24 +38,27 @@ def hotter(*degrees: float | None) -> float | None:
 
 
 class Thermometer:
-    """The hottest of several, asked at most once a second.
+    """The hottest of several, asked at most once a period.
 
     Args:
         parts: each tells degrees Celsius, or None; one that raises tells nothing.
         clock: seconds.
+        period_s: the least time between two questions, and how long the first answer is waited for.
 
     """
 
-    def __init__(self, parts: Sequence[Callable[[], float | None]], clock: Callable[[], float]) -> None:
-        self._parts, self._clock = parts, clock
+    def __init__(
+        self, parts: Sequence[Callable[[], float | None]], clock: Callable[[], float], *, period_s: float = PERIOD_S
+    ) -> None:
+        self._parts, self._clock, self._period_s = parts, clock, period_s
         self._temp_c: float | None = None
         self._asked_s = -math.inf
         self._begun = threading.Event()
 
     def ask(self) -> float | None:
-        """The temperature now, or of less than a second ago. This may hang where a sensor does."""
+        """The temperature now, or of less than a period ago. This may hang where a sensor does."""
         now_s = self._clock()
-        if now_s - self._asked_s >= PERIOD_S:
+        if now_s - self._asked_s >= self._period_s:
             found: list[float | None] = []
             for part in self._parts:
                 with suppress(Exception):
@@ -65,8 +68,8 @@ class Thermometer:
         return self._temp_c
 
     def await_first(self) -> None:
-        """Give another thread a second, once, to ask for the first time."""
-        if not self._begun.wait(PERIOD_S):
+        """Give another thread one period, once, to ask for the first time."""
+        if not self._begun.wait(self._period_s):
             self._begun.set()
 
     def latest_c(self) -> float | None:

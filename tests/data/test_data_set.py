@@ -13,7 +13,7 @@ def images():
     return ImageSet.from_arrays(pixels, [0, 2, 0, 2, 2, 0], ["a", "b", "c"], list("uvwxyz"))
 
 
-def test_from_arrays(images):
+def test_a_set_from_arrays_has_their_labels_ids_and_counts(images):
     assert len(images) == 6 and images.size == (2, 4) and images.classes == ("a", "b", "c")
     assert images.labels.dtype == np.int64 and images.ids == tuple("uvwxyz")
     assert images.class_counts().tolist() == [3, 0, 3] and images.class_counts().dtype == np.int64
@@ -34,7 +34,7 @@ def test_from_arrays(images):
         ((2, 4, 4, 3), np.uint8, [[0, 1]], None),
     ],
 )
-def test_from_arrays_refuses_what_does_not_fit(shape, dtype, labels, ids):
+def test_arrays_that_do_not_fit_are_refused(shape, dtype, labels, ids):
     with pytest.raises(ValueError):
         ImageSet.from_arrays(np.zeros(shape, dtype), labels, ["a", "b"], ids)
 

@@ -24,7 +24,7 @@ def photos(count=40, size=(16, 16)):
 @names
 @given(images=batches, seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
-def test_shape_type_and_determinism(name, images, seed):
+def test_a_shift_keeps_shape_and_type_and_is_deterministic(name, images, seed):
     before = images.copy()
     result = SHIFTS[name](images, np.random.default_rng(seed))
     assert result.shape == images.shape and result.dtype == np.uint8
@@ -44,7 +44,7 @@ def test_a_shifted_subset_is_the_subset_of_the_shifted(name, order, seed):
 
 
 @names
-def test_seed_and_id_decide(name):
+def test_seed_and_id_decide_the_shift(name):
     same = ImageSet.from_arrays(photos(1).repeat(3, 0), [0, 0, 0], ["a"])
     first, other = apply_shift(name, same, 0), apply_shift(name, same, 1)
     images = [*first.read([0, 1, 2]), *other.read([0, 1, 2])]
@@ -160,7 +160,7 @@ def test_a_picture_shrinks_about_its_own_centre():
     np.testing.assert_allclose(small[0, [0, 4, 5, 9], 15, 0], [0, 1, 1, 0], atol=0.01)
 
 
-def test_unknown_shift():
+def test_an_unknown_shift_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"no field shift named hail \(one of low_light, field_camera, fog, "):
         apply_shift("hail", load_digits("test"), 0)
 
@@ -196,18 +196,18 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(UsageError, match="not empty"):
         write_folder(images, tmp_path / "out")
     assert (tmp_path / "out" / "a" / "000000.png").read_bytes() == before
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="not empty"):
         write_folder(images, tmp_path / "out" / "a" / "000000.png")
 
 
 @pytest.mark.parametrize("name", ["..", "../evil", "a/b", "", " ", ".hidden", "a\\b"])
-def test_class_names_that_leave_the_folder(tmp_path, name):
+def test_class_names_that_leave_the_folder_are_refused(tmp_path, name):
     with pytest.raises(UsageError, match="cannot name a folder"):
         write_folder(ImageSet.from_arrays(photos(1), [0], [name]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(SetupError, match="cannot write images"):
         write_folder(ImageSet.from_arrays(photos(1), [0], ["a"]), tmp_path / "file" / "out")

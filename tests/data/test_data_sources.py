@@ -50,7 +50,7 @@ def test_digits_load_quickly_and_stay_the_same():
         return time.perf_counter() - start
 
     assert min(timed() for _ in range(5)) < 0.1
-    assert load_digits("field").fingerprint() == load_digits("field").fingerprint()
+    assert load_digits("field").fingerprint().startswith("69ec834720c48a57")
     with pytest.raises(ValueError, match="part"):
         load_digits("train")
 
@@ -70,14 +70,14 @@ def test_the_asset_is_what_the_tool_writes(tmp_path, pytestconfig):
 # --- CIFAR-10
 
 
-def test_cifar10_from_folders(make_tree):
+def test_cifar10_is_read_from_folders(make_tree):
     root = make_tree({"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 1})
     assert len(load_cifar10(root, "train")) == 5
     test = load_cifar10(root, "test", size=(16, 16))
     assert test.size == (16, 16) and test.classes == ("cat", "dog")
 
 
-def test_cifar10_with_one_folder_missing(make_tree):
+def test_cifar10_with_one_folder_missing_is_refused(make_tree):
     with pytest.raises(DataError, match="no such folder"):
         load_cifar10(make_tree({"train/cat": 3}), "test")
 
@@ -95,7 +95,7 @@ def torchvision(monkeypatch):
     return fake
 
 
-def test_cifar10_through_torchvision(tmp_path, torchvision, capsys):
+def test_cifar10_is_read_through_torchvision_in_silence(tmp_path, torchvision, capsys):
     class CIFAR10:
         classes = ("airplane", "automobile")
 
@@ -116,7 +116,7 @@ def test_cifar10_through_torchvision(tmp_path, torchvision, capsys):
     "error",
     [ModuleNotFoundError("No module named 'torchvision'"), RuntimeError("operator nms does not exist")],
 )
-def test_torchvision_missing_or_mismatched(tmp_path, monkeypatch, error):
+def test_a_torchvision_that_is_missing_or_mismatched_names_the_fix(tmp_path, monkeypatch, error):
     class Broken:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] == "torchvision":
@@ -137,7 +137,7 @@ def test_torchvision_missing_or_mismatched(tmp_path, monkeypatch, error):
         (EOFError("Ran out of input"), DataError, "delete it"),
     ],
 )
-def test_failed_downloads(tmp_path, torchvision, error, kind, text):
+def test_a_failed_download_is_told_in_one_line(tmp_path, torchvision, error, kind, text):
     def cifar10(*_, **__):
         raise error
 

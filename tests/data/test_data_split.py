@@ -15,7 +15,7 @@ def split(labels, fraction, seed, **options):
 
 
 @given(labels_lists, fractions, seeds, st.none() | st.integers(0, 150))
-def test_is_a_sorted_partition_and_deterministic(labels, fraction, seed, cap):
+def test_a_split_is_a_sorted_partition_and_deterministic(labels, fraction, seed, cap):
     rest, held = split(labels, fraction, seed, cap=cap)
     assert rest.dtype == held.dtype == np.int64
     assert sorted([*rest, *held]) == list(range(len(labels)))
@@ -67,11 +67,11 @@ def test_labels_need_not_be_dense():
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
-def test_refuses_other_fractions(fraction):
+def test_fractions_outside_0_to_1_are_refused(fraction):
     with pytest.raises(ValueError, match="fraction"):
         split([0, 0], fraction, 0)
 
 
-def test_refuses_a_negative_cap():
+def test_a_negative_cap_is_refused():
     with pytest.raises(ValueError, match="cap"):
         split([0, 0], 0.5, 0, cap=-1)

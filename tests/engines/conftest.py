@@ -1,11 +1,9 @@
-"""Every engine, one batch of noisy digits, and packs for both optimizers."""
+"""The built-in pack's network compiled for each optimizer, on each engine, and one batch of noisy digits."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from datetime import datetime, timezone
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,18 +11,19 @@ import pytest
 
 from edge_sel.arrays import Arrays
 from edge_sel.data.builtin import load_digits
-from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.engines.base import Batch, Engine, Hyper, Prefix, Scores, StepResult, Trainer
+from edge_sel.engines.base import Batch, Engine, Predict, Prefix, Scores, StepResult, Trainer
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
+from tests.engines.reference import network
 
 ENGINES = {"ort": lambda: OrtEngine(1), "torch": lambda: TorchEngine(1, device="cpu")}
+OPTIMIZERS = ("sgd", "adam")
 
 
-class Whole:
+class WholeImages:
     """An engine whose trainers take images, whether a plan has a prefix or not."""
 
     def __init__(self, engine: Engine) -> None:
@@ -35,10 +34,10 @@ class Whole:
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         trainer, prefix = self._engine.trainer(pack, plan, weights), self._engine.prefix(pack, plan, weights)
-        return _WholeTrainer(trainer, prefix) if prefix else trainer
+        return _WholeImagesTrainer(trainer, prefix) if prefix else trainer
 
 
-class _WholeTrainer:
+class _WholeImagesTrainer:
     def __init__(self, trainer: Trainer, prefix: Prefix) -> None:
         self._trainer, self._prefix = trainer, prefix
 
@@ -48,41 +47,47 @@ class _WholeTrainer:
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         return self._trainer.score(self._prefix(images), labels)
 
-    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+    def step(self, batch: Batch, hyper: Any) -> StepResult:
         return self._trainer.step(batch._replace(images=self._prefix(batch.images)), hyper)
 
     def guilt(self, batch: Batch) -> Arrays:
         return self._trainer.guilt(batch._replace(images=self._prefix(batch.images)))
 
 
+@pytest.fixture(scope="session")
+def engines(one_thread: None) -> dict[str, Any]:
+    """All of them, by name."""
+    return {name: WholeImages(make()) for name, make in ENGINES.items()}
+
+
 @pytest.fixture(scope="session", params=ENGINES)
-def engine(request: pytest.FixtureRequest, one_thread: None) -> Any:
-    return Whole(ENGINES[request.param]())
+def engine(request: pytest.FixtureRequest, engines: dict[str, Any]) -> Any:
+    return engines[request.param]
 
 
 @pytest.fixture(scope="session")
-def pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
-    """The built-in pack's weights with the graphs that today's compiler makes of them."""
-    return _compiled(digits_pack, digits_pack.manifest.optimizer, tmp_path_factory.mktemp("digits") / "pack")
-
-
-@pytest.fixture(scope="session")
-def adam_pack(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
-    """The same with Adam."""
-    return _compiled(digits_pack, "adam", tmp_path_factory.mktemp("adam") / "pack")
-
-
-def _compiled(digits_pack: Pack, optimizer: str, path: Path) -> Pack:
+def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Pack]:
+    """By optimizer: the built-in pack's weights with the graphs that today's compiler makes of them."""
     from edge_sel.server.export import DEFAULT_PLANS, compile_plans
     from edge_sel.server.forward import export_forward
 
     manifest, weights = digits_pack.manifest, digits_pack.weights()
-    model = TorchEngine(1, device="cpu").model(digits_pack, weights)
-    forward = export_forward(model, manifest.model.image_size)
-    graphs, plans, prefixes, _ = compile_plans(forward, DEFAULT_PLANS, optimizer, len(manifest.model.classes), print)
-    made = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, prefixes=prefixes)
-    write_pack(path, made, weights, graphs)
-    return open_pack(path)
+    forward = export_forward(network(digits_pack).eval(), manifest.model.image_size)
+    made = {}
+    for optimizer in OPTIMIZERS:
+        classes = len(manifest.model.classes)
+        graphs, plans, prefixes, _ = compile_plans(forward, DEFAULT_PLANS, optimizer, classes, lambda line: None)
+        path = tmp_path_factory.mktemp(optimizer) / "pack"
+        write_pack(
+            path, dataclasses.replace(manifest, optimizer=optimizer, plans=plans, prefixes=prefixes), weights, graphs
+        )
+        made[optimizer] = open_pack(path)
+    return made
+
+
+@pytest.fixture(scope="session", params=OPTIMIZERS)
+def pack(request: pytest.FixtureRequest, packs: dict[str, Pack]) -> Pack:
+    return packs[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -99,27 +104,44 @@ def batch(digits_pack: Pack) -> Batch:
 
 
 @pytest.fixture(scope="session")
-def sgd_pack(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Pack:
-    """A randomly initialised resnet-c-small for three classes, with SGD."""
-    import torch
+def given(digits_pack: Pack) -> Arrays:
+    """The arrays that every shared trainer and predictor was made from; an engine must not change them."""
+    return digits_pack.weights()
 
-    from edge_sel.models.registry import build
-    from edge_sel.server import warmup
-    from edge_sel.server.export import export_pack
 
-    folder = tmp_path_factory.mktemp("sgd")
-    rng = np.random.default_rng(0)
-    images = ImageSet.from_arrays(
-        rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8), np.arange(12) % 3, ("a", "b", "c")
-    )
-    torch.manual_seed(0)
-    info = warmup.WarmupInfo("resnet-c-small", images.classes, images.size, (0.5,) * 3, (0.25,) * 3, {})
-    warmup.save(folder / "warm.safetensors", build(info.model, 3, info.image_size), info)
-    export_pack(
-        folder / "warm.safetensors",
-        images,
-        folder / "pack",
-        optimizer="sgd",
-        now=datetime(2024, 1, 1, tzinfo=timezone.utc),
-    )
-    return open_pack(folder / "pack")
+@pytest.fixture(scope="session")
+def predict(engine: Any, pack: Pack, given: Arrays) -> Predict:
+    return engine.predictor(pack, given)
+
+
+@pytest.fixture(scope="session")
+def shared_trainers() -> dict[tuple[str, str, str, int], tuple[Trainer, Arrays]]:
+    """Those made so far, each with the state it started in."""
+    return {}
+
+
+@pytest.fixture
+def make_trainer(engine: Any, pack: Pack, plan: str, given: Arrays, shared_trainers: Any) -> Callable[[int], Trainer]:
+    """Shared trainers of the plan, each put back to its start: a session of ONNX Runtime takes longer than most tests."""
+
+    def make(number: int) -> Trainer:
+        key = engine.name, pack.manifest.optimizer, plan, number
+        if key not in shared_trainers:
+            made = engine.trainer(pack, plan, given)
+            shared_trainers[key] = made, made.state()
+        trainer, start = shared_trainers[key]
+        trainer.load_state(start)
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def trainer(make_trainer: Callable[[int], Trainer]) -> Trainer:
+    return make_trainer(0)
+
+
+@pytest.fixture
+def other_trainer(make_trainer: Callable[[int], Trainer]) -> Trainer:
+    """A second one of the same engine, optimizer and plan."""
+    return make_trainer(1)

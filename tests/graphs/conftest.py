@@ -30,3 +30,28 @@ def forward_of(one_thread: None) -> ForwardOf:
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def net_of(forward_of: ForwardOf) -> ForwardOf:
+    """The same, and of "PartsNet" and "SmallTransformer", which have five classes."""
+    import torch
+
+    from edge_sel.server.forward import export_forward
+    from tests.graphs.nets import PartsNet, SmallTransformer
+
+    nets = {"PartsNet": PartsNet, "SmallTransformer": SmallTransformer}
+    made: dict[str, tuple[object, Forward]] = {}
+
+    def get(name: str) -> tuple[object, Forward]:
+        if name not in nets:
+            return forward_of(name)
+        if name not in made:
+            torch.manual_seed(0)
+            model = nets[name]().eval()
+            for parameter in model.parameters():  # no symmetric start: every parameter gets a gradient of its own
+                parameter.data += 0.1 * torch.randn_like(parameter)
+            made[name] = model, export_forward(model, (SIZE, SIZE))
+        return made[name]
+
+    return get

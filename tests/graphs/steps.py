@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime as ort
@@ -19,13 +20,18 @@ from edge_sel.server.parity import NOISE
 Arrays = dict[str, np.ndarray]
 
 
-def run(model, feeds: Arrays) -> Arrays:
-    """Every output of a model; needs nothing but the feeds it names."""
+def runner(model) -> Callable[[Arrays], Arrays]:
+    """Gives every output of a model; needs nothing but the feeds it names."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {i.name: feeds[i.name] for i in session.get_inputs()}), strict=True))
+    inputs, names = [i.name for i in session.get_inputs()], [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(names, {name: feeds[name] for name in inputs}), strict=True))
+
+
+def run(model, feeds: Arrays) -> Arrays:
+    """The outputs of a model that is run once."""
+    return runner(model)(feeds)
 
 
 def batch(size: int | tuple[int, int], count: int = 6, classes: int = 5, seed: int = 0) -> Arrays:

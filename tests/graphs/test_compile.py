@@ -11,40 +11,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edge_sel.errors import GraphError, UsageError
 from edge_sel.graphs.executed_flops import executed_flops
-from edge_sel.graphs.ir import BATCH, CLASSES, IR_VERSION, OPSET, read_forward
+from edge_sel.graphs.ir import BATCH, CLASSES, read_forward
 from edge_sel.graphs.optimizers import SCALARS
 from edge_sel.graphs.plans import head_names, make_plan
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.models.registry import MODELS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from tests.graphs.conftest import SIZE
+from tests.graphs.graph_form import check_graph, dims
 from tests.graphs.steps import batch, run
 from tests.tiny import CLASS_COUNT, FILTERS, HEIGHT, LAYERS, WIDTH, tiny_model, tiny_weights
 
 NAMES = ("bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "full-c25")
-
-
-def dims(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-
-
-def check_graph(model: onnx.ModelProto, weights: set[str]) -> None:
-    onnx.checker.check_model(model, full_check=True)
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)] and model.ir_version == IR_VERSION
-    assert {node.domain for node in model.graph.node} <= {""}
-    assert not model.functions
-    names = [node.name for node in model.graph.node]
-    assert len(names) == len(set(names)), "ONNX Runtime refuses two nodes of one name"
-    constants = [tensor.name for tensor in model.graph.initializer]
-    read = {name for node in model.graph.node for name in node.input}
-    inputs = {value.name for value in model.graph.input}
-    assert len(constants) == len(set(constants)) and not inputs & set(constants)
-    assert set(constants) <= read and inputs <= read, "nothing is carried along that no operator reads"
-    large = [t.raw_data for t in model.graph.initializer if len(t.dims) > 1 and t.name not in weights]
-    assert len(large) == len(set(large)), "constants of the backward pass are shared"
-    for tensor in model.graph.initializer:
-        if tensor.name not in weights:
-            assert len(tensor.raw_data) < 4096, f"{tensor.name}: a weight is stored under another name"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +197,7 @@ def test_what_follows_no_small_change_passes_no_gradient():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_unknown_optimizer():
+def test_an_unknown_optimizer_is_refused_with_the_known_ones():
     forward = read_forward(tiny_model())
     with pytest.raises(UsageError, match=r"rmsprop.*sgd, adam"):
         compile_train(forward, make_plan(forward, "head"), "rmsprop")

@@ -11,19 +11,14 @@ from torch import nn
 from edge_sel.errors import GraphError
 from edge_sel.graphs.plans import make_plan
 from edge_sel.server.forward import export_forward
-from tests.graphs.nets import PartsNet, SmallTransformer
 from tests.graphs.steps import assert_step_is_autograds, batch
 
 PLANS = ("head", "affine", "first", "last", "last2", "full", "full-c25")
 
 
-@pytest.fixture(scope="module", params=(SmallTransformer, PartsNet), ids=lambda net: net.__name__)
-def network(request, one_thread):
-    torch.manual_seed(0)
-    model = request.param().eval()
-    for parameter in model.parameters():  # no symmetric start: every parameter gets a gradient of its own
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model, export_forward(model, (16, 16))
+@pytest.fixture(scope="module", params=("SmallTransformer", "PartsNet"))
+def network(request, net_of):
+    return net_of(request.param)
 
 
 @pytest.mark.parametrize("plan", PLANS)

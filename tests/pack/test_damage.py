@@ -73,7 +73,7 @@ def test_any_changed_byte_of_a_packed_file_is_noticed_or_changes_nothing(tmp_pat
     assert refused > len(positions) / 3
 
 
-def test_a_file_cut_short_at_any_length(place, contents):
+def test_a_file_cut_short_at_any_length_is_noticed(place, contents):
     victims = [place] if place.suffix else [place / name for name in NAMES]
     for path in victims:
         whole = path.read_bytes()
@@ -112,7 +112,7 @@ def test_a_missing_file_is_named(folder, tmp_path, name):
         open_pack(folder)
 
 
-def test_two_files_that_changed_places(folder):
+def test_two_files_that_changed_places_are_noticed(folder):
     first, second = folder / "train-head.onnx", folder / "train-full.onnx"
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
@@ -138,7 +138,7 @@ def test_files_that_the_manifest_does_not_list_are_ignored(folder, tmp_path):
     assert not (tmp_path.parent / "escape.txt").exists()
 
 
-def test_nothing_there(tmp_path):
+def test_a_place_without_a_manifest_is_no_pack(tmp_path):
     with pytest.raises(PackError, match=r"no such pack.*edge-sel export"):
         open_pack(tmp_path / "none")
     with pytest.raises(PackError, match=r"no manifest\.json"):
@@ -150,7 +150,7 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize("content", (b"", b"hello", b"PK\x03\x04" + b"\0" * 100, b"PK\x05\x06" + b"\xff" * 18))
-def test_not_a_zip_file(tmp_path, content):
+def test_a_file_that_is_no_zip_is_refused(tmp_path, content):
     path = tmp_path / "one.edgepack"
     path.write_bytes(content)
     with pytest.raises(PackError):
@@ -179,7 +179,7 @@ def test_names_that_lead_outside_are_refused_unread(folder, tmp_path, monkeypatc
                 archive.write(path, path.name)
         if name:
             archive.writestr(name, b"secret")
-    with pytest.raises(PackError):
+    with pytest.raises(PackError, match="outside the pack"):
         open_pack(tmp_path / "hostile.edgepack")
 
 
@@ -192,7 +192,7 @@ def test_a_plan_may_only_name_listed_files(folder, key):
 
 
 @pytest.mark.parametrize("name", (WEIGHTS, "eval.onnx", "train-head.onnx"))
-def test_a_manifest_that_forgets_a_needed_file(folder, name):
+def test_a_manifest_that_forgets_a_needed_file_is_refused(folder, name):
     def forget(body):
         del body["files"][name]
 
@@ -201,7 +201,7 @@ def test_a_manifest_that_forgets_a_needed_file(folder, name):
         open_pack(folder)
 
 
-def test_what_may_not_be_read(place, monkeypatch):
+def test_what_may_not_be_read_is_a_pack_error(place, monkeypatch):
     def denied(self, *args, **kwargs):
         raise PermissionError(13, "Permission denied", str(self))
 
@@ -213,7 +213,7 @@ def test_what_may_not_be_read(place, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
 @pytest.mark.parametrize("locked", ("the pack", "a file in it", "the folder above"))
-def test_permissions_that_forbid_reading(place, locked):
+def test_permissions_that_forbid_reading_are_a_pack_error(place, locked):
     inside = place / WEIGHTS if place.is_dir() else place
     victim = {"the pack": place, "the folder above": place.parent, "a file in it": inside}[locked]
     parents = [*place.parents][:3]

@@ -74,10 +74,9 @@ def test_a_new_pack_replaces_an_old_one_whole(place, contents):
 
 def test_an_empty_folder_may_become_a_pack(tmp_path, contents):
     (tmp_path / "empty").mkdir()
-    write_pack(tmp_path / "empty", *contents)
-    open_pack(tmp_path / "empty")
-    write_pack(tmp_path / "not" / "yet" / "there", *contents)
-    open_pack(tmp_path / "not" / "yet" / "there")
+    for place in (tmp_path / "empty", tmp_path / "not" / "yet" / "there"):
+        write_pack(place, *contents)
+        assert {path.name for path in place.iterdir()} == {MANIFEST, *open_pack(place).manifest.files}
 
 
 @pytest.mark.parametrize("name", ("pack", "one.edgepack"))

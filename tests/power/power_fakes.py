@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pynvml
+import pytest
 
 from edge_sel.power import EnergyRecorder, MeterError, Reading, Source
 
@@ -68,6 +69,33 @@ class FakeMeter:
 def by_hand(meter: Any, clock: Clock, **given: Any) -> EnergyRecorder:
     """A recorder without a thread and without this machine's thermometers."""
     return EnergyRecorder(meter, clock, background=False, **{"temperature": lambda: None, **given})
+
+
+def refused(call: Callable[[], Any]) -> MeterError:
+    """The error of a meter that cannot be opened or read: one line, and what to do."""
+    with pytest.raises(MeterError) as error:
+        call()
+    assert error.value.fix
+    assert error.value.exit_code == 3
+    assert "\n" not in str(error.value)
+    return error.value
+
+
+def write(path: Path, text: object = 1) -> Path:
+    """A file as sysfs has it, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n", encoding="utf-8")
+    return path
+
+
+def put(folder: Path, **files: object) -> Path:
+    """Files below a folder, by their paths; None takes one away."""
+    for name, text in files.items():
+        if text is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write(folder / name, text)
+    return folder
 
 
 @contextmanager

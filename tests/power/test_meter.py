@@ -86,7 +86,7 @@ def test_starting_is_not_enough_values_must_come() -> None:
         (-3.0, False, "negative"),
     ],
 )
-def test_values_no_device_has(power_w: float, counter: bool, why: str) -> None:
+def test_a_meter_whose_values_no_device_has_is_not_taken(power_w: float, counter: bool, why: str) -> None:
     clock = Clock()
     made = openers(clock, nvml=FakeMeter(clock, power_w, counter=counter))
     meter, probes = find_meter(PROFILE, "nvml", openers=made, clock=clock, sleep=clock.sleep)
@@ -107,7 +107,7 @@ def test_a_slow_counter_is_timed_from_move_to_move() -> None:
     assert probes[0].power_w == pytest.approx(30.0)
 
 
-def test_sampled_power_is_said_to_be_so() -> None:
+def test_a_meter_of_sampled_power_is_called_so() -> None:
     clock = Clock()
     made = openers(clock, nvml=FakeMeter(clock, 8.0, counter=False))
     _, probes = find_meter(PROFILE, "nvml", openers=made, clock=clock, sleep=clock.sleep)
@@ -136,6 +136,6 @@ def test_this_machine_has_at_least_the_model() -> None:
     assert all(probe.usable or probe.fix for probe in probes)
 
 
-def test_importing_is_cheap() -> None:
+def test_importing_power_imports_no_driver() -> None:
     code = "import sys, edge_sel.power, edge_sel.config.settings; print({'psutil', 'pynvml', 'numpy'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

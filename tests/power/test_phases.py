@@ -1,4 +1,4 @@
-"""Joules per phase: they add up to the window's, follow processor time, and are None where nothing is known."""
+"""Joules per phase: they follow processor time and add up to the window's, whatever happens."""
 
 from __future__ import annotations
 
@@ -10,66 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from phased_run import Run, require_sums, totals
 from power_fakes import Clock, FakeMeter, by_hand
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power import EnergyFigure, EnergyRecorder, Reading
-from edge_sel.power.figure import RELATIVE_ERROR
-
-
-class Run:
-    """A recorder under a fake clock, and a process that uses processor time when told to."""
-
-    def __init__(self, power_w: float = 10.0, *, idle_w: float | None = 4.0, **given: Any) -> None:
-        self.clock, self.cpu_s = Clock(), 0.0
-        self.meter = FakeMeter(self.clock, power_w if idle_w is None else idle_w, **given)
-        self.recorder = by_hand(self.meter, self.clock, cpu_time=lambda: self.cpu_s)
-        if idle_w is not None:
-            self.recorder.measure_idle(1.0, sleep=self.clock.sleep)
-        self.draw(power_w)
-        self.window = self.recorder.start_window("run")
-
-    def draw(self, power_w: float) -> None:
-        """The power from now on; the meter has counted what was before."""
-        self.recorder.sample_once()
-        self.meter.power_w = power_w
-        self.recorder.sample_once()
-
-    def work(self, seconds: float, cpu_s: float = 0.0) -> None:
-        self.clock.sleep(seconds)
-        self.cpu_s += cpu_s
-
-    def phase(self, name: str, seconds: float, cpu_s: float = 0.0) -> None:
-        with self.recorder.phase(name):
-            self.work(seconds, cpu_s)
-
-    def end(self) -> EnergyFigure:
-        return self.recorder.end_window(self.window)
-
-
-def totals(figure: EnergyFigure) -> dict[str, float | None]:
-    return {name: part.total_j for name, part in figure.phases.items()}
-
-
-def require_sums(figure: EnergyFigure) -> None:
-    """What holds for every figure, whatever happened."""
-    parts = figure.phases.values()
-    assert sum(part.seconds for part in parts) == pytest.approx(figure.seconds, abs=1e-9)
-    assert all(part.cpu_s >= 0 for part in parts)
-    for part in parts:
-        told = [part.total_j, part.uncertainty_j]
-        assert told == [None, None] or all(value is not None and value >= 0 for value in told)
-        assert part.net_j is None or part.net_j >= 0
-    if figure.total_j is None:
-        assert all((part.total_j, part.net_j, part.uncertainty_j) == (None, None, None) for part in parts)
-        return
-    assert sum(part.total_j or 0.0 for part in parts) == pytest.approx(figure.total_j, abs=1e-9)
-    known = [part for part in parts if part.total_j is not None]
-    if figure.net_j is None:
-        assert all(part.net_j is None for part in parts)
-    else:
-        assert sum(part.net_j or 0.0 for part in known) >= figure.net_j - 1e-9
-
+from edge_sel.power import EnergyRecorder, Reading
 
 # How joules are shared out
 
@@ -201,7 +146,7 @@ def test_peeking_and_switching_read_nothing() -> None:
     assert set(run.end().phases) == {"train", "load"}
 
 
-def test_a_window_of_no_time() -> None:
+def test_a_window_of_no_time_has_no_phases() -> None:
     run = Run()
     figure = run.recorder.peek(run.window)
     assert (figure.seconds, figure.phases) == (0.0, {})
@@ -227,7 +172,7 @@ def test_after_the_end_time_stands_still() -> None:
     require_sums(figure)
 
 
-def test_json_has_plain_numbers() -> None:
+def test_phases_are_plain_numbers_in_json() -> None:
     run = Run()
     run.phase("train", 0.5, cpu_s=0.5)
     told = json.loads(json.dumps(run.end().to_json()))
@@ -279,143 +224,10 @@ def test_phases_add_up_whatever_happens(operations: list[tuple[Any, ...]], count
     assert sum(part.cpu_s for figure in laps for part in figure.phases.values()) == pytest.approx(run.cpu_s, abs=1e-9)
 
 
-# Gaps and losses
-
-
-def test_a_counter_s_gap_is_shared_out_too() -> None:
-    run = Run(10.0, idle_w=None)
-    run.phase("train", 15.0)
-    run.phase("load", 5.0)
-    figure = run.end()
-    assert figure.gap_s == 20.0
-    assert totals(figure) == {"train": pytest.approx(150.0), "load": pytest.approx(50.0)}
-
-
-def test_a_suspended_machine_is_not_charged_idle_power_in_any_phase() -> None:
-    run = Run(14.0, idle_w=4.0)
-    run.phase("train", 0.5, cpu_s=0.5)
-    run.draw(1.0)
-    run.phase("train", 1000.0)
-    run.draw(0.5)
-    run.phase("load", 1000.0)
-    figure = run.end()
-    train, load = figure.phases["train"], figure.phases["load"]
-    assert (train.total_j, train.net_j) == (pytest.approx(1007.0), pytest.approx(5.0))
-    assert (load.total_j, load.net_j) == (pytest.approx(500.0), pytest.approx(0.0))
-
-
-def test_a_gap_of_sampled_power_has_seconds_but_no_joules() -> None:
-    run = Run(10.0, counter=False)
-    run.phase("train", 0.5)
-    run.recorder.sample_once()
-    run.phase("asleep", 60.0)
-    figure = run.end()
-    asleep = figure.phases["asleep"]
-    assert (asleep.total_j, asleep.net_j, asleep.uncertainty_j, asleep.seconds) == (None, None, None, 60.0)
-    assert totals(figure)["train"] == pytest.approx(figure.total_j) == pytest.approx(5.0)
-
-
-def test_a_moment_before_a_gap_does_not_make_it_known() -> None:
-    run = Run(10.0, counter=False)
-    run.phase("train", 0.5)
-    with run.recorder.phase("asleep"):
-        run.recorder.sample_once()
-        run.work(60.0)
-    assert run.end().phases["asleep"].total_j is None
-
-
-def test_a_gap_makes_the_phase_uncertain_that_it_lies_in() -> None:
-    run = Run(10.0, counter=False)
-    run.phase("load", 0.5)
-    run.recorder.sample_once()
-    with run.recorder.phase("train"):
-        run.work(0.5)
-        run.recorder.sample_once()
-        run.work(99.0)
-    figure = run.end()
-    edges_j, gap_j = 10.0 * run.meter.min_window_s * 0.1, 10.0 * 99.0
-    assert uncertainty(figure, "train") == pytest.approx(0.05 * 5 + edges_j + gap_j * 0.995)
-    assert uncertainty(figure, "load") == pytest.approx(0.05 * 5 + edges_j + gap_j * 0.005)
-
-
-@pytest.mark.parametrize("with_meter", [True, False])
-def test_without_a_meter_there_are_seconds_and_no_joules(with_meter: bool) -> None:
-    run = Run()
-    if with_meter:
-        run.phase("train", 0.5, cpu_s=0.1)
-        run.meter.unplug()
-        run.recorder.sample_once()
-    else:
-        run.recorder = by_hand(None, run.clock, cpu_time=lambda: run.cpu_s)
-        run.window = run.recorder.start_window()
-        run.phase("train", 0.5, cpu_s=0.1)
-    run.phase("load", 0.25, cpu_s=0.2)
-    figures = [run.recorder.peek(run.window), run.recorder.lap(run.window)]
-    run.phase("load", 0.125)
-    figures.append(run.end())
-    for figure in figures:
-        require_sums(figure)
-        assert figure.source == "unavailable"
-        assert all(part.total_j is None for part in figure.phases.values())
-    train, load = (figures[0].phases[name] for name in ("train", "load"))
-    assert (train.seconds, train.cpu_s) == (pytest.approx(0.5), pytest.approx(0.1))
-    assert (load.seconds, load.cpu_s) == (pytest.approx(0.25), pytest.approx(0.2))
-    assert figures[1].seconds == pytest.approx(0.75)
-    assert {name: part.seconds for name, part in figures[2].phases.items()} == {"load": pytest.approx(0.125)}
-
-
-# Uncertainty
-
-
-def uncertainty(figure: EnergyFigure, name: str) -> float:
-    value = figure.phases[name].uncertainty_j
-    assert value is not None
-    return value
-
-
-def test_a_window_of_one_phase_is_as_uncertain_as_the_window() -> None:
-    for counter in (True, False):
-        run = Run(10.0, counter=counter)
-        with run.recorder.phase("train"):
-            run.work(0.5)
-            run.draw(30.0)
-            run.work(0.5)
-            figure = run.end()
-        assert uncertainty(figure, "train") == pytest.approx(figure.uncertainty_j)
-
-
-def test_what_was_shared_out_is_as_uncertain_as_a_model() -> None:
-    run = Run(14.0, idle_w=4.0)
-    run.phase("train", 5.0, cpu_s=6.0)
-    run.phase("load", 5.0, cpu_s=4.0)
-    figure = run.end()
-    edges_j = 14.0 * run.meter.min_window_s * 0.1
-    model = RELATIVE_ERROR["modelled"]
-    assert uncertainty(figure, "train") == pytest.approx(0.05 * 80 + model * 50 + edges_j)
-    assert uncertainty(figure, "load") == pytest.approx(0.05 * 60 + model * 40 + edges_j)
-
-
-def test_without_idle_power_all_that_was_shared_out_is_uncertain() -> None:
-    run = Run(10.0, idle_w=None)
-    run.phase("train", 5.0, cpu_s=5.0)
-    run.phase("load", 5.0)
-    figure = run.end()
-    assert uncertainty(figure, "load") == pytest.approx(0.05 * 50 + 0.4 * 50 + 10.0 * 0.05)
-
-
-def test_a_moment_of_another_phase_makes_nothing_uncertain() -> None:
-    """Between two blocks there is always a little time in ``other``."""
-    run = Run(14.0, idle_w=4.0)
-    run.phase("train", 10.0, cpu_s=10.0)
-    run.work(1e-6, cpu_s=1e-6)
-    figure = run.end()
-    assert uncertainty(figure, "train") == pytest.approx(figure.uncertainty_j, rel=1e-4)
-
-
 # The real clock and threads
 
 
-def test_switching_under_a_busy_background_thread() -> None:
+def test_switching_beside_a_busy_background_thread_loses_nothing() -> None:
     """Twenty thousand switches beside a thread that samples as fast as it can: nothing is lost or counted twice."""
 
     class Steady:

@@ -38,7 +38,7 @@ class Machine:
         return reading.energy_j, reading.net_j
 
 
-def test_by_hand() -> None:
+def test_joules_are_idle_watts_and_watts_per_busy_core() -> None:
     machine = Machine()
     # 2 s idle at 4 W = 8 J; 3 core-seconds at 3 W = 9 J, of which 1.5 core-seconds = 4.5 J are ours.
     assert machine.work(2.0, busy_s=3.0, process_s=1.5) == (pytest.approx(17.0), pytest.approx(4.5))
@@ -54,7 +54,7 @@ def test_waiting_is_not_work() -> None:
     assert machine.work(1.0) == (pytest.approx(4.0), 0.0)
 
 
-def test_no_more_than_every_core() -> None:
+def test_no_more_than_every_core_can_be_busy() -> None:
     machine = Machine()
     assert machine.work(1.0, busy_s=90.0)[0] == pytest.approx(10.0)
     assert machine.work(1.0)[0] == pytest.approx(14.0), "what was impossible is not made up for later"
@@ -115,7 +115,7 @@ def test_its_figures_are_modelled_with_its_own_net() -> None:
     assert recorder.measure_idle(3.0, sleep=pytest.fail) == 4.0
 
 
-def test_processor_times_that_cannot_be_read() -> None:
+def test_processor_times_that_cannot_be_read_are_an_error() -> None:
     def denied() -> None:
         raise PermissionError(13, "Permission denied", "/proc/stat")
 

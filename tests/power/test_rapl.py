@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from power_fakes import Clock, by_hand
+from power_fakes import Clock, by_hand, put, refused
 
 from edge_sel.config.profiles import Profile
 from edge_sel.power import MeterError, find_meter
@@ -26,30 +25,12 @@ def zone(root: Path, number: str, name: str, energy: object = 0, reach: object =
     folder = root / "devices" / "virtual" / "powercap" / prefix
     for depth in range(len(numbers)):
         folder /= ":".join([prefix, *numbers[: depth + 1]])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "name").write_text(f"{name}\n")
-    (folder / "enabled").write_text("0\n")
-    (folder / "energy_uj").write_text(f"{energy}\n")
-    if reach is not None:
-        (folder / "max_energy_range_uj").write_text(f"{reach}\n")
+    put(folder, name=name, enabled=0, energy_uj=energy, max_energy_range_uj=reach)
     link = root / "class" / "powercap" / number
     link.parent.mkdir(parents=True, exist_ok=True)
     if numbers and not link.is_symlink():
         link.symlink_to(os.path.relpath(folder, link.parent))
     return folder
-
-
-def put(folder: Path, energy: object) -> None:
-    (folder / "energy_uj").write_text(f"{energy}\n")
-
-
-def refused(call: Callable[[], Any]) -> MeterError:
-    with pytest.raises(MeterError) as error:
-        call()
-    assert error.value.fix
-    assert error.value.exit_code == 3
-    assert "\n" not in str(error.value)
-    return error.value
 
 
 def test_packages_and_their_dram_count_and_nothing_inside_or_around_them(tmp_path: Path) -> None:
@@ -73,9 +54,9 @@ def test_packages_and_their_dram_count_and_nothing_inside_or_around_them(tmp_pat
     assert (meter.name, meter.source, meter.min_window_s) == ("rapl", "measured", 0.05)
     assert meter.read(1.0) == (1.0, 0.0, None, None)
     for place, folder in enumerate(counted):
-        put(folder, 100 * (place + 1) + 10**place)
+        put(folder, energy_uj=100 * (place + 1) + 10**place)
     for folder in others:
-        put(folder, 999_999_999)
+        put(folder, energy_uj=999_999_999)
     assert meter.read(2.0) == (2.0, 0.111111, None, None)
 
 
@@ -83,10 +64,10 @@ def test_wraps_add_up_exactly_in_each_zone(tmp_path: Path) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0", RANGE_UJ - 1_000_000)
     dram = zone(tmp_path, "intel-rapl:0:0", "dram", 5, 1000)
     meter = RaplMeter(tmp_path)
-    put(package, 2_000_000)
+    put(package, energy_uj=2_000_000)
     assert meter.read(1.0).energy_j == 3.0
     for second in range(2, 7):  # 500 forward in steps of 300: three wraps and a part
-        put(dram, (5 + 300 * (second - 1)) % 1000)
+        put(dram, energy_uj=(5 + 300 * (second - 1)) % 1000)
         meter.read(float(second))
     assert meter.read(7.0).energy_j == 3.0015
 
@@ -96,7 +77,7 @@ def test_a_wrap_before_the_first_reading_and_after_a_long_pause_counts(tmp_path:
     clock = Clock()
     meter = RaplMeter(tmp_path, clock=clock)
     clock.sleep(3600.0)
-    put(package, 7)
+    put(package, energy_uj=7)
     assert meter.read(3600.0).energy_j == (RANGE_UJ - RANGE_UJ // 2 + 7) / 1e6
 
 
@@ -106,7 +87,7 @@ def test_a_wrap_before_the_first_reading_and_after_a_long_pause_counts(tmp_path:
 def test_going_back_where_nothing_can_wrap_is_an_error(tmp_path: Path, reach: object, before: int, after: int) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0", before, reach)
     meter = RaplMeter(tmp_path)
-    put(package, after)
+    put(package, energy_uj=after)
     error = refused(lambda: meter.read(1.0))
     assert f"package-0 went back from {before} to {after} uJ" in error.reason
 
@@ -118,7 +99,7 @@ def test_a_counter_that_began_anew_is_not_taken_for_a_wrap(tmp_path: Path) -> No
     clock.sleep(3600.0)
     meter.read(3600.0)
     clock.sleep(0.1)
-    put(package, 12)  # a wrap would mean 172 kJ in a tenth of a second awake, however long it slept
+    put(package, energy_uj=12)  # a wrap would mean 172 kJ in a tenth of a second awake, however long it slept
     assert "no wrap" in refused(lambda: meter.read(8 * 3600.0)).reason
 
 
@@ -156,10 +137,10 @@ def test_a_counter_file_that_is_missing_or_goes_is_an_error(tmp_path: Path) -> N
 def test_garbage_is_never_a_number(tmp_path: Path, text: str) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0", text)
     assert "not microjoules" in refused(lambda: RaplMeter(tmp_path)).reason
-    put(package, 1)
+    put(package, energy_uj=1)
     meter = RaplMeter(tmp_path)
-    put(package, text)
-    refused(lambda: meter.read(1.0))
+    put(package, energy_uj=text)
+    assert "not microjoules" in refused(lambda: meter.read(1.0)).reason
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, name: str, error: type[OSError] = PermissionError, code: int = 13) -> None:
@@ -202,7 +183,7 @@ def test_any_other_failure_is_an_error_too(tmp_path: Path, monkeypatch: pytest.M
 def test_memory_that_cannot_be_read_is_not_left_out_in_silence(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0")
     (zone(tmp_path, "intel-rapl:0:0", "dram") / "energy_uj").unlink()
-    refused(lambda: RaplMeter(tmp_path))
+    assert "intel-rapl:0:0/energy_uj is missing" in refused(lambda: RaplMeter(tmp_path)).reason
 
 
 def test_a_closed_meter_gives_nothing(tmp_path: Path) -> None:
@@ -220,7 +201,7 @@ def test_it_is_found_and_recorded_like_any_meter(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         clock.sleep(seconds)
         now = int((package / "energy_uj").read_text())
-        put(package, (now + round(15e6 * seconds)) % RANGE_UJ)
+        put(package, energy_uj=(now + round(15e6 * seconds)) % RANGE_UJ)
 
     openers = {"rapl": lambda profile: RaplMeter(tmp_path)}
     meter, probes = find_meter(Profile("p", 1.0, 2.0), "rapl", openers=openers, clock=clock, sleep=sleep)
@@ -231,7 +212,7 @@ def test_it_is_found_and_recorded_like_any_meter(tmp_path: Path) -> None:
     figure = recorder.end_window(window)
     assert (figure.total_j, figure.source) == (pytest.approx(30.0), "measured")
 
-    put(package, 5)
+    put(package, energy_uj=5)
     _, probes = find_meter(Profile("p", 1.0, 2.0), "rapl", openers=openers, clock=clock, sleep=clock.sleep)
     assert not probes[0].usable
     assert "stood still" in probes[0].why
@@ -248,7 +229,7 @@ def test_any_steps_with_wraps_sum_exactly(reach: int, data: st.DataObject) -> No
         for second, moved in enumerate(steps):
             for n, step in enumerate(moved):
                 places[n] = (places[n] + step) % reach
-                put(folders[n], places[n])
+                put(folders[n], energy_uj=places[n])
             total += sum(moved)
             clock.sleep(1000.0)
             assert meter.read(float(second)).energy_j == total / 1e6

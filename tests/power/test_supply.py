@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+from power_fakes import put
 
 from edge_sel.power.battery import BatteryMeter, Supply, read_supply
 from edge_sel.power.find import sysfs_root
@@ -16,19 +17,12 @@ from edge_sel.power.meter import MeterError
 NOTHING = Supply(None, None)
 
 
-def put(root: Path, name: str, **files: object) -> None:
-    folder = root / "class" / "power_supply" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, value in files.items():
-        (folder / file).write_text(f"{value}\n")
-
-
 def battery(root: Path, status: str, name: str = "BAT0", **files: object) -> None:
-    put(root, name, type="Battery", status=status, **{"capacity": 40, **files})
+    put(root / "class/power_supply" / name, type="Battery", status=status, **{"capacity": 40, **files})
 
 
 def charger(root: Path, online: object, kind: str = "Mains", name: str = "AC") -> None:
-    put(root, name, type=kind, online=online)
+    put(root / "class/power_supply" / name, type=kind, online=online)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +39,9 @@ def charger(root: Path, online: object, kind: str = "Mains", name: str = "AC") -
         ("Unknown", 2, True),
     ],
 )
-def test_with_a_battery_and_a_charger(tmp_path: Path, status: str, online: int, on_mains: bool) -> None:
+def test_a_charger_beside_a_battery_tells_whether_it_is_on_mains(
+    tmp_path: Path, status: str, online: int, on_mains: bool
+) -> None:
     battery(tmp_path, status)
     charger(tmp_path, online)
     assert read_supply(tmp_path) == (0.4, on_mains)
@@ -54,7 +50,9 @@ def test_with_a_battery_and_a_charger(tmp_path: Path, status: str, online: int, 
 @pytest.mark.parametrize(
     ("status", "on_mains"), [("Discharging", False), ("Charging", True), ("Full", None), ("Unknown", None)]
 )
-def test_with_a_battery_alone(tmp_path: Path, status: str, on_mains: bool | None) -> None:
+def test_a_battery_alone_tells_by_its_status_whether_it_is_on_mains(
+    tmp_path: Path, status: str, on_mains: bool | None
+) -> None:
     """One that is full and tells of no charger may rest on either."""
     battery(tmp_path, status)
     assert read_supply(tmp_path) == (0.4, on_mains)
@@ -107,7 +105,7 @@ def test_a_closed_meter_tells_nothing(tmp_path: Path) -> None:
     assert meter.on_mains() is None
 
 
-def test_the_tree_may_be_elsewhere(tmp_path: Path) -> None:
+def test_the_tree_of_sysfs_may_be_elsewhere(tmp_path: Path) -> None:
     battery(tmp_path, "Discharging")
     assert read_supply(sysfs_root({"EDGE_SEL_SYSFS_ROOT": str(tmp_path)})) == (0.4, False)
     assert sysfs_root({}) == Path("/sys")
@@ -140,17 +138,17 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         (None, NOTHING),
     ],
 )
-def test_psutil_is_asked(elsewhere: pytest.MonkeyPatch, answer: Any, supply: Supply) -> None:
+def test_without_sysfs_psutil_is_asked(elsewhere: pytest.MonkeyPatch, answer: Any, supply: Supply) -> None:
     elsewhere.setattr(psutil, "sensors_battery", lambda: answer, raising=False)
     assert read_supply(Path("/sys")) == supply
 
 
-def test_a_psutil_without_batteries(elsewhere: pytest.MonkeyPatch) -> None:
+def test_a_psutil_without_batteries_tells_nothing(elsewhere: pytest.MonkeyPatch) -> None:
     elsewhere.delattr(psutil, "sensors_battery", raising=False)
     assert read_supply(Path("/sys")) == NOTHING
 
 
-def test_a_psutil_that_fails(elsewhere: pytest.MonkeyPatch) -> None:
+def test_a_psutil_that_fails_tells_nothing(elsewhere: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("no such sensor")
 

@@ -7,19 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from power_fakes import SOON_S, hanging
+from power_fakes import SOON_S, hanging, put
 
 from edge_sel.power.throttle import Throttle, ThrottleReader, new_throttling, read_throttling
 
 PI = "devices/platform/soc/soc:firmware/get_throttled"
 COOLING = "limited by the kernel's cooling"
-
-
-def put(sysfs: Path, **files: object) -> None:
-    for name, text in files.items():
-        path = sysfs / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def cpu(sysfs: Path, number: int, core: object, package: object) -> None:
@@ -39,7 +32,7 @@ def read(sysfs: Path) -> list[Throttle]:
 # Devices
 
 
-def test_a_laptop(tmp_path: Path) -> None:
+def test_a_laptop_tells_its_counts_and_cooling_without_fans(tmp_path: Path) -> None:
     for number in range(12):
         cpu(tmp_path, number, number, 100)
     put(tmp_path, **{"devices/system/cpu/cpufreq/boost": 1, "devices/system/cpu/cpuidle/x": 1})
@@ -67,27 +60,29 @@ def test_a_laptop(tmp_path: Path) -> None:
         ("20002", [False, True, False, False], [0, 1, 0, 0]),
     ],
 )
-def test_a_raspberry_pi(bits: str, now: list[bool], ever: list[int], tmp_path: Path) -> None:
+def test_a_raspberry_pi_tells_four_bits_now_and_ever(
+    bits: str, now: list[bool], ever: list[int], tmp_path: Path
+) -> None:
     put(tmp_path, **{PI: bits})
     reasons = ["under-voltage", "processor frequency capped", "throttled", "soft temperature limit"]
     assert read(tmp_path) == [Throttle("Raspberry Pi", *told) for told in zip(reasons, now, ever, strict=True)]
 
 
 @pytest.mark.parametrize(("alarm", "bits", "now", "count"), [(1, 0, True, 0), (0, 50005, True, 1), (0, 0, False, 0)])
-def test_a_pi_with_both_alarms(alarm: int, bits: int, now: bool, count: int, tmp_path: Path) -> None:
+def test_of_a_pi_with_both_alarms_either_counts(alarm: int, bits: int, now: bool, count: int, tmp_path: Path) -> None:
     """On some kernels ``get_throttled`` is always 0."""
     put(tmp_path, **{PI: bits, "class/hwmon/hwmon1/name": "rpi_volt", "class/hwmon/hwmon1/in0_lcrit_alarm": alarm})
     assert read(tmp_path)[0] == Throttle("Raspberry Pi", "under-voltage", now, count)
     assert len(read(tmp_path)) == 4
 
 
-def test_a_pi_with_a_mainline_kernel(tmp_path: Path) -> None:
+def test_a_pi_with_a_mainline_kernel_tells_its_voltage(tmp_path: Path) -> None:
     put(tmp_path, **{"class/hwmon/hwmon0/name": "cpu_thermal", "class/hwmon/hwmon0/temp1_input": 48312})
     put(tmp_path, **{"class/hwmon/hwmon1/name": "rpi_volt", "class/hwmon/hwmon1/in0_lcrit_alarm": 1})
     assert read(tmp_path) == [Throttle("Raspberry Pi", "under-voltage", True, None)]
 
 
-def test_the_voltage_alarm_of_something_else(tmp_path: Path) -> None:
+def test_the_voltage_alarm_of_another_chip_is_left_out(tmp_path: Path) -> None:
     put(tmp_path, **{"class/hwmon/hwmon2/name": "other", "class/hwmon/hwmon2/in0_lcrit_alarm": 1})
     assert read(tmp_path) == []
 
@@ -97,7 +92,7 @@ def test_equal_alarms_of_two_devices_are_one(tmp_path: Path) -> None:
     assert read(tmp_path) == [Throttle("Jetson", "over-current or under-voltage alarm 1", None, 5)]
 
 
-def test_an_orin(tmp_path: Path) -> None:
+def test_an_orin_tells_its_alarms_and_cooling(tmp_path: Path) -> None:
     for number, count in enumerate([0, 15, 37], start=1):
         folder = "class/hwmon/hwmon3"
         put(tmp_path, **{f"{folder}/oc{number}_event_cnt": count, f"{folder}/oc{number}_throt_en": 1})
@@ -121,7 +116,7 @@ def test_an_orin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["thermal-cpufreq-0", "thermal-devfreq-0", "thermal-idle-3", "idle-cpu0"])
-def test_other_names_of_cooling(kind: str, tmp_path: Path) -> None:
+def test_cooling_has_other_names_too(kind: str, tmp_path: Path) -> None:
     cooling(tmp_path, 0, kind, 1)
     assert read(tmp_path) == [Throttle(kind, COOLING, True, None)]
 
@@ -129,7 +124,7 @@ def test_other_names_of_cooling(kind: str, tmp_path: Path) -> None:
 # Faults
 
 
-def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+def test_a_machine_without_such_files_tells_nothing(tmp_path: Path) -> None:
     assert read_throttling(tmp_path / "missing") == []
     put(tmp_path, **{"devices/system/cpu/cpu0/online": 1})
     assert read(tmp_path) == []
@@ -161,7 +156,7 @@ def test_a_cooler_that_can_do_nothing_is_left_out(tmp_path: Path) -> None:
     assert read(tmp_path) == [Throttle("cpufreq-cpu0", COOLING, True, None)]
 
 
-def test_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_may_not_be_read_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu(tmp_path, 0, 1, 1)
     put(tmp_path, **{PI: 50005, "class/hwmon/hwmon0/oc1_event_cnt": 2})
     cooling(tmp_path, 0, "Processor", 1)
@@ -180,12 +175,12 @@ def test_a_file_that_hangs_takes_only_its_own_part_along(tmp_path: Path) -> None
     cpu(tmp_path, 0, 1, 1)
     cooling(tmp_path, 0, "Processor", 1)
     put(tmp_path, **{"class/hwmon/hwmon0/oc1_event_cnt": 2})
-    reader = ThrottleReader(tmp_path, timeout_s=1.0)
+    reader = ThrottleReader(tmp_path, timeout_s=0.5)
     with hanging(tmp_path / "class/hwmon/hwmon0/oc1_event_cnt"):
         assert [throttle.part for throttle in reader.read()] == ["processor cores", "processor packages", "Processor"]
         began_s = time.monotonic()
         assert len(reader.read()) == 3
-        assert time.monotonic() - began_s < 0.5
+        assert time.monotonic() - began_s < 0.45
 
 
 # Two readings
@@ -217,7 +212,7 @@ def test_what_happened_between(
     assert happened(before, after) == ([] if told is None else [f"part: why, {told}"])
 
 
-def test_what_only_one_reading_has() -> None:
+def test_of_what_only_one_reading_has_the_state_counts() -> None:
     """A count that was not read before may be old; a state that is now is now."""
     found = [Throttle("a", "why", True, 5), Throttle("b", "why", False, 5)]
     assert new_throttling([], found) == ["a: why, at the end"]
@@ -225,7 +220,7 @@ def test_what_only_one_reading_has() -> None:
     assert new_throttling([], []) == []
 
 
-def test_a_run_on_a_laptop(tmp_path: Path) -> None:
+def test_throttling_during_a_run_is_told_by_part(tmp_path: Path) -> None:
     cpu(tmp_path, 0, 5, 100)
     cpu(tmp_path, 1, 5, 100)
     cooling(tmp_path, 0, "Processor", 0)

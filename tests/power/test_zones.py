@@ -9,28 +9,24 @@ import time
 from pathlib import Path
 
 import pytest
-from power_fakes import SOON_S, hanging, release
+from power_fakes import SOON_S, hanging, put, release
 
 from edge_sel.power import zones
 from edge_sel.power.zones import STRIKES, Patience, Zone, ZoneReader
 
 
-def put(sysfs: Path, number: int, name: str, temp: object) -> Path:
-    folder = sysfs / f"class/thermal/thermal_zone{number}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "type").write_text(f"{name}\n", encoding="utf-8")
-    (folder / "temp").write_text(f"{temp}\n", encoding="utf-8")
-    return folder / "temp"
+def zone(sysfs: Path, number: int, name: str, temp: object) -> Path:
+    return put(sysfs / f"class/thermal/thermal_zone{number}", type=name, temp=temp) / "temp"
 
 
 def names(reader: ZoneReader) -> list[str]:
     return [zone.name for zone in reader.read()]
 
 
-def test_an_orin(tmp_path: Path) -> None:
+def test_every_zone_is_told_in_the_kernels_order(tmp_path: Path) -> None:
     for number, name in enumerate(["cpu-thermal", "gpu-thermal", "soc0-thermal", "soc1-thermal", "tj-thermal"]):
-        put(tmp_path, number, name, 45_000 + 1_500 * number)
-    put(tmp_path, 10, "soc2-thermal", 47_031)
+        zone(tmp_path, number, name, 45_000 + 1_500 * number)
+    zone(tmp_path, 10, "soc2-thermal", 47_031)
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
     assert reader.read() == [
         Zone("cpu-thermal", 45.0),
@@ -47,7 +43,7 @@ def test_an_orin(tmp_path: Path) -> None:
 def test_a_nano_has_zones_that_are_no_temperature_of_the_chip(tmp_path: Path) -> None:
     told = {"AO-therm": 39_500, "CPU-therm": 31_000, "PMIC-Die": 100_000, "thermal-fan-est": 90_000}
     for number, (name, temp) in enumerate(told.items()):
-        put(tmp_path, number, name, temp)
+        zone(tmp_path, number, name, temp)
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
     assert reader.hottest_c() == 39.5
     assert [name for name, _ in reader.skipped] == ["PMIC-Die", "thermal-fan-est"]
@@ -56,8 +52,8 @@ def test_a_nano_has_zones_that_are_no_temperature_of_the_chip(tmp_path: Path) ->
 
 @pytest.mark.parametrize("temp", [-256_000, -40_000, 150_000, 2**31 - 1, "", "N/A", "45.5"])
 def test_what_is_no_temperature_is_left_out(temp: object, tmp_path: Path) -> None:
-    put(tmp_path, 0, "cv0-thermal", temp)
-    put(tmp_path, 1, "cpu-thermal", 45_000)
+    zone(tmp_path, 0, "cv0-thermal", temp)
+    zone(tmp_path, 1, "cpu-thermal", 45_000)
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
     assert reader.read() == [Zone("cpu-thermal", 45.0)]
     ((name, why),) = reader.skipped
@@ -67,15 +63,17 @@ def test_what_is_no_temperature_is_left_out(temp: object, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("temp, told", [(-39_999, -39.999), (149_999, 149.999), (0, 0.0)])
-def test_what_is_a_temperature(temp: int, told: float, tmp_path: Path) -> None:
-    put(tmp_path, 0, "cpu-thermal", temp)
+def test_temperatures_between_40_below_and_150_count(temp: int, told: float, tmp_path: Path) -> None:
+    zone(tmp_path, 0, "cpu-thermal", temp)
     assert ZoneReader(tmp_path, timeout_s=SOON_S).read() == [Zone("cpu-thermal", told)]
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EIO, errno.ENODATA, errno.EACCES])
-def test_a_zone_that_is_switched_off(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    off = put(tmp_path, 0, "gpu-thermal", 1)
-    put(tmp_path, 1, "cpu-thermal", 45_000)
+def test_a_zone_that_is_switched_off_is_skipped_until_it_is_back(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = zone(tmp_path, 0, "gpu-thermal", 1)
+    zone(tmp_path, 1, "cpu-thermal", 45_000)
     really = zones.read_sysfs
 
     def read(path: Path) -> str:
@@ -91,7 +89,7 @@ def test_a_zone_that_is_switched_off(number: int, tmp_path: Path, monkeypatch: p
     assert names(reader) == ["gpu-thermal", "cpu-thermal"]  # it is back
 
 
-def test_try_again_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_a_driver_that_says_try_again_is_an_oserror(tmp_path: Path) -> None:
     """``Path.read_text`` gives a TypeError here."""
     pipe = tmp_path / "temp"
     os.mkfifo(pipe)
@@ -105,10 +103,10 @@ def test_try_again_is_an_error_of_the_system(tmp_path: Path) -> None:
 
 
 def test_a_zone_that_hangs_holds_nobody_up_and_is_not_asked_again(tmp_path: Path) -> None:
-    put(tmp_path, 0, "cpu-thermal", 45_000)
-    temp = put(tmp_path, 1, "cv0-thermal", 0)
-    put(tmp_path, 2, "gpu-thermal", 46_000)
-    reader = ZoneReader(tmp_path, timeout_s=1.0)
+    zone(tmp_path, 0, "cpu-thermal", 45_000)
+    temp = zone(tmp_path, 1, "cv0-thermal", 0)
+    zone(tmp_path, 2, "gpu-thermal", 46_000)
+    reader = ZoneReader(tmp_path, timeout_s=0.5)
     before = threading.active_count()
     with hanging(temp):
         for _ in range(5):
@@ -117,20 +115,20 @@ def test_a_zone_that_hangs_holds_nobody_up_and_is_not_asked_again(tmp_path: Path
         assert threading.active_count() == before + 1
         began_s = time.monotonic()
         assert reader.hottest_c() == 46.0
-        assert time.monotonic() - began_s < 0.9
+        assert time.monotonic() - began_s < 0.45
     assert threading.active_count() == before
 
 
 def test_many_that_hang_cost_one_timeout(tmp_path: Path) -> None:
-    temps = [put(tmp_path, number, f"cv{number}-thermal", 0) for number in range(4)]
-    put(tmp_path, 4, "cpu-thermal", 45_000)
+    temps = [zone(tmp_path, number, f"cv{number}-thermal", 0) for number in range(4)]
+    zone(tmp_path, 4, "cpu-thermal", 45_000)
     for temp in temps:
         temp.unlink()
         os.mkfifo(temp)
-    reader = ZoneReader(tmp_path, timeout_s=1.0)
+    reader = ZoneReader(tmp_path, timeout_s=0.5)
     began_s = time.monotonic()
     assert names(reader) == ["cpu-thermal"]
-    assert time.monotonic() - began_s < 3.0
+    assert time.monotonic() - began_s < 1.5
     assert [name for name, _ in reader.skipped] == [f"cv{n}-thermal" for n in range(4)]
     for number, temp in enumerate(temps):
         (thread,) = (thread for thread in threading.enumerate() if thread.name == f"thermal_zone{number}")
@@ -140,7 +138,7 @@ def test_many_that_hang_cost_one_timeout(tmp_path: Path) -> None:
 def test_a_zone_that_was_slow_gets_another_chance_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = put(tmp_path, 0, "cv0-thermal", 44_000)
+    slow = zone(tmp_path, 0, "cv0-thermal", 44_000)
     really, gate = zones.read_sysfs, threading.Event()
 
     def read(path: Path) -> str:
@@ -156,7 +154,7 @@ def test_a_zone_that_was_slow_gets_another_chance_but_not_for_ever(
         thread.join(SOON_S)
 
     monkeypatch.setattr(zones, "read_sysfs", read)
-    reader = ZoneReader(tmp_path, timeout_s=0.5)
+    reader = ZoneReader(tmp_path, timeout_s=0.25)
     for _ in range(STRIKES - 1):
         strike()
     assert reader.read() == [Zone("cv0-thermal", 44.0)]  # which clears its record
@@ -166,14 +164,14 @@ def test_a_zone_that_was_slow_gets_another_chance_but_not_for_ever(
     assert reader.skipped == [("cv0-thermal", "too slow")]
 
 
-def test_a_machine_without_zones(tmp_path: Path) -> None:
+def test_a_machine_without_zones_has_no_temperature(tmp_path: Path) -> None:
     reader = ZoneReader(tmp_path / "missing")
     assert reader.read() == []
     assert reader.hottest_c() is None
 
 
 def test_a_zone_without_a_type_goes_by_its_folder(tmp_path: Path) -> None:
-    temp = put(tmp_path, 3, "", 45_000)
+    temp = zone(tmp_path, 3, "", 45_000)
     assert ZoneReader(tmp_path, timeout_s=SOON_S).read() == [Zone("thermal_zone3", 45.0)]
     temp.unlink()
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
@@ -182,7 +180,7 @@ def test_a_zone_without_a_type_goes_by_its_folder(tmp_path: Path) -> None:
 
 
 def test_without_a_thread_there_is_no_temperature_but_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, 0, "cpu-thermal", 45_000)
+    zone(tmp_path, 0, "cpu-thermal", 45_000)
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -195,7 +193,7 @@ def test_without_a_thread_there_is_no_temperature_but_a_reason(tmp_path: Path, m
 
 def test_zones_that_answer_share_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
-        put(tmp_path, number, f"zone-{number}", 45_000)
+        zone(tmp_path, number, f"zone-{number}", 45_000)
     reader, really, started = ZoneReader(tmp_path, timeout_s=SOON_S), threading.Thread.start, []
     monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), really(thread)))
     assert len(reader.read()) == 9
@@ -203,7 +201,7 @@ def test_zones_that_answer_share_one_thread(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_type_of_a_zone_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, 0, "cpu-thermal", 45_000)
+    zone(tmp_path, 0, "cpu-thermal", 45_000)
     really, reads = zones.read_sysfs, []
     monkeypatch.setattr(zones, "read_sysfs", lambda path: (reads.append(path.name), really(path))[1])
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
@@ -215,7 +213,7 @@ def test_jobs_behind_one_that_hangs_are_done_and_only_once() -> None:
     gate, done = threading.Event(), []
     jobs = {"first": lambda: done.append("first"), "stuck": lambda: gate.wait(SOON_S)}
     jobs |= {name: lambda name=name: done.append(name) for name in ("third", "fourth")}
-    patience = Patience(1.0)
+    patience = Patience(0.5)
     try:
         told, failed = patience.run(jobs)
         assert (set(told), failed) == ({"first", "third", "fourth"}, {"stuck": "its reading hangs"})

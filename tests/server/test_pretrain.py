@@ -66,9 +66,9 @@ def test_the_same_seed_gives_the_same_weights(run, tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-def test_nothing_to_train_on(tmp_path):
+def test_one_class_or_an_unknown_model_trains_nothing(tmp_path):
     one = ImageSet.from_arrays(np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, np.int64), ("only",))
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="one class only"):
         pretrain(one, tmp_path / "warm.safetensors", OPTIONS)
     with pytest.raises(UsageError, match="unknown model"):
         pretrain(colours(), tmp_path / "warm.safetensors", PretrainOptions(model="resnet-z", device="cpu"))

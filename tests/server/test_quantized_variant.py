@@ -23,7 +23,7 @@ def exported(warm, out, plans=("bn", "head", "last")):
     return open_pack(out), [line for line in lines if "quantized variant" in line]
 
 
-def test_a_pack_with_quantized_variants(quick_export, warm, tmp_path):
+def test_an_export_makes_quantized_variants_and_notes_how_they_differ(quick_export, warm, tmp_path):
     pack, lines = exported(warm, tmp_path / "pack")
     assert len(pack.manifest.prefixes) == len(lines) == 2
     for (name, info), line in zip(pack.manifest.prefixes.items(), lines, strict=True):
@@ -64,7 +64,7 @@ def test_a_variant_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_pa
     assert not any("int8" in name for name in pack.manifest.files)
 
 
-def test_features_that_are_no_numbers(quick_export, warm, tmp_path, monkeypatch):
+def test_a_variant_whose_features_are_no_numbers_is_not_shipped(quick_export, warm, tmp_path, monkeypatch):
     monkeypatch.setattr(quantized_variant, "relative_error", lambda found, expected: float("nan"))
     pack, _ = exported(warm, tmp_path / "pack")
     assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
@@ -84,7 +84,7 @@ def test_ranges_leave_the_extremes_of_few_images_out(monkeypatch):
     np.testing.assert_array_equal(features, -values)
 
 
-def test_ranges_that_cut_off_too_much(quick_export, warm, tmp_path, monkeypatch):
+def test_a_variant_whose_ranges_cut_off_too_much_is_not_shipped(quick_export, warm, tmp_path, monkeypatch):
     monkeypatch.setattr(
         quantized_variant, "WITHIN", 0.0
     )  # of each the least of the greatest values, and the other way round

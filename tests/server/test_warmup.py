@@ -32,7 +32,7 @@ def saved(tmp_path, one_thread):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_round_trip(tmp_path, one_thread, name):
+def test_what_is_saved_comes_back(tmp_path, one_thread, name):
     info = WarmupInfo(name, ("ä", "b c"), (16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"flip": True})
     model = build(name, 2, info.image_size).to(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -85,14 +85,14 @@ def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path):
 
 
 @pytest.mark.parametrize("content", (b"", b"PK\x03\x04 not tensors", b"\x80\x04\x95 a pickle", b"{}" * 400))
-def test_what_is_not_safetensors(tmp_path, content):
+def test_what_is_not_safetensors_is_refused(tmp_path, content):
     path = tmp_path / "warm.safetensors"
     path.write_bytes(content)
     with pytest.raises(BadInputError, match="not a safetensors file"):
         warmup.load(path)
 
 
-def test_truncated_at_any_length(saved):
+def test_a_file_cut_short_at_any_length_is_refused(saved):
     path = saved[0]
     whole = path.read_bytes()
     for length in (1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
@@ -101,7 +101,7 @@ def test_truncated_at_any_length(saved):
             warmup.load(path)
 
 
-def test_somebody_elses_safetensors(saved):
+def test_somebody_elses_safetensors_are_refused(saved):
     path, model = saved
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     for metadata in (None, {"format": "pt"}, {"format": "edge-sel-warmup-2", "info": "{}"}):
@@ -129,7 +129,7 @@ def headers():
 
 
 @pytest.mark.parametrize("info", [h[1] for h in headers()], ids=[h[0] for h in headers()])
-def test_a_damaged_header(saved, info):
+def test_a_damaged_header_is_refused(saved, info):
     path, model = saved
     metadata = {"format": FORMAT} | ({} if info is None else {"info": info})
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, metadata=metadata)
@@ -137,7 +137,7 @@ def test_a_damaged_header(saved, info):
         warmup.load(path)
 
 
-def test_weights_that_do_not_fit_their_model(saved):
+def test_weights_that_do_not_fit_their_model_are_refused(saved):
     path, model = saved
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     with safe_open(path, framework="pt") as file:

@@ -180,6 +180,7 @@ def test_a_process_is_measured_from_outside(tmp_path):
     profile = load_profile("cloud-vm")
     busy = measured([sys.executable, "-c", work], tmp_path / "busy", profile, 1)
     assert busy["exit"] == 0 and 0.3 < busy["cpu_s"] < 1.5 and 60 < busy["rss_mb"] < 120
+    assert busy["source"] in ("measured", "modelled")
     if busy["source"] == "modelled":
         assert busy["gross_j"] - busy["net_j"] == pytest.approx(profile.idle_w * busy["wall_s"])
     fallen = measured([sys.executable, "-c", "raise SystemExit('out of luck')"], tmp_path / "bad", profile, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
@@ -79,3 +81,25 @@ def test_memory_does_not_grow_with_samples_laps_and_phases() -> None:
             before = size()
     assert size() == before
     assert size() > 20
+
+
+def test_why_the_meter_s_device_was_slowed_down_is_kept_per_window() -> None:
+    clock, told = Clock(), iter([["power cap"], ["heat", "power cap"], RuntimeError, []])
+
+    class Throttled(FakeMeter):
+        def throttle_reasons(self) -> list[str]:
+            reasons = next(told)
+            if isinstance(reasons, list):
+                return reasons
+            raise reasons
+
+    recorder = by_hand(Throttled(clock), clock)
+    window = recorder.start_window()
+    recorder.sample_once()
+    recorder.sample_once()
+    recorder.sample_once()  # a driver that fails: the run goes on
+    figure = recorder.lap(window)
+    assert figure.throttled == ("power cap", "heat")
+    assert json.loads(json.dumps(figure.to_json()))["throttled"] == ["power cap", "heat"]
+    recorder.sample_once()
+    assert recorder.end_window(window).throttled == ()

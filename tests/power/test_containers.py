@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from power_fakes import write
 
-from edge_sel.power.access import MOUNT, Container, cpu_quota, find_container, hints, is_wsl
+from edge_sel.power.access import MOUNT, Container, find_container, hints, is_wsl
+from edge_sel.power.processors import cpu_quota
 
 DOCKER = Container("docker", "/.dockerenv is there")
 INA3221 = "bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3/curr1_input"

@@ -9,8 +9,7 @@ from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.progress import Progress
 from edge_sel.pack.reader import Pack
-from edge_sel.power.figure import EnergyFigure
-from edge_sel.power.recorder import RecorderCost
+from edge_sel.power.figure import EnergyFigure, RecorderCost
 from edge_sel.runs.identity import Identity
 from edge_sel.runs.tables import finite
 

@@ -40,7 +40,7 @@ def inspect(pack: Path, as_json: bool) -> None:
         click.echo(
             f"  {plan.name:10} {len(plan.trainable):3} tensors trained, {plan.flops_train / 1e6:9.1f} MFLOP per image"
             f" and step, forward {plan.flops_forward / 1e6:.1f}"
-            + (f", before that once {manifest.prefixes[plan.prefix].flops / 1e6:.1f}" if plan.prefix else "")
+            + (f", frozen backbone once {manifest.prefixes[plan.prefix].flops / 1e6:.1f}" if plan.prefix else "")
         )
 
 

@@ -60,7 +60,7 @@ class Console:
             self._console.print(f"tuning ignored, {event['why']} (run `edge-sel tune` again)")
         elif kind in ("started", "resumed"):
             self._console.print(
-                f"{kind}: {event['images']} images to learn from, {event['guard']} held back for validation"
+                f"{kind}: {event['images']} images to train on, {event['guard']} held back as the validation set"
             )
         elif kind == "evaluated":
             accuracy = event["accuracy"]

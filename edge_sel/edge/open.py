@@ -34,7 +34,7 @@ class RunImages(NamedTuple):
     """What a run looks at."""
 
     images: ImageSet
-    """To learn from; a part is held back for validation."""
+    """To train on; a part is held back as the validation set."""
     test: ImageSet | None
     """For the figures before and after only."""
     source: str

@@ -91,7 +91,7 @@ def test_a_run_that_made_it_worse_says_so(edge_sel, digits_folder):
     assert result.code == 0
     assert "the original model ships" in result.out and "the original model ships" in result.err
     assert "full did not lower the validation loss: undone" in result.err
-    assert "held back for validation" in result.err and "valid." in result.out
+    assert "held back as the validation set" in result.err and "valid." in result.out
     assert "guard" not in result.out + result.err
     told = json.loads(edge_sel("finetune", PACK, "--data", digits_folder, *arguments, "--resume", "--json").out)
     assert told["shipped"] is False

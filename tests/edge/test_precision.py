@@ -142,7 +142,7 @@ def test_too_few_images_or_a_setting_need_no_trial(given, name, monkeypatch):
 
 def test_int8_that_the_pack_does_not_have_is_told():
     found = chosen(asked="int8", base=without_int8())
-    assert found.name == found.event["precision"] == "fp32" and "no int8 variant" in found.event["why"]
+    assert found.name == found.event["precision"] == "fp32" and "no quantized variant" in found.event["why"]
     assert found.computed == 0
 
 

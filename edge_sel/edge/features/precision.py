@@ -1,4 +1,4 @@
-"""Whether a frozen prefix computes in float32 or in int8: what is cheaper on this device, if the features agree."""
+"""Whether a frozen backbone computes in float32 or in int8: what is cheaper here, if the features agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHUNK = 4
 resumed run has other ones to compute together. More of them are hardly faster."""
 
 WORTHWHILE = 200
-"""Fewest images to come that pay for a trial, which takes both prefixes the time of ``TIMED + 1`` chunks."""
+"""Fewest images to come that pay for a trial, which takes both precisions the time of ``TIMED + 1`` chunks."""
 
 TIMED = 5
 """Chunks that are timed, after one that is not."""
@@ -79,7 +79,7 @@ def choose_precision(
     if info is None:
         return Precision("")
     if info.int8 is None and asked == INT8:
-        why = "the pack has no int8 variant of this plan's frozen backbone: export it again"
+        why = "the pack has no quantized variant of this plan's frozen backbone: export it again"
         untried = {"precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
         return Precision(FP32, {"plan": plan, **untried})
     if info.int8 is None or (asked == "auto" and expected < WORTHWHILE):

@@ -121,7 +121,7 @@ class MetricsFile:
         if kind == "started":
             self._known["epoch"], self._rung_step = 0, 0
         elif kind == "rung":
-            # The rung in which a run is resumed goes on at a step that only its first boundary tells.
+            # The training stage in which a run is resumed goes on at a step that only its first boundary tells.
             self._plan = str(event.get("plan", ""))
             self._rung_step = None if self._rung_step is None else 0
         elif kind == "step":
@@ -166,9 +166,9 @@ class MetricsFile:
                 "Images trained on since this part of the run began, each time they were.",
                 self._images + self._images_of_epoch,
             ),
-            _gauge("edge_sel_guard_accuracy_ratio", "ratio", "Accuracy on the images held back.", known("guard")),
+            _gauge("edge_sel_guard_accuracy_ratio", "ratio", "Accuracy on the validation set.", known("guard")),
             _gauge("edge_sel_gate_rate_ratio", "ratio", "Share of images the gate let pass.", known("active_rate")),
-            _gauge("edge_sel_pressure_ratio", "ratio", "How hard the governor saves.", known("pressure")),
+            _gauge("edge_sel_pressure_ratio", "ratio", "How far the target rate is lowered.", known("pressure")),
             _gauge("edge_sel_paused", "", "1 while the governor lets the run wait.", known("paused")),
             Family("edge_sel_stopped", "gauge", "", "1 for the reason why the run ended.", stopped),
             _gauge("edge_sel_info", "", "The run, its plan now, and the version of edge-sel.", 1.0, about),

@@ -19,7 +19,7 @@ STATISTICS_IMAGES = 512
 
 
 def stage_work(pack: Pack, planned: PlannedStage, images: int, rate: float, *, scores: bool) -> float:
-    """A whole stage: the pass that scores every image, if there is one, its epochs, and its frozen prefix.
+    """A whole stage: the pass that scores every image, if there is one, its epochs, and its frozen backbone.
 
     Re-estimating statistics costs a forward pass of some images. That features are kept is taken for granted here.
     """

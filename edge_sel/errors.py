@@ -11,7 +11,6 @@ EdgeSelError              exit 1
 
 from __future__ import annotations
 
-EXIT_DONE = 0
 EXIT_STOPPED_RESUMABLE = 75
 EXIT_INTERRUPTED = 130
 

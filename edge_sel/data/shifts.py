@@ -57,7 +57,9 @@ def write_folder(image_set: ImageSet, root: str | os.PathLike[str]) -> None:
     from PIL import Image
 
     root = Path(root)
-    if root.is_file() or (root.is_dir() and any(root.iterdir())):
+    if root.is_file():
+        raise UsageError("the folder to write to is a file", where=root, fix="name a new folder")
+    if root.is_dir() and any(root.iterdir()):
         raise UsageError("the folder to write to is not empty", where=root, fix="name a new folder")
     for name in image_set.classes:
         if name.startswith(".") or any(mark in name for mark in "/\\\0") or not name.strip():

@@ -260,9 +260,9 @@ class Session:
             if found["loss"] < figures["loss"]:
                 trained, figures = latest, found
         after = self.judge.look_at_both(trained, figures)
-        before_guard, after_guard = progress.before["guard"], after["guard"]
-        shipped = better(after_guard, before_guard)
-        self.emit("guard", before=before_guard["accuracy"], after=after_guard["accuracy"], shipped=shipped)
+        start, end = progress.before["guard"], after["guard"]
+        shipped = better(end, start)
+        self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped)
         trim()
         with self.recorder.phase("checkpoint"):
             weights = trained if shipped else original_weights(self.pack, len(self.classes))

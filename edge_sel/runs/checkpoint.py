@@ -41,7 +41,8 @@ def save_checkpoint(folder: Path, tensors: Arrays, scalars: dict[str, Any], iden
     number = 1 + max((n for n, _ in existing), default=0)
     target = folder / f"checkpoint-{number:06d}-{digest}.safetensors"
     write_durably(target, content)
-    for _, old in existing[: -(KEEP - 1)]:
+    # A power cut while one was written left its temporary file behind, under a name that never comes again.
+    for old in [*(path for _, path in existing[: -(KEEP - 1)]), *folder.glob(".checkpoint-*.tmp")]:
         old.unlink(missing_ok=True)
     return target
 

@@ -196,7 +196,7 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(UsageError, match="not empty"):
         write_folder(images, tmp_path / "out")
     assert (tmp_path / "out" / "a" / "000000.png").read_bytes() == before
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="is a file"):
         write_folder(images, tmp_path / "out" / "a" / "000000.png")
 
 

@@ -104,7 +104,7 @@ class MetricsFile:
         self._plan, self._reason = "", ""
         self._known: dict[str, float | None] = {}
         self._steps = self._images = self._images_of_epoch = 0
-        self._rung_step: int | None = None
+        self._stage_step: int | None = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take in one event; write the file if it is time to."""
@@ -119,15 +119,15 @@ class MetricsFile:
 
     def _learn(self, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "started":
-            self._known["epoch"], self._rung_step = 0, 0
+            self._known["epoch"], self._stage_step = 0, 0
         elif kind == "rung":
             # The training stage in which a run is resumed goes on at a step that only its first boundary tells.
             self._plan = str(event.get("plan", ""))
-            self._rung_step = None if self._rung_step is None else 0
+            self._stage_step = None if self._stage_step is None else 0
         elif kind == "step":
             step = int(event.get("step", 0))
-            self._steps += max(0, step - (step if self._rung_step is None else self._rung_step))
-            self._rung_step = step
+            self._steps += max(0, step - (step if self._stage_step is None else self._stage_step))
+            self._stage_step = step
             self._images_of_epoch = int(event.get("trained", 0))
         elif kind == "evaluated":
             self._known["guard"] = event.get("accuracy", {}).get("guard_before")

@@ -51,15 +51,14 @@ class Gate:
     Args:
         settings: gate, target_rate and significance.
         intensity_std: standard deviation of each image's intensity [N].
-        soft: how significance becomes a probability.
     """
 
-    def __init__(self, settings: Settings, intensity_std: np.ndarray, soft: SoftConfig | None = None) -> None:
+    def __init__(self, settings: Settings, intensity_std: np.ndarray) -> None:
         self.kind: str = settings.gate
         self.significance = settings.significance
         self.rate = settings.target_rate
         self.config = SundewConfig.fast(settings.target_rate)
-        self.soft = soft or SoftConfig()
+        self.soft = SoftConfig()
         self.pressure = 0.0
         """Of the governor, 0 to 1: lowers the target rate."""
         self._std = intensity_std

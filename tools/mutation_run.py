@@ -26,7 +26,7 @@ CONFIG = """[cosmic-ray]
 module-path = {modules}
 timeout = {timeout_s}
 excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider --no-header {tests}"
+test-command = "{python} -m pytest -x -q -n 0 -p no:cacheprovider --no-header {tests}"
 [cosmic-ray.distributor]
 name = "local"
 """

@@ -35,6 +35,19 @@ from edge_sel.errors import UsageError
 )
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror images at random.")
 @click.option("--crop-padding", default=4, show_default=True, type=click.IntRange(0), metavar="PIXELS")
+@click.option(
+    "--robust/--no-robust",
+    default=False,
+    show_default=True,
+    help="Take a part of the images with random cameras, so that the model stands what the field does to pictures.",
+)
+@click.option(
+    "--camera-strength",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 2),
+    help="How bad the random cameras may be; 0 is perfect.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
@@ -42,7 +55,7 @@ from edge_sel.errors import UsageError
 def command(
     source: str, out: Path, model: str, pretrained: bool, image_size: int, epochs: int, batch_size: int, lr: float,
     limit_per_class: int | None, validation: float, flip: bool, crop_padding: int, seed: int, device: str,
-    precision: str, as_json: bool,
+    precision: str, robust: bool, camera_strength: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a dense warmup checkpoint that `edge-sel export` turns into a pack."""
     require_server_extra("pretrain")
@@ -61,13 +74,15 @@ def command(
     options = PretrainOptions(
         model=model, epochs=epochs, batch_size=batch_size, learning_rate=lr, flip=flip, crop_padding=crop_padding,
         validation_fraction=validation, seed=seed, pretrained=pretrained, device=device, precision=precision,
+        robust=robust, camera_strength=camera_strength,
     )  # fmt: skip
     click.echo(f"{len(images)} images, {len(images.classes)} classes, {len(images.skipped)} skipped", err=True)
 
     def show(report: EpochReport) -> None:
         click.echo(
             f"epoch {report.epoch}/{epochs}  loss {report.train_loss:.4f}  "
-            f"validation {report.validation_accuracy:.4f}  {report.seconds:.0f} s",
+            f"validation {report.validation_accuracy:.4f}  through random cameras {report.camera_accuracy:.4f}  "
+            f"{report.seconds:.0f} s",
             err=True,
         )
 

@@ -18,12 +18,21 @@ from edge_sel.data.split import stratified_split
 from edge_sel.data.transforms import channel_statistics
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.server import warmup
+from edge_sel.server.cameras import Cameras, draw_cameras, take_pictures
 from edge_sel.server.warmup import WarmupInfo
+
+_EVALUATED_AT_ONCE = 500
+_CAMERA_SEED = 2_000_003
+"""Of the cameras that a model is judged by; no seed of a training run that anybody would choose."""
 
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """The recipe: SGD with Nesterov momentum, one cosine cycle, label smoothing, flips and padded crops."""
+    """The recipe: SGD with Nesterov momentum, one cosine cycle, label smoothing, flips and padded crops.
+
+    With ``robust`` a share of the images of every batch is taken by random cameras; ``camera_strength`` says how bad
+    these may be, see ``draw_cameras``.
+    """
 
     model: str = "resnet-c"
     epochs: int = 15
@@ -39,15 +48,22 @@ class PretrainOptions:
     pretrained: bool = False
     device: str = "auto"
     precision: str = "auto"
+    robust: bool = False
+    camera_strength: float = 1.0
+    camera_share: float = 0.6
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished epoch; accuracy is on the validation share, which training never sees."""
+    """One finished epoch; accuracies are on the validation share, which training never sees.
+
+    ``camera_accuracy`` is that of the same images through random cameras of strength 1, the same ones in every epoch.
+    """
 
     epoch: int
     train_loss: float
     validation_accuracy: float
+    camera_accuracy: float
     seconds: float
 
 
@@ -82,17 +98,19 @@ def pretrain(
     for epoch in range(1, options.epochs + 1):
         started = time.monotonic()
         loss = _train_epoch(model, loader.shuffled(train, options, generator), optimizer, schedule, options)
-        accuracy = _accuracy(model, loader, held)
+        accuracy = _accuracy(model, loader.ordered(held))
+        camera_accuracy = _accuracy(model, loader.through_cameras(held))
         training = {
             **asdict(options),
             "images": len(train),
             "finished_epochs": epoch,
             "validation_accuracy": accuracy,
+            "camera_accuracy": camera_accuracy,
             "parameters": parameter_count(model),
         }
         info = WarmupInfo(options.model, images.classes, images.size, mean, std, training)
         warmup.save(out, model, info)  # after every epoch: a run that dies leaves its last one
-        on_epoch(EpochReport(epoch, loss, accuracy, time.monotonic() - started))
+        on_epoch(EpochReport(epoch, loss, accuracy, camera_accuracy, time.monotonic() - started))
     return info
 
 
@@ -126,11 +144,14 @@ class Batches:
         self.offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None]
 
     def read(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [N, 3, H, W] float32 and labels [N] int64 of the given indices."""
+        """Stored pixels [N, 3, H, W] float32, 0..255, and labels [N] int64 of the given indices."""
         x = torch.from_numpy(self.images.read(indices)).to(self.device).permute(0, 3, 1, 2)
         y = torch.from_numpy(self.images.labels[indices]).to(self.device)
-        x = (x.float() * self.scale + self.offset).to(memory_format=torch.channels_last)
-        return x, y
+        return x.float(), y
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the model is fed."""
+        return (pixels * self.scale + self.offset).to(memory_format=torch.channels_last)
 
     def shuffled(
         self, indices: np.ndarray, options: PretrainOptions, generator: torch.Generator
@@ -140,12 +161,33 @@ class Batches:
         size = min(options.batch_size, len(order))
         for start in range(0, len(order) - size + 1, size):
             x, y = self.read(order[start : start + size])
-            yield augment(x, options, generator), y
+            x = augment(x, options, generator)
+            if options.robust:
+                x = _retake(x, options.camera_share, options.camera_strength, generator)
+            yield self.normalise(x), y
 
-    def ordered(self, indices: np.ndarray, size: int = 500) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def ordered(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once, in order, without augmentation."""
-        for start in range(0, len(indices), size):
-            yield self.read(indices[start : start + size])
+        for x, y in self._in_order(indices):
+            yield self.normalise(x), y
+
+    def through_cameras(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once, in order, each by a random camera, which is the same at every call."""
+        generator = torch.Generator().manual_seed(_CAMERA_SEED)
+        for x, y in self._in_order(indices):
+            yield self.normalise(_retake(x, 1.0, 1.0, generator)), y
+
+    def _in_order(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(indices), _EVALUATED_AT_ONCE):
+            yield self.read(indices[start : start + _EVALUATED_AT_ONCE])
+
+
+def _retake(pixels: torch.Tensor, share: float, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """The first ``share`` of the images [N, 3, H, W], 0..255, as random cameras see them; the others as they are."""
+    count = round(share * len(pixels))
+    cameras = draw_cameras(count, strength, generator)
+    cameras = Cameras(*(field.to(pixels.device) for field in cameras))
+    return torch.cat([255 * take_pictures(pixels[:count] / 255, cameras, generator), pixels[count:]])
 
 
 def augment(x: torch.Tensor, options: PretrainOptions, generator: torch.Generator) -> torch.Tensor:
@@ -166,11 +208,14 @@ def augment(x: torch.Tensor, options: PretrainOptions, generator: torch.Generato
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, loader: Batches, indices: np.ndarray) -> float:
-    """Accuracy (0..1) on the given images; NaN when there are none."""
+def _accuracy(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Accuracy (0..1) on batches of images and labels; NaN when there are none."""
     model.eval()
-    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in loader.ordered(indices))
-    return correct / len(indices) if len(indices) else float("nan")
+    correct = total = 0
+    for x, y in batches:
+        correct += int((model(x).argmax(1) == y).sum())
+        total += len(y)
+    return correct / total if total else float("nan")
 
 
 def _optimizer(model: nn.Module, options: PretrainOptions) -> torch.optim.Optimizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -78,8 +80,11 @@ def test_one_class_or_an_unknown_model_trains_nothing(tmp_path):
 def test_batches_are_normalised_like_the_device_does_it():
     images = colours(6)
     mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
-    x, y = Batches(images, mean, std, torch.device("cpu")).read(np.array([4, 1]))
-    np.testing.assert_allclose(x.numpy(), normalise(images.read([4, 1]), mean, std), rtol=1e-5, atol=1e-5)
+    batches = Batches(images, mean, std, torch.device("cpu"))
+    x, y = batches.read(np.array([4, 1]))
+    np.testing.assert_allclose(
+        batches.normalise(x).numpy(), normalise(images.read([4, 1]), mean, std), rtol=1e-5, atol=1e-5
+    )
     assert y.tolist() == images.labels[[4, 1]].tolist()
 
 
@@ -113,3 +118,38 @@ def test_augmentation_only_flips_and_shifts():
             assert any(torch.equal(view, window[image]) for window in windows)
     assert len(places) > 12
     assert torch.equal(augment(x, PretrainOptions(flip=False, crop_padding=0), generator), x)
+
+
+def test_robust_training_retakes_a_share_of_every_batch():
+    images = colours(60)
+    batches = Batches(images, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"))
+    plain = PretrainOptions(batch_size=20, flip=False, crop_padding=0)
+    robust = replace(plain, robust=True, camera_share=0.6, camera_strength=1.0)
+    for options, expected in ((plain, 0), (robust, 12)):
+        for x, _ in batches.shuffled(np.arange(60), options, torch.Generator().manual_seed(0)):
+            whole = (x == x.round()).flatten(1).all(1)  # a stored value, as the images have them
+            assert int((~whole).sum()) <= expected and x.shape == (20, 3, 12, 12)
+            assert expected == 0 or int((~whole).sum()) >= expected - 4  # a camera may be perfect
+
+
+def stripes(count: int = 240) -> ImageSet:
+    """Rows, columns and checks in grey, of random phase and contrast, so that colour and light tell nothing."""
+    rng = np.random.default_rng(0)
+    labels, y, x = np.arange(count) % 3, *np.mgrid[:12, :12]
+    waves = np.stack([y // 2 % 2, x // 2 % 2, (x // 2 + y // 2) % 2])[labels]
+    waves = np.where(rng.random((count, 1, 1)) < 0.5, waves, 1 - waves) * rng.uniform(60, 120, (count, 1, 1))
+    pixels = np.repeat((waves + rng.uniform(20, 100, (count, 1, 1)))[..., None], 3, axis=3)
+    return ImageSet.from_arrays(pixels.astype(np.uint8), labels, ("rows", "columns", "checks"))
+
+
+def test_robust_training_makes_a_model_that_stands_random_cameras(tmp_path, one_thread):
+    """Both are judged by the same cameras, and the same seed gives the same weights."""
+    options = replace(OPTIONS, epochs=8, batch_size=16, flip=False, crop_padding=0)
+    accuracy = {}
+    for name, robust in (("plain", False), ("robust", True), ("again", True)):
+        info = pretrain(stripes(), tmp_path / f"{name}.safetensors", replace(options, robust=robust))
+        accuracy[name] = info.training["camera_accuracy"]
+        assert info.training["robust"] is robust
+    assert accuracy["robust"] > accuracy["plain"] + 0.05 and accuracy["again"] == accuracy["robust"]
+    first, again = (warmup.load(tmp_path / f"{name}.safetensors")[0].state_dict() for name in ("robust", "again"))
+    assert all(torch.equal(first[key], again[key]) for key in first)

@@ -1,0 +1,107 @@
+"""Random cameras: perfect ones change nothing, each imperfection does what its physics says, seeds give the same."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sel.data.light import expose
+from edge_sel.data.light import to_light as decode
+from edge_sel.server.cameras import Cameras, draw_cameras, take_pictures, to_light, to_stored
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count: int = 4, size: tuple[int, int] = (12, 20)) -> torch.Tensor:
+    return torch.rand(count, 3, *size, generator=rng(1))
+
+
+def perfect(count: int = 4, **changed: torch.Tensor) -> Cameras:
+    cameras = draw_cameras(count, 0.0, rng())
+    return cameras._replace(**changed)
+
+
+def taken(pixels: torch.Tensor, **changed: torch.Tensor) -> torch.Tensor:
+    return take_pictures(pixels, perfect(len(pixels), **changed), rng())
+
+
+def test_light_is_that_of_the_device_side():
+    stored = torch.arange(256) / 255
+    light = to_light(stored).numpy()
+    np.testing.assert_allclose(light, decode(np.arange(256, dtype=np.uint8)), atol=1e-6)
+    assert np.array_equal(np.rint(255 * to_stored(torch.from_numpy(light)).numpy()), np.arange(256))
+    assert np.array_equal(expose(light), np.arange(256))
+
+
+def test_a_perfect_camera_gives_the_picture():
+    torch.testing.assert_close(taken(pictures()), pictures(), atol=1e-4, rtol=0)
+
+
+@given(strength=st.floats(0, 2), seed=st.integers(0, 99))
+def test_every_picture_can_be_stored(strength, seed):
+    generator = rng(seed)
+    found = take_pictures(pictures(), draw_cameras(4, strength, generator), generator)
+    assert found.shape == pictures().shape and found.isfinite().all() and found.min() >= 0 and found.max() <= 1
+
+
+def test_a_stop_less_is_half_of_the_light():
+    half = taken(pictures(), gain=torch.full((4, 3), 0.5))
+    torch.testing.assert_close(to_light(half), to_light(pictures()) / 2, atol=1e-4, rtol=1e-3)
+
+
+def test_a_veil_takes_contrast_and_adds_its_colour():
+    veil = torch.tensor([[0.4, 1.0, 0.5, 0.0]]).repeat(4, 1)
+    expected = 0.6 * to_light(pictures()) + 0.4 * torch.tensor([1.0, 0.5, 0.0])[:, None, None]
+    torch.testing.assert_close(to_light(taken(pictures(), veil=veil)), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_blur_keeps_the_light_and_spreads_a_point_along_its_direction():
+    point = torch.zeros(1, 3, 33, 33)
+    point[..., 16, 16] = 1.0
+    spread = to_light(taken(point, blur=torch.tensor([[0.04, 0.0, 0.0]])))[0, 0]
+    assert float(spread.sum()) == pytest.approx(1.0, rel=0.02)
+    row, column = spread.sum(1), spread.sum(0)
+    place = torch.arange(33.0) - 16
+    assert float((column * place**2).sum()) == pytest.approx((0.04 * 33) ** 2, rel=0.1)
+    assert float((row * place**2).sum()) < 0.05
+    turned = to_light(taken(point, blur=torch.tensor([[0.04, 0.0, torch.pi / 2]])))[0, 0]
+    torch.testing.assert_close(turned, spread.T, atol=1e-4, rtol=0)
+
+
+def test_a_coarse_picture_is_one_of_blocks_with_the_same_light():
+    found = to_light(taken(pictures(size=(16, 16)), resolution=torch.full((4,), 0.5)))
+    blocks = to_light(pictures(size=(16, 16))).reshape(4, 3, 8, 2, 8, 2).mean((3, 5))
+    torch.testing.assert_close(found, blocks.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("light", [0.1, 0.4])
+def test_shot_noise_grows_with_the_root_of_the_light(light):
+    grey = to_stored(torch.full((1, 3, 200, 200), light))
+    noise = torch.tensor([[0.05, 0.01]])
+    found = to_light(taken(grey, noise=noise))
+    assert float(found.std()) == pytest.approx((0.05**2 * light + 0.01**2) ** 0.5, rel=0.03)
+
+
+def test_stronger_cameras_change_more():
+    means = []
+    for strength in (0.0, 0.5, 1.0):
+        generator = rng()
+        found = take_pictures(pictures(200), draw_cameras(200, strength, generator), generator)
+        means.append(float((found - pictures(200)).abs().mean()))
+    assert means[0] < 1e-4 < means[1] < means[2]
+
+
+def test_the_same_seed_gives_the_same_pictures():
+    first, again, other = (
+        take_pictures(pictures(), draw_cameras(4, 1.0, generator), generator) for generator in (rng(), rng(), rng(5))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_rows_are_cameras():
+    cameras = draw_cameras(5, 1.0, rng())
+    some = cameras.rows(torch.tensor([3, 3, 0]))
+    assert all(torch.equal(few, all_[[3, 3, 0]]) for few, all_ in zip(some, cameras, strict=True))

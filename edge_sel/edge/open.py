@@ -16,9 +16,10 @@ from edge_sel.edge.governor.from_settings import limits_of, local_minute, requir
 from edge_sel.edge.host import Host, Listener
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.edge.session import Session
-from edge_sel.edge.train.ladder import auto_ladder, fixed_ladder
+from edge_sel.edge.train.ladder import FixedLadder, auto_ladder, fixed_ladder
 from edge_sel.engines.base import Engine
-from edge_sel.errors import SetupError
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.pack.manifest import RIDGE
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import read_supply
 from edge_sel.power.find import find_meter, find_thermometer, sysfs_root
@@ -76,7 +77,7 @@ def open_session(
         SetupError: a meter or sensor that was asked for is missing.
     """
     settings = resolved.settings
-    fixed = None if settings.plan == "auto" else fixed_ladder(pack, settings.plan, settings.epochs)
+    fixed = _named_ladder(pack, settings)
     meter = _open_meter(settings, profile)
     supply = partial(read_supply, sysfs_root())
     limits = limits_of(resolved, clock_through_sleep())
@@ -113,6 +114,18 @@ def open_session(
             source=source,
             resume=resume,
         )
+
+
+def _named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
+    """The plans that the user named; None for ``auto``."""
+    if settings.plan == "auto":
+        return None
+    ladder = fixed_ladder(pack, settings.plan, settings.epochs)
+    if settings.engine == "torch" and any(stage.plan == RIDGE for stage in ladder.stages):
+        raise UsageError(
+            f"--plan {RIDGE} needs features, which the torch engine does not give", fix="--engine ort, or --plan head"
+        )
+    return ladder
 
 
 def _open_meter(settings: Settings, profile: Profile) -> Meter | None:

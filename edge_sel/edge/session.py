@@ -24,12 +24,14 @@ from edge_sel.edge.outputs.summary import accuracy_block, run_summary
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.ladder import Ladder
+from edge_sel.edge.train.ridge_stage import RidgeStage
 from edge_sel.edge.train.sel_stage import SelStage
 from edge_sel.edge.train.stage import EpochDone, PrecisionChosen, StageInputs, TrainingStage
 from edge_sel.edge.train.state import StageState
 from edge_sel.edge.train.statistics_stage import StatisticsStage
 from edge_sel.edge.train.work import work_of
 from edge_sel.engines.base import Engine
+from edge_sel.pack.manifest import RIDGE, PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.power.throttle import new_throttling
@@ -37,6 +39,13 @@ from edge_sel.sel.embarrassment import init_sums
 
 WRITES = 3
 """How many times the writing of a checkpoint the writing of the results is expected to take."""
+
+
+def stage_kind(plan: PlanInfo) -> type[TrainingStage]:
+    """What trains a plan."""
+    if plan.name == RIDGE:
+        return RidgeStage
+    return SelStage if plan.trainable else StatisticsStage
 
 
 class Stop(NamedTuple):
@@ -172,7 +181,7 @@ class Session:
             self.pack, self.engine, self.training, self.gate, self.settings, self.folder.path, self.host.cpu_time,
             self.recorder.phase,
         )  # fmt: skip
-        kind = SelStage if self.pack.plan(progress.stage.plan).trainable else StatisticsStage
+        kind = stage_kind(self.pack.plan(progress.stage.plan))
         with kind(inputs, progress.stages_done, progress.weights, progress.stage, progress.memory) as stage:
             for event in stage.events():
                 if isinstance(event, PrecisionChosen):

@@ -65,6 +65,10 @@ class PlanInfo:
         return split_plan_name(self.name)[1]
 
 
+RIDGE = "ridge"
+"""The plan that fits the head in closed form. It needs no graph, so no pack lists it; ``Pack.plan`` makes it."""
+
+
 IMAGE_GRID = ("image::scale", "image::zero")
 """Initializers of a quantized prefix: what one step of its image is worth, and which step is zero."""
 

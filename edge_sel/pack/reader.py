@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from edge_sel.errors import PackError, UsageError
-from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS, Manifest, PlanInfo, PrefixInfo
+from edge_sel.pack.manifest import EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
 from edge_sel.pack.manifest_json import from_json, to_json
 
 
@@ -42,13 +43,28 @@ class Pack:
 
     def plan(self, name: str) -> PlanInfo:
         """The named plan; UsageError listing the pack's plans when there is none."""
-        if name not in self.manifest.plans:
+        if name not in self.plan_names:
             raise UsageError(
-                f"the pack has no plan {name}",
-                where=self.path,
-                fix=f"one of {', '.join(self.manifest.plans)}",
+                f"the pack has no plan {name}", where=self.path, fix=f"one of {', '.join(self.plan_names)}"
             )
-        return self.manifest.plans[name]
+        return self._ridge_plan() if name == RIDGE else self.manifest.plans[name]
+
+    @property
+    def plan_names(self) -> tuple[str, ...]:
+        """Of every plan: those in the manifest, and ``ridge`` where the head is all that follows the features."""
+        head = self.manifest.plans.get("head")
+        vector = head is not None and head.prefix and len(self.manifest.prefixes[head.prefix].shape) == 1
+        return (*self.manifest.plans, *([RIDGE] if vector else []))
+
+    def _ridge_plan(self) -> PlanInfo:
+        """The plan ``head`` without its graphs.
+
+        Per image: the features' scatter matrix and their coordinates in it, 4 F² operations, and the old logits.
+        """
+        head = self.manifest.plans["head"]
+        (width,) = self.manifest.prefixes[head.prefix].shape
+        flops = 4 * width**2 + 2 * width * len(self.manifest.model.classes)
+        return replace(head, name=RIDGE, train="", score="", flops_train=flops, flops_forward=0)
 
     def prefix(self, plan: str) -> PrefixInfo | None:
         """The frozen prefix of the named plan; None when it has none."""

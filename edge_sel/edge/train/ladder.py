@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from edge_sel.errors import UsageError
-from edge_sel.pack.manifest import PlanInfo
+from edge_sel.pack.manifest import RIDGE, PlanInfo
 from edge_sel.pack.reader import Pack
 
 BODY = ("full", "last2", "last", "affine", "first")
@@ -62,18 +62,19 @@ class FixedLadder:
 
 
 def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
-    """Parse ``bn,last``; batch statistics need one pass, every other plan gets ``epochs``.
+    """Parse ``bn,last``; statistics and a head in closed form need one pass, every other plan gets ``epochs``.
 
     Raises:
         UsageError: an empty list, or a plan that the pack does not have.
     """
     names = [name.strip() for name in plans.split(",") if name.strip()]
     if not names:
-        raise UsageError("--plan names no plan", fix=f"one or more of {', '.join(pack.manifest.plans)}")
+        raise UsageError("--plan names no plan", fix=f"one or more of {', '.join(pack.plan_names)}")
     for name in names:
         if pack.plan(name).channels:
             pack.plan(pack.plan(name).base)  # its gradients choose the channels
-    return FixedLadder([PlannedStage(name, epochs if pack.plan(name).trainable else 1) for name in names])
+    once = {name for name in names if name == RIDGE or not pack.plan(name).trainable}
+    return FixedLadder([PlannedStage(name, 1 if name in once else epochs) for name in names])
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,7 @@ class TrainingStage(ABC):
                 inputs.engine, inputs.pack, state.plan, weights, inputs.images, precision=state.precision,
                 featured=state.featured, settings=inputs.settings, folder=inputs.folder, phase=inputs.phase,
             )  # fmt: skip
-            self._trainer = inputs.engine.trainer(inputs.pack, state.plan, weights)
-        if state.trainer:
-            self._trainer.load_state(state.trainer)
+            self._open_trainer()
 
     def __enter__(self) -> TrainingStage:
         return self
@@ -120,6 +118,12 @@ class TrainingStage(ABC):
     def _train_through(self) -> Iterator[StageEvent]:
         """From where ``state`` stands to the end."""
 
+    def _open_trainer(self) -> None:
+        inputs, state = self.inputs, self.state
+        self._trainer = inputs.engine.trainer(inputs.pack, state.plan, self._start)
+        if state.trainer:
+            self._trainer.load_state(state.trainer)
+
     def weights(self) -> Arrays:
         """Every weight of the model, as of now."""
         return {**self._start, **self._trainer.weights()}
@@ -133,8 +137,13 @@ class TrainingStage(ABC):
         """FLOPs to the end of the stage, as far as can be foreseen."""
         inputs = self.inputs
         return stage_work_left(
-            inputs.pack, self.state, len(inputs.images), inputs.gate.planned_rate, self._to_score(), self._features.kept
+            inputs.pack, self.state, len(inputs.images), self._planned_rate, self._to_score(), self._features.kept
         )
+
+    @property
+    def _planned_rate(self) -> float:
+        """Share of the images of an epoch that will be trained on."""
+        return self.inputs.gate.planned_rate
 
     def _to_score(self) -> int:
         """Images that still get a forward pass before the first epoch."""
@@ -147,7 +156,7 @@ class TrainingStage(ABC):
             return Precision(state.precision)
         planned, settings = PlannedStage(state.plan, state.epochs), inputs.settings
         scores = settings.curriculum != "off"
-        expected = features_asked(inputs.pack, planned, len(inputs.images), inputs.gate.planned_rate, scores=scores)
+        expected = features_asked(inputs.pack, planned, len(inputs.images), self._planned_rate, scores=scores)
         chosen = choose_precision(
             inputs.engine, inputs.pack, state.plan, self._start, inputs.images, settings.prefix_precision, expected,
             inputs.cpu_time, inputs.phase,

@@ -1,0 +1,63 @@
+"""The stage that fits the head in closed form: one pass for the features, then no epoch of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edge_sel.arrays import Arrays
+from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
+from edge_sel.engines.base import StepResult
+from edge_sel.sel.ridge import fit_head
+
+
+class RidgeStage(TrainingStage):
+    """Features of every image, then ridge regression of what the head gets wrong; see ``sel.ridge``.
+
+    All images count, whatever the gate: there is no gradient that a gate could save.
+    """
+
+    def _open_trainer(self) -> None:
+        self._head: Arrays = dict(self.state.trainer)
+
+    def weights(self) -> Arrays:
+        """Every weight of the model: the old ones until the head is fitted."""
+        return {**self._start, **self._head}
+
+    def snapshot(self) -> None:
+        """Bring ``state`` up to now, for a checkpoint."""
+        self.state.trainer, self.state.featured = dict(self._head), self._features.featured
+
+    @property
+    def _planned_rate(self) -> float:
+        return 1.0
+
+    def _train_through(self) -> Iterator[StageEvent]:
+        """Features that are computed are kept; the state itself changes at the end only."""
+        if self.state.epoch:
+            return
+        count, size = len(self.inputs.images), self.inputs.settings.batch_size
+        rows = []
+        for indices in np.split(np.arange(count), range(size, count, size)):
+            rows.append(self._batch(indices, augment=False).images)
+            if len(rows) * size < count:
+                yield StepDone()
+        self._fit(np.concatenate(rows))
+        yield self._end_epoch(0, "closed form")
+
+    def _fit(self, features: np.ndarray) -> None:
+        weight, bias = self._plan.trainable
+        labels, totals = self.inputs.images.labels, self.state.totals
+        with self.inputs.phase("train"):
+            fit = fit_head(features, labels, self._start[weight], self._start[bias])
+        self._head = {weight: fit.weight, bias: fit.bias}
+        logits = (features @ fit.weight.T + fit.bias).astype(np.float32)
+        changed = fit.weight.size + fit.bias.size if fit.step else 0
+        # The loss is that of the samples left out: what the head has seen tells nothing.
+        losses = np.full(len(labels), fit.loss, np.float32)
+        totals.add(StepResult(losses, logits, changed, fit.weight.size + fit.bias.size), labels)
+        totals.candidates = totals.passed = len(labels)
+        totals.steps = 1
+        totals.kept, totals.computed = changed, fit.weight.size + fit.bias.size
+        self.memory.last_loss = fit.loss

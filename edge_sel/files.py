@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -23,13 +24,21 @@ def write_durably(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        if hasattr(os, "O_DIRECTORY"):
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+    if hasattr(os, "O_DIRECTORY"):
+        with suppress(OSError):  # some file systems refuse it; the content is there all the same
             handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise SetupError(f"cannot write ({error.strerror or error})", where=path, fix="free some space") from error
+
+
+def cannot_write(path: Path, error: OSError) -> SetupError:
+    """The error of a write that failed: what, where, what to do."""
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    fix = "free some space" if full else "choose a place that can be written to"
+    return SetupError(f"cannot write ({error.strerror or error})", where=path, fix=fix)

@@ -12,13 +12,17 @@ from rich.table import Table
 from edge_sel.units import format_duration, format_energy, format_flops, format_power
 
 
+class _Stderr(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Nobody looks any more, as when the pipe's reader has ended; the run goes on."""
+        self.quiet = True
+
+
 class Console:
     """Shows session events: a live line on a terminal, one line per epoch anywhere else. Quiet shows nothing."""
 
     def __init__(self, quiet: bool) -> None:
-        self._console = RichConsole(
-            stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
-        )
+        self._console = _Stderr(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._status: Status | None = None
         self._plan = ""
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask the session to save and leave; a second one leaves at once."""
+"""SIGINT, SIGTERM and SIGHUP ask the session to save and leave; a second one leaves at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ class StopSignal:
         self._reason: str | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
+        hangup = getattr(signal, "SIGHUP", None)  # a terminal that is gone, unless nohup has it ignored
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signal.signal(hangup, self._handle)
 
     def __call__(self) -> str | None:
         """``signal`` once one has arrived."""

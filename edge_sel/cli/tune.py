@@ -112,14 +112,14 @@ def trained_plans(pack: Pack, plans: tuple[str, ...]) -> list[str]:
     Raises:
         UsageError: the pack does not have one of them, or none of them trains.
     """
-    from edge_sel.edge.train.ladder import BODY
+    from edge_sel.edge.train.ladder import body_of
 
     known = pack.manifest.plans
     if "auto" in plans:
-        plans = tuple(name for name in ("head", next((name for name in BODY if name in known), "")) if name in known)
-    names = [name for name in dict.fromkeys(plans) if pack.plan(name).trainable]
+        plans = tuple(name for name in ("head", body_of(known)) if name is not None and name in known)
+    names = [name for name in dict.fromkeys(plans) if pack.plan(name).stepped]
     if not names:
-        able = ", ".join(name for name, info in known.items() if info.trainable)
+        able = ", ".join(name for name, info in known.items() if info.stepped)
         raise UsageError("no plan to measure", where=",".join(plans), fix=f"--plan with one of {able}")
     return names
 

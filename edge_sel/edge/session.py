@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.energy import EnergyLedger
+from edge_sel.edge.energy import EnergyLedger, Spent
 from edge_sel.edge.free_memory import trim
 from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.governor.governor import Governor
@@ -23,15 +23,12 @@ from edge_sel.edge.outputs.session_folder import SessionFolder
 from edge_sel.edge.outputs.summary import accuracy_block, run_summary
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.train.gate import Gate
+from edge_sel.edge.train.kinds import stage_kind
 from edge_sel.edge.train.ladder import Ladder
-from edge_sel.edge.train.ridge_stage import RidgeStage
-from edge_sel.edge.train.sel_stage import SelStage
 from edge_sel.edge.train.stage import EpochDone, PrecisionChosen, StageInputs, TrainingStage
 from edge_sel.edge.train.state import StageState
-from edge_sel.edge.train.statistics_stage import StatisticsStage
 from edge_sel.edge.train.work import work_of
 from edge_sel.engines.base import Engine
-from edge_sel.pack.manifest import RIDGE, PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.power.throttle import new_throttling
@@ -39,13 +36,6 @@ from edge_sel.sel.embarrassment import init_sums
 
 WRITES = 3
 """How many times the writing of a checkpoint the writing of the results is expected to take."""
-
-
-def stage_kind(plan: PlanInfo) -> type[TrainingStage]:
-    """What trains a plan."""
-    if plan.name == RIDGE:
-        return RidgeStage
-    return SelStage if plan.trainable else StatisticsStage
 
 
 class Stop(NamedTuple):
@@ -135,12 +125,16 @@ class Session:
         self.progress = replace(self.progress, before=before, best_validation=before["guard"])
         self.emit("evaluated", accuracy=accuracy_block(before, None))
         spent, _ = self.ledger.end_epoch()
-        write_s = spent.seconds / WRITES  # a guess, for a run that is given limits only when it is resumed
+        # A guess first, for a run that is killed now, or that is given limits only when it is resumed.
+        self._expect_closing(spent, spent.seconds / WRITES)
         if self.limits:
             import_onnx()
             began_s = self.host.clock()
             self._save()
-            write_s = self.host.clock() - began_s
+            self._expect_closing(spent, self.host.clock() - began_s)
+
+    def _expect_closing(self, spent: Spent, write_s: float) -> None:
+        """Tell the governor what the end will take, from what the first look took and a write takes."""
         held, looks = len(self.judge.validation), len(self.judge.validation) + len(self.judge.test or ())
         # Once for the last judgement, once for the epoch that may just be ending.
         seconds = 1.1 * spent.seconds * (1 + held / looks) + WRITES * write_s
@@ -277,9 +271,11 @@ class Session:
             weights = trained if shipped else original_weights(self.pack, len(self.classes))
             self.folder.write_model(self.pack, self.engine, weights, self.classes)
         if "test" in after and progress.history and stopped == "done":
-            if kept := progress.best_validation.get("epoch"):
-                progress.history[kept - 1]["test_full"] = after["test"]["accuracy"]
-            self.folder.write_history(progress, self.classes)
+            if best_epoch := progress.best_validation.get("epoch"):
+                history = [*progress.history]
+                history[best_epoch - 1] |= {"test_full": after["test"]["accuracy"]}
+                self.progress = replace(progress, history=history)
+            self.folder.write_history(self.progress, self.classes)
         summary = self._summary(stopped, after, shipped=shipped)
         self.folder.write_summary(summary)
         self.emit("finished", shipped=shipped)

@@ -60,6 +60,11 @@ class PlanInfo:
         return split_plan_name(self.name)[0]
 
     @property
+    def stepped(self) -> bool:
+        """Whether it is trained in steps: statistics and a head in closed form are not."""
+        return bool(self.trainable and self.train)
+
+    @property
     def budget(self) -> float | None:
         """Share of each convolution's output channels that is trained; None: no budget, all of them."""
         return split_plan_name(self.name)[1]

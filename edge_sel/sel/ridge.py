@@ -12,6 +12,9 @@ RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Lengths of the step to try: the residual is a direction in the space of logits, not a distance."""
 
+_NOTHING = 1e-9
+"""Scatter of features, relative to the square of their mean, that is rounding."""
+
 
 class HeadFit(NamedTuple):
     """A head for features φ: logits are ``weight φ + bias``."""
@@ -78,6 +81,8 @@ def fit_head(
     residual = xp.astype(right, xp.float64) - _softmax(old_logits)
     old_loss = _cross_entropy(old_logits, right)
     unit = float(xp.mean(scatter.values))
+    if unit <= _NOTHING * float(xp.sum(scatter.mean * scatter.mean)):  # the samples are all alike, but for rounding
+        unit = 0.0
     best = HeadFit(weight, bias, float("inf"), 0.0, old_loss, old_loss)
     for ridge in ridges if unit > 0 else ():
         left_out = _left_out(scatter, residual, ridge * unit)
@@ -100,10 +105,10 @@ def fit_head(
 def _scatter(features: Array) -> _Scatter:
     """By the smaller of ΦᵀΦ and ΦΦᵀ."""
     xp = array_namespace(features)
-    x = xp.astype(features, xp.float64)
-    mean = xp.mean(x, axis=0)
-    centred = x - mean
-    if x.shape[1] <= x.shape[0]:
+    centred = xp.astype(features, xp.float64)
+    mean = xp.mean(centred, axis=0)
+    centred = centred - mean
+    if centred.shape[1] <= centred.shape[0]:
         values, vectors = xp.linalg.eigh(centred.T @ centred)
         return _Scatter(mean, _not_negative(values), vectors, centred @ vectors)
     values, samples = xp.linalg.eigh(centred @ centred.T)
@@ -115,9 +120,10 @@ def _scatter(features: Array) -> _Scatter:
 def _left_out(scatter: _Scatter, residual: Array, ridge: float) -> Array:
     """float64[N, C]: the residual of each sample as predicted from the others."""
     xp = array_namespace(residual)
-    shrunk = scatter.coordinates / (scatter.values + ridge)
-    fitted = xp.mean(residual, axis=0) + shrunk @ (scatter.coordinates.T @ residual)
-    leverage = 1 / residual.shape[0] + xp.sum(shrunk * scatter.coordinates, axis=1)
+    inverse = 1 / (scatter.values + ridge)
+    solved = inverse[:, None] * (scatter.coordinates.T @ residual)
+    fitted = xp.mean(residual, axis=0) + scatter.coordinates @ solved
+    leverage = 1 / residual.shape[0] + (scatter.coordinates * scatter.coordinates) @ inverse
     rest = xp.where(leverage < 1, 1 - leverage, xp.ones_like(leverage))
     return residual - (residual - fitted) / rest[:, None]
 

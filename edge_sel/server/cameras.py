@@ -40,10 +40,6 @@ class Cameras(NamedTuple):
     noise: torch.Tensor
     """[N, 2]: standard deviation of the shot noise at white and of the read noise, in linear light."""
 
-    def rows(self, index: torch.Tensor) -> Cameras:
-        """Some of them, in this order; a row may be named more than once."""
-        return Cameras(*(field[index] for field in self))
-
 
 def draw_cameras(count: int, strength: float, generator: torch.Generator) -> Cameras:
     """Cameras of all kinds; of each imperfection a camera has none, a little or much.

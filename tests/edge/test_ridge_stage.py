@@ -14,6 +14,7 @@ from tests.edge.recording import Recording
 from tests.edge.runs import KillAt, Killed, StopAt, Tape, World, digits, governed, outcome, pack, session
 
 GIVEN = {"curriculum": "off", "batch_size": 32, "learning_rate": None}
+NOWHERE = {"feature_cache_mb": 0, "feature_cache_disk_mb": 0}
 FILE = {"feature_cache_mb": 0, "feature_cache_disk_mb": 64}
 
 
@@ -38,7 +39,7 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
     assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed)
 
 
-@pytest.mark.parametrize("place", [{}, FILE], ids=["memory", "file"])
+@pytest.mark.parametrize("place", [{}, FILE, NOWHERE], ids=["memory", "file", "nowhere"])
 def test_stopped_or_killed_anywhere_it_ends_the_same(place, tmp_path):
     given = {**GIVEN, **place, "batch_size": 16, "plan": "bn,ridge,last", "epochs": 1, "gate": "off"}
     tape = Tape()

@@ -99,9 +99,3 @@ def test_the_same_seed_gives_the_same_pictures():
         take_pictures(pictures(), draw_cameras(4, 1.0, generator), generator) for generator in (rng(), rng(), rng(5))
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_rows_are_cameras():
-    cameras = draw_cameras(5, 1.0, rng())
-    some = cameras.rows(torch.tensor([3, 3, 0]))
-    assert all(torch.equal(few, all_[[3, 3, 0]]) for few, all_ in zip(some, cameras, strict=True))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sel.edge.host import Listener
-from edge_sel.errors import SetupError
-from edge_sel.files import write_durably
+from edge_sel.files import cannot_write, write_durably
 from edge_sel.runs.tables import finite
 
 
@@ -26,13 +25,13 @@ class EventLog:
     def __call__(self, event: str, **details: Any) -> None:
         """Record ``event`` with its details and the seconds since the start of this part of the run."""
         entry = {"t_s": round(self._clock() - self._start_s, 3), "event": event, **details}
-        if not self._whole:
-            self._cut_half_line()
         try:
+            if not self._whole:
+                self._cut_half_line()
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(entry)) + "\n")
         except OSError as error:
-            raise SetupError(f"cannot write ({error.strerror})", where=self._path, fix="free some space") from error
+            raise cannot_write(self._path, error) from error
         self._listener(entry)
 
     def _cut_half_line(self) -> None:

@@ -75,8 +75,8 @@ def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
         return None
     try:
         finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found, stopped = finished["identity"], finished["stopped"]
-    except (ValueError, KeyError, TypeError) as error:
+        found, stopped = dict(finished["identity"]), finished["stopped"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError("not the result of a run of edge-sel", where=path, fix="another --out") from error
     require_same(found, identity, out, ignored=(TUNED,))
     return finished if stopped == "done" else None

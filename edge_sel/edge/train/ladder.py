@@ -17,16 +17,21 @@ gain per joule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from edge_sel.errors import UsageError
-from edge_sel.pack.manifest import RIDGE, PlanInfo
+from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
 
 BODY = ("full", "last2", "last", "affine", "first")
 """What to train where the pictures have changed: the first of these that the pack has."""
+
+
+def body_of(plans: Collection[str]) -> str | None:
+    """What to train where the pictures have changed; None if the pack has nothing for it."""
+    return next((name for name in BODY if name in plans), None)
 
 
 class PlannedStage(NamedTuple):
@@ -39,11 +44,11 @@ class PlannedStage(NamedTuple):
 class Ladder(Protocol):
     """Decides what to do next from what has happened; must be a pure function of the history."""
 
-    def decide(self, history: Sequence[Mapping[str, Any]], visited: int) -> tuple[PlannedStage | None, str]:
-        """The next stage after ``visited`` finished ones, None when nothing more pays; and why."""
+    def decide(self, history: Sequence[Mapping[str, Any]], stages_done: int) -> tuple[PlannedStage | None, str]:
+        """The next stage after ``stages_done`` finished ones, None when nothing more pays; and why."""
 
-    def planned(self, visited: int) -> Sequence[PlannedStage]:
-        """What is expected to follow the stage that comes after ``visited`` finished ones; for forecasts."""
+    def planned(self, stages_done: int) -> Sequence[PlannedStage]:
+        """What is expected to follow the stage that comes after ``stages_done`` finished ones; for forecasts."""
 
 
 class FixedLadder:
@@ -52,13 +57,13 @@ class FixedLadder:
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
         self.stages = tuple(stages)
 
-    def decide(self, history: Sequence[Mapping[str, Any]], visited: int) -> tuple[PlannedStage | None, str]:
+    def decide(self, history: Sequence[Mapping[str, Any]], stages_done: int) -> tuple[PlannedStage | None, str]:
         """The next named stage."""
-        return (self.stages[visited], "as told") if visited < len(self.stages) else (None, "no more plans")
+        return (self.stages[stages_done], "as told") if stages_done < len(self.stages) else (None, "no more plans")
 
-    def planned(self, visited: int) -> Sequence[PlannedStage]:
+    def planned(self, stages_done: int) -> Sequence[PlannedStage]:
         """The stages named after that one."""
-        return self.stages[visited + 1 :]
+        return self.stages[stages_done + 1 :]
 
 
 def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
@@ -73,8 +78,7 @@ def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
     for name in names:
         if pack.plan(name).channels:
             pack.plan(pack.plan(name).base)  # its gradients choose the channels
-    once = {name for name in names if name == RIDGE or not pack.plan(name).trainable}
-    return FixedLadder([PlannedStage(name, 1 if name in once else epochs) for name in names])
+    return FixedLadder([PlannedStage(name, epochs if pack.plan(name).stepped else 1) for name in names])
 
 
 @dataclass(frozen=True)
@@ -129,13 +133,13 @@ class AutoLadder:
         self._config = config or LadderConfig()
         self._clean_e = clean_e
         self._new_classes = new_classes
-        self._body = next((name for name in BODY if name in plans), None)
+        self._body = body_of(plans)
 
-    def planned(self, visited: int) -> Sequence[PlannedStage]:
+    def planned(self, stages_done: int) -> Sequence[PlannedStage]:
         """Nothing is certain beyond the current stage."""
         return ()
 
-    def decide(self, history: Sequence[Mapping[str, Any]], visited: int) -> tuple[PlannedStage | None, str]:
+    def decide(self, history: Sequence[Mapping[str, Any]], stages_done: int) -> tuple[PlannedStage | None, str]:
         """The next stage, and why."""
         if not history:
             if "bn" in self._plans and self._plans["bn"].buffers:

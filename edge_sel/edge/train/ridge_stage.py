@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from edge_sel.arrays import Arrays
-from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
+from edge_sel.edge.train.stage import StageEvent, TrainingStage
 from edge_sel.engines.base import StepResult
 from edge_sel.sel.ridge import fit_head
 
@@ -18,7 +18,7 @@ class RidgeStage(TrainingStage):
     All images count, whatever the gate: there is no gradient that a gate could save.
     """
 
-    def _open_trainer(self) -> None:
+    def _prepare(self) -> None:
         self._head: Arrays = dict(self.state.trainer)
 
     def weights(self) -> Arrays:
@@ -34,15 +34,16 @@ class RidgeStage(TrainingStage):
         return 1.0
 
     def _train_through(self) -> Iterator[StageEvent]:
-        """Features that are computed are kept; the state itself changes at the end only."""
+        """Whoever stops on the way begins the pass anew."""
         if self.state.epoch:
             return
-        count, size = len(self.inputs.images), self.inputs.settings.batch_size
-        rows = []
+        state, count, size = self.state, len(self.inputs.images), self.inputs.settings.batch_size
+        state.cursor, counted, rows = 0, state.totals.prefixed, []
         for indices in np.split(np.arange(count), range(size, count, size)):
-            rows.append(self._batch(indices, augment=False).images)
-            if len(rows) * size < count:
-                yield StepDone()
+            rows.append(self._batch(indices, augment=False).images.astype(np.float16))  # as they were rounded
+            state.cursor += len(indices)
+            if state.cursor < count:
+                yield from self._boundary_in_pass(counted)
         self._fit(np.concatenate(rows))
         yield self._end_epoch(0, "closed form")
 
@@ -59,5 +60,4 @@ class RidgeStage(TrainingStage):
         totals.add(StepResult(losses, logits, changed, fit.weight.size + fit.bias.size), labels)
         totals.candidates = totals.passed = len(labels)
         totals.steps = 1
-        totals.kept, totals.computed = changed, fit.weight.size + fit.bias.size
         self.memory.last_loss = fit.loss

@@ -41,14 +41,14 @@ class SelStage(TrainingStage):
         The state changes at the end only: whoever stops on the way begins the pass anew.
         """
         images, size = len(self.inputs.images), self.inputs.settings.batch_size
-        found = []
+        found, counted = [], self.state.totals.prefixed
         for indices in np.split(np.arange(images), range(size, images, size)):
             batch = self._batch(indices, augment=False)
             with self.inputs.phase("score"):
                 found.append((indices, self._trainer.score(batch.images, batch.labels)))
             self._scored += len(indices)
             if self._scored < images:
-                yield StepDone()
+                yield from self._boundary_in_pass(counted)
         for indices, scores in found:
             self.memory.remember(indices, scores.losses, scores.logits, self.inputs.images.labels[indices])
         self.state.pool_loss = np.concatenate([scores.losses for _, scores in found])
@@ -71,12 +71,12 @@ class SelStage(TrainingStage):
         if state.epoch + 1 == state.epochs and len(state.queue) >= min(FLUSH_MIN, len(order)):
             self._train(len(state.queue), 1.0)
         self.memory.class_e = means(state.sums, previous=self.memory.class_e)
-        number = state.curriculum_stage
+        window_number = state.curriculum_stage
         state.curriculum_epoch += 1
         passed = state.curriculum_epoch >= window.epochs and stage_passed(state.totals.accuracy, window)
-        if passed and number + 1 < len(self._windows):
-            state.curriculum_stage, state.curriculum_epoch = number + 1, 0
-        yield self._end_epoch(number + 1, window.name)
+        if passed and window_number + 1 < len(self._windows):
+            state.curriculum_stage, state.curriculum_epoch = window_number + 1, 0
+        yield self._end_epoch(window_number + 1, window.name)
 
     def _order(self, window: Stage) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's candidates in random order, and a uniform number for each."""
@@ -118,8 +118,6 @@ class SelStage(TrainingStage):
         memory.last_loss = float(result.losses.mean(dtype=np.float64))
         totals.add(result, batch.labels)
         totals.steps += 1
-        totals.kept += result.kept
-        totals.computed += result.computed
         state.sums = add_batch(state.sums, result.logits, batch.labels)
 
     def _choose_channels(self, order: np.ndarray) -> None:

@@ -99,7 +99,11 @@ class TrainingStage(ABC):
                 inputs.engine, inputs.pack, state.plan, weights, inputs.images, precision=state.precision,
                 featured=state.featured, settings=inputs.settings, folder=inputs.folder, phase=inputs.phase,
             )  # fmt: skip
-            self._open_trainer()
+            try:
+                self._prepare()
+            except BaseException:
+                self._features.close(keep=True)
+                raise
 
     def __enter__(self) -> TrainingStage:
         return self
@@ -118,7 +122,8 @@ class TrainingStage(ABC):
     def _train_through(self) -> Iterator[StageEvent]:
         """From where ``state`` stands to the end."""
 
-    def _open_trainer(self) -> None:
+    def _prepare(self) -> None:
+        """Open what trains, and bring it to where ``state`` stands."""
         inputs, state = self.inputs, self.state
         self._trainer = inputs.engine.trainer(inputs.pack, state.plan, self._start)
         if state.trainer:
@@ -166,6 +171,17 @@ class TrainingStage(ABC):
         return chosen
 
     # For the kinds of stage
+
+    def _boundary_in_pass(self, counted: int) -> Iterator[StageEvent]:
+        """A boundary inside a pass over all images that begins anew where the run is resumed there.
+
+        What the pass has computed counts at its end, so that a resumed run does not count it twice; but features that
+        are kept are not computed twice either. ``counted``: images through the backbone before the pass.
+        """
+        totals, now = self.state.totals, self.state.totals.prefixed
+        totals.prefixed = now if len(self._features.kept) else counted
+        yield StepDone()
+        totals.prefixed = now
 
     def _end_epoch(self, curriculum_stage: int, name: str) -> EpochDone:
         state, totals = self.state, self.state.totals

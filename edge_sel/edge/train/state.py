@@ -50,6 +50,8 @@ class EpochTotals:
         self.trained += len(labels)
         self.correct += int((result.logits.argmax(1) == labels).sum())
         self.loss_sum += float(result.losses.sum(dtype=np.float64))
+        self.kept += result.kept
+        self.computed += result.computed
 
     @property
     def accuracy(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from edge_sel.edge.features.cache import copies
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.state import EpochTotals, StageState
-from edge_sel.pack.manifest import RIDGE, PlanInfo
+from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.nominal_flops import nominal_flops
 
@@ -26,7 +26,8 @@ def stage_work(pack: Pack, planned: PlannedStage, images: int, rate: float, *, s
     plan, prefix = pack.plan(planned.plan), pack.prefix(planned.plan)
     if not plan.trainable:
         return float(min(images, STATISTICS_IMAGES) * plan.flops_train)
-    rate = 1.0 if plan.name == RIDGE else rate  # all images count there
+    if not plan.stepped:  # a head in closed form: every image once, whatever the gate and the curriculum
+        rate, scores = 1.0, False
     work = images * (scores * plan.flops_forward + planned.epochs * rate * plan.flops_train)
     return work + (features_asked(pack, planned, images, rate, scores=scores) * prefix.flops if prefix else 0)
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.cli.shell import BAD_INPUT, PACK, SETUP, USAGE, block, refused, run
-from tests.edge.runs import tree
+from tests.edge.sessions import tree
 
 # Options and settings
 

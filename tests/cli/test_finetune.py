@@ -18,7 +18,7 @@ from edge_sel.pack.manifest_json import to_json
 from edge_sel.power import MeterError, Reading
 from edge_sel.power.find import OPENERS
 from tests.cli.shell import PACK, block, run
-from tests.edge.runs import events, tree
+from tests.edge.sessions import events, tree
 
 FILES = {"run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors"}
 SHORT = ["--plan", "bn", "--threads", 1]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.shell import BAD_INPUT, PACK, refused
-from tests.edge.runs import tree
+from tests.edge.sessions import tree
 
 
 def picture(path, shade=0):

@@ -12,7 +12,7 @@ import pytest
 from edge_sel.cli.show import governor_line
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE
 from tests.cli.shell import SETUP, USAGE, refused
-from tests.edge.runs import tree
+from tests.edge.sessions import tree
 
 SHORT = ["--plan", "bn", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm", "--out", "run"]
 

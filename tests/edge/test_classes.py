@@ -16,7 +16,7 @@ from edge_sel.data.shifts import write_folder
 from edge_sel.edge.head import extend_head
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.errors import DataError, UsageError
-from tests.edge.runs import digits, of_counts, pack, session
+from tests.edge.sessions import digits, of_counts, pack, session
 
 MODEL = pack().manifest.model
 
@@ -74,7 +74,7 @@ def test_every_plan_takes_new_classes(plan, twelve, tmp_path):
 
 
 def test_a_run_with_new_classes_can_be_resumed(twelve, tmp_path):
-    from tests.edge.runs import StopAt, outcome
+    from tests.edge.sessions import StopAt, outcome
 
     given = {"images": twelve, "plan": "bn,last-c25"}
     session(tmp_path / "one", **given).run()

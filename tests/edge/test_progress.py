@@ -10,7 +10,7 @@ from edge_sel.errors import UsageError
 from edge_sel.runs.checkpoint import load_checkpoint, save_checkpoint
 from edge_sel.runs.flatten import flatten, unflatten
 from edge_sel.sel.sundew import SundewState
-from tests.edge.runs import StopAt, events, history, session
+from tests.edge.sessions import StopAt, events, history, session
 
 GATE = SundewState(0.5, 0.1, 0.0)
 

@@ -9,7 +9,7 @@ import pytest
 from edge_sel.edge.outputs import model_files, session_folder
 from edge_sel.errors import UsageError
 from edge_sel.runs.checkpoint import list_checkpoints
-from tests.edge.runs import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
+from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
 
 # Between them: every kind of plan, gate, significance and curriculum, a stage of two epochs, channel choice, augmentation,
 # features in memory and in a file.

@@ -12,7 +12,7 @@ from edge_sel.edge.evaluate import Evaluation, evaluate_logits
 from edge_sel.edge.governor.decision import Decision, Limit
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
-from tests.edge.runs import Tape, digits, pack, session
+from tests.edge.sessions import Tape, digits, pack, session
 
 
 def ruined(out, **given):

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from edge_sel.errors import SetupError
 from edge_sel.files import write_durably
 from edge_sel.runs.checkpoint import KEEP, list_checkpoints, load_checkpoint, save_checkpoint
-from tests.edge.runs import full_disk, tree
+from tests.edge.sessions import full_disk, tree
 
 SHAPES = st.sampled_from([(), (0,), (3,), (2, 3)])
 TENSORS = st.dictionaries(

@@ -9,7 +9,8 @@ from edge_sel.config.profiles import Profile
 from edge_sel.power import EnergyRecorder
 from edge_sel.tuning.choose import Candidate, Cost
 from edge_sel.tuning.measure import ROUNDS, WARM_UP_STEPS, Bench, candidates, median, weight
-from tests.edge.runs import World, pack
+from tests.edge.sessions import pack
+from tests.edge.world import World
 
 GIB = 2**30
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from edge_sel.edge.governor.limits import BURST_S, LONGEST_PAUSE_S
 
-TOOL = Path(__file__).parents[2] / "tools" / "simulate_governor.py"
+TOOL = Path(__file__).parents[3] / "tools" / "simulate_governor.py"
 MAX_C, BUDGET_J, CAP_W = 70.0, 14_000.0, 5.0
 SEEDS = pytest.mark.parametrize("seed", range(6))
 MANY_SEEDS = pytest.mark.parametrize("seed", range(6, 60))

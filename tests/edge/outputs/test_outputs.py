@@ -19,7 +19,7 @@ from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
 from edge_sel.power import EnergyRecorder, MeterError, Reading
 from edge_sel.runs.tables import finite
-from tests.edge.runs import StopAt, Tape, Ticks, digits, events, history, of_counts, pack, session
+from tests.edge.sessions import StopAt, Tape, Ticks, digits, events, history, of_counts, pack, session
 
 PUBLISHED = ["epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity"]
 ENERGY = ["energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c"]

@@ -1,8 +1,5 @@
-"""What ``--plan auto`` decides, from histories made by hand and from any outcomes."""
+"""What ``--plan auto`` decides, from histories made by hand."""
 
-import copy
-import itertools
-import json
 from dataclasses import replace
 
 import pytest
@@ -12,47 +9,27 @@ from hypothesis import strategies as st
 from edge_sel.edge.train.ladder import (
     BODY,
     AutoLadder,
-    LadderConfig,
     PlannedStage,
     auto_ladder,
 )
-from tests.edge.runs import pack
-
-PLANS = pack().manifest.plans
-CONFIG = LadderConfig()
-CLEAN = 0.35
-MUCH = CLEAN + 2 * CONFIG.e_per_epoch
-"""Embarrassment worth two epochs."""
-BEFORE = (9.0, MUCH)  # the guard's loss and embarrassment of the model that a rung begins with
-BN, HEAD, UNKNOWN = (
-    PlannedStage("bn", 1),
-    PlannedStage("head", CONFIG.head_epochs),
-    PlannedStage("full", CONFIG.unknown_epochs),
+from tests.edge.sessions import pack
+from tests.edge.train.histories import (
+    BEFORE,
+    BN,
+    CLEAN,
+    CONFIG,
+    HEAD,
+    LADDER,
+    LOWER,
+    MUCH,
+    NEW,
+    NO_GOOD,
+    PLANS,
+    UNKNOWN,
+    decide,
+    made,
+    ran,
 )
-LOWER = BEFORE[0] - 1.0
-NO_GOOD = (BEFORE[0], BEFORE[0] + 1, None)
-"""Losses of the guard set after which a rung is undone."""
-
-
-def made(*without, clean_e=CLEAN, new_classes=False):
-    kept = {name: info for name, info in PLANS.items() if name not in without}
-    return AutoLadder(kept, clean_e, new_classes=new_classes)
-
-
-LADDER, NEW = made(), made(new_classes=True)
-
-
-def ran(rung, plan, *after, before=BEFORE):
-    """A rung that began ``before``; (loss, embarrassment) of the guard set after each of its epochs."""
-    same = {"rung": rung, "plan": plan, "best_loss": before[0], "best_e": before[1], "energy_j": 1.0, "time_s": 1.0}
-    return [{**same, "guard_loss": loss, "guard_e": e} for loss, e in after]
-
-
-def decide(*rungs, ladder=LADDER):
-    """After these rungs, each a plan, what it began with and (loss, embarrassment) after each epoch."""
-    history = [entry for n, (plan, before, *after) in enumerate(rungs) for entry in ran(n, plan, *after, before=before)]
-    return ladder.decide(history, len(rungs))
-
 
 # The beginning
 
@@ -236,76 +213,3 @@ def test_joules_are_told_where_they_are_known():
         metered = [{**entry, "energy_j": j} for entry, j in zip(history, (None, *joules), strict=True)]
         why = LADDER.decide(metered, 2)[1]
         assert ("0.5 per joule" in why) == ("joule" in why) == told
-
-
-# Any outcome
-
-LOSS = st.floats(0.0, 3.0) | st.just(1.0) | st.none()
-E = st.floats(0.0, 3.0) | st.sampled_from([0.0, CLEAN]) | st.none()
-OUTCOMES = st.lists(st.tuples(LOSS, E), min_size=1, max_size=30)
-LESS = st.just([]) | st.lists(st.sampled_from(list(PLANS)))
-LADDERS = st.builds(lambda less, e, new: made(*less, clean_e=e, new_classes=new), LESS, E, st.booleans())
-
-
-def climb(ladder, outcomes):
-    """Every (history, rung, why) of a climb whose epochs end in ``outcomes``, over and over; as ``Climb`` does it."""
-    history, best, outcomes = [], outcomes[0], itertools.cycle(outcomes)
-    for visited in itertools.count():
-        rung, why = ladder.decide(history, visited)
-        yield list(history), rung, why
-        if rung is None:
-            return
-        history += ran(visited, rung.plan, *itertools.islice(outcomes, rung.epochs), before=best)
-        end = (history[-1]["guard_loss"], history[-1]["guard_e"])
-        best = end if end[0] is not None and (best[0] is None or end[0] < best[0]) else best
-
-
-@given(LADDERS, OUTCOMES)
-def test_it_always_ends_with_few_plans_of_the_pack(ladder, outcomes):
-    """In the order of their costs, each with a reason and within the limits."""
-    steps = list(itertools.islice(climb(ladder, outcomes), 99))
-    assert steps[-1][1] is None and all(why and "\n" not in why for _, _, why in steps)
-    most = {"bn": 1, "head": CONFIG.head_epochs}
-    for _, rung, _ in steps[:-1]:
-        assert rung.plan in ladder._plans and rung.plan in ("bn", "head", *BODY)
-        assert 1 <= rung.epochs <= most.get(rung.plan, max(CONFIG.most_epochs, CONFIG.unknown_epochs))
-    plans = [rung.plan for _, rung, _ in steps[:-1]]
-    bodies = [plan for plan in plans if plan in BODY]
-    assert plans == [plan for plan in most if plan in plans] + bodies
-    assert len(bodies) <= CONFIG.most_body_stages and len(set(bodies)) <= 1
-
-
-@given(LADDERS, OUTCOMES)
-def test_the_head_comes_where_classes_have_changed(ladder, outcomes):
-    """Or where there are no statistics that could tell; and then always, unless the model is good enough."""
-    for history, rung, why in climb(ladder, outcomes):
-        headed = rung is not None and rung.plan == "head"
-        if not history:
-            assert headed == ("head" in ladder._plans and "bn" not in ladder._plans)
-        elif [entry["plan"] for entry in history] == ["bn"] and "on the server's images" not in why:
-            now, then = history[0]["guard_loss"], history[0]["best_loss"]
-            no_good = now is None or (then is not None and now >= then)
-            assert headed == ("head" in ladder._plans and (ladder._new_classes or no_good))
-        else:
-            assert not headed
-
-
-@given(LADDERS, OUTCOMES, st.integers(0, 9))
-def test_the_same_history_gives_the_same_decision(ladder, outcomes, visited):
-    """From another ladder, from a checkpoint; and it is not changed by being asked."""
-    for history, *decision in climb(ladder, outcomes):
-        kept = copy.deepcopy(history)
-        assert list(copy.deepcopy(ladder).decide(json.loads(json.dumps(history)), visited)) == decision
-        assert history == kept
-
-
-@given(LADDERS, OUTCOMES, st.lists(st.floats(0, 1e6) | st.none(), min_size=1))
-def test_neither_joules_nor_time_decide(ladder, outcomes, figures):
-    """The meter may be another one, or none."""
-    for history, rung, _ in climb(ladder, outcomes):
-        other = [{**e, "energy_j": j, "time_s": j} for e, j in zip(history, itertools.cycle(figures), strict=False)]
-        assert ladder.decide(other, 7)[0] == rung
-
-
-def test_nothing_is_foreseen():
-    assert not any(LADDER.planned(visited) for visited in range(6))

@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_options(case, edge_sel):
+def test_a_wrong_option_is_refused(case, edge_sel):
     arguments, words = OPTIONS[case]
     refused(edge_sel("finetune", *arguments), USAGE, *words)
 
@@ -46,7 +46,7 @@ def test_options(case, edge_sel):
         ("[power]\nidle_w = 3", ["power.idle_w"]),
     ],
 )
-def test_config(text, words, edge_sel, here):
+def test_a_wrong_config_file_is_refused(text, words, edge_sel, here):
     (here / "mine.toml").write_text(text)
     refused(edge_sel("finetune", "--config", "mine.toml"), USAGE, *words, "mine.toml")
 
@@ -55,7 +55,7 @@ def test_config(text, words, edge_sel, here):
     ("name", "value", "words"),
     [("EDGE_SEL_EPOCH", "3", ["EDGE_SEL_EPOCHS"]), ("EDGE_SEL_EPOCHS", "soon", ["epochs", "EDGE_SEL_EPOCHS"])],
 )
-def test_environment(name, value, words, edge_sel, monkeypatch):
+def test_a_wrong_environment_variable_is_refused(name, value, words, edge_sel, monkeypatch):
     monkeypatch.setenv(name, value)
     refused(edge_sel("finetune"), USAGE, *words)
 

@@ -44,11 +44,11 @@ def opened():
 def expected(indices, mirrored, plan="last", weights=None):
     """Features without any cache, each image by itself."""
     model = pack().manifest.model
-    prefix = OrtEngine(1).prefix(pack(), plan, weights or pack().weights())
+    backbone = OrtEngine(1).prefix(pack(), plan, weights or pack().weights())
     rows = []
     for index, flip in zip(indices, mirrored, strict=True):
         image = digits(COUNT).read([index])
-        rows.append(prefix(normalise(image[:, :, ::-1] if flip else image, model.mean, model.std)))
+        rows.append(backbone(normalise(image[:, :, ::-1] if flip else image, model.mean, model.std)))
     return np.concatenate(rows).astype(np.float16).astype(np.float32)
 
 
@@ -84,7 +84,7 @@ def test_every_place_gives_the_same_bits_in_any_order(opened, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["memory", "file"])
-def test_each_is_computed_once(place, opened, tmp_path):
+def test_each_feature_is_computed_once(place, opened, tmp_path):
     engine = Recording()
     cache = opened(tmp_path, place, engine=engine)
     asked = set()
@@ -107,7 +107,7 @@ def test_without_a_place_each_is_computed_each_time(opened, tmp_path):
     assert sum(engine.sizes("backbone", "last")) == cache.computed == 24 and not len(cache.kept)
 
 
-def test_images_without_a_prefix(opened, tmp_path):
+def test_images_without_a_frozen_backbone(opened, tmp_path):
     cache = opened(tmp_path, "memory", plan="full")
     model = pack().manifest.model
     given = digits(COUNT).read(np.arange(4))
@@ -117,7 +117,7 @@ def test_images_without_a_prefix(opened, tmp_path):
     assert cache.computed == 0
 
 
-def test_an_engine_that_takes_images_computes_the_prefix_each_time(opened, tmp_path):
+def test_an_engine_that_takes_images_computes_the_frozen_backbone_each_time(opened, tmp_path):
     class Uncut(OrtEngine):
         def prefix(self, pack, plan, weights, *, int8=None):
             return None
@@ -127,7 +127,7 @@ def test_an_engine_that_takes_images_computes_the_prefix_each_time(opened, tmp_p
     assert cache.computed == 12
 
 
-def test_once_all_are_there_the_prefix_is_let_go_of(opened, tmp_path):
+def test_once_all_are_there_the_frozen_backbone_is_let_go_of(opened, tmp_path):
     made = []
 
     class Counting(OrtEngine):
@@ -148,8 +148,8 @@ def test_once_all_are_there_the_prefix_is_let_go_of(opened, tmp_path):
 def test_features_beyond_float16_are_the_largest_there_is(opened, tmp_path):
     class Large(OrtEngine):
         def prefix(self, *given):
-            prefix = super().prefix(*given)
-            return lambda images: prefix(images) * np.float32(1e8)
+            backbone = super().prefix(*given)
+            return lambda images: backbone(images) * np.float32(1e8)
 
     found = opened(tmp_path, "memory", engine=Large(1)).get(np.arange(3))
     assert np.isfinite(found).all() and found.max() == np.finfo(np.float16).max
@@ -187,7 +187,7 @@ def test_a_file_of_something_else_is_not_used(change, opened, tmp_path):
 # Limits
 
 
-def test_what_fits_where(tmp_path, monkeypatch):
+def test_features_are_kept_in_memory_else_in_a_file_that_leaves_half_of_the_disk(tmp_path, monkeypatch):
     size = 2 * COUNT * feature_store.row_bytes(pack().prefix("last").shape)
     free = [10**9]
     monkeypatch.setattr(

@@ -67,7 +67,7 @@ def test_training_the_head_takes_one_forward_pass_an_image(flips, epochs, tmp_pa
     assert flops[-1] < 0.1 * flops[0]
 
 
-def test_the_time_of_the_prefix_is_a_phase(tmp_path):
+def test_the_time_of_the_frozen_backbone_is_a_phase(tmp_path):
     result = run(tmp_path, "memory").run()
     assert result["energy"]["phases"]["prefix"]["seconds"] > 0
     assert events(tmp_path)[-1]["event"] == "finished"

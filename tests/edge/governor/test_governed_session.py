@@ -93,7 +93,7 @@ def test_a_deadline_is_when_everything_is_written(seconds, world, tmp_path):
     assert [event["limit"] for event in tape.decisions("stop")] == ["deadline"]
 
 
-def test_a_battery_floor(world, tmp_path):
+def test_a_battery_floor_ends_the_run_and_mains_lets_it_go_on(world, tmp_path):
     world.supply = lambda: Supply(1.0 - world.energy_j / 400.0, False)
     result = governed(tmp_path, world, BatteryFloor(0.5), **OPEN)
     assert result["stopped"] == "battery" and files(tmp_path) == FILES
@@ -121,7 +121,7 @@ def test_quiet_hours_wait_until_the_morning(world, tmp_path):
 
 
 @pytest.mark.parametrize("cap_w", [4.0, 7.0])
-def test_a_power_cap(cap_w, world, tmp_path):
+def test_a_power_cap_pauses_and_changes_no_bit(cap_w, world, tmp_path):
     tape = Steps(world)
     assert governed(tmp_path, world, PowerCap(cap_w), listener=tape, **OPEN)["stopped"] == "done"
     assert world.energy_j <= cap_w * (world.now_s + BURST_S) + 2 * max(tape.step_j)
@@ -132,7 +132,7 @@ def test_a_power_cap(cap_w, world, tmp_path):
 
 
 @pytest.mark.parametrize("asked_s", [30.0, 100.5])
-def test_a_signal_during_a_pause(asked_s, world, tmp_path):
+def test_a_signal_during_a_pause_stops_at_once(asked_s, world, tmp_path):
     """At once, and as a signal: the limit is no longer what matters."""
     result = governed(
         tmp_path, world, Ceiling(48.0), should_stop=lambda: "signal" if world.now_s >= asked_s else None, **OPEN

@@ -48,7 +48,8 @@ def test_a_budget_leaves_room_for_the_step_and_the_end(budget_j, spent_j, step_j
 def test_a_budget_keeps_what_the_end_takes(spent_j, action):
     decision = budget(spent_j, closing_j=30.0)
     assert decision.action == action
-    assert action == "go" or ("30 J kept for the end" in decision.why and EnergyBudget.stopped == "budget")
+    assert ("30 J kept for the end" in decision.why) == (action == "stop")
+    assert EnergyBudget.stopped == "budget"
 
 
 def test_what_no_meter_tells_cannot_be_budgeted():

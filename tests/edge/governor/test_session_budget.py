@@ -13,7 +13,7 @@ from tests.edge.world import World, governed
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
-@pytest.mark.parametrize("tests", [0, 200], ids=["guard", "guard and test"])
+@pytest.mark.parametrize("tests", [0, 200], ids=["validation", "validation and test"])
 def test_a_budget_ends_the_run_in_order(share, tests, world, tmp_path):
     """The test images make the end a good part of the whole, and it still fits."""
     tape, test = Steps(world), digits(tests, "test") if tests else None
@@ -31,7 +31,7 @@ def test_a_budget_ends_the_run_in_order(share, tests, world, tmp_path):
 
 
 def test_what_the_end_takes_is_kept_and_spent(world, tmp_path):
-    """Of 4 J for the images of the guard and 40 J for the test images the stop knows before they are looked at."""
+    """Of 4 J for the validation set and 40 J for the test images the stop knows before they are looked at."""
     tape = Steps(world)
     governed(tmp_path, world, EnergyBudget(250.0), test=digits(200, "test"), listener=tape, **OPEN)
     at_stop_j = next(energy_j for event, _, energy_j in tape.when if event == "stopped")
@@ -87,7 +87,7 @@ def test_a_budget_below_what_is_spent_takes_no_step(world, tmp_path):
     assert world.trained == trained > 0
 
 
-def test_a_budget_that_never_sufficed(world, tmp_path):
+def test_a_budget_that_never_sufficed_ships_the_original_model(world, tmp_path):
     """The run ends as any other: with a model, which is the one it began with."""
     result = governed(tmp_path, world, EnergyBudget(1.0), **OPEN)
     assert result["stopped"] == "budget" and not result["shipped"]

@@ -29,7 +29,7 @@ def test_a_run_from_its_start_to_its_end(tmp_path):
     bench.wait(2.0)
     bench.tell("step", plan_epoch=0, cursor=16, step=2)
     now = bench.tell("epoch", epoch=2, plan="first", trained=40, guard_acc=0.75, active_rate=0.625)
-    assert now["edge_sel_epoch"] == 2 and now["edge_sel_steps_total"] == 5, "steps of a new rung begin at 0"
+    assert now["edge_sel_epoch"] == 2 and now["edge_sel_steps_total"] == 5, "steps of a new training stage begin at 0"
     assert now["edge_sel_images_trained_total"] == 104
     assert now["edge_sel_guard_accuracy_ratio"] == 0.75 and now["edge_sel_gate_rate_ratio"] == 0.625
     assert all(now[f'edge_sel_stopped{{reason="{reason}"}}'] == 0 for reason in REASONS)
@@ -56,7 +56,7 @@ def test_a_limit_that_ends_the_run_is_the_reason(tmp_path, reason):
     }
 
 
-def test_the_governor(tmp_path):
+def test_pauses_and_pressure_of_the_governor_are_told(tmp_path):
     bench = Bench(tmp_path)
     assert "edge_sel_paused" not in bench.tell("started")
     now = bench.tell("governor", action="pause", limit="temperature", why="75 °C", pressure=0.5)
@@ -135,7 +135,7 @@ def test_power_stays_between_two_looks_that_are_too_close(tmp_path):
 
 
 @pytest.mark.parametrize("boundary", [None, 4])
-def test_of_a_real_session(tmp_path, boundary):
+def test_the_figures_of_a_session_are_those_of_its_result(tmp_path, boundary):
     bench = Bench(tmp_path)
     should_stop = (lambda: None) if boundary is None else StopAt(boundary)
     result = session(tmp_path / "run", recorder=bench.recorder, listener=bench.file, should_stop=should_stop).run()

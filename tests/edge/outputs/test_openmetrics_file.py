@@ -55,7 +55,7 @@ def test_never_reads_the_meter(tmp_path):
 
 
 @pytest.mark.parametrize("run", ['a"b', "a\\b", "a\nb", "a\\nb", 'x",y="z', "grün", "a b{c}"])
-def test_labels(tmp_path, run):
+def test_any_name_of_a_run_is_escaped_in_its_label(tmp_path, run):
     bench = Bench(tmp_path, run=run)
     labels = next(key for key in bench.tell("started") if key.startswith("edge_sel_info"))
     told = re.match(r'edge_sel_info\{run="((?:[^"\\]|\\.)*)",plan="",version=', labels)
@@ -67,7 +67,7 @@ def test_a_name_that_is_no_utf_8_stops_nothing(tmp_path):
     assert any("a?" in key for key in bench.tell("started")) and not bench.errors
 
 
-def test_text():
+def test_the_text_of_families_with_and_without_values():
     family = Family(
         "a_joules", "counter", "joules", "All.", [({}, 0.1), ({"b": "c"}, 1e-9), ({}, None), ({}, float("inf"))]
     )
@@ -134,7 +134,7 @@ def test_a_failing_disk_is_told_once_and_stops_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["no/such/folder.prom", "folder"])
-def test_a_place_that_cannot_be(tmp_path, place):
+def test_a_place_that_cannot_be_written_is_told_once(tmp_path, place):
     (tmp_path / "folder").mkdir()
     errors: list[str] = []
     file = MetricsFile(tmp_path / place, no_meter(), "run", on_error=errors.append)

@@ -12,7 +12,7 @@ CONFIG = LadderConfig()
 CLEAN = 0.35
 MUCH = CLEAN + 2 * CONFIG.e_per_epoch
 """Embarrassment worth two epochs."""
-BEFORE = (9.0, MUCH)  # the guard's loss and embarrassment of the model that a rung begins with
+BEFORE = (9.0, MUCH)  # the validation loss and embarrassment of the model that a training stage begins with
 BN, HEAD, UNKNOWN = (
     PlannedStage("bn", 1),
     PlannedStage("head", CONFIG.head_epochs),
@@ -20,7 +20,7 @@ BN, HEAD, UNKNOWN = (
 )
 LOWER = BEFORE[0] - 1.0
 NO_GOOD = (BEFORE[0], BEFORE[0] + 1, None)
-"""Losses of the guard set after which a rung is undone."""
+"""Losses of the validation set after which a training stage is undone."""
 
 
 def made(*without, clean_e=CLEAN, new_classes=False):
@@ -31,13 +31,15 @@ def made(*without, clean_e=CLEAN, new_classes=False):
 LADDER, NEW = made(), made(new_classes=True)
 
 
-def ran(rung, plan, *after, before=BEFORE):
-    """A rung that began ``before``; (loss, embarrassment) of the guard set after each of its epochs."""
-    same = {"rung": rung, "plan": plan, "best_loss": before[0], "best_e": before[1], "energy_j": 1.0, "time_s": 1.0}
+def ran(stage, plan, *after, before=BEFORE):
+    """A training stage that began ``before``; (loss, embarrassment) of the validation set after each of its epochs."""
+    same = {"rung": stage, "plan": plan, "best_loss": before[0], "best_e": before[1], "energy_j": 1.0, "time_s": 1.0}
     return [{**same, "guard_loss": loss, "guard_e": e} for loss, e in after]
 
 
-def decide(*rungs, ladder=LADDER):
-    """After these rungs, each a plan, what it began with and (loss, embarrassment) after each epoch."""
-    history = [entry for n, (plan, before, *after) in enumerate(rungs) for entry in ran(n, plan, *after, before=before)]
-    return ladder.decide(history, len(rungs))
+def decide(*stages, ladder=LADDER):
+    """After these training stages, each a plan, what it began with and (loss, embarrassment) after each epoch."""
+    history = [
+        entry for n, (plan, before, *after) in enumerate(stages) for entry in ran(n, plan, *after, before=before)
+    ]
+    return ladder.decide(history, len(stages))

@@ -46,5 +46,5 @@ def decided(result):
     return [(decision["plan"], decision["epochs"]) for decision in result["decisions"]]
 
 
-def guard_loss(result, when):
+def validation_loss(result, when):
     return result[when]["guard"]["loss"]

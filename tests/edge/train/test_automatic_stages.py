@@ -31,11 +31,11 @@ from tests.edge.train.stages import (
 )
 from tests.edge.world import World, governed
 
-# An automatic climb
+# Decisions
 
 
 @every_pack
-def test_rungs_are_as_decided(base):
+def test_training_stages_are_as_decided(base):
     result, _, _, rows = automatic_run(base)
     plans = [plan for plan, _ in decided(result)]
     assert plans == [base.split()[0].replace("statistics", "bn"), "full", "full", None]
@@ -47,11 +47,11 @@ def test_rungs_are_as_decided(base):
 @every_pack
 def test_decisions_are_the_events(base):
     result, _, tape, _ = automatic_run(base)
-    *rungs, end = result["decisions"]
+    *stages, end = result["decisions"]
     told = [{"rung": n, **{key: e[key] for key in ("plan", "epochs", "why")}} for n, e in enumerate(tape.of("rung"))]
-    assert rungs == told and all(decision["why"] for decision in result["decisions"])
-    (climbed_,) = tape.of("climbed")
-    assert end == {"rung": len(rungs), "plan": None, "epochs": 0, "why": climbed_["why"]}
+    assert stages == told and all(decision["why"] for decision in result["decisions"])
+    (ended,) = tape.of("climbed")
+    assert end == {"rung": len(stages), "plan": None, "epochs": 0, "why": ended["why"]}
 
 
 @every_pack
@@ -61,24 +61,24 @@ def test_decisions_follow_from_the_history(base):
     ladder = auto_ladder(PACKS[base], len(result["classes"]), SHORT)
     for decision in result["decisions"]:
         before = [epoch for epoch in result["epochs"] if epoch["rung"] < decision["rung"]]
-        rung, why = ladder.decide(before, decision["rung"])
-        assert (*(rung or (None, 0)), why) == (decision["plan"], decision["epochs"], decision["why"])
+        stage, why = ladder.decide(before, decision["rung"])
+        assert (*(stage or (None, 0)), why) == (decision["plan"], decision["epochs"], decision["why"])
 
 
 @pytest.mark.parametrize("given", [AUTO, {"plan": "bn,full,head", **RUINOUS}], ids=["good", "bad"])
-def test_the_history_tells_where_each_rung_began(given, tmp_path):
-    """With the best guard figures of all rungs before it."""
+def test_the_history_tells_where_each_training_stage_began(given, tmp_path):
+    """With the best validation figures of all training stages before it."""
     result = session(tmp_path, **given).run()
     before = result["before"]["guard"]
     each = [figures["embarrassment"] for figures in before["classes"].values()]
     assert before["embarrassment"] == pytest.approx(np.mean(each))
-    best, rungs = (before["loss"], before["embarrassment"]), {epoch["rung"] for epoch in result["epochs"]}
-    for rung in sorted(rungs):
-        epochs = [epoch for epoch in result["epochs"] if epoch["rung"] == rung]
+    best, stages = (before["loss"], before["embarrassment"]), {epoch["rung"] for epoch in result["epochs"]}
+    for stage in sorted(stages):
+        epochs = [epoch for epoch in result["epochs"] if epoch["rung"] == stage]
         assert {(epoch["best_loss"], epoch["best_e"]) for epoch in epochs} == {best}
         best = min(best, (epochs[-1]["guard_loss"], epochs[-1]["guard_e"]))
     after = result["after"]["guard"]
-    assert len(rungs) == 3 and (after["loss"], after["embarrassment"]) == best
+    assert len(stages) == 3 and (after["loss"], after["embarrassment"]) == best
 
 
 def test_a_meter_changes_no_decision(tmp_path):
@@ -129,7 +129,7 @@ def boundaries(base):
 
 
 @every_pack
-def test_an_automatic_climb_stopped_anywhere(base, tmp_path):
+def test_an_automatic_run_stopped_anywhere(base, tmp_path):
     assert len(boundaries(base)) > 20
     for boundary in boundaries(base)[::2]:
         out = tmp_path / str(boundary)
@@ -139,7 +139,7 @@ def test_an_automatic_climb_stopped_anywhere(base, tmp_path):
 
 
 @every_pack
-def test_an_automatic_climb_killed_anywhere(base, tmp_path):
+def test_an_automatic_run_killed_anywhere(base, tmp_path):
     """Saved at some of the steps, so that a decision may have to be made again."""
     for boundary in boundaries(base)[1::5]:
         out = tmp_path / str(boundary)
@@ -149,11 +149,11 @@ def test_an_automatic_climb_killed_anywhere(base, tmp_path):
         assert outcome(out) == automatic_run(base)[1], f"killed at boundary {boundary}"
 
 
-def test_a_rung_is_ended_without_asking_again(tmp_path):
+def test_a_training_stage_is_ended_without_asking_again(tmp_path):
     """The plan and its epochs are those that were decided before the interruption."""
     result, _, tape, _ = automatic_run()
     kinds = [event["event"] for event in tape.events if event["event"] in ("step", "epoch")]
-    boundary = kinds[: kinds.index("epoch") + 2].count("step") + 1  # one more than those of the first rung
+    boundary = kinds[: kinds.index("epoch") + 2].count("step") + 1  # one more than those of the first training stage
     session(tmp_path, should_stop=StopAt(boundary), **AUTO).run()
     told = len(events(tmp_path))
     assert session(tmp_path, **AUTO, resume=True).run()["decisions"] == result["decisions"]
@@ -166,7 +166,7 @@ def test_a_rung_is_ended_without_asking_again(tmp_path):
     assert resumed[second["epochs"]]["event"] != "epoch"
 
 
-def test_an_automatic_climb_with_a_larger_budget_goes_on(tmp_path):
+def test_an_automatic_run_with_a_larger_budget_goes_on(tmp_path):
     """And tells all of its decisions in the end, so far as it has come before."""
     given, world = {**AUTO, "gate": "off"}, World()
     whole = governed(tmp_path / "one", world, **given)

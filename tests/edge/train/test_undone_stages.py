@@ -1,6 +1,7 @@
 """Stage after stage the better model is kept, and a stage that made it worse is undone."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.edge.train.stages import (
     automatic_run,
     decided,
     every_pack,
-    guard_loss,
+    validation_loss,
 )
 
 # Undone
@@ -50,7 +51,7 @@ def digest(weights):
     return {name: np.asarray(value).tobytes() for name, value in weights.items()}
 
 
-def test_a_rung_that_made_it_worse_is_undone(tmp_path):
+def test_a_training_stage_that_made_it_worse_is_undone(tmp_path):
     """What follows begins where it began, and what ships is what was there before it."""
     tape, engine = Tape(), Begun()
     result = session(tmp_path / "two", plan="bn,full,head", listener=tape, engine=engine, **RUINOUS).run()
@@ -60,18 +61,18 @@ def test_a_rung_that_made_it_worse_is_undone(tmp_path):
     assert engine.weights["full"] == engine.weights["head"] == after_bn
     assert [event["plan"] for event in tape.of("reverted")] == ["full", "head"]
     assert digest(load_file(tmp_path / "two" / "weights.safetensors")) == after_bn and result["shipped"]
-    assert guard_loss(result, "after") == result["epochs"][0]["guard_loss"] < result["epochs"][1]["guard_loss"]
+    assert validation_loss(result, "after") == result["epochs"][0]["guard_loss"] < result["epochs"][1]["guard_loss"]
     kinds = [event["event"] for event in tape.events if event["event"] in ("rung", "epoch", "reverted")]
     assert kinds == ["rung", "epoch", "rung", "epoch", "reverted", "rung", "epoch", "reverted"]
 
 
-def test_nothing_is_undone_where_every_rung_was_better(tmp_path):
+def test_nothing_is_undone_where_every_training_stage_was_better(tmp_path):
     tape = Tape()
     result = session(tmp_path, listener=tape, **IMPROVING).run()
-    assert not tape.of("reverted") and guard_loss(result, "after") == result["epochs"][-1]["guard_loss"]
+    assert not tape.of("reverted") and validation_loss(result, "after") == result["epochs"][-1]["guard_loss"]
 
 
-def test_undone_rungs_stopped_anywhere(tmp_path):
+def test_undone_training_stages_stopped_anywhere(tmp_path):
     given = {**RUINOUS, "plan": "bn,full,head"}
     tape = Tape()
     session(tmp_path / "one", listener=tape, **given).run()
@@ -95,16 +96,16 @@ DIVERGES = {**RUINOUS, "learning_rate": 1e30}
 
 
 @pytest.mark.parametrize("case", LADDERS)
-def test_never_worse_than_the_best_rung(case, tmp_path):
-    """By the guard's loss at the end of each rung, and before the first."""
+def test_never_worse_than_the_best_training_stage(case, tmp_path):
+    """By the validation loss at the end of each training stage, and before the first."""
     result = session(tmp_path, **LADDERS[case]).run()
     ends = {epoch["rung"]: epoch["guard_loss"] for epoch in result["epochs"]}
-    losses = [guard_loss(result, "before"), *(loss for loss in ends.values() if loss is not None)]
-    assert result["stopped"] == "done" and guard_loss(result, "after") == min(losses)
+    losses = [validation_loss(result, "before"), *(loss for loss in ends.values() if loss is not None)]
+    assert result["stopped"] == "done" and validation_loss(result, "after") == min(losses)
 
 
-def test_the_last_look_at_the_guard_is_not_repeated(tmp_path):
-    """Its figures are those of the best rung, and they are true of the model that ships."""
+def test_the_last_look_at_the_validation_set_is_not_repeated(tmp_path):
+    """Its figures are those of the best training stage, and they are true of the model that ships."""
     engine = Recording()
     one = session(tmp_path, plan="bn,full", engine=engine, **RUINOUS)
     after = one.run()["after"]["guard"]
@@ -130,20 +131,20 @@ class After(Limit):
         return Decision("go" if self.left else "stop")
 
 
-def test_a_limit_in_a_bad_rung_leaves_the_best_one_before_it(tmp_path):
+def test_a_limit_in_a_bad_training_stage_leaves_the_best_one_before_it(tmp_path):
     given = {"plan": "bn,full", **RUINOUS}
     result = session(tmp_path / "two", limits=[After(8)], **given).run()
     assert result["stopped"] == "told" and [epoch["plan"] for epoch in result["epochs"]] == ["bn"]
-    assert result["shipped"] and guard_loss(result, "after") == result["epochs"][0]["guard_loss"]
+    assert result["shipped"] and validation_loss(result, "after") == result["epochs"][0]["guard_loss"]
     session(tmp_path / "two", **given, resume=True).run()
     session(tmp_path / "one", **given).run()
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
 
 
-def test_a_limit_in_a_good_rung_keeps_what_it_has_learnt(tmp_path):
+def test_a_limit_in_a_good_training_stage_keeps_what_it_has_learnt(tmp_path):
     result = session(tmp_path, limits=[After(20)], **IMPROVING).run()
     assert result["stopped"] == "told" and len(result["epochs"]) < 1 + IMPROVING["epochs"]
-    assert result["shipped"] and guard_loss(result, "after") < result["epochs"][0]["guard_loss"]
+    assert result["shipped"] and validation_loss(result, "after") < result["epochs"][0]["guard_loss"]
 
 
 def test_a_plan_that_diverges_is_undone(tmp_path):
@@ -155,7 +156,7 @@ def test_a_plan_that_diverges_is_undone(tmp_path):
 
 @pytest.mark.parametrize("rate", [1.0, 1e30], ids=["worse", "diverges"])
 @every_pack
-def test_an_automatic_climb_outlives_plans_that_do_harm(base, rate, tmp_path):
+def test_an_automatic_run_outlives_plans_that_do_harm(base, rate, tmp_path):
     """Each is undone, the body is the last, and none is judged by what it left behind."""
     tape = Tape()
     result = session(tmp_path, base=PACKS[base], listener=tape, **{**AUTO, "learning_rate": rate}).run()
@@ -166,10 +167,10 @@ def test_an_automatic_climb_outlives_plans_that_do_harm(base, rate, tmp_path):
     ]
     assert tape.of("reverted")[-1]["plan"] == "full" and "inf" not in result["decisions"][-1]["why"]
     if base == "statistics first":
-        assert result["shipped"] and guard_loss(result, "after") == result["epochs"][0]["guard_loss"]
+        assert result["shipped"] and validation_loss(result, "after") == result["epochs"][0]["guard_loss"]
 
 
-def test_the_test_images_are_told_of_the_rung_whose_model_is_kept(tmp_path):
+def test_the_test_images_are_told_of_the_training_stage_whose_model_is_kept(tmp_path):
     result = session(tmp_path, plan="bn,full", test=digits(50, "test"), **RUINOUS).run()
     assert [epoch.get("test_full") for epoch in result["epochs"]] == [result["after"]["test"]["accuracy"], None]
 
@@ -177,11 +178,17 @@ def test_the_test_images_are_told_of_the_rung_whose_model_is_kept(tmp_path):
 def test_the_metrics_never_name_a_plan_that_there_is_not(tmp_path):
     recorder = no_meter()
     metrics = MetricsFile(tmp_path / "run.prom", recorder, "run", period_s=0)
-    session(tmp_path, plan="bn", recorder=recorder, listener=metrics).run()
-    assert 'plan="None"' not in (tmp_path / "run.prom").read_text()
+    named = []
+
+    def look(event):
+        metrics(event)
+        named.append(re.search('plan="(.*?)"', (tmp_path / "run.prom").read_text())[1])
+
+    session(tmp_path, plan="bn", recorder=recorder, listener=look).run()
+    assert list(dict.fromkeys(named)) == ["", "bn"]
 
 
-def test_the_metrics_of_a_resumed_rung_name_its_plan(tmp_path):
+def test_the_metrics_of_a_resumed_training_stage_name_its_plan(tmp_path):
     session(tmp_path, plan="head", should_stop=StopAt(9)).run()
     recorder = no_meter()
     metrics = MetricsFile(tmp_path / "run.prom", recorder, "run", period_s=0)

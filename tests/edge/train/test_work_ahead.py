@@ -14,7 +14,7 @@ from tests.edge.sessions import StopAt, digits, flipping, pack
 from tests.edge.world import World, governed
 
 
-def test_the_work_of_a_rung():
+def test_the_work_of_a_training_stage():
     """A forward pass over every image if one is needed, then the epochs at the gate's rate; statistics are one pass."""
     bn, affine = pack().plan("bn"), pack().plan("affine")
     assert stage_work(pack(), PlannedStage("bn", 1), 100, 0.5, scores=True) == 100 * bn.flops_train
@@ -31,7 +31,7 @@ def test_the_work_of_a_rung():
 @pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("scores", [False, True])
 @pytest.mark.parametrize(("rate", "epochs"), [(1.0, 1), (0.5, 3), (0.1, 10)])
-def test_the_work_of_a_frozen_prefix(flips, scores, rate, epochs):
+def test_the_work_of_a_frozen_backbone(flips, scores, rate, epochs):
     """Once for each image, plain or mirrored, that a simulated gate lets through at all."""
     base = flipping(pack()) if flips else pack()
     rng = np.random.default_rng(0)
@@ -63,9 +63,9 @@ def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, t
     result = governed(tmp_path, World(), Deadline(1e9), plan=plans, gate="off", curriculum="off", epochs=3)
     left = work_left[1:]
     assert left == sorted(left, reverse=True) and left[-1] == 0
-    rungs = [PlannedStage(name, 1 if name == "bn" else 3) for name in plans.split(",")]
+    stages = [PlannedStage(name, 1 if name == "bn" else 3) for name in plans.split(",")]
     first_step = left[0] - left[1]
-    whole = work_of(pack(), rungs, 100, 1.0, scores=False)
+    whole = work_of(pack(), stages, 100, 1.0, scores=False)
     executed = sum(epoch["executed_flops_t"] for epoch in result["epochs"]) * 1e12
     assert left[0] + first_step == pytest.approx(whole)
     assert executed == pytest.approx(whole, rel=0.05)
@@ -135,7 +135,7 @@ def test_the_forecast_comes_true(given, tmp_path):
         assert forecast.ahead_j == pytest.approx(10.0 * forecast.ahead_s, rel=0.01)
 
 
-def test_looking_at_the_guard_is_no_step(tmp_path):
+def test_looking_at_the_validation_set_is_no_step(tmp_path):
     """Three seconds at the end of each epoch, where a step takes one."""
     limit = Watching()
     governed(tmp_path, World(), limit, images=digits(300), plan="affine", gate="off", epochs=3, guard_fraction=0.5)

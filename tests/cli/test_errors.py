@@ -61,12 +61,12 @@ def test_a_wrong_environment_variable_is_refused(name, value, words, edge_sel, m
 
 
 @pytest.mark.parametrize(("arguments", "near"), [(["finetun"], "finetune"), (["pack", "inspec"], "inspect")])
-def test_unknown_commands(arguments, near, edge_sel):
+def test_an_unknown_command_names_the_nearest(arguments, near, edge_sel):
     refused(edge_sel(*arguments), USAGE, near)
 
 
 @pytest.mark.parametrize("arguments", [["evaluate"], ["evaluate", PACK], ["pretrain"], ["export"], ["pack", "verify"]])
-def test_missing_arguments(arguments, edge_sel):
+def test_a_missing_argument_is_named(arguments, edge_sel):
     refused(edge_sel(*arguments), USAGE, "Missing")
 
 
@@ -113,7 +113,7 @@ def test_modelled_energy_may_be_refused(edge_sel):
 
 
 @pytest.mark.parametrize("command", ["pretrain", "export", "finetune"])
-def test_without_torch(command, here, tmp_path):
+def test_without_torch_it_says_what_to_install(command, here, tmp_path):
     arguments = {
         "pretrain": ["pretrain", "--data", "x", "--out", "y"],
         "export": ["export", "x", "--data", "y", "--out", "z"],

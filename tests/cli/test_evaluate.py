@@ -40,7 +40,7 @@ def test_a_pack_is_inspected_and_verified(edge_sel):
     assert verified.code == 0 and "every hash and graph is good" in verified.out
 
 
-def test_version(edge_sel):
+def test_the_version_is_that_of_the_package(edge_sel):
     from edge_sel import __version__
 
     assert edge_sel("--version").out.strip() == f"edge-sel, version {__version__}"

@@ -56,7 +56,7 @@ class Device(World):
 @pytest.mark.parametrize(
     ("cores", "threads"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 3}), (6, {1, 2, 4, 6}), (8, {1, 2, 4, 8})]
 )
-def test_candidates_are_threads_up_to_the_cores_spinning_or_not_and_batches_around_the_usual(cores, threads):
+def test_candidates_are_threads_up_to_the_cores_and_batches_around_the_usual(cores, threads):
     found = candidates(cores, 32)
     assert {c.threads for c in found} == threads and len(found) == len(set(found))
     assert {c.batch_size for c in found} == {16, 32, 64}

@@ -141,7 +141,7 @@ def test_a_ceiling_below_what_the_idle_device_has(max_c, after_s):
     assert last["action"] == "stop" and last["limit"] == "temperature" and f"of {max_c:.0f} °C" in last["why"]
 
 
-def test_the_command_line():
+def test_the_tool_tells_of_the_hour_with_limits_and_without():
     result = CliRunner().invoke(tool().main, ["--minutes", "5", "--max-temp", "60C", "--power-cap", "5W", "--json"])
     told = json.loads(result.output)
     assert told["free"]["decisions"] == [] and told["held"]["hottest_c"] < 61 < told["free"]["hottest_c"]

@@ -191,7 +191,7 @@ def test_odd_class_names_do_not_break_the_table(tmp_path):
     assert row['E_a,b"'] == "0.5" and row["acc_line\nbreak"] == "" and "C_ünï" in row
 
 
-def test_events_are_ordered(finished):
+def test_events_come_in_order_with_the_reasons_of_each_stage(finished):
     _, out = finished
     told = events(out)
     kinds = [event["event"] for event in told]
@@ -236,7 +236,7 @@ def test_numbers_that_are_none_become_null():
     assert strict(json.dumps(finite(value))) == {"a": None, "b": [None, 1, [2, None]], "c": True}
 
 
-def test_model_runs_anywhere(finished):
+def test_the_model_runs_in_plain_onnxruntime_as_well_as_told(finished):
     """In plain ONNX Runtime, with one input, as good as the session says."""
     result, out = finished
     model = ort.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])

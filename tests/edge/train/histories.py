@@ -1,10 +1,6 @@
 """Automatic schedules of training stages, and histories made by hand for them."""
 
-from edge_sel.edge.train.ladder import (
-    AutoLadder,
-    LadderConfig,
-    PlannedStage,
-)
+from edge_sel.edge.train.ladder import AutoLadder, LadderConfig, PlannedStage
 from tests.edge.sessions import pack
 
 PLANS = pack().manifest.plans

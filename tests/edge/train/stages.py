@@ -8,13 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from edge_sel.edge.train.ladder import LadderConfig
-from tests.edge.sessions import (
-    Tape,
-    history,
-    outcome,
-    pack,
-    session,
-)
+from tests.edge.sessions import Tape, history, outcome, pack, session
 
 SHORT = LadderConfig(head_epochs=1, e_per_epoch=0.1, most_epochs=2, most_body_stages=2, leave_below=0.0)
 """An automatic ladder of few epochs that goes on while the body gets any better."""

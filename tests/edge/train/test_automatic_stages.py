@@ -9,26 +9,8 @@ import pytest
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.governor.limits import EnergyBudget
 from edge_sel.edge.train.ladder import auto_ladder
-from tests.edge.sessions import (
-    KillAt,
-    Killed,
-    StopAt,
-    digits,
-    events,
-    outcome,
-    pack,
-    session,
-)
-from tests.edge.train.stages import (
-    AUTO,
-    PACKS,
-    RUINOUS,
-    SHORT,
-    automatic_run,
-    decided,
-    every_pack,
-    without,
-)
+from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, session
+from tests.edge.train.stages import AUTO, PACKS, RUINOUS, SHORT, automatic_run, decided, every_pack, without
 from tests.edge.world import World, governed
 
 # Decisions

@@ -6,12 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.ladder import (
-    BODY,
-    AutoLadder,
-    PlannedStage,
-    auto_ladder,
-)
+from edge_sel.edge.train.ladder import BODY, AutoLadder, PlannedStage, auto_ladder
 from tests.edge.sessions import pack
 from tests.edge.train.histories import (
     BEFORE,

@@ -7,17 +7,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.ladder import (
-    BODY,
-)
-from tests.edge.train.histories import (
-    CLEAN,
-    CONFIG,
-    LADDER,
-    PLANS,
-    made,
-    ran,
-)
+from edge_sel.edge.train.ladder import BODY
+from tests.edge.train.histories import CLEAN, CONFIG, LADDER, PLANS, made, ran
 
 LOSS = st.floats(0.0, 3.0) | st.just(1.0) | st.none()
 E = st.floats(0.0, 3.0) | st.sampled_from([0.0, CLEAN]) | st.none()
@@ -86,5 +77,5 @@ def test_neither_joules_nor_time_decide(ladder, outcomes, figures):
         assert ladder.decide(other, 7)[0] == stage
 
 
-def test_nothing_is_foreseen():
+def test_an_automatic_schedule_foresees_no_stage():
     assert not any(LADDER.planned(visited) for visited in range(6))

@@ -11,7 +11,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import channel_statistics
 from edge_sel.reference.setup import Augmentation
 
-_RESIDENT_SHARE = 0.6
+RESIDENT_SHARE = 0.6
 """Of the device's free memory that the images may take; beyond it they are read batch by batch."""
 _CHUNK = 4096
 
@@ -29,16 +29,19 @@ class DeviceImages:
 
     Attributes:
         labels: int64[N] on the device.
-        resident: whether the pixels are on the device too. If not, each batch waits for the disk or the host.
+        resident: whether the pixels are on the device too, as they fit into ``share`` of its free memory. If not, each
+            batch waits for the disk or the host.
     """
 
-    def __init__(self, source: ImageSet, mean: np.ndarray, std: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self, source: ImageSet, mean: np.ndarray, std: np.ndarray, device: torch.device, share: float = RESIDENT_SHARE
+    ) -> None:
         self.source, self.device = source, device
         self.classes, self.size = source.classes, source.size
         self.labels = torch.from_numpy(source.labels).to(device)
         self._scale = torch.tensor(1 / (255 * std), device=device, dtype=torch.float32)[:, None, None]
         self._offset = torch.tensor(-mean / std, device=device, dtype=torch.float32)[:, None, None]
-        self.resident = len(source) * source.size[0] * source.size[1] * 3 <= _room_bytes(device)
+        self.resident = len(source) * source.size[0] * source.size[1] * 3 <= share * _free_bytes(device)
         self._pixels = torch.from_numpy(np.empty((0, *source.size, 3), np.uint8))
         if self.resident:
             self._pixels = torch.empty((len(source), *source.size, 3), dtype=torch.uint8, device=device)
@@ -107,9 +110,9 @@ def _is_inside(place: torch.Tensor, size: int) -> torch.Tensor:
     return (place >= 0) & (place < size)
 
 
-def _room_bytes(device: torch.device) -> float:
+def _free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
-        return _RESIDENT_SHARE * float(torch.cuda.mem_get_info(device)[0])
+        return float(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return _RESIDENT_SHARE * float(psutil.virtual_memory().available)
+    return float(psutil.virtual_memory().available)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.cli.shell import BAD_INPUT, PACK, SETUP, USAGE, block, refused, run
-from tests.edge.runs import tree
+from tests.edge.sessions import tree
 
 # Options and settings
 
@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_options(case, edge_sel):
+def test_a_wrong_option_is_refused(case, edge_sel):
     arguments, words = OPTIONS[case]
     refused(edge_sel("finetune", *arguments), USAGE, *words)
 
@@ -46,7 +46,7 @@ def test_options(case, edge_sel):
         ("[power]\nidle_w = 3", ["power.idle_w"]),
     ],
 )
-def test_config(text, words, edge_sel, here):
+def test_a_wrong_config_file_is_refused(text, words, edge_sel, here):
     (here / "mine.toml").write_text(text)
     refused(edge_sel("finetune", "--config", "mine.toml"), USAGE, *words, "mine.toml")
 
@@ -55,18 +55,18 @@ def test_config(text, words, edge_sel, here):
     ("name", "value", "words"),
     [("EDGE_SEL_EPOCH", "3", ["EDGE_SEL_EPOCHS"]), ("EDGE_SEL_EPOCHS", "soon", ["epochs", "EDGE_SEL_EPOCHS"])],
 )
-def test_environment(name, value, words, edge_sel, monkeypatch):
+def test_a_wrong_environment_variable_is_refused(name, value, words, edge_sel, monkeypatch):
     monkeypatch.setenv(name, value)
     refused(edge_sel("finetune"), USAGE, *words)
 
 
 @pytest.mark.parametrize(("arguments", "near"), [(["finetun"], "finetune"), (["pack", "inspec"], "inspect")])
-def test_unknown_commands(arguments, near, edge_sel):
+def test_an_unknown_command_names_the_nearest(arguments, near, edge_sel):
     refused(edge_sel(*arguments), USAGE, near)
 
 
 @pytest.mark.parametrize("arguments", [["evaluate"], ["evaluate", PACK], ["pretrain"], ["export"], ["pack", "verify"]])
-def test_missing_arguments(arguments, edge_sel):
+def test_a_missing_argument_is_named(arguments, edge_sel):
     refused(edge_sel(*arguments), USAGE, "Missing")
 
 
@@ -113,7 +113,7 @@ def test_modelled_energy_may_be_refused(edge_sel):
 
 
 @pytest.mark.parametrize("command", ["pretrain", "export", "finetune"])
-def test_without_torch(command, here, tmp_path):
+def test_without_torch_it_says_what_to_install(command, here, tmp_path):
     arguments = {
         "pretrain": ["pretrain", "--data", "x", "--out", "y"],
         "export": ["export", "x", "--data", "y", "--out", "z"],

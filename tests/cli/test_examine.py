@@ -207,7 +207,7 @@ def test_the_sensors_of_psutil(machine, monkeypatch, capsys):
     assert "no   temperature sensor can be read" in shown(machine.report(), capsys)
 
 
-def test_throttling(machine, capsys):
+def test_throttling_now_and_since_the_start_is_told(machine, capsys):
     bits = machine.put("sys/devices/platform/soc/soc:firmware/get_throttled", "50001")
     report = machine.report()
     assert {"part": "Raspberry Pi", "reason": "under-voltage", "now": True, "count": 1} in report["throttling"]
@@ -243,7 +243,7 @@ def test_threads_beyond_the_quota(machine, monkeypatch, tmp_path, found):
 
 
 @pytest.mark.parametrize(("free", "told"), [(499_999_999, True), (500_000_000, False)])
-def test_a_full_disk(machine, monkeypatch, tmp_path, free, told):
+def test_a_disk_that_is_nearly_full_is_told(machine, monkeypatch, tmp_path, free, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     report = machine.report()
@@ -271,6 +271,6 @@ def test_a_container_with_a_meter_needs_nothing(machine, capsys):
     assert "container: docker (/.dockerenv is there)" in shown(report, capsys)
 
 
-def test_what_is_counted(machine):
+def test_the_processors_of_this_machine_are_counted(machine):
     counted = machine.report()["cpus"]
     assert counted["count"] == os.cpu_count() and 1 <= counted["allowed"] <= counted["count"]

@@ -12,7 +12,7 @@ import pytest
 from edge_sel.cli.show import governor_line
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE
 from tests.cli.shell import SETUP, USAGE, refused
-from tests.edge.runs import tree
+from tests.edge.sessions import tree
 
 SHORT = ["--plan", "bn", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm", "--out", "run"]
 
@@ -90,7 +90,7 @@ def test_a_bare_number_is_refused(flag, value, words, edge_sel, here):
     assert list(here.iterdir()) == []
 
 
-def test_help_shows_how(edge_sel):
+def test_help_shows_an_example_of_every_limit(edge_sel):
     shown = re.sub(r"\s+", " ", edge_sel("finetune", "--help").out)
     for example in (
         "--energy-budget 500J", "--max-temp 75C", "--battery-floor 20%", "--deadline 30m", "--power-cap 8W",
@@ -189,7 +189,7 @@ def test_what_a_person_sees(edge_sel, here):
     assert decision["action"] == "stop" and decision["limit"] == "energy budget"
 
 
-def test_a_deadline(edge_sel, here):
+def test_a_deadline_leaves_a_run_that_can_be_resumed(edge_sel, here):
     result = edge_sel("finetune", "--json", *SHORT, "--deadline", "1ms")
     assert result.code == 75 and json.loads(result.out)["stopped"] == "deadline"
 
@@ -203,7 +203,7 @@ def test_a_battery_that_is_low_already(edge_sel, board):
 # Other layers
 
 
-def test_from_a_file(edge_sel, here):
+def test_a_budget_from_a_file_is_lifted_by_a_flag(edge_sel, here):
     Path("mine.toml").write_text('energy_budget_j = "1mJ"\ndeadline_s = 3600\n')
     result = edge_sel("finetune", "--json", *SHORT, "--config", "mine.toml")
     told = json.loads(result.out)
@@ -214,7 +214,7 @@ def test_from_a_file(edge_sel, here):
     assert lifted.code == 0
 
 
-def test_from_the_environment(edge_sel, here, monkeypatch):
+def test_a_budget_from_the_environment_needs_its_unit_too(edge_sel, here, monkeypatch):
     monkeypatch.setenv("EDGE_SEL_ENERGY_BUDGET_J", "1mJ")
     result = edge_sel("finetune", "--json", *SHORT)
     assert result.code == 75 and json.loads(result.out)["stopped"] == "budget"

@@ -22,7 +22,7 @@ def measured(*words, code=0, flags=()):
     return json.loads(result.stdout), result
 
 
-def test_figures_of_a_busy_command():
+def test_a_busy_command_has_processor_time_and_joules():
     figures, _ = measured(sys.executable, "-c", BUSY)
     assert figures["schema"] == 1 and figures["exit"] == 0
     assert 0.5 <= figures["cpu_s"] < 5 and figures["time_s"] >= 0.4
@@ -45,7 +45,7 @@ def test_status_is_the_commands(code):
     assert figures["exit"] == code
 
 
-def test_killed_command():
+def test_a_killed_command_gives_the_status_of_its_signal():
     figures, _ = measured("sh", "-c", "kill -TERM $$", code=128 + signal.SIGTERM)
     assert figures["exit"] == 128 + signal.SIGTERM
 

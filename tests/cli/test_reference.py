@@ -76,6 +76,7 @@ def test_results_stand_beside_a_fine_tune_where_torch_is_not(edge_sel, tmp_path)
     assert shown.returncode == 0 and "edge, plan bn" in shown.stdout and "reference, fast" in shown.stdout, shown.stderr
     answer = json.loads(run(*asked, "--json", cwd=tmp_path, PYTHONPATH=without).stdout)
     epochs = [*answer["edge"]["epochs"], *answer["reference_epochs"]]
+    assert len(answer["edge"]["epochs"]) == len(answer["reference_epochs"]) == 1
     assert all({"images", "energy_j", "energy_source", "j_per_image"} <= epoch.keys() for epoch in epochs)
 
 

@@ -56,7 +56,7 @@ def learning(here):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_and_resume(number, arguments, uninterrupted, here):
+def test_a_signal_stops_at_a_step_and_the_resumed_run_ends_the_same(number, arguments, uninterrupted, here):
     with running(*arguments, "--out", "run", cwd=here) as process:
         wait_for(lambda: learning(here), process)
         process.send_signal(number)
@@ -74,7 +74,7 @@ def test_stop_and_resume(number, arguments, uninterrupted, here):
     assert (here / "run" / "model.onnx").read_bytes() == uninterrupted[1]
 
 
-def test_power_cut(arguments, uninterrupted, here):
+def test_a_run_resumed_after_a_power_cut_ends_the_same(arguments, uninterrupted, here):
     with running(*arguments, "--out", "run", "--checkpoint-every", "0.05s", cwd=here) as process:
         wait_for(lambda: learning(here) and list_checkpoints(here / "run" / "checkpoints"), process)
         process.send_signal(signal.SIGKILL)
@@ -121,7 +121,7 @@ def handlers():
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_asking_once_and_twice(first, second, handlers):
+def test_the_first_signal_asks_and_the_second_interrupts(first, second, handlers):
     stop = StopSignal()
     assert stop() is None
     signal.raise_signal(first)

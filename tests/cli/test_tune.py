@@ -15,7 +15,7 @@ from edge_sel.pack.builtin import builtin_pack
 from edge_sel.power.processors import usable_cores
 from edge_sel.tuning.choose import Candidate, Cost, machine, tuning_file, write_tuning
 from tests.cli.shell import PACK, USAGE, refused
-from tests.edge.runs import outcome
+from tests.edge.sessions import outcome
 
 BEST, OTHER = Candidate(1, False, 64), Candidate(1, False, 16)
 RUN = ["finetune", "--epochs", 1, "--guard-fraction", 0.5, "--json"]

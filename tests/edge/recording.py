@@ -30,13 +30,13 @@ class Recording:
     def prefix(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: tuple[float, float] | None = None
     ) -> Prefix | None:
-        prefix = self._engine.prefix(pack, plan, weights, int8=int8)
+        backbone = self._engine.prefix(pack, plan, weights, int8=int8)
 
         def recorded(images: np.ndarray) -> np.ndarray:
-            self.calls.append((plan, "int8" if int8 else "prefix", images.copy(), None))
-            return prefix(images)
+            self.calls.append((plan, "quantized" if int8 else "backbone", images.copy(), None))
+            return backbone(images)
 
-        return recorded if prefix else None
+        return recorded if backbone else None
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         predict = self._engine.predictor(pack, weights)

@@ -16,7 +16,7 @@ from edge_sel.data.shifts import write_folder
 from edge_sel.edge.head import extend_head
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.errors import DataError, UsageError
-from tests.edge.runs import digits, of_counts, pack, session
+from tests.edge.sessions import StopAt, digits, of_counts, outcome, pack, session
 
 MODEL = pack().manifest.model
 
@@ -41,7 +41,7 @@ def twelve(folder):
     return load_folder(folder, MODEL.image_size, classes=MODEL.classes, new_classes="extend")
 
 
-def test_strict_refuses_and_names_the_nearest(folder):
+def test_unknown_classes_are_refused_and_the_nearest_is_named(folder):
     with pytest.raises(DataError, match=r"Zero \(nearest: .*bar \(nearest: ") as caught:
         load_folder(folder, MODEL.image_size, classes=MODEL.classes)
     assert "--new-classes extend" in str(caught.value) and caught.value.exit_code == 4
@@ -66,16 +66,18 @@ def test_two_new_classes_are_learnt(twelve, tmp_path):
 
 @pytest.mark.parametrize("plan", list(pack().manifest.plans))
 def test_every_plan_takes_new_classes(plan, twelve, tmp_path):
+    """With a threshold of 0 all that a plan may change is updated, the new rows of the head included."""
     result = session(tmp_path, images=twelve, plan=plan, gamma=0.0, gate="off", curriculum="off", epochs=1).run()
     (epoch,) = result["epochs"]
-    assert 0 <= epoch["sparsity"] <= 1
-    assert epoch["sparsity"] == pytest.approx({"full": 0.0, "bn": 1.0}.get(plan, epoch["sparsity"]))
+    weights, info = extend_head(pack().weights(), MODEL.head, 12), pack().plan(plan)
+    values = {name: weights[name][: info.channels.get(name)].size for name in info.trainable}
+    added = sum(weights[name].size - value.size for name, value in pack().weights().items())
+    assert epoch["sparsity"] == pytest.approx(1 - sum(values.values()) / (MODEL.parameters + added))
+    assert epoch["gradient_kept"] == (1.0 if info.trainable else 0.0)
     assert result["classes"] == list(twelve.classes)
 
 
 def test_a_run_with_new_classes_can_be_resumed(twelve, tmp_path):
-    from tests.edge.runs import StopAt, outcome
-
     given = {"images": twelve, "plan": "bn,last-c25"}
     session(tmp_path / "one", **given).run()
     session(tmp_path / "two", should_stop=StopAt(6), **given).run()
@@ -101,7 +103,7 @@ def test_extending_keeps_what_is_known(extra):
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (2, 0, 3), (3, 3, 3, 3), (40, 2)], ids=str)
-def test_few_images(counts, tmp_path):
+def test_two_images_of_a_class_are_enough(counts, tmp_path):
     """Two classes of two images are enough: one of each to learn from, one to judge by."""
     result = session(tmp_path, images=of_counts(*counts), gate="off").run()
     present = sum(count > 0 for count in counts)
@@ -113,7 +115,7 @@ def test_few_images(counts, tmp_path):
 @pytest.mark.parametrize(
     ("counts", "told"), [((5,), "one class only \\(0\\)"), ((0, 7), "one class only \\(1\\)"), ((5, 1), "1: 1")]
 )
-def test_too_few_images(counts, told, tmp_path):
+def test_one_class_or_one_image_of_a_class_is_refused(counts, told, tmp_path):
     with pytest.raises(DataError, match=told) as caught:
         session(tmp_path / "out", images=of_counts(*counts)).run()
     assert caught.value.exit_code == 4
@@ -135,6 +137,6 @@ def test_a_budget_needs_the_plan_whose_gradients_choose_its_channels():
 
 
 @pytest.mark.parametrize("plans", ["", " , ", "bn,lst", "bn;head"])
-def test_bad_plans(plans):
+def test_unknown_plans_are_refused_with_the_packs_own(plans):
     with pytest.raises(UsageError, match="full-c25"):
         fixed_ladder(pack(), plans, 1)

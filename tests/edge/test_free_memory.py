@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+from types import SimpleNamespace
+
 import pytest
 
 from edge_sel.edge import free_memory as memory
@@ -16,10 +20,10 @@ class Library:
         self.trimmed.append(pad)
 
 
-@pytest.mark.parametrize(("platform", "calls"), [("linux", [0]), ("darwin", []), ("win32", [])])
-def test_only_where_there_may_be_a_glibc(platform, calls, monkeypatch):
+@pytest.mark.parametrize(("system", "calls"), [("linux", [0]), ("darwin", []), ("win32", [])])
+def test_only_where_there_may_be_a_glibc(system, calls, monkeypatch):
     library = Library()
-    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.sys, "platform", system)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
     trim()
     assert library.trimmed == calls
@@ -30,11 +34,18 @@ def no_library(name):
 
 
 @pytest.mark.parametrize("other", [lambda name: object(), no_library])
-def test_a_c_library_without_it(other, monkeypatch):
+def test_a_c_library_that_cannot_trim_stops_nothing(other, monkeypatch):
+    asked = []
     monkeypatch.setattr(memory.sys, "platform", "linux")
-    monkeypatch.setattr(memory.ctypes, "CDLL", other)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: asked.append(name) or other(name))
     trim()
+    assert asked == [None], "it was looked for, and its absence stops nothing"
 
 
-def test_here():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_the_glibc_of_this_process_is_trimmed(monkeypatch):
+    calls, load = [], ctypes.CDLL
+    spy = SimpleNamespace(malloc_trim=lambda pad: calls.append(load(None).malloc_trim(pad)))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: spy)
     trim()
+    assert len(calls) == 1 and calls[0] in (0, 1), "1 if any memory went back"

@@ -9,7 +9,7 @@ import pytest
 from edge_sel.edge.outputs import model_files, session_folder
 from edge_sel.errors import UsageError
 from edge_sel.runs.checkpoint import list_checkpoints
-from tests.edge.runs import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
+from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
 
 # Between them: every kind of plan, gate, significance and curriculum, a stage of two epochs, channel choice, augmentation,
 # features in memory and in a file.
@@ -38,7 +38,7 @@ def uninterrupted(case):
 
 
 @every_case
-def test_stopped_at_every_boundary(case, tmp_path):
+def test_a_run_stopped_at_any_boundary_ends_the_same(case, tmp_path):
     expected, boundaries = uninterrupted(case)
     assert boundaries > 8
     for boundary in range(1, boundaries + 1):
@@ -51,7 +51,7 @@ def test_stopped_at_every_boundary(case, tmp_path):
 
 
 @pytest.mark.parametrize("every_s", [0.1, 7.0], ids=["saved at each step", "saved now and then"])
-def test_killed_at_every_boundary(every_s, tmp_path):
+def test_a_run_killed_at_any_boundary_ends_the_same(every_s, tmp_path):
     case = "sundew-cumulative"
     expected, boundaries = uninterrupted(case)
     for boundary in range(1, boundaries + 1):
@@ -73,7 +73,7 @@ def test_killed_runs_do_continue(tmp_path):
 
 
 @every_case
-def test_interrupted_twice(case, tmp_path):
+def test_a_run_interrupted_three_times_ends_the_same(case, tmp_path):
     expected, boundaries = uninterrupted(case)
     for first in range(1, boundaries - 1, 3):
         out = tmp_path / str(first)
@@ -94,7 +94,7 @@ def test_interrupted_twice(case, tmp_path):
         (session_folder, "write_json"),
     ],
 )
-def test_killed_while_finishing(module, name, tmp_path, monkeypatch):
+def test_a_run_killed_while_it_writes_its_results_ends_the_same(module, name, tmp_path, monkeypatch):
     def die(*_):
         raise Killed
 
@@ -119,7 +119,7 @@ def test_joules_and_seconds_of_all_parts_add_up(tmp_path):
     assert sum(epoch["time_s"] for epoch in whole["epochs"]) <= whole["time_s"]
 
 
-def test_nothing_to_resume_starts(tmp_path):
+def test_resuming_an_empty_folder_starts_the_run(tmp_path):
     start("open-flipped", tmp_path, resume=True).run()
     assert outcome(tmp_path) == uninterrupted("open-flipped")[0]
 
@@ -153,7 +153,7 @@ def test_resuming_something_else_is_refused(change, finished, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_measuring_and_saving_may_change(tmp_path):
+def test_meter_and_checkpoint_interval_may_change_between_the_parts(tmp_path):
     session(tmp_path, should_stop=StopAt(4)).run()
     session(tmp_path, meter="psutil", checkpoint_every_s=3.0, resume=True).run()
     assert outcome(tmp_path) == uninterrupted("sundew-cumulative")[0]
@@ -179,7 +179,7 @@ def test_a_result_of_something_else_is_not_taken_for_ours(content, tmp_path):
 @pytest.mark.parametrize("name", ["run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors"])
 def test_files_of_others_are_not_overwritten(name, tmp_path):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="--out"):
         session(tmp_path).run()
     assert tree(tmp_path) == {name: b"mine"}
 

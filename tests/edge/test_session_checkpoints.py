@@ -7,7 +7,7 @@ import pytest
 
 from edge_sel.errors import SetupError
 from edge_sel.runs.checkpoint import list_checkpoints
-from tests.edge.runs import StopAt, Tape, full_disk, outcome, session, tree
+from tests.edge.sessions import StopAt, Tape, full_disk, outcome, session, tree
 
 
 def test_a_session_keeps_two_and_says_so(tmp_path):

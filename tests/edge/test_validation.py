@@ -1,4 +1,4 @@
-"""The guard: what ships is never worse than what was there, and judge and pupil are kept apart."""
+"""The validation set: what ships is never worse than what was there, and what judges is never trained on."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from edge_sel.edge.evaluate import Evaluation, evaluate_logits
 from edge_sel.edge.governor.decision import Decision, Limit
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
-from tests.edge.runs import Tape, digits, pack, session
+from tests.edge.sessions import Tape, digits, pack, session
 
 
 def ruined(out, **given):
@@ -43,7 +43,7 @@ def test_the_model_file_of_a_failed_run_is_the_original(tmp_path):
     np.testing.assert_allclose(model.run(None, {"x": images})[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_good_run_ships(tmp_path):
+def test_a_run_that_improves_the_model_ships_it(tmp_path):
     result = session(tmp_path, test=digits(100, "test")).run()
     accuracy = result["accuracy"]
     assert result["shipped"] is True
@@ -81,8 +81,10 @@ class Stop(Limit):
     ],
 )
 @pytest.mark.parametrize("limited", [False, True], ids=["done", "stopped by a limit"])
-def test_verdicts(limited, before, after, ships, tmp_path, monkeypatch):
-    """A lower loss ships, unless the accuracy is worse; numbers that are none never do.
+def test_a_lower_validation_loss_ships_unless_the_accuracy_is_worse(
+    limited, before, after, ships, tmp_path, monkeypatch
+):
+    """Numbers that are none never ship.
 
     Whatever did not lower the loss is undone, also where a limit ended the plan before its time.
     """
@@ -109,7 +111,7 @@ def test_test_images_influence_nothing(tmp_path):
         assert with_test["accuracy"][key] == without["accuracy"][key]
 
 
-def test_guard_and_training_images_are_disjoint_and_all(tmp_path):
+def test_validation_and_training_images_are_disjoint_and_all(tmp_path):
     engine, images = Recording(), digits()
     result = session(tmp_path, images=images, engine=engine, plan="bn,affine", gate="off", curriculum="off").run()
     engine.calls.pop()  # the last look is at the written model, with noise
@@ -127,7 +129,7 @@ def test_every_class_is_judged(tmp_path):
     assert len(result["before"]["guard"]["classes"]) == 10
 
 
-def test_figures_by_hand():
+def test_accuracy_and_embarrassment_are_those_computed_by_hand():
     logits = np.array([[2.0, 0, 0], [0, 3, 0], [5, 0, 0], [0, 0, 1]], np.float32)
     figures = evaluate_logits(logits, np.array([0, 1, 1, 0]))
     assert figures.accuracy == 0.5 and figures.images == 4

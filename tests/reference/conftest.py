@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edge_sel.data.dataset import ImageSet
+from edge_sel.reference.data import Sets
 from edge_sel.reference.images import make_images
 from edge_sel.reference.policy import Policy
-from edge_sel.reference.setup import Augmentation, Optimizer, Setup
+from edge_sel.reference.setup import Augmentation, Optimizer, Setup, find_scale
 from edge_sel.reference.trainer import ReferenceTrainer
 
 CPU = torch.device("cpu")
@@ -26,6 +29,10 @@ def colours(count: int = 60, seed: int = 0) -> ImageSet:
     pixels = rng.integers(40, 140, (count, 16, 16, 3))
     pixels[np.arange(count), :, :, labels] += 40
     return ImageSet.from_arrays(pixels.astype(np.uint8), labels, ("red", "green", "blue"))
+
+
+SMALL_BATCHES = replace(find_scale("smoke"), batch_limit=16)
+COLOUR_SETS = Sets(colours(40), colours(30, seed=1), "colours")
 
 
 def tiny_net(classes: int = 3) -> nn.Module:

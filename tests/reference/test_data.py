@@ -69,14 +69,14 @@ def test_torchvision_that_is_missing_is_one_line(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_planned_sizes():
+def test_the_size_of_a_known_set_is_planned_before_it_is_loaded():
     assert planned_size("cifar10", FULL) == (50_000, 10) and planned_size("somewhere", FULL) is None
     assert planned_size("cifar10", SMALL) == (SMALL.train_per_class * 10, 10)
     wanted = {"cifar10", "cifar100", "svhn", "stl10", "kmnist", "fmnist", "food101", "aircraft", "cars"}
     assert KNOWN.keys() == wanted
 
 
-def test_the_suites():
+def test_a_larger_scale_runs_the_published_systems_and_smoke_runs_all():
     suite = [
         "baseline",
         "lottery-ticket",

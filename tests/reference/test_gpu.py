@@ -38,17 +38,18 @@ def test_a_step_never_waits_for_the_gpu(sets):
     policy = build_policy(SYSTEMS["sel-95"], SYSTEMS["sel-95"].at(SMOKE))
     run = ReferenceTrainer(tiny_net(), SETUP, policy, train, test, seed=0)
     run.train_epoch(1)
-    step = run._step
+    step, watched_steps = run._step, []
 
     def watched(*arguments):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step(*arguments)
+            watched_steps.append(step(*arguments))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     run._step = watched
     run.train_epoch(2)
+    assert watched_steps
 
 
 def test_the_trainer_is_eight_times_as_fast_as_a_plain_loop():

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from edge_sel.data.transforms import normalise
-from edge_sel.reference import images as room
-from edge_sel.reference.images import DeviceImages, Draw, make_images
+from edge_sel.reference.images import DeviceImages, Draw
 from edge_sel.reference.setup import Augmentation
 from tests.reference.conftest import CPU, colours
 
@@ -61,11 +60,8 @@ def test_a_draw_follows_from_seed_and_epoch(images):
     assert not images.draw(Augmentation("none", 0), 1, 0).flip.any()
 
 
-def test_what_does_not_fit_is_read_batch_by_batch(images, monkeypatch):
-    monkeypatch.setattr(room, "_RESIDENT_SHARE", 0.0)
-    train, _ = make_images(colours(), colours(30), CPU)
-    monkeypatch.undo()
-    resident, _ = make_images(colours(), colours(30), CPU)
-    assert resident.resident and not train.resident
-    index, draw = torch.tensor([3, 50, 7]), resident.draw(Augmentation(), 1, 0)
-    assert torch.equal(train.batch(index, draw), resident.batch(index, draw))
+def test_what_does_not_fit_is_read_batch_by_batch(images):
+    larger = DeviceImages(colours(), MEAN, STD, CPU, share=0.0)
+    assert images.resident and not larger.resident
+    index, draw = torch.tensor([3, 50, 7]), images.draw(Augmentation(), 1, 0)
+    assert torch.equal(larger.batch(index, draw), images.batch(index, draw))

@@ -55,7 +55,7 @@ def test_biases_of_batch_norm_run_ahead_without_more_decay():
     assert biases["lr"] * biases["weight_decay"] == pytest.approx(float(others["lr"] * others["weight_decay"]))
 
 
-def test_schedules():
+def test_schedules_rise_and_fall_as_published():
     assert [rate_factor("constant", s, 10, 5) for s in (0, 9)] == [1, 1]
     assert rate_factor("cosine", 5, 10, 5) == pytest.approx(0.5)
     triangle = [rate_factor("triangle", s, 100, 10) for s in range(100)]
@@ -73,7 +73,7 @@ def test_lookahead_ends_on_the_average():
 
 
 @pytest.mark.parametrize("options", [Optimizer(), Optimizer("sgd", 0.1, lookahead=True)])
-def test_state_survives(options):
+def test_the_state_of_an_optimizer_is_saved_and_loaded(options):
     model = tiny_net()
     _, stepper = stepped(model, options)
     again = Stepper(model, options, CPU)

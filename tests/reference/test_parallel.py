@@ -18,12 +18,15 @@ def _work(rank: int, port: int, out: str) -> None:
     from edge_sel.reference.options import SuiteOptions
     from edge_sel.reference.suite import run_suite
     from edge_sel.reference.systems import SYSTEMS
-    from tests.reference.test_suite import SETS, SMOKE
+    from tests.reference.conftest import COLOUR_SETS, SMALL_BATCHES
 
     with EnergyRecorder(None, background=False, temperature=lambda: None) as recorder:
         systems = [SYSTEMS[name] for name in ("sel-95", "ast")]
         results = run_suite(
-            systems, lambda size: SETS, SuiteOptions(SMOKE, "digits", Path(out), device="cpu", epochs=2), recorder
+            systems,
+            lambda size: COLOUR_SETS,
+            SuiteOptions(SMALL_BATCHES, "digits", Path(out), device="cpu", epochs=2),
+            recorder,
         )
     told = [
         (

@@ -113,14 +113,14 @@ def test_the_ticket_is_the_start_without_the_small_weights(make_trainer):
     )
 
 
-def test_weights_of_a_pool_scale_the_loss(make_trainer):
-    class Twice(Policy):
+def test_images_of_no_weight_are_visited_and_not_active(make_trainer):
+    class Half(Policy):
         def start_epoch(self, run, epoch):
             weights = torch.ones(60)
             weights[:30] = 0
             return Pool(run.everything(), weights)
 
-    result = make_trainer(Twice()).train_epoch(1)
+    result = make_trainer(Half()).train_epoch(1)
     assert (result.visited, result.active) == (60, 30)
 
 
@@ -152,15 +152,16 @@ def test_no_step_waits_for_the_device(name, make_trainer, monkeypatch):
     policy = build_policy(SYSTEMS[name], setup)
     run = make_trainer(policy, SETUP)
     run.train_epoch(1)
-    step = run._step
+    step, watched_steps = run._step, []
 
     def watched(*arguments):
         with NoQuestions():
-            step(*arguments)
+            watched_steps.append(step(*arguments))
 
     monkeypatch.setattr(run, "_step", watched)
     for epoch in range(2, policy.epochs(setup.epochs) + 1):
         run.train_epoch(epoch)
+    assert watched_steps, "the watch did see steps"
 
 
 def test_the_watch_does_see_a_question():

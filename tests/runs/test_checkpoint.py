@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from edge_sel.errors import SetupError
 from edge_sel.files import write_durably
 from edge_sel.runs.checkpoint import KEEP, list_checkpoints, load_checkpoint, save_checkpoint
-from tests.edge.runs import full_disk, tree
+from tests.edge.sessions import full_disk, tree
 
 SHAPES = st.sampled_from([(), (0,), (3,), (2, 3)])
 TENSORS = st.dictionaries(
@@ -63,7 +63,9 @@ def test_views_and_transposes_are_saved_as_they_look(tmp_path):
 
 def test_what_is_loaded_can_be_changed(tmp_path):
     save(tmp_path, 1)
-    load_checkpoint(tmp_path)[0]["x"][0] = 5
+    loaded = load_checkpoint(tmp_path)[0]["x"]
+    loaded[0] = 5
+    assert loaded.tolist() == [5, 1, 1, 1] and latest(tmp_path) == 1, "what is saved stays as it is"
 
 
 def test_the_newest_two_are_kept(tmp_path):
@@ -79,7 +81,7 @@ def test_a_folder_that_is_not_there_holds_none(tmp_path):
 
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.999])
-def test_a_truncated_newest_falls_back(part, tmp_path):
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(part, tmp_path):
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     content = newest.read_bytes()
@@ -88,7 +90,7 @@ def test_a_truncated_newest_falls_back(part, tmp_path):
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_anywhere_falls_back(place, bit, tmp_path_factory):
+def test_a_flipped_bit_anywhere_falls_back_to_the_checkpoint_before(place, bit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     save(folder, 1)
     newest = save(folder, 2)
@@ -165,10 +167,10 @@ def test_content_reaches_the_disk_before_its_name_does(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["history.csv", "run.json"])
-def test_either_the_old_or_the_new_content(name, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_keeps_its_old_content(name, tmp_path, monkeypatch):
     path = tmp_path / name
     write_durably(path, b"old")
-    with monkeypatch.context() as patched, pytest.raises(SetupError):
+    with monkeypatch.context() as patched, pytest.raises(SetupError, match="No space left"):
         patched.setattr(os, "fsync", full_disk)
         write_durably(path, b"new")
     assert tree(tmp_path) == {name: b"old"}

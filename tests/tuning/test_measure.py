@@ -9,7 +9,8 @@ from edge_sel.config.profiles import Profile
 from edge_sel.power import EnergyRecorder
 from edge_sel.tuning.choose import Candidate, Cost
 from edge_sel.tuning.measure import ROUNDS, WARM_UP_STEPS, Bench, candidates, median, weight
-from tests.edge.runs import World, pack
+from tests.edge.sessions import pack
+from tests.edge.world import World
 
 GIB = 2**30
 
@@ -55,7 +56,7 @@ class Device(World):
 @pytest.mark.parametrize(
     ("cores", "threads"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 3}), (6, {1, 2, 4, 6}), (8, {1, 2, 4, 8})]
 )
-def test_candidates(cores, threads):
+def test_candidates_are_threads_up_to_the_cores_and_batches_around_the_usual(cores, threads):
     found = candidates(cores, 32)
     assert {c.threads for c in found} == threads and len(found) == len(set(found))
     assert {c.batch_size for c in found} == {16, 32, 64}
@@ -133,7 +134,7 @@ def test_a_batch_that_may_not_fit_into_memory_is_left_out():
     assert max(c.batch_size for c in device.steps) == 32
 
 
-def test_median():
+def test_the_cost_is_the_median_of_each_figure():
     costs = [Cost(3.0, 1.0, 9.0, 1), Cost(1.0, 2.0, 8.0, 1), Cost(2.0, 3.0, 7.0, 1)]
     assert median(costs) == (2.0, 2.0, 8.0, 3)
     assert median([*costs, Cost(None, 9.0, 9.0, 1)]).energy_j is None

@@ -9,7 +9,7 @@ from edge_sel.graphs.plans import PLANS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.sel.schedule import sel_learning_rate
 from tests.edge.recording import Recording
-from tests.edge.runs import pack, session
+from tests.edge.sessions import pack, session
 
 TRAINED = [plan for plan in PLANS if plan != "bn"]
 

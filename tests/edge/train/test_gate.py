@@ -104,7 +104,7 @@ def says(gate, known, batches=6000, size=16):
 
 
 def test_sundew_gives_easy_and_hard_the_same_say_and_hard_does_not():
-    """Over a long run, starvation guard, unknown images and the wandering threshold included."""
+    """Over a long run, the limit of waiting, unknown images and the wandering threshold included."""
     known, gone = forget(memory(), 0.3)
     for kind, worst in (("sundew", 0.05), ("random", 0.05), ("hard", math.inf)):
         say = says(make(kind, 0.5), known)

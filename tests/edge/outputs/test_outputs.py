@@ -19,7 +19,7 @@ from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
 from edge_sel.power import EnergyRecorder, MeterError, Reading
 from edge_sel.runs.tables import finite
-from tests.edge.runs import StopAt, Tape, Ticks, digits, events, history, of_counts, pack, session
+from tests.edge.sessions import StopAt, Tape, Ticks, digits, events, history, of_counts, pack, session
 
 PUBLISHED = ["epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity"]
 ENERGY = ["energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c"]
@@ -61,7 +61,7 @@ def finished(tmp_path_factory):
     return session(out, test=digits(50, "test"), gate="off").run(), out
 
 
-def test_files(finished):
+def test_a_finished_run_leaves_these_files_and_no_others(finished):
     assert {path.name for path in finished[1].iterdir()} == FILES
 
 
@@ -71,7 +71,7 @@ def test_run_json_is_what_is_returned(finished):
     assert strict(text) == strict(json.dumps(result))
 
 
-def test_contract(finished):
+def test_run_json_holds_the_keys_of_the_contract(finished):
     """The keys of design.md's contract, with their types."""
     result, out = finished
     assert result["schema"] == SCHEMA == 1 and result["run"] == str(out) and result["engine"] == "ort"
@@ -138,7 +138,7 @@ def test_a_meter_lost_on_the_way(tmp_path):
     assert result["energy"]["total_j"] is None and "unplugged" in result["energy"]["why"]
 
 
-def test_history_columns(finished):
+def test_history_has_the_published_columns_first_and_then_ours(finished):
     result, out = finished
     with (out / "history.csv").open(newline="") as file:
         header, *rows = list(csv.reader(file))
@@ -191,14 +191,14 @@ def test_odd_class_names_do_not_break_the_table(tmp_path):
     assert row['E_a,b"'] == "0.5" and row["acc_line\nbreak"] == "" and "C_ünï" in row
 
 
-def test_events_are_ordered(finished):
+def test_events_come_in_order_with_the_reasons_of_each_stage(finished):
     _, out = finished
     told = events(out)
     kinds = [event["event"] for event in told]
     assert kinds[:3] == ["started", "evaluated", "rung"] and kinds[-2:] == ["guard", "finished"]
     assert kinds.count("epoch") == 3
-    rungs = [(event["plan"], event["why"]) for event in told if event["event"] == "rung"]
-    assert rungs == [("bn", "as told"), ("last-c25", "as told")]
+    stages = [(event["plan"], event["why"]) for event in told if event["event"] == "rung"]
+    assert stages == [("bn", "as told"), ("last-c25", "as told")]
     assert [event["why"] for event in told if event["event"] == "climbed"] == ["no more plans"]
     assert [event["epoch"] for event in told if event["event"] == "epoch"] == [1, 2, 3]
     times = [event["t_s"] for event in told]
@@ -236,7 +236,7 @@ def test_numbers_that_are_none_become_null():
     assert strict(json.dumps(finite(value))) == {"a": None, "b": [None, 1, [2, None]], "c": True}
 
 
-def test_model_runs_anywhere(finished):
+def test_the_model_runs_in_plain_onnxruntime_as_well_as_told(finished):
     """In plain ONNX Runtime, with one input, as good as the session says."""
     result, out = finished
     model = ort.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""int8 or float32: what is faster and agrees; the choice lasts as long as its rung, also when that is resumed."""
+"""int8 or float32: what is faster and agrees; the choice lasts for its training stage, also when that is resumed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, cycle
+from itertools import accumulate, chain, repeat
 
 import numpy as np
 import pytest
 
 from edge_sel.config.settings import Settings
-from edge_sel.edge.features import precision
 from edge_sel.edge.features.cache import FILE, open_features
 from edge_sel.edge.features.precision import (
     CHUNK,
@@ -22,7 +21,6 @@ from edge_sel.edge.features.precision import (
     Precision,
     choose_precision,
     compare_precisions,
-    try_precisions,
 )
 from edge_sel.edge.host import Host
 from edge_sel.engines.ort import OrtEngine
@@ -30,17 +28,18 @@ from edge_sel.errors import SetupError
 from edge_sel.pack.reader import Pack
 from edge_sel.quantize import MOST_ERROR, relative_error
 from tests.edge.recording import Recording
-from tests.edge.runs import KillAt, Killed, StopAt, Ticks, digits, events, flipping, outcome, pack, session
+from tests.edge.sessions import KillAt, Killed, StopAt, Ticks, digits, events, flipping, outcome, pack, session
 
 COUNT = 240
 TRIAL = 2 * CHUNK * (TIMED + 1)
 
 
 class Timer:
-    """A processor clock by which float32 takes 1 s a chunk, int8 so many."""
+    """A processor clock by which float32 takes 1 s a chunk, the quantized variant so many in each trial in turn."""
 
-    def __init__(self, int8_s: float) -> None:
-        self._times = accumulate(cycle([0.0, 1.0, 0.0, int8_s]))
+    def __init__(self, *int8_s: float) -> None:
+        trials = chain(int8_s, repeat(int8_s[-1]))
+        self._times = accumulate(chain.from_iterable([0.0, 1.0, 0.0, each_s] * (TIMED + 1) for each_s in trials))
 
     def __call__(self) -> float:
         return next(self._times)
@@ -49,20 +48,14 @@ class Timer:
 FASTER, SLOWER = 0.5, 2.0
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """timed(FASTER): from now on choices are made by such a clock."""
-
-    def use(int8_s):
-        monkeypatch.setattr(precision, "try_precisions", lambda *given: try_precisions(*given[:-1], Timer(int8_s)))
-
-    use(FASTER)
-    return use
+def timed(*int8_s):
+    """A host on which the trials of a session take so long."""
+    return Host(clock=Ticks(), cpu_time=Timer(*int8_s))
 
 
-def chosen(*, base=None, engine=None, expected=1e9, asked="auto"):
+def chosen(*, base=None, engine=None, expected=1e9, asked="auto", cpu_time=time.process_time):
     return choose_precision(
-        engine or OrtEngine(1), base or pack(), "last", pack().weights(), digits(COUNT), asked, expected, time.process_time,
+        engine or OrtEngine(1), base or pack(), "last", pack().weights(), digits(COUNT), asked, expected, cpu_time,
         lambda name: nullcontext(),
     )  # fmt: skip
 
@@ -113,8 +106,8 @@ def test_the_first_chunk_and_one_that_was_interrupted_do_not_count():
 # The choice
 
 
-def test_a_trial_tells_what_it_took(timed):
-    found = chosen()
+def test_a_trial_tells_what_it_took():
+    found = chosen(cpu_time=Timer(FASTER))
     assert found.name == found.event["precision"] == "int8" and found.event["plan"] == "last"
     assert found.event["ms_per_image"] == {"fp32": 250.0, "int8": 125.0}
     assert 0 < found.event["relative_error"] < MOST_ERROR
@@ -134,10 +127,9 @@ def test_each_precision_computes_its_own_features(tmp_path):
         ({"base": "without"}, "fp32"),
     ],
 )  # fmt: skip
-def test_too_few_images_or_a_setting_need_no_trial(given, name, monkeypatch):
-    monkeypatch.setattr(precision, "try_precisions", None)
-    given = given | ({"base": without_int8()} if "base" in given else {})
-    assert chosen(**given) == Precision(name)
+def test_too_few_images_or_a_setting_need_no_trial(given, name):
+    given, engine = given | ({"base": without_int8()} if "base" in given else {}), Recording()
+    assert chosen(engine=engine, **given) == Precision(name) and engine.calls == []
 
 
 def test_int8_that_the_pack_does_not_have_is_told():
@@ -190,8 +182,8 @@ def test_a_file_of_the_other_precision_is_not_used(tmp_path):
 def test_the_trial_lasts_a_few_chunks():
     engine = Recording()
     chosen(engine=engine)
-    assert engine.sizes("prefix", "last") == engine.sizes("int8", "last") == [CHUNK] * (TIMED + 1)
-    assert len(engine.images("prefix")) == CHUNK * (TIMED + 1)
+    assert engine.sizes("backbone", "last") == engine.sizes("quantized", "last") == [CHUNK] * (TIMED + 1)
+    assert len(engine.images("backbone")) == CHUNK * (TIMED + 1)
 
 
 # Sessions
@@ -206,8 +198,8 @@ def told(out):
     return [event for event in events(out) if event["event"] == "prefix"]
 
 
-def test_a_session_chooses_once_a_rung(timed, tmp_path):
-    run(tmp_path / "auto", plan="bn,last,head").run()
+def test_a_session_chooses_once_a_training_stage(tmp_path):
+    run(tmp_path / "auto", plan="bn,last,head", host=timed(FASTER)).run()
     assert [(e["plan"], e["precision"]) for e in told(tmp_path / "auto")] == [("last", "int8"), ("head", "int8")]
     run(tmp_path / "int8", plan="bn,last,head", prefix_precision="int8").run()
     run(tmp_path / "fp32", plan="bn,last,head", prefix_precision="fp32").run()
@@ -219,29 +211,23 @@ def test_a_session_chooses_once_a_rung(timed, tmp_path):
 
 
 @pytest.mark.parametrize("boundary", [9, 12, 15])
-def test_a_resumed_rung_keeps_its_choice(boundary, timed, tmp_path):
-    run(tmp_path / "one").run()
+def test_a_resumed_training_stage_keeps_its_choice(boundary, tmp_path):
+    run(tmp_path / "one", host=timed(FASTER)).run()
     out = tmp_path / "two"
-    run(out, should_stop=StopAt(boundary)).run()
+    run(out, should_stop=StopAt(boundary), host=timed(FASTER)).run()
     assert len(told(out)) == 1
-    timed(SLOWER)
     with pytest.raises(Killed):
-        run(out, listener=KillAt(2), checkpoint_every_s=0.1, resume=True).run()
-    run(out, resume=True).run()
+        run(out, listener=KillAt(2), checkpoint_every_s=0.1, resume=True, host=timed(SLOWER)).run()
+    run(out, resume=True, host=timed(SLOWER)).run()
     assert len(told(out)) == 1 and outcome(out) == outcome(tmp_path / "one")
 
 
-def test_the_next_rung_chooses_anew(timed, tmp_path):
-    class Deciding:
-        def __call__(self, event):
-            if event["event"] == "prefix":
-                timed(SLOWER)
-
-    run(tmp_path, plan="last,head", listener=Deciding()).run()
+def test_the_next_training_stage_chooses_anew(tmp_path):
+    run(tmp_path, plan="last,head", host=timed(FASTER, SLOWER)).run()
     assert [event["precision"] for event in told(tmp_path)] == ["int8", "fp32"]
 
 
 def test_the_sessions_clock_decides(tmp_path):
     for int8_s, name in ((FASTER, "int8"), (SLOWER, "fp32")):
-        run(tmp_path / name, plan="last", host=Host(clock=Ticks(), cpu_time=Timer(int8_s))).run()
+        run(tmp_path / name, plan="last", host=timed(int8_s)).run()
         assert [event["precision"] for event in told(tmp_path / name)] == [name]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from edge_sel.edge.governor.limits import BURST_S, LONGEST_PAUSE_S
 
-TOOL = Path(__file__).parents[2] / "tools" / "simulate_governor.py"
+TOOL = Path(__file__).parents[3] / "tools" / "simulate_governor.py"
 MAX_C, BUDGET_J, CAP_W = 70.0, 14_000.0, 5.0
 SEEDS = pytest.mark.parametrize("seed", range(6))
 MANY_SEEDS = pytest.mark.parametrize("seed", range(6, 60))
@@ -141,7 +141,7 @@ def test_a_ceiling_below_what_the_idle_device_has(max_c, after_s):
     assert last["action"] == "stop" and last["limit"] == "temperature" and f"of {max_c:.0f} °C" in last["why"]
 
 
-def test_the_command_line():
+def test_the_tool_tells_of_the_hour_with_limits_and_without():
     result = CliRunner().invoke(tool().main, ["--minutes", "5", "--max-temp", "60C", "--power-cap", "5W", "--json"])
     told = json.loads(result.output)
     assert told["free"]["decisions"] == [] and told["held"]["hottest_c"] < 61 < told["free"]["hottest_c"]

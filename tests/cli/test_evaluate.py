@@ -1,0 +1,46 @@
+"""``edge-sel evaluate``, ``pack`` and ``--version``."""
+
+import json
+import shutil
+
+from tests.cli.shell import PACK
+
+SHORT = ["--plan", "bn", "--threads", 1]
+
+
+def test_evaluate_tells_the_accuracy_of_the_pack_and_of_a_runs_weights(edge_sel, here, digits_folder):
+    assert edge_sel("finetune", PACK, "--data", digits_folder, "--out", "run", "--json", *SHORT).code == 0
+    figures = {}
+    for name, extra in (("before", []), ("after", ["--weights", "run/weights.safetensors"])):
+        result = edge_sel("evaluate", PACK, "--data", digits_folder, "--json", *extra)
+        assert result.code == 0 and result.err == ""
+        figures[name] = json.loads(result.out)
+    assert figures["before"]["accuracy"] < figures["after"]["accuracy"]
+    assert figures["after"]["images"] == 120 and set(figures["after"]["classes"]) == set("0123456789")
+    shown = edge_sel("evaluate", PACK, "--data", digits_folder)
+    assert f"accuracy {100 * figures['before']['accuracy']:.2f} % on 120 images" in shown.out
+
+
+def test_an_extended_model_is_evaluated_with_its_own_classes(edge_sel, here, digits_folder):
+    shutil.copytree(digits_folder, "images")
+    shutil.copytree("images/3", "images/three")
+    extended = ("--data", "images", "--new-classes", "extend", "--out", "run", "--json", *SHORT)
+    assert edge_sel("finetune", PACK, *extended).code == 0
+    result = edge_sel("evaluate", PACK, "--data", "images", "--json", "--weights", "run/weights.safetensors")
+    assert result.code == 0 and "three" in json.loads(result.out)["classes"]
+    assert edge_sel("evaluate", PACK, "--data", "images").code == 4  # the pack itself does not know the class
+
+
+def test_a_pack_is_inspected_and_verified(edge_sel):
+    told = json.loads(edge_sel("pack", "inspect", PACK, "--json").out)
+    assert told["schema"] == 1 and len(told["model"]["classes"]) == 10
+    shown = edge_sel("pack", "inspect", PACK).out
+    assert told["plans"] and all(plan in shown for plan in told["plans"])
+    verified = edge_sel("pack", "verify", PACK)
+    assert verified.code == 0 and "every hash and graph is good" in verified.out
+
+
+def test_the_version_is_that_of_the_package(edge_sel):
+    from edge_sel import __version__
+
+    assert edge_sel("--version").out.strip() == f"edge-sel, version {__version__}"

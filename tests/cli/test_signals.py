@@ -111,15 +111,39 @@ def test_a_second_signal_leaves_at_once(here):
     assert "Traceback" not in err and "interrupted" in err
 
 
+def test_a_terminal_that_is_gone_stops_at_a_step(arguments, here):
+    with running(*arguments, "--out", "run", cwd=here) as process:
+        wait_for(lambda: learning(here), process)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == EXIT_STOPPED_RESUMABLE and list_checkpoints(here / "run" / "checkpoints")
+
+
+def test_nobody_who_reads_the_progress_ends_no_run(here):
+    """As with ``2>&1 | head``: the reader of stderr ends before the run does."""
+    with running("finetune", "--plan", "head", "--epochs", 8, "--out", "run", cwd=here) as process:
+        process.stderr.close()
+        process.stderr = None
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0 and (here / "run" / "model.onnx").exists()
+
+
 @pytest.fixture
 def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_nohup_is_respected(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopSignal()
+    signal.raise_signal(signal.SIGHUP)
+    assert stop() is None
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_interrupts(first, second, handlers):
     stop = StopSignal()

@@ -83,6 +83,7 @@ def test_without_a_meter_it_says_so(edge_sel, cache, monkeypatch):
     ("arguments", "words"),
     [
         (["--plan", "bn"], ["bn", "first"]),
+        (["--plan", "ridge"], ["no plan to measure: ridge", "first"]),
         (["--plan", "lst"], ["lst", "last"]),
         (["nowhere.edgepack"], ["nowhere.edgepack"]),
         (["--meter", "nope"], ["nope"]),

@@ -6,10 +6,14 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from edge_sel.edge.governor.limits import Deadline
 from edge_sel.edge.outputs import model_files, session_folder
-from edge_sel.errors import UsageError
-from edge_sel.runs.checkpoint import list_checkpoints
+from edge_sel.edge.progress import Progress
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint
+from edge_sel.runs.flatten import unflatten
 from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
+from tests.edge.world import World, governed
 
 # Between them: every kind of plan, gate, significance and curriculum, a stage of two epochs, channel choice, augmentation,
 # features in memory and in a file.
@@ -168,7 +172,7 @@ def test_a_used_folder_is_refused(stop, tmp_path):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", ["mine", "[1]", "{}", '{"identity": {}}'])
+@pytest.mark.parametrize("content", ["mine", "[1]", "{}", '{"identity": {}}', '{"identity": null, "stopped": "done"}'])
 def test_a_result_of_something_else_is_not_taken_for_ours(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UsageError, match="--out"):
@@ -190,3 +194,18 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     assert list_checkpoints(tmp_path / "checkpoints") == []
     start("open-flipped", tmp_path, resume=True).run()
     assert outcome(tmp_path) == uninterrupted("open-flipped")[0]
+
+
+def test_events_that_cannot_be_opened_are_one_line(tmp_path):
+    session(tmp_path, should_stop=StopAt(4)).run()
+    (tmp_path / "events.jsonl").unlink()
+    (tmp_path / "events.jsonl").mkdir()
+    with pytest.raises(SetupError, match=r"cannot write .*events\.jsonl"):
+        session(tmp_path, resume=True).run()
+
+
+def test_a_run_killed_after_its_first_checkpoint_keeps_what_its_end_takes(tmp_path):
+    with pytest.raises(Killed):
+        governed(tmp_path, World(), Deadline(1e9), listener=KillAt(1), plan="affine")
+    progress = unflatten(Progress, *load_checkpoint(tmp_path / "checkpoints")[:2])
+    assert progress.forecast["closing_s"] > 0 and progress.forecast["closing_j"] > 0

@@ -141,6 +141,30 @@ def test_a_full_disk_keeps_what_is_there(where, tmp_path, monkeypatch):
     assert latest(tmp_path) == 2
 
 
+def test_only_a_full_disk_is_told_to_be_full(tmp_path, monkeypatch):
+    for number, fix in ((errno.ENOSPC, "free some space"), (errno.EACCES, "a place that can be written to")):
+
+        def refused(*_, number=number, **__):
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patched, pytest.raises(SetupError, match=fix):
+            patched.setattr(os, "fsync", refused)
+            write_durably(tmp_path / "name", b"content")
+
+
+def test_a_folder_that_cannot_be_forced_to_the_disk_fails_no_write(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def of_files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    write_durably(tmp_path / "name", b"content")
+    assert tree(tmp_path) == {"name": b"content"}
+
+
 def test_a_place_below_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "x", tmp_path / "file" / "deeper" / "x"):

@@ -11,7 +11,8 @@ from edge_sel.edge.governor.limits import Deadline
 from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import RIDGE
 from tests.edge.recording import Recording
-from tests.edge.runs import KillAt, Killed, StopAt, Tape, World, digits, governed, outcome, pack, session
+from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session
+from tests.edge.world import World, governed
 
 GIVEN = {"curriculum": "off", "batch_size": 32, "learning_rate": None}
 NOWHERE = {"feature_cache_mb": 0, "feature_cache_disk_mb": 0}
@@ -30,11 +31,11 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
     result = session(tmp_path, plan=RIDGE, engine=engine, gate="sundew", target_rate=0.1, epochs=5, **GIVEN).run()
     (epoch,) = result["epochs"]
     train = result["images"]["train"]
-    assert len(engine.images("prefix")) == train == epoch["trained"] == epoch["candidates"]
+    assert len(engine.images("backbone")) == train == epoch["trained"] == epoch["candidates"]
     assert not engine.sizes("step", RIDGE) and epoch["stage_name"] == "closed form"
     plan, head = pack().plan(RIDGE), 64 * 10 + 10
     assert epoch["sparsity"] == pytest.approx(1 - head / pack().manifest.model.parameters)
-    chunks = sum(engine.sizes("prefix", RIDGE))
+    chunks = sum(engine.sizes("backbone", RIDGE))
     executed = train * plan.flops_train + chunks * pack().prefix(RIDGE).flops
     assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.common import require_server_extra
-from edge_sel.config.profiles import Profile, detect_profile, load_profile
+from edge_sel.cli.common import echo_json, json_option, open_profile, profile_option, require_server_extra
+from edge_sel.config.profiles import Profile
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 from edge_sel.power.meter import Meter
 from edge_sel.reference.options import SuiteOptions
@@ -59,11 +58,11 @@ class _Given:
               help="What ResNets begin with; auto: ImageNet where the source does and it can be had.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1; or start with torchrun.")
 @click.option("--meter", default="auto", show_default=True, help="What measures energy.")
-@click.option("--profile", help="Device profile. [default: detected]")
+@profile_option
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 @click.option("--compare", "comparing", is_flag=True, help="Run nothing: published figures beside those in --out.")
 @click.option("--edge", type=click.Path(path_type=Path), help="With --compare: a fine-tune run, joule beside joule.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option
 def command(**values: Any) -> int:
     """Run the systems of the source documents and set measured energy beside their claims.
 
@@ -95,7 +94,7 @@ def _plan(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
     planned = plan(wanted, options)
     if given.as_json:
         answer = {"schema": 1, "scale": options.scale.name, "data": options.data, "systems": planned}
-        click.echo(json.dumps(answer))
+        echo_json(answer)
     else:
         print_plan(planned, options.scale.label)
     return 0
@@ -114,7 +113,7 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
     from edge_sel.reference.trainer import Stopped
 
     prepare_out(options.out)
-    profile = load_profile(given.profile or detect_profile())
+    profile = open_profile(given.profile)
     device = parallel.start(options.device)
     stop, first = StopSignal(), parallel.rank() == 0
     console = ReferenceConsole(quiet=given.as_json or not first)
@@ -135,7 +134,7 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
         return 0
     if given.as_json:
         kept = [{key: value for key, value in result.items() if key != "rows"} for result in results]
-        click.echo(json.dumps({"schema": 1, "out": os.fspath(options.out), "systems": overview(results), "runs": kept}))
+        echo_json({"schema": 1, "out": os.fspath(options.out), "systems": overview(results), "runs": kept})
     else:
         print_overview(overview(results), _labels(results))
     return 0
@@ -170,7 +169,7 @@ def _compare(given: _Given) -> int:
         if given.edge is not None:
             answer |= {"edge": {"run": os.fspath(given.edge), "epochs": epochs}}
             answer |= {"reference_epochs": reference_epochs(results)}
-        click.echo(json.dumps(answer))
+        echo_json(answer)
         return 0
     label = _labels(results)
     print_comparison([claim for claim in claims if claim["epoch"] is None], label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 
@@ -44,7 +45,7 @@ class Decision(NamedTuple):
 GO = Decision()
 
 
-class Limit:
+class Limit(ABC):
     """One limit; ``stopped`` is the reason of a run that it stops."""
 
     name = ""
@@ -52,6 +53,6 @@ class Limit:
     rests = False
     """Whether it also holds while the run is being ended: heat and power do, for what was begun must be ended."""
 
+    @abstractmethod
     def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
         """What to do now; ``paused``: no step was taken since the last check; ``ending``: what runs will be ended."""
-        raise NotImplementedError

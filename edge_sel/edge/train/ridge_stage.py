@@ -55,7 +55,7 @@ class RidgeStage(TrainingStage):
         self._head = {weight: fit.weight, bias: fit.bias}
         logits = (features @ fit.weight.T + fit.bias).astype(np.float32)
         changed = fit.weight.size + fit.bias.size if fit.step else 0
-        # The loss is that of the samples left out: what the head has seen tells nothing.
+        # Only the mean is known, of the samples left out: what the head has seen tells nothing.
         losses = np.full(len(labels), fit.loss, np.float32)
         totals.add(StepResult(losses, logits, changed, fit.weight.size + fit.bias.size), labels)
         totals.candidates = totals.passed = len(labels)

@@ -1,4 +1,4 @@
-"""How long ``edge-sel --help`` and the first gradient step of the default run take, from the start of the process.
+"""How long ``edge-sel --help`` and the first update of the default run take, from the start of the process.
 
     python tools/bench_startup.py [--runs 9]
 
@@ -29,7 +29,7 @@ def help_seconds() -> tuple[float, float]:
 
 
 def first_step_seconds() -> float:
-    """Wall seconds from launching the default run to its first gradient step."""
+    """Wall seconds from launching the default run to its first update."""
     with tempfile.TemporaryDirectory() as scratch:
         start_s = time.time()
         command = [sys.executable, "-m", "edge_sel", "finetune", "--json", "--out", f"{scratch}/run"]
@@ -46,7 +46,7 @@ def main() -> None:
     steps = [first_step_seconds() for _ in range(runs)]
     wall_s, cpu_s = median(h[0] for h in helps), median(h[1] for h in helps)
     print(f"edge-sel --help: {wall_s:.3f} s wall, {cpu_s:.3f} s CPU, n={runs}")
-    print(f"default run, start to first gradient step: {median(steps):.2f} s wall, n={runs}")
+    print(f"default run, start to first update: {median(steps):.2f} s wall, n={runs}")
 
 
 if __name__ == "__main__":

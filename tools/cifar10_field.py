@@ -61,13 +61,14 @@ def unused_images(cifar: Path) -> ImageSet:
     return everything.subset([i for i, name in enumerate(everything.ids) if name not in pretraining])
 
 
-def make_pack(images: Path, work: Path, epochs: int) -> tuple[Path, Path]:
+def make_pack(images: Path, work: Path, epochs: int, *, robust: bool = False) -> tuple[Path, Path]:
     """Checkpoint and pack in ``work``, made from its share of a folder of clean images unless they are there."""
-    checkpoint, pack = work / "warmup.safetensors", work / "pack"
+    name = "robust" if robust else "plain"
+    checkpoint, pack = work / f"{name}.safetensors", work / f"{name}.pack"
     if not checkpoint.exists():
         edge_sel(
             "pretrain", "--data", images, "--limit-per-class", PER_CLASS, "--validation", 0.0244,
-            "--epochs", epochs, "--out", checkpoint,
+            "--epochs", epochs, "--robust" if robust else "--no-robust", "--out", checkpoint,
         )  # fmt: skip
     if not pack.exists():
         edge_sel("export", checkpoint, "--data", images, "--out", pack)
@@ -85,13 +86,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where checkpoint, pack, folders and runs go")
     parser.add_argument("--shift", choices=sorted(SHIFTS), default="low_light")
     parser.add_argument("--part", choices=["val", "test"], default="test", help="what the figures are measured on")
-    parser.add_argument("--epochs", type=int, default=16, help="of pretraining")
+    parser.add_argument("--epochs", type=int, default=24, help="of pretraining")
+    parser.add_argument("--plain", action="store_true", help="pretrain without random cameras")
     parser.add_argument("options", nargs="*", help="after --: options for finetune")
     arguments = parser.parse_args()
     work, shift = arguments.work.expanduser(), arguments.shift
     cifar = arguments.cifar.expanduser()
     prepare(cifar, work, shift)
-    _, pack = make_pack(cifar / "train", work, arguments.epochs)
+    _, pack = make_pack(cifar / "train", work, arguments.epochs, robust=not arguments.plain)
     clean = edge_sel("evaluate", pack, "--data", cifar / arguments.part) if arguments.part == "test" else None
     number = sum(1 for _ in (work / shift).glob("run-*"))
     out = work / shift / f"run-{number:03d}"

@@ -29,7 +29,12 @@ from field.measure import accuracy, measured
 from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, SetupError, UsageError
 
-GROUPS = {"tuning": cells.TUNING, "held-out": cells.HELD_OUT, "all": tuple(cells.CAMERA)}
+GROUPS = {
+    "tuning": cells.TUNING,
+    "held-out": cells.HELD_OUT,
+    "streams": cells.STREAMS,
+    "all": (*cells.CAMERA, *cells.STREAMS),
+}
 SHORT_SIZES = cells.Sizes(20, 20, 20)
 SHORT_SHIFTS = "low_light,fog"
 
@@ -76,8 +81,8 @@ def chosen_shifts(arguments: argparse.Namespace) -> list[str]:
     default = SHORT_SHIFTS if arguments.short else "all" if arguments.part == "test" else "tuning"
     names = list(itertools.chain(*(GROUPS.get(n, (n,)) for n in (arguments.shifts or default).split(","))))
     for name in names:
-        if name not in cells.CAMERA:
-            raise UsageError(f"no field shift named {name}", fix=f"one of {', '.join([*GROUPS, *cells.CAMERA])}")
+        if name not in GROUPS["all"]:
+            raise UsageError(f"no field shift named {name}", fix=f"one of {', '.join([*GROUPS, *GROUPS['all']])}")
         if name in cells.HELD_OUT and arguments.part == "val":
             fix = "--part test, once every setting has been chosen"
             raise UsageError("a held-out family is not for choosing settings", where=name, fix=fix)
@@ -99,10 +104,10 @@ def benchmark(arguments: argparse.Namespace, profile: Profile) -> None:
     plan = list(itertools.product(seeds, chosen_shifts(arguments)))
     done = {} if arguments.again else results.load(work / "results.jsonl")
     for number, (seed, shift) in enumerate(plan):
-        start = starter(shift)
         cell = cells.prepare(shift, seed, pools, sizes, work)
         turn = number % len(names)  # nobody is always the first
         for name in [*names[turn:], *names[:turn]]:
+            start = starter(shift, robust=systems.is_robust(name))
             digest = systems.digest(name, start, sizes, threads)
             key = results.Key(arguments.part, shift, seed, name, digest)
             if key in done and not done[key].get("failed"):
@@ -118,9 +123,15 @@ def run(
 ) -> results.Row:
     """One system on one cell: what it cost, and how good it is; or why it failed."""
     row: dict[str, Any] = {**key._asdict(), "threads": threads, "options": systems.options(key.system)}
-    if key.system == systems.SHIPPED:
+    familiar = cell.familiar(key.part)
+
+    def judged(weights: Path | None) -> dict[str, float]:
+        found = {"accuracy": accuracy(start.pack, weights, cell.images(key.part))}
+        return found | ({} if familiar is None else {"familiar": accuracy(start.pack, weights, familiar)})
+
+    if key.system.removesuffix(systems.ROBUST) == systems.SHIPPED:
         cost: dict[str, Any] = dict.fromkeys(("cpu_s", "wall_s", "rss_mb", "gross_j", "net_j"), 0.0)
-        return {**row, **cost, "accuracy": accuracy(start.pack, None, cell.images(key.part))}
+        return {**row, **cost, **judged(None)}
     out = work / "runs" / f"{key.shift}-{key.seed}-{key.system.replace(':', '-')}-{key.digest}"
     cost = {} if again else results.load_cost(out)
     if not cost:
@@ -130,7 +141,7 @@ def run(
         if status:
             return {**row, "failed": words or f"exit status {status}"}
         results.save_cost(out, cost)
-    return {**row, **cost, "accuracy": accuracy(start.pack, out / "weights.safetensors", cell.images(key.part))}
+    return {**row, **cost, **judged(out / "weights.safetensors")}
 
 
 def main() -> None:

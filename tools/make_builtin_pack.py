@@ -24,7 +24,7 @@ def main() -> None:
     images = load_digits("pretrain")
     options = PretrainOptions(
         model="resnet-c-small", epochs=30, batch_size=64, learning_rate=0.1, flip=False, crop_padding=1,
-        validation_fraction=0.1, precision="fp32", device="cpu", seed=0,
+        validation_fraction=0.1, precision="fp32", device="cpu", seed=0, robust=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "digits.safetensors"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
 @click.argument("pack", required=False, type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="This device's labelled images: DIR/<class>/*.jpg.")
 @click.option("--test", type=click.Path(path_type=Path), help="Images that only the before/after figures look at.")
+@click.option("--expert", type=click.Path(path_type=Path), help="Begin with these weights of `edge-sel expert`.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of this run. [default: runs/DATE-TIME]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out if there is one; start it otherwise.")
 @profile_option
@@ -46,8 +47,8 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
 @json_option
 @settings_options
 def command(
-    pack: Path | None, data: Path | None, test: Path | None, out: Path | None, resume: bool, profile: str | None,
-    config: Path | None, metrics: Path | None, as_json: bool, **flags: Any,
+    pack: Path | None, data: Path | None, test: Path | None, expert: Path | None, out: Path | None, resume: bool,
+    profile: str | None, config: Path | None, metrics: Path | None, as_json: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Fine-tune PACK on this device's own labelled images.
 
@@ -69,8 +70,10 @@ def command(
     with Console(quiet=as_json) as console:
         from edge_sel.edge.open import open_session  # takes long, and a signal may come meanwhile
         from edge_sel.engines.by_name import choose_engine
+        from edge_sel.pack.expert import read_expert
 
         opened = open_pack_or_builtin(pack)
+        trained = None if expert is None else read_expert(expert, opened)
         resolved = layers(tuned=find_tuning(untuned, opened, device.name, folder if resume else None, console))
         settings = resolved.settings
 
@@ -87,6 +90,7 @@ def command(
             make_engine=partial(choose_engine, settings.engine, settings.threads, spinning=settings.spinning),
             should_stop=stop,
             listener=console,
+            expert=trained,
             metrics=metrics,
             resume=resume,
             warn=partial(click.echo, err=True),

@@ -20,6 +20,11 @@ COMMANDS = {
     ),
     "pretrain": ("edge_sel.cli.pretrain", "Train a dense warmup checkpoint (needs edge-sel[server])."),
     "export": ("edge_sel.cli.export", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
+    "signature": ("edge_sel.cli.signature", "What this device's images look like, as numbers that show none."),
+    "expert": (
+        "edge_sel.cli.expert",
+        "Train a pack for the device that a signature is from (needs edge-sel[server]).",
+    ),
     "reference": (
         "edge_sel.cli.reference",
         "Run the published systems, joules beside their claims (needs edge-sel[server]).",

@@ -22,7 +22,7 @@ from edge_sel.errors import UsageError
 @click.option("--model", default="resnet-c", show_default=True, help="Model name; torchvision:NAME, timm:NAME.")
 @click.option("--pretrained", is_flag=True, help="Start from the library's ImageNet weights.")
 @click.option("--image-size", default=32, show_default=True, type=click.IntRange(8, 1024), metavar="PIXELS")
-@click.option("--epochs", default=15, show_default=True, type=click.IntRange(1))
+@click.option("--epochs", default=24, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--lr", default=0.2, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--limit-per-class", type=click.IntRange(1), help="Use only the first N images of each class.")
@@ -37,7 +37,7 @@ from edge_sel.errors import UsageError
 @click.option("--crop-padding", default=4, show_default=True, type=click.IntRange(0), metavar="PIXELS")
 @click.option(
     "--robust/--no-robust",
-    default=False,
+    default=True,
     show_default=True,
     help="Take a part of the images with random cameras, so that the model stands what the field does to pictures.",
 )

@@ -69,6 +69,10 @@ class Console:
         elif kind == "evaluated":
             accuracy = event["accuracy"]
             self._console.print(f"before: {_percent(accuracy['before'])} on the {_shown(accuracy['on'])} images")
+        elif kind == "expert":
+            verdict = "begins with it" if event["taken"] else "ignored"
+            told = f"{_percent(event['instead_of'])} → {_percent(event['accuracy'])}"
+            self._console.print(f"expert: {told} on the validation images, {verdict}")
         elif kind == "epoch":
             self._console.print(epoch_line(event))
         elif kind == "guard":

@@ -107,16 +107,19 @@ def saved_by(choice: Candidate | None, usual: Candidate, costs: Costs) -> float 
 
 
 def trained_plans(pack: Pack, plans: tuple[str, ...]) -> list[str]:
-    """Those of the plans that have training steps; of ``auto`` every plan that the ladder may choose.
+    """Those of the plans that have training steps; of ``auto`` every such plan that the ladder may choose.
 
     Raises:
         UsageError: the pack does not have one of them, or none of them trains.
     """
-    from edge_sel.edge.train.ladder import body_of
+    from edge_sel.edge.train.auto_ladder import body_of
+    from edge_sel.pack.manifest import CLOSED, RIDGE
 
     known = pack.manifest.plans
     if "auto" in plans:
-        plans = tuple(name for name in ("head", body_of(known)) if name is not None and name in known)
+        # A head in closed form takes no step.
+        head = () if {RIDGE, CLOSED} & {*pack.plan_names} else ("head",)
+        plans = tuple(name for name in (*head, body_of(known)) if name is not None and name in known)
     names = [name for name in dict.fromkeys(plans) if pack.plan(name).stepped]
     if not names:
         able = ", ".join(name for name, info in known.items() if info.stepped)

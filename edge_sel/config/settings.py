@@ -32,6 +32,10 @@ def _seconds(text: str) -> float:
     return float(text) if text.strip()[-1:].isdigit() else parse_duration_s(text)
 
 
+def _worth(text: str) -> float:
+    return 0.0 if text.strip() == "max" else float(text)
+
+
 def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = float, high: float = math.inf) -> Any:
     return key(help, None, kind, above=0, high=high, optional=True, parse=parse, example=example)
 
@@ -42,6 +46,14 @@ class Settings:
 
     plan: str = key("what may change, in the order tried; auto: whatever pays", "auto")
     epochs: int = key("epochs in each named plan", 3, low=1)
+    worth: float = key(
+        "accuracy points that a kilojoule must bring under --plan auto; max: train as long as it helps",
+        10.0, low=0, parse=_worth, example="10 or max",
+    )  # fmt: skip
+    target_accuracy: float | None = key(
+        "validation accuracy that is good enough under --plan auto",
+        None, float, above=0, high=1, optional=True, parse=parse_fraction, example="90%",
+    )  # fmt: skip
     batch_size: int = key("images in a batch", 32, low=1)
     learning_rate: float | None = key(
         "step size before the SEL factor; none: the plan's own", None, float, above=0, optional=True

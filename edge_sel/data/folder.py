@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ def load_folder(
     new_classes: Literal["strict", "extend"] = "strict",
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     limit_per_class: int | None = None,
+    only: Collection[str] | None = None,
 ) -> ImageSet:
     """Load ``root/<class>/**/<image>``; the result does not depend on the order of the file system.
 
@@ -39,6 +40,7 @@ def load_folder(
         new_classes: refuse folders that are not in ``classes``, or append them to the classes, sorted.
         cache_bytes: memory for decoded images; those beyond it are decoded again at every read.
         limit_per_class: use at most this many files of a class, evenly spaced over its sorted list.
+        only: ids of the images to use; None for all.
 
     Raises:
         DataError: not a folder of class folders, unknown classes, or not one readable image.
@@ -52,6 +54,8 @@ def load_folder(
     fresh = sorted(set(listing) - set(known_by_folder))
     if fresh and classes is not None and new_classes == "strict":
         raise _unknown_classes(root, fresh, known)
+    if only is not None:
+        listing = {name: [file for file in files if file[0] in only] for name, files in listing.items()}
     files = [
         (known_by_folder.get(folder, folder), image_id, path)
         for folder in [*known_by_folder, *fresh]

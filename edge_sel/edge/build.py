@@ -14,7 +14,7 @@ from edge_sel.data.split import stratified_split
 from edge_sel.edge.energy import EnergyLedger
 from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.governor.from_settings import make_governor
-from edge_sel.edge.head import original_weights
+from edge_sel.edge.head import extend_head, original_weights
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
@@ -22,9 +22,11 @@ from edge_sel.edge.outputs.session_folder import SessionFolder, identify
 from edge_sel.edge.outputs.summary import run_facts
 from edge_sel.edge.progress import start_progress
 from edge_sel.edge.session import Session
+from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.edge.train.gate import Gate, intensities
 from edge_sel.edge.train.ladder import Ladder
 from edge_sel.engines.base import Engine
+from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
 from edge_sel.power.recorder import EnergyRecorder
 
@@ -37,7 +39,7 @@ def build_session(
     images: ImageSet,
     test: ImageSet | None,
     engine: Engine,
-    ladder: Ladder,
+    ladder: Ladder | None,
     resolved: Resolved,
     recorder: EnergyRecorder,
     out: Path,
@@ -45,6 +47,8 @@ def build_session(
     host: Host | None = None,
     limits: Sequence[Limit] = (),
     source: str = "",
+    expert: Expert | None = None,
+    validation: ImageSet | None = None,
     resume: bool = False,
 ) -> Session:
     """A session that is ready to run; nothing is written yet.
@@ -54,29 +58,34 @@ def build_session(
         images: the device's labelled images; classes beyond the pack's extend the head.
         test: images that no decision looks at, for before/after; may be None.
         engine: executes the graphs.
-        ladder: which plans, in which order.
+        ladder: which plans, in which order; None for ``--plan auto``.
         resolved: settings with their origins.
         recorder: a started energy recorder.
         out: the run's folder.
         host: clocks, sensors and signals of the device.
         limits: what the governor holds the run to.
         source: what ``images`` are, for the report.
+        expert: weights of the server to begin with, if they are better here.
+        validation: what every decision looks at; None for a part of ``images``.
         resume: continue the run in ``out`` if there is one.
 
     Raises:
-        DataError: fewer than two classes, or a class with a single image.
+        DataError: fewer than two classes, or a class with a single image and no ``validation`` of its own.
         UsageError: the folder holds another run, or the run to resume is of other images, pack or settings.
     """
     host, settings, classes = host or Host(), resolved.settings, images.classes
-    require_trainable(images, where=source or None)
+    require_trainable(images, 2 if validation is None else 1, where=source or None)
     rng = np.random.default_rng(settings.seed)
-    training, held = stratified_split(images.labels, settings.guard_fraction, rng, cap=VALIDATION_CAP)
-    to_train_on = images.subset(training)
+    if validation is None:
+        training, held = stratified_split(images.labels, settings.guard_fraction, rng, cap=VALIDATION_CAP)
+        to_train_on, validation = images.subset(training), images.subset(held)
+    else:
+        to_train_on = images
     gate = Gate(settings, intensities(to_train_on))
-    identity = identify(resolved, pack.digest, images, test, engine.name)
+    identity = identify(resolved, pack.digest, images, test, engine.name, None if expert is None else expert.digest)
     folder = SessionFolder(out, identity, resume=resume)
     progress = folder.found or start_progress(
-        original_weights(pack, len(classes)), len(training), len(classes), gate.start()
+        original_weights(pack, len(classes)), len(to_train_on), len(classes), gate.start()
     )
     emit = EventLog(out / "events.jsonl", host.clock, host.listener)
     ledger = EnergyLedger(recorder, progress.run_spent, progress.epoch_spent)
@@ -86,17 +95,18 @@ def build_session(
         **run_facts(pack, images, engine.name, resolved, identity),
         "run": str(out),
         "source": source,
-        "images": {"train": len(training), "guard": len(held), "test": len(test or ())},
+        "images": {"train": len(to_train_on), "guard": len(validation), "test": len(test or ())},
     }
     return Session(
         pack=pack,
+        expert=None if expert is None else extend_head(expert.weights, pack.manifest.model.head, len(classes)),
         classes=classes,
         training=to_train_on,
         engine=engine,
         settings=settings,
-        ladder=ladder,
+        ladder=ladder or auto_ladder(pack, settings, images=len(to_train_on), headless=engine.name == "torch"),
         gate=gate,
-        judge=Judge(pack, engine, images.subset(held), test, recorder.phase, governor.breathe),
+        judge=Judge(pack, engine, validation, test, recorder.phase, governor.breathe),
         recorder=recorder,
         ledger=ledger,
         governor=governor,

@@ -16,10 +16,11 @@ from edge_sel.edge.governor.from_settings import limits_of, local_minute, requir
 from edge_sel.edge.host import Host, Listener
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.edge.session import Session
-from edge_sel.edge.train.ladder import FixedLadder, auto_ladder, fixed_ladder
+from edge_sel.edge.train.ladder import FixedLadder, fixed_ladder
 from edge_sel.engines.base import Engine
 from edge_sel.errors import SetupError, UsageError
-from edge_sel.pack.manifest import RIDGE
+from edge_sel.pack.expert import Expert
+from edge_sel.pack.manifest import CLOSED, RIDGE
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import read_supply
 from edge_sel.power.find import find_meter, find_thermometer, sysfs_root
@@ -53,6 +54,7 @@ def open_session(
     make_engine: Callable[[], Engine],
     should_stop: Callable[[], str | None],
     listener: Listener,
+    expert: Expert | None = None,
     metrics: Path | None = None,
     resume: bool = False,
     warn: Callable[[str], None] = lambda line: None,
@@ -68,6 +70,7 @@ def open_session(
         make_engine: called after it.
         should_stop: asked at every step boundary; a reason stops the run, resumably.
         listener: told every event of the session, and of a meter that is lost.
+        expert: weights of the server to begin with, if they are better here.
         metrics: the OpenMetrics file to keep up to date, if any.
         resume: continue the run in ``out`` if there is one.
         warn: told in one line if that file cannot be written.
@@ -77,7 +80,7 @@ def open_session(
         SetupError: a meter or sensor that was asked for is missing.
     """
     settings = resolved.settings
-    fixed = _named_ladder(pack, settings)
+    ladder = _named_ladder(pack, settings)  # a plan that the pack lacks is told first
     meter = _open_meter(settings, profile)
     supply = partial(read_supply, sysfs_root())
     limits = limits_of(resolved, clock_through_sleep())
@@ -98,7 +101,7 @@ def open_session(
             images,
             test,
             make_engine(),
-            fixed or auto_ladder(pack, len(images.classes)),
+            ladder,
             resolved,
             recorder,
             out,
@@ -112,6 +115,7 @@ def open_session(
             ),
             limits=limits,
             source=source,
+            expert=expert,
             resume=resume,
         )
 
@@ -121,9 +125,11 @@ def _named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
     if settings.plan == "auto":
         return None
     ladder = fixed_ladder(pack, settings.plan, settings.epochs)
-    if settings.engine == "torch" and any(stage.plan == RIDGE for stage in ladder.stages):
+    if settings.engine == "torch" and any(stage.plan in (RIDGE, CLOSED) for stage in ladder.stages):
         raise UsageError(
-            f"--plan {RIDGE} needs features, which the torch engine does not give", fix="--engine ort, or --plan head"
+            "a head in closed form needs features, which the torch engine does not give",
+            where=f"--plan {settings.plan}",
+            fix="--engine ort, or --plan bn,head",
         )
     return ladder
 

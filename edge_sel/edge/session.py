@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.energy import EnergyLedger, Spent
+from edge_sel.edge.energy import EnergyLedger
+from edge_sel.edge.first_look import closing_forecast, look_first
 from edge_sel.edge.free_memory import trim
 from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.governor.governor import Governor
@@ -20,11 +21,11 @@ from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import epoch_entry
 from edge_sel.edge.outputs.model_files import import_onnx
 from edge_sel.edge.outputs.session_folder import SessionFolder
-from edge_sel.edge.outputs.summary import accuracy_block, run_summary
+from edge_sel.edge.outputs.summary import run_summary
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.kinds import stage_kind
-from edge_sel.edge.train.ladder import Ladder
+from edge_sel.edge.train.ladder import Ladder, outcome_of, stages_of
 from edge_sel.edge.train.stage import EpochDone, PrecisionChosen, StageInputs, TrainingStage
 from edge_sel.edge.train.state import StageState
 from edge_sel.edge.train.work import work_of
@@ -33,9 +34,6 @@ from edge_sel.pack.reader import Pack
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.power.throttle import new_throttling
 from edge_sel.sel.embarrassment import init_sums
-
-WRITES = 3
-"""How many times the writing of a checkpoint the writing of the results is expected to take."""
 
 
 class Stop(NamedTuple):
@@ -54,6 +52,7 @@ class Session:
 
     Attributes:
         pack: the verified pack.
+        expert: weights to begin with instead of the pack's, if they are better here; None for none.
         classes: the names of the pack's classes, then of the device's own.
         training: images to train on.
         engine: executes the graphs.
@@ -71,6 +70,7 @@ class Session:
     """
 
     pack: Pack
+    expert: Arrays | None
     classes: tuple[str, ...]
     training: ImageSet
     engine: Engine
@@ -121,25 +121,15 @@ class Session:
 
     def _look_first(self) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
-        before = self.judge.look_at_both(self.progress.weights)
-        self.progress = replace(self.progress, before=before, best_validation=before["guard"])
-        self.emit("evaluated", accuracy=accuracy_block(before, None))
-        spent, _ = self.ledger.end_epoch()
+        self.progress, spent = look_first(self.progress, self.expert, self.judge, self.ledger, self.emit)
+        self.expert = None  # as large as the model, and no longer needed
         # A guess first, for a run that is killed now, or that is given limits only when it is resumed.
-        self._expect_closing(spent, spent.seconds / WRITES)
+        self.governor.expect(closing_forecast(self.judge, spent, None))
         if self.limits:
             import_onnx()
             began_s = self.host.clock()
             self._save()
-            self._expect_closing(spent, self.host.clock() - began_s)
-
-    def _expect_closing(self, spent: Spent, write_s: float) -> None:
-        """Tell the governor what the end will take, from what the first look took and a write takes."""
-        held, looks = len(self.judge.validation), len(self.judge.validation) + len(self.judge.test or ())
-        # Once for the last judgement, once for the epoch that may just be ending.
-        seconds = 1.1 * spent.seconds * (1 + held / looks) + WRITES * write_s
-        watts = None if spent.total_j is None or spent.seconds <= 0 else spent.total_j / spent.seconds
-        self.governor.expect({"closing_s": seconds, "closing_j": None if watts is None else watts * seconds})
+            self.governor.expect(closing_forecast(self.judge, spent, self.host.clock() - began_s))
 
     # Training
 
@@ -156,9 +146,11 @@ class Session:
         if stage.plan:
             why = "goes on"
         else:
-            planned, why = self.ladder.decide(progress.history, progress.stages_done)
+            planned, why, expected = self.ladder.decide(progress.history, progress.stages_done)
             plan, epochs = planned or (None, 0)
-            decision = {"rung": progress.stages_done, "plan": plan, "epochs": epochs, "why": why}
+            decision: dict[str, Any] = {"rung": progress.stages_done, "plan": plan, "epochs": epochs, "why": why}
+            if expected is not None:
+                decision["expected"] = expected._asdict()
             self.progress = replace(progress, decisions=[*progress.decisions, decision])
             if planned is None:
                 self.emit("climbed", why=why)
@@ -196,7 +188,11 @@ class Session:
             self.progress = replace(progress, weights=weights, best_validation=best)
         else:
             self.emit("reverted", plan=progress.stage.plan)
-        self.progress = replace(self.progress, stage=StageState(), stages_done=progress.stages_done + 1)
+        came = outcome_of(stages_of(progress.history)[-1])._asdict()
+        decisions = [*progress.decisions[:-1], {**progress.decisions[-1], "came": came}]
+        self.progress = replace(
+            self.progress, stage=StageState(), stages_done=progress.stages_done + 1, decisions=decisions
+        )
 
     def _end_epoch(self, stage: TrainingStage, event: EpochDone) -> None:
         """Judge the epoch on the validation set, and enter it into the history."""
@@ -215,7 +211,9 @@ class Session:
         state = stage.state
         at = {"plan_epoch": state.epoch, "cursor": state.cursor, "step": state.step}
         self.host.listener({"event": "step", **at, "trained": state.totals.trained})
-        if not self._stepped and state.totals.computed:
+        plan = self.pack.plan(state.plan)
+        fitted = plan.trainable and not plan.stepped and state.epoch
+        if not self._stepped and (state.totals.computed or fitted):
             self._stepped = True
             self.emit("first_step", unix_s=self.host.wall_clock())
         signal, limit = self.host.should_stop(), None

@@ -72,6 +72,8 @@ class PlanInfo:
 
 RIDGE = "ridge"
 """The plan that fits the head in closed form. It needs no graph, so no pack lists it; ``Pack.plan`` makes it."""
+CLOSED = "closed"
+"""The plan of all that needs no gradient: ``bn``, then ``ridge``, judged as one. ``Pack.plan`` makes it too."""
 
 
 IMAGE_GRID = ("image::scale", "image::zero")
@@ -159,6 +161,23 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class GainRow:
+    """What one stage of training gained in one condition that the server simulated.
+
+    Attributes:
+        kind: "head" or "body", for every plan that trains the one or the other.
+        visits: images that it trained on, each counted as often as it was.
+        excess: validation loss at its beginning minus the clean loss, nats.
+        gain: validation accuracy afterwards minus before, as a share; 0 where the stage was undone.
+    """
+
+    kind: str
+    visits: int
+    excess: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """Size in bytes and sha256 of a file."""
 
@@ -176,6 +195,7 @@ class Manifest:
     plans: dict[str, PlanInfo]
     files: dict[str, FileInfo]
     prefixes: dict[str, PrefixInfo] = field(default_factory=dict)
+    gains: tuple[GainRow, ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     opset: int = 18

@@ -12,13 +12,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, Int8Info, Manifest
 
-FORMAT = 2
-"""Since 2 a plan may have a frozen prefix; format 1 is read as plans without one."""
+FORMAT = 3
+"""Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains."""
 
 
 def to_json(manifest: Manifest) -> str:
     """Serialise, with a digest over everything else so that a damaged manifest is noticed too."""
     body = {"format": FORMAT, **asdict(manifest)}
+    if not manifest.gains:  # what an older version wrote keeps its digest, and can read this
+        body["format"] = 2
+        del body["gains"]
     return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
 
 
@@ -50,6 +53,9 @@ def from_json(text: str, where: object) -> Manifest:
         for name, prefix in manifest.prefixes.items():
             if prefix.int8 and not _sound(prefix.int8, set(prefix.constants)):
                 raise ValueError(f"prefixes.{name}.int8 is {prefix.int8!r}")
+        for row in manifest.gains:
+            if row.visits < 1 or not math.isfinite(row.excess) or not math.isfinite(row.gain):
+                raise ValueError(f"gains holds {row!r}")
         return manifest
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PackError(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from edge_sel.errors import PackError, UsageError
-from edge_sel.pack.manifest import EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
+from edge_sel.pack.manifest import CLOSED, EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
 from edge_sel.pack.manifest_json import from_json, to_json
 
 
@@ -47,24 +47,31 @@ class Pack:
             raise UsageError(
                 f"the pack has no plan {name}", where=self.path, fix=f"one of {', '.join(self.plan_names)}"
             )
-        return self._ridge_plan() if name == RIDGE else self.manifest.plans[name]
+        if name in (RIDGE, CLOSED):
+            return self._closed_form_plan(name)
+        return self.manifest.plans[name]
 
     @property
     def plan_names(self) -> tuple[str, ...]:
-        """Of every plan: those in the manifest, and ``ridge`` where the head is all that follows the features."""
-        head = self.manifest.plans.get("head")
+        """Of every plan: those in the manifest, and those in closed form where only the head follows the features."""
+        plans = self.manifest.plans
+        head, bn = plans.get("head"), plans.get("bn")
         vector = head is not None and head.prefix and len(self.manifest.prefixes[head.prefix].shape) == 1
-        return (*self.manifest.plans, *([RIDGE] if vector else []))
+        closed_form = [RIDGE] if vector else []
+        if vector and bn is not None and bn.buffers:
+            closed_form.append(CLOSED)
+        return (*plans, *closed_form)
 
-    def _ridge_plan(self) -> PlanInfo:
-        """The plan ``head`` without its graphs.
+    def _closed_form_plan(self, name: str) -> PlanInfo:
+        """The plan ``head`` without its graphs; for ``closed`` the statistics come with it, but not their FLOPs.
 
         Per image: the features' scatter matrix and their coordinates in it, 4 F² operations, and the old logits.
         """
         head = self.manifest.plans["head"]
         (width,) = self.manifest.prefixes[head.prefix].shape
         flops = 4 * width**2 + 2 * width * len(self.manifest.model.classes)
-        return replace(head, name=RIDGE, train="", score="", flops_train=flops, flops_forward=0)
+        buffers = self.manifest.plans["bn"].buffers if name == CLOSED else ()
+        return replace(head, name=name, buffers=buffers, train="", score="", flops_train=flops, flops_forward=0)
 
     def prefix(self, plan: str) -> PrefixInfo | None:
         """The frozen prefix of the named plan; None when it has none."""

@@ -23,6 +23,9 @@ _COARSEST = 0.4
 _WIDEST_BLUR = 0.045
 """Largest standard deviation of a blur, as a share of the picture's side."""
 
+_VARIETY = 0.3
+"""How far the cameras of one place differ, as a share of how far any two differ."""
+
 
 class Cameras(NamedTuple):
     """N cameras; every field is float32 with N rows."""
@@ -39,6 +42,10 @@ class Cameras(NamedTuple):
     """[N]: share of its rows and columns that a picture keeps, 1 for all."""
     noise: torch.Tensor
     """[N, 2]: standard deviation of the shot noise at white and of the read noise, in linear light."""
+
+    def to(self, device: torch.device) -> Cameras:
+        """The same on another device."""
+        return Cameras(*(field.to(device) for field in self))
 
 
 def draw_cameras(count: int, strength: float, generator: torch.Generator) -> Cameras:
@@ -75,6 +82,27 @@ def draw_cameras(count: int, strength: float, generator: torch.Generator) -> Cam
         resolution=1 - (coarse * uniform(0.0, 1 - _COARSEST)).clamp(max=1 - _COARSEST),
         noise=noisy[:, None] * torch.stack([uniform(0.0, 0.12), uniform(0.0, 0.02)], 1),
     )
+
+
+class Place(NamedTuple):
+    """Cameras that are much alike."""
+
+    common: Cameras
+    """What they have in common, one row."""
+    variety: float
+    """How far they differ, as a share of how far any two cameras do."""
+    strength: float = 1.0
+    """Of what they do not have in common, see ``draw_cameras``."""
+
+    def cameras(self, count: int, generator: torch.Generator) -> Cameras:
+        """So many of them."""
+        own = draw_cameras(count, self.strength, generator)
+        return Cameras(*(a + self.variety * (b - a) for a, b in zip(self.common, own, strict=True)))
+
+
+def draw_place(strength: float, generator: torch.Generator) -> Place:
+    """Any place; ``strength`` and ``generator`` as of ``draw_cameras``."""
+    return Place(draw_cameras(1, strength, generator), _VARIETY, strength)
 
 
 def take_pictures(pixels: torch.Tensor, cameras: Cameras, generator: torch.Generator) -> torch.Tensor:

@@ -26,8 +26,8 @@ from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import head_names, make_plan, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
-from edge_sel.pack.manifest import EVAL, Manifest, ModelInfo, PlanInfo, PrefixInfo
-from edge_sel.pack.reader import open_pack
+from edge_sel.pack.manifest import EVAL, GainRow, Manifest, ModelInfo, PlanInfo, PrefixInfo
+from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import refuse_foreign, write_pack
 from edge_sel.server.calibrate import calibrate
 from edge_sel.server.forward import export_forward
@@ -50,9 +50,12 @@ def export_pack(
     gamma_percentile: float = 40.0,
     seed: int = 0,
     now: datetime,
+    rehearse: Callable[[Pack], tuple[GainRow, ...]] = lambda pack: (),
     note: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export ``checkpoint`` as a pack at ``out``; ``images`` calibrate it and feed the parity check.
+
+    ``rehearse`` makes the table of gains with the pack as a device would load it.
 
     Raises:
         GraphError: an operator has no rule, or a compiled graph differs from torch: nothing is written then.
@@ -80,9 +83,13 @@ def export_pack(
     manifest = Manifest(
         described, optimizer, calibration, compiled.plans, {}, compiled.prefixes, provenance=_provenance(info, now)
     )
+    with TemporaryDirectory() as scratch:  # what is compared and rehearsed is what a device would load
+        write_pack(Path(scratch) / "pack", manifest, weights, compiled.graphs)
+        pack = open_pack(Path(scratch) / "pack")
     note("checking one step of every plan against torch")
-    parity = _parity(manifest, weights, compiled.graphs, forward, images, rng)
-    write_pack(out, replace(manifest, parity=parity), weights, compiled.graphs)
+    parity = _parity(pack, forward, images, rng)
+    manifest = replace(manifest, parity=parity, gains=rehearse(pack))
+    write_pack(out, manifest, weights, compiled.graphs)
     return open_pack(out).manifest
 
 
@@ -162,18 +169,7 @@ def _provenance(info: WarmupInfo, now: datetime) -> dict[str, object]:
     }
 
 
-def _parity(
-    manifest: Manifest,
-    weights: dict[str, np.ndarray],
-    graphs: dict[str, onnx.ModelProto],
-    forward: Forward,
-    images: ImageSet,
-    rng: np.random.Generator,
-) -> dict[str, object]:
-    """Write to a scratch pack and read it back, so that what is compared is what a device would load."""
-    batches = parity_batches(images, manifest.model, rng)
-    with TemporaryDirectory() as scratch:
-        write_pack(Path(scratch) / "pack", manifest, weights, graphs)
-        pack = open_pack(Path(scratch) / "pack")
-        differences = check_parity(pack, forward, batches, engine=OrtEngine(), reference=TorchEngine(device="cpu"))
+def _parity(pack: Pack, forward: Forward, images: ImageSet, rng: np.random.Generator) -> dict[str, object]:
+    batches = parity_batches(images, pack.manifest.model, rng)
+    differences = check_parity(pack, forward, batches, engine=OrtEngine(), reference=TorchEngine(device="cpu"))
     return {"images": len(batches[0].labels), "largest_relative_difference": differences}

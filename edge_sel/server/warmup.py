@@ -20,7 +20,10 @@ FORMAT = "edge-sel-warmup-1"
 
 @dataclass(frozen=True)
 class WarmupInfo:
-    """What the weights are: model name, class names, input geometry and how they were trained."""
+    """What the weights are: model name, class names, input geometry and how they were trained.
+
+    ``held_out`` are the ids of the images that training never saw.
+    """
 
     model: str
     classes: tuple[str, ...]
@@ -28,6 +31,7 @@ class WarmupInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     training: dict[str, object]
+    held_out: tuple[str, ...] = ()
 
 
 def save(path: Path, model: nn.Module, info: WarmupInfo) -> None:
@@ -77,4 +81,5 @@ def _info(raw: dict[str, Any]) -> WarmupInfo:
         mean=tuple(float(value) for value in raw["mean"]),
         std=tuple(float(value) for value in raw["std"]),
         training=dict(raw["training"]),
+        held_out=tuple(str(name) for name in raw.get("held_out", ())),
     )

@@ -102,7 +102,7 @@ def test_an_automatic_plan_tells_what_it_decides(edge_sel, here, digits_folder):
     ends = [("ends", event["why"]) for event in told if event["event"] == "climbed"]
     shown = [line for line in result.err.splitlines() if line.startswith("ladder: ")]
     assert shown == [f"ladder: {plan} ({why})" for plan, why in [*decided, *ends]]
-    assert decided[0][0] == "bn" and len(ends) == 1
+    assert decided[0][0] == "closed" and len(ends) == 1
     summary = json.loads((here / "run" / "run.json").read_text())
     assert summary["plan"] == "auto"
     decisions = [(decision["plan"] or "ends", decision["why"]) for decision in summary["decisions"]]
@@ -123,7 +123,26 @@ def test_an_automatic_plan_makes_do_with_what_the_pack_has(edge_sel, here, digit
     result = edge_sel("finetune", "pack", "--data", digits_folder, "--plan", "auto", "--out", "run", "--json")
     assert result.code == 0, result.err
     plans = [decision["plan"] for decision in json.loads(result.out)["decisions"]]
-    assert plans[0] == "bn" and plans[-1] is None and set(plans[1:-1]) <= {"head"}
+    assert plans == ["closed", None], "the head has been fitted, and there is no body"
+
+
+def test_as_good_as_can_be_or_good_enough(edge_sel, here, digits_folder):
+    """run.json tells what each training stage was expected to give and to take, and what came."""
+    given = ("finetune", PACK, "--data", digits_folder, "--threads", 1, "--json", "--out")
+    best = json.loads(edge_sel(*given, "best", "--worth", "max").out)
+    assert best["settings"]["worth"]["value"] == 0
+    first, second, *_ = best["decisions"]
+    assert "expected" not in first and {*first["came"]} == {*second["expected"]} == {"gain", "energy_j"}
+    assert second["expected"]["gain"] > 0
+    enough = json.loads(edge_sel(*given, "enough", "--target-accuracy", "30%").out)
+    assert [decision["plan"] for decision in enough["decisions"]] == ["closed", None]
+    assert "30.0% is good enough" in enough["decisions"][-1]["why"]
+
+
+@pytest.mark.parametrize("worth", ["-1", "most", "nan", "inf"])
+def test_a_worth_that_is_none(worth, edge_sel, here):
+    result = edge_sel("finetune", "--worth", worth, "--out", "run")
+    assert result.code == 2 and "worth" in result.err and "10 or max" in result.err and not (here / "run").exists()
 
 
 def test_an_epoch_that_trained_nothing_can_be_shown(edge_sel, here, digits_folder):

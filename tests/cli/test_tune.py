@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edge_sel.cli.tune import trained_plans
 from edge_sel.config.profiles import detect_profile
 from edge_sel.engines import by_name
 from edge_sel.engines.ort import OrtEngine
@@ -44,7 +46,7 @@ def settings(out: Path) -> dict[str, tuple[object, str]]:
 
 def test_tune_measures_and_finetune_uses_it(edge_sel, here, cache):
     told = json.loads(edge_sel("tune", "--seconds", 0.03, "--json").out, parse_constant=pytest.fail)
-    assert told["schema"] == 1 and told["engine"] == "ort" and list(told["plans"]) == ["head", "full"]
+    assert told["schema"] == 1 and told["engine"] == "ort" and list(told["plans"]) == ["full"]
     assert told["meter"]["source"] in ("measured", "modelled")
     rows = told["plans"]["full"]
     assert {row["batch_size"] for row in rows} == {16, 32, 64} and {row["threads"] for row in rows} >= {1}
@@ -53,6 +55,15 @@ def test_tune_measures_and_finetune_uses_it(edge_sel, here, cache):
     result = edge_sel(*RUN, "--out", "run")
     assert result.code == 0 and result.err == ""
     assert settings(here / "run") == {key: (value, "tuned") for key, value in told["choice"].items()}
+
+
+def test_of_auto_the_head_is_measured_only_where_it_takes_steps():
+    pack = builtin_pack()
+    plans = {name: replace(info, prefix="") for name, info in pack.manifest.plans.items()}
+    without = pack.with_manifest(replace(pack.manifest, plans=plans))
+    assert trained_plans(pack, ("auto",)) == ["full"]
+    assert trained_plans(without, ("auto",)) == ["head", "full"], "such a pack has no closed form"
+    assert trained_plans(pack, ("head", "bn")) == ["head"], "what is named is measured"
 
 
 def test_what_a_person_reads(edge_sel, cache):

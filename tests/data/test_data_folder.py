@@ -150,6 +150,23 @@ def test_limit_per_class_is_spread_over_the_class(make_tree):
         load_folder("anywhere", SIZE, limit_per_class=0)
 
 
+def test_only_the_images_that_were_asked_for(make_tree):
+    root = make_tree({"a": 4, "b": 3, "c": 2})
+    asked = {"b/002.png", "a/001.png", "a/003.png", "a/gone.png"}
+    images = load_folder(root, SIZE, classes=("c", "b", "a"), only=asked)
+    assert images.ids == ("b/002.png", "a/001.png", "a/003.png") and images.labels.tolist() == [1, 2, 2]
+    assert load_folder(root, SIZE, only=asked).classes == ("a", "b"), "a class of which nothing was asked is none"
+    assert load_folder(root, SIZE, only=asked, limit_per_class=1).ids == ("a/001.png", "b/002.png")
+    assert load_folder(root, SIZE, only=None).class_counts().tolist() == [4, 3, 2]
+    with pytest.raises(DataError):
+        load_folder(root, SIZE, only=())
+
+
+def test_unknown_classes_are_refused_whichever_images_were_asked_for(make_tree):
+    with pytest.raises(DataError, match="not classes of the model"):
+        load_folder(make_tree({"a": 2, "b": 2}), SIZE, classes=("a",), only={"a/000.png"})
+
+
 # --- links
 
 

@@ -22,9 +22,10 @@ from edge_sel.edge.build import build_session
 from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.host import Host
 from edge_sel.edge.session import Session
-from edge_sel.edge.train.ladder import LadderConfig, auto_ladder, fixed_ladder
+from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
 from edge_sel.power import EnergyRecorder
 
@@ -131,7 +132,7 @@ def session(
     recorder: EnergyRecorder | None = None,
     host: Host | None = None,
     limits: Sequence[Limit] = (),
-    ladder: LadderConfig | None = None,
+    expert: Expert | None = None,
     resume: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
     listener: Callable[[dict[str, Any]], None] = lambda event: None,
@@ -147,12 +148,13 @@ def session(
         images,
         test,
         engine or OrtEngine(threads=1),
-        auto_ladder(base, len(images.classes), ladder) if auto else fixed_ladder(base, named, epochs),
+        None if auto else fixed_ladder(base, named, epochs),
         settings,
         recorder or no_meter(),
         out,
         host=replace(host or Host(clock=Ticks()), should_stop=should_stop, listener=listener),
         limits=limits,
+        expert=expert,
         resume=resume,
     )
 
@@ -165,10 +167,15 @@ def outcome(out: Path) -> dict[str, Any]:
         "model": (out / "model.onnx").read_bytes(),
         "epochs": [{k: v for k, v in epoch.items() if k not in CHANGES_WITH_TIME} for epoch in run["epochs"]],
         "history": [{k: v for k, v in row.items() if k not in CHANGES_WITH_TIME} for row in history(out)],
-        "decisions": [{**decision, "why": ""} for decision in run["decisions"]],  # the reasons tell of joules
+        "decisions": [_without_joules(decision) for decision in run["decisions"]],
         "accuracy": run["accuracy"],
         "shipped": run["shipped"],
     }
+
+
+def _without_joules(decision: dict[str, Any]) -> dict[str, Any]:
+    gains = {key: decision[key]["gain"] for key in ("expected", "came") if key in decision}
+    return {**decision, **gains, "why": ""}  # the reasons tell of joules
 
 
 def history(out: Path) -> list[dict[str, str]]:

@@ -70,7 +70,7 @@ def test_there_are_fields_to_test():
 
 def test_a_new_stage_begins_with_nothing_of_the_last_one(tmp_path):
     """Its state is a new object: what a stopped stage left is gone, and what is remembered of the images is not."""
-    session(tmp_path, plan="bn,affine", should_stop=StopAt(7)).run()
+    session(tmp_path, plan="bn,affine", should_stop=StopAt(10)).run()
     tensors, scalars, _, _ = load_checkpoint(tmp_path / "checkpoints")
     saved = unflatten(Progress, tensors, scalars)
     assert saved.stage.plan == "affine" and saved.stages_done == 1 and saved.memory.hardness.seen.any()
@@ -79,7 +79,7 @@ def test_a_new_stage_begins_with_nothing_of_the_last_one(tmp_path):
 
 
 def test_a_checkpoint_of_another_version_is_one_line(tmp_path):
-    session(tmp_path, should_stop=StopAt(4)).run()
+    session(tmp_path, should_stop=StopAt(7)).run()
     tensors, scalars, identity, path = load_checkpoint(tmp_path / "checkpoints")
     path.unlink()
     del scalars["stage/cursor"]

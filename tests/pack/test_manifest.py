@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_sel.errors import PackError
-from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, Manifest, split_plan_name
+from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, GainRow, Manifest, split_plan_name
 from edge_sel.pack.manifest_json import FORMAT, from_json, to_json
 from edge_sel.pack.reader import open_pack
 from edge_sel.pack.writer import write_pack
@@ -23,6 +23,37 @@ def test_the_manifest_round_trips_through_json(contents, digits_pack):
         text = to_json(manifest)
         assert from_json(text, "here") == manifest
         assert to_json(from_json(text, "here")) == text
+
+
+ROW = GainRow("body", 500, 0.25, -0.01)
+
+
+def test_a_table_of_gains_comes_back(tmp_path, contents):
+    manifest, weights, graphs = contents
+    rows = (GainRow("head", 250, -0.1, 0.0), ROW)
+    write_pack(tmp_path / "pack", replace(manifest, gains=rows), weights, graphs)
+    opened = open_pack(tmp_path / "pack")
+    assert opened.manifest.gains == rows
+    body = json.loads((tmp_path / "pack" / MANIFEST).read_text())
+    assert body["format"] == FORMAT == 3 and body["gains"][1] == asdict(ROW)
+    write_pack(tmp_path / "without", manifest, weights, graphs)
+    assert open_pack(tmp_path / "without").digest != opened.digest, "a device decides by it"
+
+
+def test_a_pack_without_a_table_is_as_older_versions_wrote_it(folder):
+    """So that they can read it, and so that it keeps its digest."""
+    body = json.loads((folder / MANIFEST).read_text())
+    assert body["format"] == 2 and "gains" not in body and open_pack(folder).manifest.gains == ()
+    for version in (1, 2, 3):
+        rewrite_manifest(folder, lambda body, version=version: body.update(format=version))
+        assert open_pack(folder).manifest.gains == ()
+
+
+@pytest.mark.parametrize("wrong", [{"visits": 0}, {"excess": float("nan")}, {"gain": float("inf")}], ids=str)
+def test_a_table_that_nothing_can_be_told_from_is_refused(folder, wrong):
+    rewrite_manifest(folder, lambda body: body.update(format=3, gains=[asdict(ROW) | wrong]))
+    with pytest.raises(PackError, match="gains"):
+        open_pack(folder)
 
 
 BUDGETS = {
@@ -98,11 +129,11 @@ def entries(value, path=()):
 def manifest_paths() -> list[tuple[str, ...]]:
     manifest, _, graphs = tiny_pack(("full-c50",))
     files = {name: FileInfo(1, "0") for name in (WEIGHTS, *graphs)}
-    return list(entries(asdict(Manifest(**{**manifest.__dict__, "files": files}))))
+    return [*entries(asdict(Manifest(**{**manifest.__dict__, "files": files, "gains": (ROW,)})))]
 
 
 OPTIONAL = {
-    ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("prefixes",),
+    ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("prefixes",), ("gains",),
     ("plans", "full-c50", "prefix"),
 }  # fmt: skip
 
@@ -110,7 +141,8 @@ OPTIONAL = {
 @pytest.fixture(scope="module")
 def budgeted(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("budgeted") / "pack"
-    write_pack(path, *tiny_pack(("full-c50",)))
+    manifest, weights, graphs = tiny_pack(("full-c50",))
+    write_pack(path, replace(manifest, gains=(ROW,)), weights, graphs)
     return path
 
 

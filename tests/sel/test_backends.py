@@ -13,6 +13,7 @@ from edge_sel.sel import (
     guilt,
     hardness,
     nominal_flops,
+    ridge,
     schedule,
     selection,
     self_paced,
@@ -22,7 +23,8 @@ from edge_sel.sel import (
 
 N, C = 40, 5
 MODULES = (
-    curriculum, embarrassment, guilt, hardness, nominal_flops, schedule, selection, self_paced, significance, sundew
+    curriculum, embarrassment, guilt, hardness, nominal_flops, ridge, schedule, selection, self_paced, significance,
+    sundew,
 )  # fmt: skip
 
 
@@ -46,6 +48,8 @@ class Inputs:
         self.gate = sundew.init(sundew.PUBLISHED_10, xp, device=device)._replace(integral=convert(np.float64(1.5)))
         self.memory = hardness.init(N, xp, device=device)._replace(r=convert(rng.random(N).astype(np.float32)))
         self.batch = self.loss[:10]
+        self.features, self.head = f(rng.normal(size=(N, 6))), f(rng.normal(size=(C, 6)))
+        self.predicted = (self.features @ self.head.T).argmax(1)
 
 
 def visited_twice(i, kind):
@@ -115,6 +119,12 @@ HOT = {
 COLD = {
     "curriculum.stage_pool": lambda i: [
         curriculum.stage_pool(i.loss, i.labels, stage, per_class_cap=3) for stage in curriculum.STAGES
+    ],
+    "ridge.fit_head": lambda i: [
+        fit
+        for labels in (i.labels, i.predicted)
+        for fit in ridge.fit_head(i.features, labels, i.head, i.known)
+        if not isinstance(fit, float)
     ],
 }
 # Plain numbers in, plain numbers out.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_sel.data.light import expose
 from edge_sel.data.light import to_light as decode
-from edge_sel.server.cameras import Cameras, draw_cameras, take_pictures, to_light, to_stored
+from edge_sel.server.cameras import Cameras, draw_cameras, draw_place, take_pictures, to_light, to_stored
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -92,6 +92,30 @@ def test_stronger_cameras_change_more():
         found = take_pictures(pictures(200), draw_cameras(200, strength, generator), generator)
         means.append(float((found - pictures(200)).abs().mean()))
     assert means[0] < 1e-4 < means[1] < means[2]
+
+
+@given(st.integers(0, 200))
+def test_cameras_of_one_place_differ_by_a_part_of_what_any_two_do(seed):
+    """In every number: around a camera that was drawn first, a part of the way to others."""
+    generator = rng(seed)
+    common, own = draw_cameras(1, 1.0, generator), draw_cameras(50, 1.0, generator)
+    generator = rng(seed)
+    place = draw_place(1.0, generator).cameras(50, generator)
+    for centre, any_two, here in zip(common, own, place, strict=True):
+        assert here.shape == any_two.shape
+        torch.testing.assert_close(here - centre, 0.3 * (any_two - centre), rtol=1e-4, atol=1e-5)
+
+
+def test_places_differ_from_one_another():
+    stops = torch.stack([draw_place(1.0, rng(seed)).common.gain.log2().mean() for seed in range(40)])
+    assert stops.std() > 0.3
+
+
+def test_the_cameras_of_a_place_are_others_each_time_they_are_asked_for():
+    place, generator = draw_place(1.0, rng()), rng(1)
+    first, second = (place.cameras(3, generator).gain for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(place.cameras(3, rng(1)).gain, first)
 
 
 def test_the_same_seed_gives_the_same_pictures():

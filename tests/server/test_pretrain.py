@@ -12,11 +12,12 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import channel_statistics, normalise
 from edge_sel.errors import DataError, UsageError
 from edge_sel.server import warmup
-from edge_sel.server.pretrain import Batches, PretrainOptions, augment, pretrain
+from edge_sel.server.batches import Batches
+from edge_sel.server.pretrain import PretrainOptions, pretrain
 
 OPTIONS = PretrainOptions(
     model="resnet-c-small", epochs=2, batch_size=8, learning_rate=0.05, crop_padding=1, validation_fraction=0.2,
-    device="cpu", precision="fp32", seed=3,
+    device="cpu", precision="fp32", seed=3, robust=False,
 )  # fmt: skip
 
 
@@ -60,12 +61,49 @@ def test_the_checkpoint_says_how_it_was_made(run):
     assert read.training["images"] == 48 and read.training["seed"] == 3 and read.training["finished_epochs"] == 2
 
 
+def test_the_checkpoint_names_the_images_that_training_never_saw(run, monkeypatch, tmp_path):
+    seen, read = set(), Batches.shuffled
+
+    def shuffled(self, indices, *rest):
+        seen.update(self.images.ids[row] for row in indices)
+        return read(self, indices, *rest)
+
+    monkeypatch.setattr(Batches, "shuffled", shuffled)
+    pretrain(colours(), tmp_path / "warm.safetensors", replace(OPTIONS, epochs=1))
+    held_out = warmup.load(run[0])[1].held_out
+    assert len(held_out) == 12 and seen.isdisjoint(held_out) and seen | set(held_out) == set(colours().ids)
+
+
 def test_the_same_seed_gives_the_same_weights(run, tmp_path):
     pretrain(colours(), tmp_path / "again.safetensors", OPTIONS)
     again, _ = warmup.load(tmp_path / "again.safetensors")
     first, _ = warmup.load(run[0])
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def state_after(path, monkeypatch, learning_rate, *more):
+    """Of a model that was trained with one more group of pictures in every batch, if any."""
+    read = Batches.shuffled
+
+    def shuffled(self, *given):
+        for (group,), y in read(self, *given):
+            yield [group, *(torch.full_like(group, value) for value in more)], torch.cat([y] * (1 + len(more)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "shuffled", shuffled)
+        pretrain(colours(), path, replace(OPTIONS, epochs=1, learning_rate=learning_rate, weight_decay=0.0))
+    return warmup.load(path)[0].state_dict()
+
+
+def test_only_the_first_group_enters_the_running_statistics_but_all_train(tmp_path, monkeypatch, one_thread):
+    """What is learned from a place is not what the model ships as its own normalisation."""
+    path = tmp_path / "warm.safetensors"
+    plain, other = (state_after(path, monkeypatch, 1e-12, *more) for more in ((), (100.0,)))
+    running = [name for name in plain if name.endswith(("running_mean", "running_var"))]
+    assert running and all(torch.allclose(plain[name], other[name], rtol=1e-4, atol=1e-5) for name in running)
+    plain, other = (state_after(path, monkeypatch, 0.05, *more)["head.bias"] for more in ((), (100.0,)))
+    assert not torch.allclose(plain, other)
 
 
 def test_one_class_or_an_unknown_model_trains_nothing(tmp_path):
@@ -75,61 +113,6 @@ def test_one_class_or_an_unknown_model_trains_nothing(tmp_path):
     with pytest.raises(UsageError, match="unknown model"):
         pretrain(colours(), tmp_path / "warm.safetensors", PretrainOptions(model="resnet-z", device="cpu"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_batches_are_normalised_like_the_device_does_it():
-    images = colours(6)
-    mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
-    batches = Batches(images, mean, std, torch.device("cpu"))
-    x, y = batches.read(np.array([4, 1]))
-    np.testing.assert_allclose(
-        batches.normalise(x).numpy(), normalise(images.read([4, 1]), mean, std), rtol=1e-5, atol=1e-5
-    )
-    assert y.tolist() == images.labels[[4, 1]].tolist()
-
-
-def test_an_epoch_shows_every_image_at_most_once_in_whole_batches():
-    images = colours(60)
-    batches = Batches(images, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"))
-    plain = PretrainOptions(batch_size=16, flip=False, crop_padding=0)
-    seen = [x for x, _ in batches.shuffled(np.arange(50), plain, torch.Generator().manual_seed(0))]
-    assert [len(x) for x in seen] == [16, 16, 16]
-    rows = {tuple(np.rint(row.numpy()).astype(int).ravel()[:40]) for x in seen for row in x.contiguous()}
-    assert len(rows) == 48
-    few = [x for x, _ in batches.shuffled(np.arange(5), plain, torch.Generator().manual_seed(0))]
-    assert [len(x) for x in few] == [5], "fewer images than a batch are one batch"
-
-
-def test_augmentation_only_flips_and_shifts():
-    x = torch.arange(2 * 3 * 6 * 6, dtype=torch.float32).reshape(2, 3, 6, 6)
-    both = PretrainOptions(flip=True, crop_padding=0)
-    generator = torch.Generator().manual_seed(0)
-    views = torch.cat([augment(x, both, generator)[:1] for _ in range(20)])
-    flips = [torch.equal(view, x[0].flip(2)) for view in views]
-    assert any(flips) and not all(flips)
-    assert all(flip or torch.equal(view, x[0]) for view, flip in zip(views, flips, strict=True))
-    shifted = PretrainOptions(flip=False, crop_padding=2)
-    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="reflect")
-    windows = [padded[:, :, i : i + 6, j : j + 6] for i in range(5) for j in range(5)]
-    places = set()
-    for _ in range(30):
-        for image, view in enumerate(augment(x, shifted, generator)):
-            places |= {k for k, window in enumerate(windows) if torch.equal(view, window[image])}
-            assert any(torch.equal(view, window[image]) for window in windows)
-    assert len(places) > 12
-    assert torch.equal(augment(x, PretrainOptions(flip=False, crop_padding=0), generator), x)
-
-
-def test_robust_training_retakes_a_share_of_every_batch():
-    images = colours(60)
-    batches = Batches(images, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"))
-    plain = PretrainOptions(batch_size=20, flip=False, crop_padding=0)
-    robust = replace(plain, robust=True, camera_share=0.6, camera_strength=1.0)
-    for options, expected in ((plain, 0), (robust, 12)):
-        for x, _ in batches.shuffled(np.arange(60), options, torch.Generator().manual_seed(0)):
-            whole = (x == x.round()).flatten(1).all(1)  # a stored value, as the images have them
-            assert int((~whole).sum()) <= expected and x.shape == (20, 3, 12, 12)
-            assert expected == 0 or int((~whole).sum()) >= expected - 4  # a camera may be perfect
 
 
 def stripes(count: int = 240) -> ImageSet:

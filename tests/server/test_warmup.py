@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,20 @@ def test_what_is_saved_comes_back(tmp_path, one_thread, name):
     assert loaded.state_dict().keys() == expected.keys()
     for key, value in loaded.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), expected[key].numpy(), err_msg=key)
+
+
+def test_images_that_training_never_saw_are_remembered(saved):
+    path, model = saved
+    warmup.save(path, model, replace(INFO, held_out=("ä/1.png", "b c/2.png")))
+    assert warmup.load(path)[1].held_out == ("ä/1.png", "b c/2.png")
+
+
+def test_a_checkpoint_of_an_older_version_has_seen_everything(saved):
+    path, model = saved
+    older = {key: value for key, value in asdict(INFO).items() if key != "held_out"}
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, path, metadata={"format": FORMAT, "info": json.dumps(older)})
+    assert warmup.load(path)[1] == INFO and INFO.held_out == ()
 
 
 def test_the_header_is_plain_json(saved):
@@ -125,6 +139,7 @@ def headers():
     yield "size of words", json.dumps({**raw, "image_size": ["a", "b"]})
     yield "classes a number", json.dumps({**raw, "classes": 2})
     yield "mean of words", json.dumps({**raw, "mean": ["x"] * 3})
+    yield "held out a number", json.dumps({**raw, "held_out": 3})
     yield "training a number", json.dumps({**raw, "training": 3})
 
 

@@ -105,7 +105,8 @@ def test_held_out_families_are_refused_where_settings_are_chosen(tmp_path):
 
 
 def test_options_can_be_changed_by_name():
-    assert systems.options("dense-2@sgd:0.01") == ["dense", "--epochs", "2", "--optimizer", "sgd", "--lr", "0.01"]
+    changed = ["dense", "--epochs", "2", "--optimizer", "sgd", "--lr", "0.01", *systems.BF16]
+    assert systems.options("dense-2@sgd:0.01") == systems.options("dense-2@sgd:0.01" + systems.ROBUST) == changed
     assert systems.options("last@adam:1e-4:3")[2] == "3"
     for name, words in (("dense", "dense-"), ("bn@sgd:0.1", "not trained"), ("auto@sgd:1", "not trained")):
         with pytest.raises(UsageError, match=words):

@@ -10,6 +10,7 @@ from pathlib import Path
 from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import MANIFEST
+from edge_sel.server.pretrain import has_bf16
 from field.cells import Cell, Sizes, Start
 
 # Optimizer and step size of each opponent, by the mean accuracy on the validation images of low_light and colour_cast,
@@ -22,8 +23,14 @@ LAST = ("sgd", 3e-3)
 HEAD = ("sgd", 1.0)
 
 
+ROBUST = "+robust"
+"""Behind a name: the same from the checkpoint or pack of a camera-randomised pretraining."""
+BF16 = ["--bf16"] if has_bf16() else []
+"""What the opponents compute in, where the chip multiplies bfloat16: it is as accurate here, and cheaper."""
+
+
 def _torch(method: str, epochs: int, optimizer: str, rate: float) -> list[str]:
-    return [method, "--epochs", str(epochs), "--optimizer", optimizer, "--lr", str(rate)]
+    return [method, "--epochs", str(epochs), "--optimizer", optimizer, "--lr", str(rate), *BF16]
 
 
 SCHEDULES = ("dense-1", "dense-2", "dense-3", "dense-5")
@@ -36,23 +43,30 @@ SHIPPED = "as-shipped"
 TORCH: dict[str, list[str]] = {
     REFERENCE: _torch("dense", 10, *DENSE_LONG),
     **{name: _torch("dense", int(name[6:]), *DENSE) for name in SCHEDULES},
+    "dense-1-fp32": ["dense", "--epochs", "1", "--optimizer", DENSE[0], "--lr", str(DENSE[1])],
     "head": _torch("head", 10, *HEAD),
-    "bn": ["bn"],
+    "bn": ["bn", *BF16],
     "last": _torch("last", 3, *LAST),
 }
 
 OURS: dict[str, list[str]] = {
     "ours-bn": ["--plan", "bn"],
+    "ours-closed": ["--plan", "closed"],
     "ours-head": ["--plan", "bn,head"],
-    "ours-last": ["--plan", "bn,last"],
-    "ours-affine": ["--plan", "bn,affine"],
-    "ours-full": ["--plan", "bn,full"],
+    "ours-full": ["--plan", "closed,full", "--epochs", "1"],
+    "ours-full-random": ["--plan", "closed,full", "--epochs", "1", "--gate", "random"],
     "auto": ["--plan", "auto"],
-    "auto-random": ["--plan", "auto", "--gate", "random"],
+    "auto-max": ["--plan", "auto", "--worth", "max"],
 }
 
-ALL = (SHIPPED, *TORCH, *OURS)
+BOTH = (SHIPPED, *TORCH, *OURS)
+ALL = (*BOTH, *(name + ROBUST for name in BOTH if name not in (REFERENCE, "dense-1-fp32")))
 SHORT = (SHIPPED, "dense-1", "head", "bn", "auto")
+
+
+def is_robust(name: str) -> bool:
+    """Whether a system starts from the camera-randomised pretraining."""
+    return name.endswith(ROBUST)
 
 
 def options(name: str) -> list[str]:
@@ -61,9 +75,9 @@ def options(name: str) -> list[str]:
     Raises:
         UsageError: no such system.
     """
-    base, _, changed = name.partition("@")
-    if base not in ALL:
-        raise UsageError(f"no system is called {base!r}: did you mean {nearest(base, ALL)}?")
+    base, _, changed = name.removesuffix(ROBUST).partition("@")
+    if base not in BOTH:
+        raise UsageError(f"no system is called {base!r}: did you mean {nearest(base, BOTH)}?")
     if not changed:
         return [] if base == SHIPPED else [*(TORCH | OURS)[base]]
     try:
@@ -77,7 +91,7 @@ def options(name: str) -> list[str]:
 def command(name: str, cell: Cell, start: Start, threads: int, out: Path) -> list[str]:
     """The command line of a system: one process that reads the folder and leaves ``weights.safetensors`` in ``out``."""
     common = ["--data", str(cell.field), "--out", str(out), "--seed", str(cell.seed), "--threads", str(threads)]
-    if name in OURS:
+    if name.removesuffix(ROBUST) in OURS:
         new = ["--new-classes", "extend"] if cell.shift == "unseen_class" else []
         return [sys.executable, "-m", "edge_sel", "finetune", str(start.pack), *common, *new, *options(name), "--json"]
     script = Path(__file__).parents[1] / "field_opponents.py"
@@ -87,7 +101,7 @@ def command(name: str, cell: Cell, start: Start, threads: int, out: Path) -> lis
 def digest(name: str, start: Start, sizes: Sizes, threads: int) -> str:
     """What a run depends on besides its cell: the system's options, its start, the images' numbers, the threads."""
     used = start.checkpoint
-    if name in OURS or name == SHIPPED:
+    if name.removesuffix(ROBUST) in (*OURS, SHIPPED):
         used = start.pack / MANIFEST if start.pack.is_dir() else start.pack
     known = [options(name), hashlib.sha256(used.read_bytes()).hexdigest(), sizes, threads]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]

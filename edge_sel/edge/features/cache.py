@@ -48,6 +48,7 @@ class FeatureCache:
         featured: which have been asked for, by an earlier part of the run too, so that a resumed run counts as if it
             had not been interrupted.
         computed: images that went through the backbone so far, by that count.
+        takes_images: whether the engine's trainer does, and computes the backbone itself, if there is one.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class FeatureCache:
         phase: EnterPhase,
     ) -> None:
         self._model, self._images, self._info = pack.manifest.model, images, info
-        self._takes_images, self._prefix, self._load = prefix is None, prefix, load
+        self.takes_images, self._prefix, self._load = prefix is None, prefix, load
         self._store, self._phase = store, phase
         self.kept = store.there() if store else np.zeros(0, bool)
         self.featured = featured if len(featured) == len(self.kept) else np.zeros(len(self.kept), bool)
@@ -79,7 +80,7 @@ class FeatureCache:
             DataError: an image can no longer be read; names the file.
         """
         mirrored = np.zeros(len(indices), bool) if mirrored is None else mirrored
-        if self._takes_images:
+        if self.takes_images:
             self.computed += len(indices) if self._info else 0
             return self._pixels(indices, mirrored)
         if self._store is None:

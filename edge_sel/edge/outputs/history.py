@@ -49,6 +49,7 @@ def epoch_entry(
         "guard_acc": validation.accuracy,
         "guard_loss": validation.loss,
         "guard_e": validation.mean_embarrassment,
+        "best_acc": progress.best_validation["accuracy"],
         "best_loss": progress.best_validation["loss"],
         "best_e": progress.best_validation["embarrassment"],
         "energy_j": spent.total_j,

@@ -38,7 +38,9 @@ TUNED = "tuned"
 """Key of an identity: what tuning gave the run. It is kept for those who resume, not compared: the values are."""
 
 
-def identify(resolved: Resolved, pack: str, images: ImageSet, test: ImageSet | None, engine: str) -> Identity:
+def identify(
+    resolved: Resolved, pack: str, images: ImageSet, test: ImageSet | None, engine: str, expert: str | None = None
+) -> Identity:
     """What the run is a run of; each value survives JSON."""
     values = {key: entry["value"] for key, entry in resolved.to_json().items() if key not in MAY_CHANGE}
     return {
@@ -47,6 +49,7 @@ def identify(resolved: Resolved, pack: str, images: ImageSet, test: ImageSet | N
         "images": images.fingerprint(),
         "test images": None if test is None else test.fingerprint(),
         "engine": engine,
+        "expert": expert,
         **values,
         TUNED: {key: getattr(resolved.settings, key) for key, at in resolved.origins.items() if at == "tuned"},
     }

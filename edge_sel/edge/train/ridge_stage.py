@@ -9,6 +9,7 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.edge.train.stage import StageEvent, TrainingStage
 from edge_sel.engines.base import StepResult
+from edge_sel.sel.embarrassment import cross_entropy
 from edge_sel.sel.ridge import fit_head
 
 
@@ -34,9 +35,12 @@ class RidgeStage(TrainingStage):
         return 1.0
 
     def _train_through(self) -> Iterator[StageEvent]:
-        """Whoever stops on the way begins the pass anew."""
-        if self.state.epoch:
-            return
+        if not self.state.epoch:
+            yield from self._fit_to_all()
+            yield self._end_epoch(0, "closed form")
+
+    def _fit_to_all(self) -> Iterator[StageEvent]:
+        """Features of all images, then the head; whoever stops on the way begins anew."""
         state, count, size = self.state, len(self.inputs.images), self.inputs.settings.batch_size
         state.cursor, counted, rows = 0, state.totals.prefixed, []
         for indices in np.split(np.arange(count), range(size, count, size)):
@@ -45,18 +49,18 @@ class RidgeStage(TrainingStage):
             if state.cursor < count:
                 yield from self._boundary_in_pass(counted)
         self._fit(np.concatenate(rows))
-        yield self._end_epoch(0, "closed form")
 
     def _fit(self, features: np.ndarray) -> None:
         weight, bias = self._plan.trainable
         labels, totals = self.inputs.images.labels, self.state.totals
-        with self.inputs.phase("train"):
+        with self.inputs.phase("fit"):
             fit = fit_head(features, labels, self._start[weight], self._start[bias])
         self._head = {weight: fit.weight, bias: fit.bias}
-        logits = (features @ fit.weight.T + fit.bias).astype(np.float32)
-        changed = fit.weight.size + fit.bias.size if fit.step else 0
-        # Only the mean is known, of the samples left out: what the head has seen tells nothing.
-        losses = np.full(len(labels), fit.loss, np.float32)
+        changed = fit.weight.size + fit.bias.size if fit.step or fit.scale != 1.0 else 0
+        # Of every image under the head that was fitted without it: what a head has seen tells nothing.
+        logits = fit.left_out.astype(np.float32)
+        losses = cross_entropy(logits, labels)
+        self.memory.remember(np.arange(len(labels)), losses, logits, labels)
         totals.add(StepResult(losses, logits, changed, fit.weight.size + fit.bias.size), labels)
         totals.candidates = totals.passed = len(labels)
         totals.steps = 1

@@ -17,7 +17,7 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.features.cache import open_features
+from edge_sel.edge.features.cache import FeatureCache, open_features
 from edge_sel.edge.features.precision import EnterPhase, Precision, choose_precision
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.ladder import PlannedStage
@@ -94,11 +94,7 @@ class TrainingStage(ABC):
         self._plan = inputs.pack.plan(state.plan)
         self._finished = False
         with inputs.phase("load"):
-            self._precision = self._choose_precision()
-            self._features = open_features(
-                inputs.engine, inputs.pack, state.plan, weights, inputs.images, precision=state.precision,
-                featured=state.featured, settings=inputs.settings, folder=inputs.folder, phase=inputs.phase,
-            )  # fmt: skip
+            self._precision, self._features = self._open_features(state.plan)
             try:
                 self._prepare()
             except BaseException:
@@ -154,16 +150,26 @@ class TrainingStage(ABC):
         """Images that still get a forward pass before the first epoch."""
         return 0
 
-    def _choose_precision(self) -> Precision:
+    def _open_features(self, plan: str) -> tuple[Precision, FeatureCache]:
+        """What a plan is fed, by the weights that the stage begins with, and how that is computed."""
+        inputs, state = self.inputs, self.state
+        precision = self._choose_precision(plan)
+        features = open_features(
+            inputs.engine, inputs.pack, plan, self._start, inputs.images, precision=precision.name,
+            featured=state.featured, settings=inputs.settings, folder=inputs.folder, phase=inputs.phase,
+        )  # fmt: skip
+        return precision, features
+
+    def _choose_precision(self, plan: str) -> Precision:
         """The frozen backbone's: that of the checkpoint, or a choice that is then the state's."""
         inputs, state = self.inputs, self.state
         if state.precision:
             return Precision(state.precision)
-        planned, settings = PlannedStage(state.plan, state.epochs), inputs.settings
+        planned, settings = PlannedStage(plan, state.epochs), inputs.settings
         scores = settings.curriculum != "off"
         expected = features_asked(inputs.pack, planned, len(inputs.images), self._planned_rate, scores=scores)
         chosen = choose_precision(
-            inputs.engine, inputs.pack, state.plan, self._start, inputs.images, settings.prefix_precision, expected,
+            inputs.engine, inputs.pack, plan, self._start, inputs.images, settings.prefix_precision, expected,
             inputs.cpu_time, inputs.phase,
         )  # fmt: skip
         state.precision = chosen.name
@@ -191,7 +197,7 @@ class TrainingStage(ABC):
             "stage_name": name,
             "train_acc": totals.accuracy,
             "train_loss": totals.mean_loss,
-            **work_done(self.inputs.pack, self._plan, totals, self._start),
+            **work_done(self.inputs.pack, self._plan, totals, self._start, whole=self._features.takes_images),
         }
         state.epoch += 1
         state.cursor = 0

@@ -30,7 +30,7 @@ class EpochTotals:
         kept: gradient elements that passed the guilt mask, of ``computed``.
         scored: images that got a forward pass alone.
         prefixed: images that went through the frozen backbone.
-        probe_flops: of probing for guilty channels.
+        probe_flops: of probing for guilty channels, or of the statistics before a head in closed form.
     """
 
     candidates: int = 0

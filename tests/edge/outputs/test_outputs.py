@@ -116,14 +116,14 @@ def test_with_a_meter_joules_are_power_times_time(tmp_path):
 
 
 def test_joules_go_on_after_a_resume(tmp_path):
-    session(tmp_path, recorder=metered(TenWatts()), should_stop=StopAt(6)).run()
+    session(tmp_path, recorder=metered(TenWatts()), should_stop=StopAt(9)).run()
     result = session(tmp_path, recorder=metered(TenWatts()), resume=True).run()
     assert result["energy"]["total_j"] == pytest.approx(10 * result["time_s"])
     assert all(epoch["energy_j"] == pytest.approx(10 * epoch["time_s"]) for epoch in result["epochs"])
 
 
 def test_a_part_without_a_meter_makes_the_sum_unknown(tmp_path):
-    session(tmp_path, should_stop=StopAt(6)).run()
+    session(tmp_path, should_stop=StopAt(9)).run()
     result = session(tmp_path, recorder=metered(TenWatts()), resume=True).run()
     assert result["energy"]["total_j"] is None and result["energy"]["source"] == "unavailable"
     sources = [epoch["energy_source"] for epoch in result["epochs"]]

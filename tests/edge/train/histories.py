@@ -1,41 +1,127 @@
-"""Automatic schedules of training stages, and histories made by hand for them."""
+"""Automatic ladders, and histories made by hand for them."""
 
-from edge_sel.edge.train.ladder import AutoLadder, LadderConfig, PlannedStage
-from tests.edge.sessions import pack
+import itertools
 
-PLANS = pack().manifest.plans
-CONFIG = LadderConfig()
-CLEAN = 0.35
-MUCH = CLEAN + 2 * CONFIG.e_per_epoch
-"""Embarrassment worth two epochs."""
-BEFORE = (9.0, MUCH)  # the validation loss and embarrassment of the model that a training stage begins with
-BN, HEAD, UNKNOWN = (
-    PlannedStage("bn", 1),
-    PlannedStage("head", CONFIG.head_epochs),
-    PlannedStage("full", CONFIG.unknown_epochs),
+from hypothesis import strategies as st
+
+from edge_sel.edge.train.auto_ladder import BODY, AutoLadder
+from edge_sel.edge.train.ladder import was_kept
+from edge_sel.pack.manifest import GainRow
+
+PLANS = ("bn", "head", "ridge", "closed", "affine", "last", "last2", "first", "full")
+CLEAN = 0.2
+MUCH = CLEAN + 1.0
+"""A validation loss at which everything is promised to pay."""
+
+
+def visits_in(epochs):
+    """So far apart that the rows of one epoch and of three tell nothing of each other."""
+    return 500 * 2 ** (5 * (epochs - 1))
+
+
+TABLE = (
+    *(GainRow("head", visits_in(1), excess, gain) for excess, gain in ((0.0, 0.0), (1.0, 0.03))),
+    *(GainRow("body", visits_in(1), excess, gain) for excess, gain in ((0.0, 0.0), (1.0, 0.06))),
+    *(GainRow("body", visits_in(3), excess, gain) for excess, gain in ((0.0, 0.0), (1.0, 0.10))),
 )
-LOWER = BEFORE[0] - 1.0
-NO_GOOD = (BEFORE[0], BEFORE[0] + 1, None)
-"""Losses of the validation set after which a training stage is undone."""
+BEFORE = (0.6, MUCH + 1.0)
+"""Accuracy and loss on the validation set of the model that a training stage begins with."""
+FLOPS = {"bn": 1e9, "ridge": 1e9, "closed": 2e9, "head": 2e9}
+BODY_FLOPS = 1e10
+"""Of an epoch of each plan."""
 
 
-def made(*without, clean_e=CLEAN, new_classes=False):
-    kept = {name: info for name, info in PLANS.items() if name not in without}
-    return AutoLadder(kept, clean_e, new_classes=new_classes)
+def work(stage):
+    return stage.epochs * FLOPS.get(stage.plan, BODY_FLOPS)
 
 
-LADDER, NEW = made(), made(new_classes=True)
+def made(*without, gains=TABLE, statistics=True, worth=10.0, target=None, clean=CLEAN):
+    plans = [name for name in PLANS if name not in without]
+    return AutoLadder(
+        plans, statistics and "bn" in plans, gains, clean, lambda stage: visits_in(stage.epochs), work, worth, target
+    )
 
 
-def ran(stage, plan, *after, before=BEFORE):
-    """A training stage that began ``before``; (loss, embarrassment) of the validation set after each of its epochs."""
-    same = {"rung": stage, "plan": plan, "best_loss": before[0], "best_e": before[1], "energy_j": 1.0, "time_s": 1.0}
-    return [{**same, "guard_loss": loss, "guard_e": e} for loss, e in after]
+LADDER = made("closed")
+"""Of a pack or an engine without that."""
+ONLY_BODY = made("closed", "head", "ridge")
 
 
-def decide(*stages, ladder=LADDER):
-    """After these training stages, each a plan, what it began with and (loss, embarrassment) after each epoch."""
-    history = [
-        entry for n, (plan, before, *after) in enumerate(stages) for entry in ran(n, plan, *after, before=before)
-    ]
-    return ladder.decide(history, len(stages))
+def ran(rung, plan, *after, before=BEFORE, j_per_gflop=1.0, look_j=1.0):
+    """A stage that began ``before``; (accuracy, loss) of the validation set after each of its epochs.
+
+    Its joules are those of its work, and of a look at the validation set after each epoch; None where they are unknown.
+    """
+    flops = FLOPS.get(plan, BODY_FLOPS)
+    train = None if j_per_gflop is None else j_per_gflop * flops / 1e9
+    phases = {"train": {"total_j": train}, "evaluate": {"total_j": look_j}}
+    same = {
+        "rung": rung, "plan": plan, "best_acc": before[0], "best_loss": before[1],
+        "energy_j": None if None in (train, look_j) else train + look_j,
+        "train_flops_t": flops / 1e12, "trained": visits_in(len(after)) / len(after), "phases": phases,
+    }  # fmt: skip
+    return [{**same, "guard_acc": accuracy, "guard_loss": loss} for accuracy, loss in after]
+
+
+def best_after(stage, before):
+    """What the next stage begins with."""
+    return (stage[-1]["guard_acc"], stage[-1]["guard_loss"]) if was_kept(stage) else before
+
+
+def lived(*stages, before=BEFORE, **figures):
+    """A history of stages, each a plan and (accuracy, loss) after each of its epochs."""
+    history = []
+    for rung, (plan, *after) in enumerate(stages):
+        stage = ran(rung, plan, *after, before=before, **figures)
+        history, before = history + stage, best_after(stage, before)
+    return history
+
+
+def decide(*stages, ladder=LADDER, **figures):
+    return ladder.decide(lived(*stages, **figures), len(stages))
+
+
+AFTER_BN = ("bn", (0.7, MUCH))
+
+# For properties
+
+ACCURACY = st.floats(0.0, 1.0)
+LOSS = st.floats(0.0, 4.0) | st.none()
+JOULES = st.floats(0.0, 1e3) | st.none()
+OUTCOMES = st.lists(st.tuples(ACCURACY, LOSS, JOULES), min_size=1, max_size=20)
+WORTH = st.floats(0.0, 1e3) | st.just(0.0)
+ROWS = st.builds(
+    GainRow,
+    st.sampled_from(["head", "body"]),
+    st.integers(1, 50000),
+    st.floats(-0.5, 3.0),
+    st.floats(-0.1, 0.3),
+)
+LADDERS = st.builds(
+    lambda without, gains, statistics, worth, target: made(
+        *without, gains=gains, statistics=statistics, worth=worth, target=target
+    ),
+    st.just([]) | st.lists(st.sampled_from(PLANS)),
+    st.just(TABLE) | st.lists(ROWS, max_size=8),
+    st.booleans(),
+    WORTH,
+    st.none() | st.floats(0.01, 1.0),
+)
+
+
+def decisions_of(ladder, outcomes):
+    """Every (history, decision) of an automatic run whose epochs come to ``outcomes``, over and over."""
+    history, before, outcomes = [], outcomes[0][:2], itertools.cycle(outcomes)
+    for rung in itertools.count():
+        decision = ladder.decide(history, rung)
+        yield list(history), decision
+        if decision.stage is None:
+            return
+        epochs = list(itertools.islice(outcomes, decision.stage.epochs))
+        after = [epoch[:2] for epoch in epochs]
+        stage = ran(rung, decision.stage.plan, *after, before=before, j_per_gflop=epochs[0][2], look_j=epochs[-1][2])
+        history, before = history + stage, best_after(stage, before)
+
+
+def is_body(plan):
+    return plan in BODY

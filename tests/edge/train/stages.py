@@ -7,23 +7,38 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from edge_sel.edge.train.ladder import LadderConfig
+from edge_sel.pack.manifest import GainRow
 from tests.edge.sessions import Tape, history, outcome, pack, session
 
-SHORT = LadderConfig(head_epochs=1, e_per_epoch=0.1, most_epochs=2, most_body_stages=2, leave_below=0.0)
-"""An automatic ladder of few epochs that goes on while the body gets any better."""
-AUTO = {"plan": "auto", "ladder": SHORT, "learning_rate": None, "curriculum": "off", "batch_size": 32}
+PROMISING = tuple(
+    GainRow(kind, visits, 0.0, gain)
+    for kind, visits, gain in (("head", 100, 0.05), ("body", 50, 0.1), ("body", 150, 0.2))
+)
+"""A table of gains by which everything is tried."""
+AUTO = {"plan": "auto", "learning_rate": 0.02, "curriculum": "off", "batch_size": 32}
 RUINOUS = {"learning_rate": 3.0, "gate": "off", "curriculum": "off", "epochs": 1, "batch_size": 32, "gamma": 0.0}
 """Whatever trains makes it worse; statistics, which train nothing, do not."""
 IMPROVING = {"plan": "bn,last2", "learning_rate": None, "gate": "off", "curriculum": "off", "epochs": 3}
 
 
-def without(*plans):
+def without(*plans, gains=PROMISING):
     kept = {name: info for name, info in pack().manifest.plans.items() if name not in plans}
-    return pack().with_manifest(replace(pack().manifest, plans=kept))
+    return pack().with_manifest(replace(pack().manifest, plans=kept, gains=gains))
 
 
-PACKS = {"statistics first": pack(), "head first": without("bn")}
+PACKS = {
+    "closed form first": without(),
+    "statistics first": without("head"),
+    "head first": without("bn"),
+    "body only": without("bn", "head"),
+}
+STAGES = {
+    "closed form first": [("closed", 1), ("full", 3), ("full", 1), (None, 0)],
+    "statistics first": [("bn", 1), ("full", 3), ("full", 1), (None, 0)],
+    "head first": [("ridge", 1), ("full", 3), (None, 0)],
+    "body only": [("full", 1), ("full", 1), ("full", 3), (None, 0)],
+}
+"""What an automatic run with each of them goes through."""
 every_pack = pytest.mark.parametrize("base", PACKS)
 
 

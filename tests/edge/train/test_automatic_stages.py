@@ -1,16 +1,16 @@
 """Training stages that a session decides by itself: from its history, and the same after any interruption."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.governor.limits import EnergyBudget
-from edge_sel.edge.train.ladder import auto_ladder
-from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, session
-from tests.edge.train.stages import AUTO, PACKS, RUINOUS, SHORT, automatic_run, decided, every_pack, without
+from edge_sel.edge.train.auto_ladder import auto_ladder
+from edge_sel.engines.ort import OrtEngine
+from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, resolved, session
+from tests.edge.train.stages import AUTO, PACKS, RUINOUS, STAGES, automatic_run, decided, every_pack, without
 from tests.edge.world import World, governed
 
 # Decisions
@@ -19,8 +19,7 @@ from tests.edge.world import World, governed
 @every_pack
 def test_training_stages_are_as_decided(base):
     result, _, _, rows = automatic_run(base)
-    plans = [plan for plan, _ in decided(result)]
-    assert plans == [base.split()[0].replace("statistics", "bn"), "full", "full", None]
+    assert decided(result) == STAGES[base]
     epochs = [decision["plan"] for decision in result["decisions"] for _ in range(decision["epochs"])]
     assert epochs == [epoch["plan"] for epoch in result["epochs"]] == [row["plan"] for row in rows]
     assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, len(epochs) + 1))
@@ -31,71 +30,119 @@ def test_decisions_are_the_events(base):
     result, _, tape, _ = automatic_run(base)
     *stages, end = result["decisions"]
     told = [{"rung": n, **{key: e[key] for key in ("plan", "epochs", "why")}} for n, e in enumerate(tape.of("rung"))]
-    assert stages == told and all(decision["why"] for decision in result["decisions"])
+    assert [{key: stage[key] for key in ("rung", "plan", "epochs", "why")} for stage in stages] == told
+    assert all(decision["why"] for decision in result["decisions"])
     (ended,) = tape.of("climbed")
-    assert end == {"rung": len(stages), "plan": None, "epochs": 0, "why": ended["why"]}
+    assert (end["rung"], end["plan"], end["epochs"], end["why"]) == (len(stages), None, 0, ended["why"])
 
 
 @every_pack
 def test_decisions_follow_from_the_history(base):
     """From what run.json tells; nothing else is needed."""
     result = json.loads(json.dumps(automatic_run(base)[0]))
-    ladder = auto_ladder(PACKS[base], len(result["classes"]), SHORT)
+    settings = resolved(**AUTO).settings
+    ladder = auto_ladder(PACKS[base], settings, images=result["images"]["train"])
     for decision in result["decisions"]:
         before = [epoch for epoch in result["epochs"] if epoch["rung"] < decision["rung"]]
-        stage, why = ladder.decide(before, decision["rung"])
+        stage, why, expected = ladder.decide(before, decision["rung"])
         assert (*(stage or (None, 0)), why) == (decision["plan"], decision["epochs"], decision["why"])
+        assert decision.get("expected") == (expected and expected._asdict())
+
+
+@every_pack
+def test_a_decision_tells_what_was_expected_and_what_came(base):
+    """The first is not asked for its gain; the last one has none."""
+    first, *stages, end = automatic_run(base)[0]["decisions"]
+    assert "expected" not in first and "came" in first and "came" not in end
+    assert ("expected" in end) == (base != "body only"), "there it may be trained no more, whatever it gains"
+    for decision in stages:
+        assert decision["expected"]["gain"] > 0 and decision["expected"]["energy_j"] is None
+    result = automatic_run(base)[0]
+    for number, decision in enumerate([first, *stages]):
+        begin, *_, last = [e for e in result["epochs"] if e["rung"] == number for _ in range(2)]
+        kept = last["guard_loss"] < begin["best_loss"]
+        assert decision["came"]["gain"] == (last["guard_acc"] - begin["best_acc"] if kept else 0)
+        assert decision["came"]["energy_j"] is None
+
+
+def test_joules_that_came_are_those_of_the_epochs(tmp_path):
+    result = governed(tmp_path, World(), base=PACKS["body only"], **AUTO, worth="max")
+    for number, decision in enumerate(result["decisions"][:-1]):
+        joules = [epoch["energy_j"] for epoch in result["epochs"] if epoch["rung"] == number]
+        assert decision["came"]["energy_j"] == pytest.approx(sum(joules)) and sum(joules) > 0
 
 
 @pytest.mark.parametrize("given", [AUTO, {"plan": "bn,full,head", **RUINOUS}], ids=["good", "bad"])
 def test_the_history_tells_where_each_training_stage_began(given, tmp_path):
     """With the best validation figures of all training stages before it."""
-    result = session(tmp_path, **given).run()
+    result = session(tmp_path, base=PACKS["statistics first"] if given is AUTO else None, **given).run()
     before = result["before"]["guard"]
     each = [figures["embarrassment"] for figures in before["classes"].values()]
     assert before["embarrassment"] == pytest.approx(np.mean(each))
-    best, stages = (before["loss"], before["embarrassment"]), {epoch["rung"] for epoch in result["epochs"]}
+    best = (before["loss"], before["embarrassment"], before["accuracy"])
+    stages = {epoch["rung"] for epoch in result["epochs"]}
     for stage in sorted(stages):
         epochs = [epoch for epoch in result["epochs"] if epoch["rung"] == stage]
-        assert {(epoch["best_loss"], epoch["best_e"]) for epoch in epochs} == {best}
-        best = min(best, (epochs[-1]["guard_loss"], epochs[-1]["guard_e"]))
+        assert {(epoch["best_loss"], epoch["best_e"], epoch["best_acc"]) for epoch in epochs} == {best}
+        best = min(best, tuple(epochs[-1][f"guard_{key}"] for key in ("loss", "e", "acc")))
     after = result["after"]["guard"]
-    assert len(stages) == 3 and (after["loss"], after["embarrassment"]) == best
+    assert len(stages) == 3 and (after["loss"], after["embarrassment"], after["accuracy"]) == best
 
 
-def test_a_meter_changes_no_decision(tmp_path):
-    """But the reason tells what it read."""
-    world = World()
-    result = governed(tmp_path, world, **AUTO)
-    assert decided(result) == decided(automatic_run()[0])
-    assert outcome(tmp_path)["weights"] == automatic_run()[1]["weights"]
-    assert "per joule" in result["decisions"][-1]["why"] and "joule" not in automatic_run()[0]["decisions"][-1]["why"]
+@pytest.mark.parametrize(("worth", "stages"), [(1.0, STAGES["statistics first"]), (1e6, [("bn", 1), (None, 0)])])
+def test_joules_decide_what_is_worth_its_price(worth, stages, tmp_path):
+    result = governed(tmp_path, World(), base=PACKS["statistics first"], **AUTO, worth=worth)
+    assert decided(result) == stages and all(d["expected"]["energy_j"] > 0 for d in result["decisions"][1:])
+    assert " J" in result["decisions"][-1]["why"]
+    assert " J" not in automatic_run("statistics first")[0]["decisions"][-1]["why"]
+
+
+def test_a_price_is_about_what_the_stage_then_takes(tmp_path):
+    """In a world where joules follow the work; without the gate, which lets through more or less than planned."""
+    result = governed(tmp_path, World(), base=PACKS["body only"], **AUTO, worth="max", gate="off")
+    for decision in result["decisions"][1:-1]:
+        assert decision["came"]["energy_j"] == pytest.approx(decision["expected"]["energy_j"], rel=0.1)
 
 
 def test_epochs_are_the_ladders_not_the_settings(tmp_path):
-    session(tmp_path, **AUTO, epochs=7).run()
-    assert outcome(tmp_path)["weights"] == automatic_run()[1]["weights"]
+    session(tmp_path, base=PACKS["body only"], **AUTO, epochs=7).run()
+    assert outcome(tmp_path)["weights"] == automatic_run("body only")[1]["weights"]
 
 
 def test_a_model_that_is_good_enough_is_left_alone(tmp_path):
-    """On images like the server's, or nearly so."""
-    calibration = replace(pack().manifest.calibration, embarrassment=(9.0,) * 10)
-    easy = pack().with_manifest(replace(pack().manifest, calibration=calibration))
-    result = session(tmp_path, base=easy, **AUTO).run()
-    assert decided(result) == [("bn", 1), (None, 0)] and "on the server's images" in result["decisions"][-1]["why"]
+    result = session(tmp_path, base=without(), **AUTO, target_accuracy="30%").run()
+    assert decided(result) == [("closed", 1), (None, 0)] and "30.0% is good enough" in result["decisions"][-1]["why"]
+    assert "expected" not in result["decisions"][-1]
 
 
-def test_classes_of_its_own_get_the_head(tmp_path):
+def test_a_pack_of_an_older_format_is_trained_by_the_generic_table(tmp_path):
+    assert pack().manifest.gains == ()
+    result = session(tmp_path, **AUTO).run()
+    assert decided(result)[0] == ("closed", 1) and result["stopped"] == "done" and result["shipped"]
+
+
+def test_classes_of_its_own_are_learnt(tmp_path):
     plain = digits()
     labels = np.where(np.arange(len(plain)) % 10 == 0, 10, plain.labels)
     images = ImageSet.from_arrays(plain.read(np.arange(len(plain))), labels, (*plain.classes, "odd"))
-    result = session(tmp_path, images=images, **AUTO).run()
-    assert decided(result)[:3] == [("bn", 1), ("head", 1), ("full", 2)]
+    result = session(tmp_path, images=images, base=without(), **AUTO).run()
+    assert decided(result)[:2] == [("closed", 1), ("full", 3)]
+
+
+class Featureless(OrtEngine):
+    """Stands in for the engine that gives no features: there no head is fitted in closed form."""
+
+    name = "torch"
+
+
+def test_an_engine_without_features_trains_the_head_in_steps(tmp_path):
+    result = session(tmp_path, base=without(), engine=Featureless(threads=1), **AUTO).run()
+    assert decided(result)[:2] == [("bn", 1), ("head", 3)]
 
 
 def test_a_pack_without_the_plan_full(tmp_path):
-    result = session(tmp_path, base=without("full"), **AUTO).run()
-    assert decided(result)[:2] == [("bn", 1), ("last2", 2)] and result["shipped"]
+    result = session(tmp_path, base=without("full", "head"), **AUTO).run()
+    assert decided(result)[:2] == [("bn", 1), ("last2", 3)] and result["shipped"]
 
 
 def test_a_pack_without_any_plan(tmp_path):
@@ -112,12 +159,13 @@ def boundaries(base):
 
 @every_pack
 def test_an_automatic_run_stopped_anywhere(base, tmp_path):
-    assert len(boundaries(base)) > 20
+    assert len(boundaries(base)) > 15
     for boundary in boundaries(base)[::2]:
         out = tmp_path / str(boundary)
         session(out, base=PACKS[base], should_stop=StopAt(boundary), **AUTO).run()
-        session(out, base=PACKS[base], **AUTO, resume=True).run()
+        result = session(out, base=PACKS[base], **AUTO, resume=True).run()
         assert outcome(out) == automatic_run(base)[1], f"stopped at boundary {boundary}"
+        assert result["decisions"] == automatic_run(base)[0]["decisions"], "there is no meter: every word is the same"
 
 
 @every_pack
@@ -133,12 +181,14 @@ def test_an_automatic_run_killed_anywhere(base, tmp_path):
 
 def test_a_training_stage_is_ended_without_asking_again(tmp_path):
     """The plan and its epochs are those that were decided before the interruption."""
-    result, _, tape, _ = automatic_run()
+    base = "statistics first"
+    result, _, tape, _ = automatic_run(base)
     kinds = [event["event"] for event in tape.events if event["event"] in ("step", "epoch")]
     boundary = kinds[: kinds.index("epoch") + 2].count("step") + 1  # one more than those of the first training stage
-    session(tmp_path, should_stop=StopAt(boundary), **AUTO).run()
+    session(tmp_path, base=PACKS[base], should_stop=StopAt(boundary), **AUTO).run()
     told = len(events(tmp_path))
-    assert session(tmp_path, **AUTO, resume=True).run()["decisions"] == result["decisions"]
+    resumed_result = session(tmp_path, base=PACKS[base], **AUTO, resume=True).run()
+    assert resumed_result["decisions"] == result["decisions"]
     first, *resumed = [event for event in events(tmp_path)[told:] if event["event"] in ("rung", "epoch", "climbed")]
     second = result["decisions"][1]
     assert second["why"] != first["why"] == "goes on"
@@ -150,7 +200,7 @@ def test_a_training_stage_is_ended_without_asking_again(tmp_path):
 
 def test_an_automatic_run_with_a_larger_budget_goes_on(tmp_path):
     """And tells all of its decisions in the end, so far as it has come before."""
-    given, world = {**AUTO, "gate": "off"}, World()
+    given, world = {**AUTO, "gate": "off", "base": PACKS["statistics first"], "worth": "max"}, World()
     whole = governed(tmp_path / "one", world, **given)
     parts = World()
     for share in (0.4, 0.7):
@@ -162,3 +212,16 @@ def test_an_automatic_run_with_a_larger_budget_goes_on(tmp_path):
     one, other = (outcome(tmp_path / name) for name in ("one", "parts"))
     assert other["weights"] == one["weights"] and last["stopped"] == "done"
     assert decided(last) == decided(whole)
+
+
+def test_a_resumed_run_decides_from_the_joules_of_its_history(tmp_path):
+    """What the earlier part has cost is the price; nothing is measured again."""
+    given = {**AUTO, "base": PACKS["statistics first"], "worth": "max"}
+    world = World()
+    governed(tmp_path, world, should_stop=StopAt(5), **given)
+    result = governed(tmp_path, world, resume=True, **given)
+    ladder = auto_ladder(given["base"], resolved(**AUTO, worth="max").settings, images=result["images"]["train"])
+    for decision in result["decisions"][1:]:
+        before = [epoch for epoch in result["epochs"] if epoch["rung"] < decision["rung"]]
+        assert ladder.decide(before, decision["rung"]).expected._asdict() == decision["expected"]
+        assert decision["expected"]["energy_j"] > 0

@@ -1,6 +1,7 @@
 """The head in closed form, in a session: one pass, as good as epochs of steps, resumable, and refused where it cannot be."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from edge_sel.cli.main import cli
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.governor.limits import Deadline
+from edge_sel.edge.train import ridge_stage
 from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import RIDGE
+from edge_sel.sel.ridge import fit_head
 from tests.edge.recording import Recording
 from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session
 from tests.edge.world import World, governed
@@ -37,7 +40,7 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
     assert epoch["sparsity"] == pytest.approx(1 - head / pack().manifest.model.parameters)
     chunks = sum(engine.sizes("backbone", RIDGE))
     executed = train * plan.flops_train + chunks * pack().prefix(RIDGE).flops
-    assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed)
+    assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed) and epoch["train_flops_t"] == 0
 
 
 @pytest.mark.parametrize("place", [{}, FILE, NOWHERE], ids=["memory", "file", "nowhere"])
@@ -77,6 +80,21 @@ def test_labels_of_chance_leave_the_head_alone(tmp_path):
     assert result["epochs"][0]["train_loss"] > 2.0, "leave-one-out does not believe that it has learnt"
 
 
+def test_a_head_that_is_only_scaled_counts_as_changed_and_predicts_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(ridge_stage, "fit_head", partial(fit_head, ridges=()))
+    result = session(tmp_path, plan=RIDGE, **GIVEN).run()
+    (epoch,) = result["epochs"]
+    assert epoch["sparsity"] == pytest.approx(1 - (64 * 10 + 10) / pack().manifest.model.parameters)
+    before, after = (result[when]["guard"] for when in ("before", "after"))
+    assert after["loss"] < before["loss"] and after["accuracy"] == before["accuracy"] and result["shipped"]
+
+
+def test_a_head_that_is_left_alone_counts_as_unchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(ridge_stage, "fit_head", partial(fit_head, ridges=(), scales=(1.0,)))
+    (epoch,) = session(tmp_path, plan=RIDGE, **GIVEN).run()["epochs"]
+    assert epoch["sparsity"] == 1.0
+
+
 def test_a_pack_whose_head_has_no_vector_of_features_has_no_such_plan():
     plans = {name: replace(info, prefix="") for name, info in pack().manifest.plans.items()}
     without = pack().with_manifest(replace(pack().manifest, plans=plans))
@@ -85,8 +103,10 @@ def test_a_pack_whose_head_has_no_vector_of_features_has_no_such_plan():
         without.plan(RIDGE)
 
 
-def test_the_torch_engine_is_refused_before_anything_is_read(tmp_path, capsys):
-    with pytest.raises(UsageError, match="needs features"):
-        arguments = ["finetune", "--plan", "bn,ridge", "--engine", "torch", "--out", str(tmp_path / "run")]
+@pytest.mark.parametrize("plans", ["bn,ridge", "closed", "closed,full"])
+def test_the_torch_engine_is_refused_before_anything_is_read(plans, tmp_path):
+    with pytest.raises(UsageError, match="needs features") as error:
+        arguments = ["finetune", "--plan", plans, "--engine", "torch", "--out", str(tmp_path / "run")]
         cli.main(arguments, standalone_mode=False)
+    assert "\n" not in str(error.value) and plans in str(error.value.where) and "--engine ort" in error.value.fix
     assert not (tmp_path / "run").exists()

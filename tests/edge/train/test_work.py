@@ -70,7 +70,7 @@ def test_fewer_images_than_a_batch_are_collected_over_epochs(tmp_path):
     result, engine = run(
         tmp_path, images=images, plan="bn,affine", gate="off", curriculum="off", epochs=3, batch_size=64
     )
-    assert engine.sizes("step", "bn") == [20]
+    assert engine.sizes("step", "bn") == [16]
     assert engine.sizes("step", "affine") == [60]
     assert [epoch["trained"] for epoch in of_plan(result, "affine")] == [0, 0, 60]
     assert of_plan(result, "affine")[0]["train_acc"] is None
@@ -105,6 +105,7 @@ def test_executed_and_nominal_flops_of_an_epoch_are_those_of_what_the_engine_was
         executed = epoch["trained"] * info.flops_train + scored * info.flops_forward + probes
         executed += images * backbone.flops if backbone else 0
         assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed)
+        assert epoch["train_flops_t"] * 1e12 == pytest.approx(epoch["trained"] * info.flops_train + probes)
         assert 0 <= epoch["gradient_kept"] <= 1 and 0 <= epoch["sparsity"] <= 1
         assert epoch["sparsity"] == pytest.approx(1 - (kept / (parameters * len(sizes)) if sizes else 0))
         nominal = nominal_flops(parameters, epoch["trained"], epoch["sparsity"])
@@ -113,20 +114,35 @@ def test_executed_and_nominal_flops_of_an_epoch_are_those_of_what_the_engine_was
     assert 0 < info.flops_forward <= info.flops_train
 
 
+@pytest.mark.parametrize("curriculum", ["off", "cumulative"])
+def test_an_engine_that_cuts_nothing_computes_the_backbone_in_its_steps(curriculum, tmp_path):
+    """Then it is a part of what training takes, but scoring is not."""
+    from edge_sel.engines.torch import TorchEngine
+
+    engine = TorchEngine(threads=1, device="cpu")
+    (epoch,) = session(tmp_path, engine=engine, plan="head", epochs=1, gate="off", curriculum=curriculum).run()[
+        "epochs"
+    ]
+    step = pack().plan("head").flops_train + pack().prefix("head").flops
+    assert epoch["train_flops_t"] * 1e12 == pytest.approx(epoch["trained"] * step)
+    assert (epoch["executed_flops_t"] > epoch["train_flops_t"]) == (curriculum != "off")
+
+
 def test_statistics_update_no_weight(tmp_path):
     result, engine = run(tmp_path, plan="bn")
     (epoch,) = result["epochs"]
     assert epoch["sparsity"] == 1 and epoch["nominal_flops_t"] == 0 and epoch["gradient_kept"] == 0
     info = pack().plan("bn")
     assert epoch["executed_flops_t"] * 1e12 == pytest.approx(sum(engine.sizes("step", "bn")) * info.flops_train)
-    assert set(engine.sizes("step", "bn")) == {32}
+    assert epoch["train_flops_t"] == epoch["executed_flops_t"]
+    assert set(engine.sizes("step", "bn")) == {16}
     rates = [hyper.bn_momentum for hyper in engine.hypers]
     assert rates == [1 / n for n in range(1, len(rates) + 1)]  # a cumulative mean
     assert all(hyper.learning_rate == 0 for hyper in engine.hypers)
 
 
 def test_statistics_take_some_images_and_remember_them(tmp_path):
-    """At most 512; what the pass sees of their losses is what the gate begins with."""
+    """At most 256; what the pass sees of their losses is what the gate begins with."""
     twice = digits(500).subset(np.tile(np.arange(500), 2))
     result, engine = run(tmp_path, images=twice, plan="bn", checkpoint_every_s=0.1)
     (epoch,) = result["epochs"]

@@ -1,0 +1,62 @@
+"""``edge-sel expert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_sel.cli.common import echo_json, json_option, require_server_extra
+from edge_sel.errors import UsageError
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.argument("signature", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The server's own labelled images, of the pack's classes: what the pack was trained on.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Expert to write (.safetensors).")
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--limit-per-class", type=click.IntRange(1), help="Use only N images of each class.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+@json_option
+def command(
+    pack: Path, signature: Path, data: Path, out: Path, epochs: int, limit_per_class: int | None, seed: int,
+    device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Train PACK for the device that SIGNATURE is from, on the server's own images.
+
+    Cameras are simulated that make them look as that device's do. On the device: `edge-sel finetune --expert`.
+    """
+    require_server_extra("expert")
+    if out.is_dir():
+        raise UsageError("--out is a folder", where=out, fix="name a file, such as expert.safetensors")
+    from edge_sel.data.folder import load_folder, require_trainable
+    from edge_sel.data.signature import read_signature
+    from edge_sel.pack.expert import write_expert
+    from edge_sel.pack.reader import open_pack
+    from edge_sel.server.expert import train_expert
+    from edge_sel.server.fit_cameras import fit_place
+
+    def note(line: str) -> None:
+        click.echo(line, err=True)
+
+    opened, wanted = open_pack(pack), read_signature(signature)
+    model = opened.manifest.model
+    if wanted.size != model.image_size:
+        raise UsageError("the signature is of images of another size than the pack's", where=signature,
+                         fix="take it again with this pack")  # fmt: skip
+    images = load_folder(data, model.image_size, classes=model.classes, limit_per_class=limit_per_class)
+    require_trainable(images, 1, where=data)
+    place = fit_place(wanted, images, seed, note)
+    weights = train_expert(opened, images, place, epochs=epochs, seed=seed, device=device, note=note)
+    write_expert(out, opened, weights)
+    if as_json:
+        echo_json({"schema": 1, "expert": str(out), "images": len(images), "bytes": out.stat().st_size})
+    else:
+        click.echo(f"wrote {out}: trained on {len(images)} images, {out.stat().st_size / 1e6:.1f} MB")

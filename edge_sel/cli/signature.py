@@ -1,0 +1,39 @@
+"""``edge-sel signature``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_sel.cli.common import echo_json, json_option
+from edge_sel.errors import UsageError
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="This device's images: DIR/<class>/*.jpg.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, about a kilobyte of JSON.")
+@click.option("--seed", default=0, show_default=True)
+@json_option
+def command(pack: Path, data: Path, out: Path, seed: int, as_json: bool) -> None:
+    """Write what this device's images look like, as numbers that show no image.
+
+    A server makes an expert for this device of it: `edge-sel expert`.
+    """
+    if out.is_dir():
+        raise UsageError("--out is a folder", where=out, fix="name a file, such as signature.json")
+    import numpy as np
+
+    from edge_sel.data.folder import load_folder
+    from edge_sel.data.signature import take_signature, write_signature
+    from edge_sel.pack.reader import open_pack
+
+    model = open_pack(pack).manifest.model
+    images = load_folder(data, model.image_size, classes=model.classes, new_classes="extend")
+    signature = take_signature(images, np.random.default_rng(seed))
+    write_signature(out, signature)
+    if as_json:
+        echo_json({"schema": 1, "signature": str(out), "images": signature.images, "bytes": out.stat().st_size})
+    else:
+        click.echo(f"wrote {out}: {signature.images} images, {out.stat().st_size} bytes")

@@ -1,0 +1,46 @@
+"""The first look of a session: where the model stands, which weights to begin with, what the end will take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge_sel.arrays import Arrays
+from edge_sel.edge.energy import EnergyLedger, Spent
+from edge_sel.edge.judge import Judge, better
+from edge_sel.edge.outputs.event_log import EventLog
+from edge_sel.edge.outputs.summary import accuracy_block
+from edge_sel.edge.progress import Progress
+
+WRITES = 3
+"""How many times the writing of a checkpoint the writing of the results is expected to take."""
+
+
+def look_first(
+    progress: Progress, expert: Arrays | None, judge: Judge, ledger: EnergyLedger, emit: EventLog
+) -> tuple[Progress, Spent]:
+    """Where the model stands before anything is changed, and what that look took.
+
+    ``expert`` are weights of the server for this place: the run begins with them if they are better here.
+    """
+    before = judge.look_at_both(progress.weights)
+    progress = replace(progress, before=before, best_validation=before["guard"])
+    emit("evaluated", accuracy=accuracy_block(before, None))
+    spent, _ = ledger.end_epoch()
+    if expert is not None:
+        found, known = judge.validate(expert).to_json(judge.validation.classes), before["guard"]
+        taken = better(found, known)
+        emit("expert", taken=taken, accuracy=found["accuracy"], instead_of=known["accuracy"])
+        if taken:
+            progress = replace(progress, weights=expert, best_validation=found)
+        ledger.end_epoch()  # what this look took is the run's, not that of the first epoch
+    return progress, spent
+
+
+def closing_forecast(judge: Judge, spent: Spent, write_s: float | None) -> dict[str, float | None]:
+    """What the end will take, from what the first look took and a write takes; None is guessed."""
+    held, looks = len(judge.validation), len(judge.validation) + len(judge.test or ())
+    write_s = spent.seconds / WRITES if write_s is None else write_s
+    # Once for the last judgement, once for the epoch that may just be ending.
+    seconds = 1.1 * spent.seconds * (1 + held / looks) + WRITES * write_s
+    watts = None if spent.total_j is None or spent.seconds <= 0 else spent.total_j / spent.seconds
+    return {"closing_s": seconds, "closing_j": None if watts is None else watts * seconds}

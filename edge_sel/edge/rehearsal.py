@@ -1,0 +1,92 @@
+"""The ladder on images that the server made up: what each stage gained there is the pack's table of gains.
+
+It runs the sessions that a device runs, without a meter and in a folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edge_sel.config.settings import resolve
+from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.build import build_session
+from edge_sel.edge.train.auto_ladder import BODY_EPOCHS, HEAD_EPOCHS, body_of, clean_loss
+from edge_sel.edge.train.gains import kind_of
+from edge_sel.edge.train.ladder import FixedLadder, PlannedStage, outcome_of, stages_of
+from edge_sel.engines.base import Engine
+from edge_sel.errors import DataError
+from edge_sel.pack.manifest import CLOSED, RIDGE, GainRow
+from edge_sel.pack.reader import Pack
+from edge_sel.power.recorder import EnergyRecorder
+
+
+def rehearse(
+    pack: Pack,
+    engine: Engine,
+    fields: Iterable[tuple[ImageSet, ImageSet]],
+    note: Callable[[str], None] = lambda line: None,
+) -> tuple[GainRow, ...]:
+    """Run every kind of stage on each set of images.
+
+    Args:
+        pack: without a table.
+        engine: executes its graphs.
+        fields: labelled images to train on and to judge by, each pair in a condition of its own. The model should not
+            have seen those to judge by.
+        note: told a line for each set.
+    """
+    start, body = _first_stages(pack), body_of(pack.plan_names)
+    rows: list[GainRow] = []
+    for number, field in enumerate(fields, start=1):
+        here: dict[tuple[str, int], GainRow] = {}  # by epochs; what comes before the body is the same in every run
+        for epochs in BODY_EPOCHS if body else (0,):
+            stages = [*start, *([PlannedStage(body, epochs)] if body else [])]
+            try:
+                here |= _run(pack, engine, field, stages)
+            except DataError as error:  # such as a class with a single image
+                note(f"rehearsal {number} left out: {error.what}")
+                break
+        if not here:
+            continue
+        gained = ", ".join(f"{kind} {100 * row.gain:+.1f} in {epochs}" for (kind, epochs), row in here.items())
+        note(f"rehearsal {number}: {gained} epochs")
+        rows += here.values()
+    return tuple(rows)
+
+
+def _first_stages(pack: Pack) -> list[PlannedStage]:
+    """What ``--plan auto`` does before it trains the body."""
+    names = pack.plan_names
+    if CLOSED in names:
+        return [PlannedStage(CLOSED, 1)]
+    stages = [PlannedStage("bn", 1)] if "bn" in names and pack.plan("bn").buffers else []
+    if RIDGE in names:
+        return [*stages, PlannedStage(RIDGE, 1)]
+    return [*stages, PlannedStage("head", HEAD_EPOCHS)] if "head" in names else stages
+
+
+def _run(
+    pack: Pack, engine: Engine, field: tuple[ImageSet, ImageSet], stages: list[PlannedStage]
+) -> dict[tuple[str, int], GainRow]:
+    """A row for each stage of the head or the body, by its kind and epochs.
+
+    None where the model diverged, or where there were too few images for a batch.
+    """
+    # No backbone in integers: whether they are faster is a question to the device, and chosen by a clock.
+    resolved = resolve(flags={"prefix_precision": "fp32"})
+    training, validation = field
+    with TemporaryDirectory() as folder, EnergyRecorder(None, background=False) as recorder:
+        session = build_session(
+            pack, training, None, engine, FixedLadder(stages), resolved, recorder, Path(folder), validation=validation
+        )
+        history = session.run()["epochs"]
+    clean = clean_loss(pack.manifest.calibration)
+    rows = {}
+    for entries in stages_of(history):
+        first, last, kind = entries[0], entries[-1], kind_of(entries[0]["plan"])
+        visits = sum(entry["trained"] for entry in entries)
+        if kind is not None and visits and None not in (first["best_loss"], last["guard_loss"]):
+            rows[kind, len(entries)] = GainRow(kind, visits, first["best_loss"] - clean, outcome_of(entries).gain)
+    return rows

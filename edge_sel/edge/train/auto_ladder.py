@@ -1,0 +1,213 @@
+"""``--plan auto``: which stage pays next. It knows what each is expected to give, and what it will cost here.
+
+What needs no gradient comes first: batch normalisation's statistics from the device's own images and a head in closed
+form cost little, and what the validation set says afterwards tells what is left to learn. Where the pack or the engine
+has no closed form it is statistics, then the head. Then comes the body, as long as the gain that the pack's table
+promises (``gains.py``) is worth the joules that the stage will take at this run's own joules per FLOP. A stage that
+gave less than promised lowers every later promise.
+
+Each decision is a pure function of the history, so that a resumed run decides as the uninterrupted one did.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from edge_sel.config.settings import Settings
+from edge_sel.edge.train.gains import GENERIC, expected_gain, kind_of, trust
+from edge_sel.edge.train.ladder import (
+    Decision,
+    Forecast,
+    History,
+    PlannedStage,
+    loss_in,
+    outcome_of,
+    stages_of,
+    was_kept,
+)
+from edge_sel.edge.train.work import stage_work
+from edge_sel.pack.manifest import CLOSED, RIDGE, Calibration, GainRow
+from edge_sel.pack.reader import Pack
+
+BODY = ("full", "last2", "last", "affine", "first")
+"""What to train where the pictures have changed: the first of these that the pack has."""
+HEAD_EPOCHS = 3
+"""Of the plan ``head``, where there is no closed form."""
+BODY_EPOCHS = (1, 3)
+"""How long a stage of the body may be."""
+MOST_BODY_STAGES = 3
+LEAST_GAIN = 0.003
+"""A third of a point is nobody's reason to train, whatever a joule is worth."""
+UNPRICED_GAIN = 0.01
+"""Expected gain that a stage must have where joules are not known."""
+
+
+def body_of(plans: Collection[str]) -> str | None:
+    """What to train where the pictures have changed; None if the pack has nothing for it."""
+    return next((name for name in BODY if name in plans), None)
+
+
+@dataclass(frozen=True)
+class AutoLadder:
+    """Decides stage by stage.
+
+    Attributes:
+        plans: what the pack and the engine can do.
+        statistics: whether the pack's model has any to re-estimate.
+        gains: what each kind of stage gave the server, see ``gains.py``.
+        clean_loss: of the pack's model on the server's images, nats.
+        visits: images that a stage will train on, each counted as often as it will be.
+        work: FLOPs of a stage.
+        worth: accuracy points that a kilojoule must bring; 0 for as good as can be.
+        target: validation accuracy that is good enough; None for as good as pays.
+    """
+
+    plans: Collection[str]
+    statistics: bool
+    gains: Sequence[GainRow]
+    clean_loss: float
+    visits: Callable[[PlannedStage], float]
+    work: Callable[[PlannedStage], float]
+    worth: float
+    target: float | None = None
+
+    def planned(self, stages_done: int) -> Sequence[PlannedStage]:
+        """Nothing is certain beyond the current stage."""
+        return ()
+
+    def decide(self, history: History, stages_done: int) -> Decision:
+        """The next stage, why, and what is expected of it."""
+        if not history:
+            if CLOSED in self.plans:
+                return Decision(PlannedStage(CLOSED, 1), "what needs no gradient comes first")
+            if self.statistics:
+                return Decision(PlannedStage("bn", 1), "statistics first: no backward pass")
+            stages = self._possible(())
+            return Decision(*((stages[0], "the model has no statistics to re-estimate") if stages else NOTHING))
+        accuracy, loss = best_figures(history)
+        if self.target is not None and accuracy >= self.target:
+            return Decision(None, f"{accuracy:.1%} of the validation set is right, {self.target:.1%} is good enough")
+        offers = [(stage, self._forecast(stage, loss, history)) for stage in self._possible(history)]
+        if not offers:
+            return Decision(*NOTHING)
+        return self._choose(offers)
+
+    def _possible(self, history: History) -> list[PlannedStage]:
+        """The head if it was not trained yet, and the body, shortest first."""
+        done = [entry["plan"] for entry in history]
+        stages = []
+        head = next((name for name in (RIDGE, "head") if name in self.plans), None)
+        if head and not {head, CLOSED} & {*done}:
+            stages.append(PlannedStage(head, 1 if head == RIDGE else HEAD_EPOCHS))
+        body = body_of(self.plans)
+        if body and len({entry["rung"] for entry in history if entry["plan"] == body}) < MOST_BODY_STAGES:
+            stages += [PlannedStage(body, epochs) for epochs in BODY_EPOCHS]
+        return stages
+
+    def _forecast(self, stage: PlannedStage, loss: float, history: History) -> Forecast:
+        """By the table, and by what this run has shown of it and of the device."""
+        told, most = [], math.inf
+        for entries in stages_of(history):
+            plan, came = entries[0]["plan"], max(outcome_of(entries).gain, 0.0)
+            if kind_of(plan) is None:
+                continue  # nothing was promised of statistics: what they gave makes no promise better
+            visits = sum(entry["trained"] for entry in entries)
+            told.append((self._promise(plan, visits, loss_in(entries[0]["best_loss"])), came))
+            if plan == stage.plan:
+                most = came  # the next of a kind never gives more
+        gain = min(trust(told) * self._promise(stage.plan, self.visits(stage), loss), most)
+        return Forecast(gain, price_j(history, self.work(stage), stage.epochs))
+
+    def _promise(self, plan: str, visits: float, loss: float) -> float:
+        """What the table says of a stage that begins at this validation loss; nothing of what comes first."""
+        kind = kind_of(plan)
+        if kind is None:
+            return 0.0
+        # The server rehearses no head in steps where it has a closed form, but some engines have not.
+        rows = [row for row in self.gains if row.kind == kind] or GENERIC
+        return expected_gain(rows, kind, excess=loss - self.clean_loss, visits=visits)
+
+    def _choose(self, offers: Sequence[tuple[PlannedStage, Forecast]]) -> Decision:
+        """The first plan that pays, with as many epochs as the further ones are worth their own joules too."""
+        chosen: tuple[PlannedStage, Forecast] | None = None
+        reasons: dict[str, float] = {}  # what the longest stage of each plan gains, of those that are worth their while
+        for stage, expected in offers:
+            if expected.gain - reasons.get(stage.plan, 0.0) < LEAST_GAIN:
+                continue  # nor are its further epochs a reason, however little the shorter stage pays
+            reasons[stage.plan] = expected.gain
+            if chosen is None:
+                chosen = (stage, expected) if self._pays(expected) else None
+            elif stage.plan == chosen[0].plan and self._pays(_beyond(expected, chosen[1])):
+                chosen = (stage, expected)
+        stage, expected = chosen or max(offers, key=lambda offer: self._points_per_kj(offer[1]))
+        told = f"{stage.plan} is expected to gain {100 * expected.gain:.1f} points"
+        if expected.energy_j is not None:
+            told += f" for {expected.energy_j:.1f} J"
+        return Decision(stage if chosen else None, told if chosen else f"{told}: not worth it", expected)
+
+    def _pays(self, expected: Forecast) -> bool:
+        if not self.worth:
+            return True
+        if expected.energy_j is None:
+            return expected.gain >= UNPRICED_GAIN
+        return self._points_per_kj(expected) >= self.worth
+
+    def _points_per_kj(self, expected: Forecast) -> float:
+        joules = 1.0 if expected.energy_j is None else max(expected.energy_j, 1e-9)
+        return 100 * expected.gain / (joules / 1000)
+
+
+NOTHING = (None, "the pack has no further plan")
+
+
+def auto_ladder(pack: Pack, settings: Settings, *, images: int, headless: bool = False) -> AutoLadder:
+    """The ladder for a pack and so many images to train on; ``headless``: the engine gives no features to fit."""
+    plans = [name for name in pack.plan_names if not (headless and name in (RIDGE, CLOSED))]
+    rate = 1.0 if settings.gate == "off" else settings.target_rate
+    scores = settings.curriculum != "off"
+    return AutoLadder(
+        plans=plans,
+        statistics="bn" in plans and bool(pack.plan("bn").buffers),
+        gains=pack.manifest.gains,
+        clean_loss=clean_loss(pack.manifest.calibration),
+        visits=lambda stage: images * stage.epochs * (1.0 if stage.plan == RIDGE else rate),
+        work=lambda stage: stage_work(pack, stage, images, rate, scores=scores),
+        worth=settings.worth,
+        target=settings.target_accuracy,
+    )
+
+
+def clean_loss(calibration: Calibration) -> float:
+    """Mean loss of the server's own images, nats, from its deciles; 0 where they are not known."""
+    deciles = [value for value in calibration.difficulty if math.isfinite(value)]
+    parts = [(low + high) / 2 for low, high in itertools.pairwise(deciles)]
+    return sum(parts) / len(parts) if parts else 0.0
+
+
+def best_figures(history: History) -> tuple[float, float]:
+    """Validation accuracy and loss of the best weights so far: those of the last stage unless it was undone."""
+    stage = stages_of(history)[-1]
+    entry, of = (stage[-1], "guard") if was_kept(stage) else (stage[0], "best")
+    return entry[f"{of}_acc"], loss_in(entry[f"{of}_loss"])
+
+
+def price_j(history: History, work: float, looks: int) -> float | None:
+    """Joules of so many FLOPs, at this run's own joules per FLOP, and of so many looks at the validation set."""
+    # Without the frozen backbone, which may have computed in int8: its joules tell nothing of float32.
+    phases = [entry["phases"] or {} for entry in history]
+    computed = [part["train"]["total_j"] for part in phases if "train" in part]
+    flops = sum(entry["train_flops_t"] for entry in history) * 1e12
+    look = phases[-1].get("evaluate", {}).get("total_j") if phases else None
+    # A meter too coarse for what there was reads 0, which is no price.
+    if None in computed or look is None or flops <= 0 or not sum(computed) > 0:
+        return None
+    return float(work * sum(computed) / flops + looks * look)
+
+
+def _beyond(more: Forecast, less: Forecast) -> Forecast:
+    """What the further epochs add."""
+    joules = None if more.energy_j is None or less.energy_j is None else more.energy_j - less.energy_j
+    return Forecast(more.gain - less.gain, joules)

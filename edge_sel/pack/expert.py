@@ -1,0 +1,69 @@
+"""An expert: other weights for a pack, trained by the server for one place. One safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from edge_sel.arrays import Arrays
+from edge_sel.errors import BadInputError
+from edge_sel.files import write_durably
+from edge_sel.pack.reader import Pack
+
+FORMAT = "edge-sel-expert-1"
+
+
+class Expert(NamedTuple):
+    """Weights to begin with, if they are better on the device's own images."""
+
+    weights: Arrays
+    """Every weight and running statistic of the pack's model, float32."""
+    digest: str
+    """Identity of the file, for resume checks."""
+
+
+def write_expert(path: Path, pack: Pack, weights: Mapping[str, np.ndarray]) -> None:
+    """Matrices and kernels as float16, of which a link carries half as much; statistics as they are.
+
+    Raises:
+        BadInputError: a weight is not a number, or too large for float16: training diverged.
+        SetupError: the disk is full or the place cannot be written.
+    """
+    with np.errstate(over="ignore"):
+        small = {
+            name: np.ascontiguousarray(value if value.ndim < 2 else value.astype(np.float16))
+            for name, value in weights.items()
+        }
+    if not all(np.isfinite(value).all() for value in small.values()):
+        raise BadInputError("training the expert diverged", where=path, fix="another --seed, or more images")
+    write_durably(path, save(small, {"format": FORMAT, "pack": pack.digest}))
+
+
+def read_expert(path: Path, pack: Pack) -> Expert:
+    """Read and check.
+
+    Raises:
+        BadInputError: not an expert, or not one for this pack.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            ours = metadata.get("format") == FORMAT
+            weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys() if ours}  # noqa: SIM118
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a type NumPy does not have
+        raise BadInputError("the expert cannot be read", where=f"{path}: {error}", fix="copy it again") from error
+    if not ours:
+        raise BadInputError("not an expert", where=path, fix="make one with `edge-sel expert`")
+    expected = {name: value.shape for name, value in pack.weights().items()}
+    if metadata.get("pack") != pack.digest or {name: value.shape for name, value in weights.items()} != expected:
+        raise BadInputError("the expert is for another pack", where=path, fix="make one for this pack")
+    if not all(np.isfinite(value).all() for value in weights.values()):
+        raise BadInputError("the expert has weights that are not numbers", where=path, fix="make it again")
+    return Expert(weights, digest)

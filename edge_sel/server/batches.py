@@ -1,0 +1,133 @@
+"""Batches for pretraining: normalised and augmented on the trainer's device, some of the images through cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from edge_sel.data.dataset import ImageSet
+from edge_sel.server.cameras import Cameras, draw_cameras, draw_place, take_pictures
+
+_EVALUATED_AT_ONCE = 500
+_CAMERA_SEED = 2_000_003
+"""Of the cameras that a model is judged by; no seed of a training run that anybody would choose."""
+_LEAST_IN_PLACE = 8
+"""Images; batch statistics of fewer are mostly noise."""
+
+
+class Augmentation(NamedTuple):
+    """What becomes of the images of a batch.
+
+    Attributes:
+        batch_size: images in a batch.
+        flip: whether to mirror half of them.
+        crop_padding: pixels by which to shift each at most.
+        camera_share: share of them that random cameras take.
+        camera_strength: how bad these may be.
+    """
+
+    batch_size: int = 128
+    flip: bool = True
+    crop_padding: int = 4
+    camera_share: float = 0.0
+    camera_strength: float = 1.0
+
+
+class Batches:
+    """Normalised batches on a device; augmentation runs there too."""
+
+    def __init__(self, images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self.images = images
+        self.device = device
+        self.scale = torch.tensor([1 / (255 * s) for s in std], device=device)[:, None, None]
+        self.offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None]
+
+    def read(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stored pixels [N, 3, H, W] float32, 0..255, and labels [N] int64 of the given indices."""
+        x = torch.from_numpy(self.images.read(indices)).to(self.device).permute(0, 3, 1, 2)
+        y = torch.from_numpy(self.images.labels[indices]).to(self.device)
+        return x.float(), y
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the model is fed."""
+        return (pixels * self.scale + self.offset).to(memory_format=torch.channels_last)
+
+    def shuffled(
+        self, indices: np.ndarray, views: Augmentation, generator: torch.Generator
+    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+        """One augmented epoch in random order, in groups; a last partial batch is left out (batch statistics)."""
+        order = indices[torch.randperm(len(indices), generator=generator).numpy()]
+        size = min(views.batch_size, len(order))
+        for start in range(0, len(order) - size + 1, size):
+            x, y = self.read(order[start : start + size])
+            groups = in_groups(augment(x, views, generator), views, generator)
+            yield [self.normalise(group) for group in groups], y
+
+    def ordered(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once, in order, without augmentation."""
+        for x, y in self._in_order(indices):
+            yield self.normalise(x), y
+
+    def through_cameras(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once, in order, each by a random camera, which is the same at every call."""
+        generator = torch.Generator().manual_seed(_CAMERA_SEED)
+        for x, y in self._in_order(indices):
+            yield self.normalise(_taken_by(draw_cameras(len(x), 1.0, generator), x, generator)), y
+
+    def _in_order(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(indices), _EVALUATED_AT_ONCE):
+            yield self.read(indices[start : start + _EVALUATED_AT_ONCE])
+
+
+def in_groups(pixels: torch.Tensor, views: Augmentation, generator: torch.Generator) -> list[torch.Tensor]:
+    """A batch [N, 3, H, W], 0..255, in groups, in order: first clean and random pictures, then two places.
+
+    A third of the pictures that cameras take are in the first group, each by any camera; a third are in either place,
+    where the cameras are much alike. So the model learns to stand pictures of all kinds, and to make the most of the
+    statistics of one kind. Without cameras, or with too few images for a place, there is one group.
+    """
+    place = round(views.camera_share * len(pixels) / 3)
+    if place < _LEAST_IN_PLACE:
+        count = round(views.camera_share * len(pixels))
+        return [_mixed(pixels, count, views.camera_strength, generator)]
+    first, *places = pixels.split([len(pixels) - 2 * place, place, place])
+    return [
+        _mixed(first, min(place, len(first)), views.camera_strength, generator),
+        *(
+            _taken_by(draw_place(views.camera_strength, generator).cameras(place, generator), part, generator)
+            for part in places
+        ),
+    ]
+
+
+def _mixed(pixels: torch.Tensor, count: int, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """The first ``count`` as random cameras see them; the others as they are."""
+    if not count:
+        return pixels
+    cameras = draw_cameras(count, strength, generator)
+    return torch.cat([_taken_by(cameras, pixels[:count], generator), pixels[count:]])
+
+
+def _taken_by(cameras: Cameras, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return 255 * take_pictures(pixels / 255, cameras.to(pixels.device), generator)
+
+
+def augment(x: torch.Tensor, views: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """Flip half of the images and shift each by up to ``crop_padding`` pixels, reflecting at the border."""
+    n, _, height, width = x.shape
+    if views.flip:
+        flip = torch.rand(n, generator=generator).to(x.device) < 0.5
+        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    pad = views.crop_padding
+    if pad:
+        padded = F.pad(x, (pad, pad, pad, pad), mode="reflect")
+        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
+        rows = (dy[:, None] + torch.arange(height, device=x.device))[:, :, None]
+        columns = (dx[:, None] + torch.arange(width, device=x.device))[:, None, :]
+        image = torch.arange(n, device=x.device)[:, None, None]
+        x = padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
+    return x

@@ -58,3 +58,12 @@ def quick_export(monkeypatch: pytest.MonkeyPatch, exported_forward) -> None:
     from edge_sel.server import export
 
     monkeypatch.setattr(export, "export_forward", lambda model, size: exported_forward)
+
+
+def colours(count: int = 60) -> ImageSet:
+    """Noisy red, green and blue squares."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    pixels = rng.integers(40, 120, (count, 12, 12, 3))
+    pixels[np.arange(count), :, :, labels] += 100
+    return ImageSet.from_arrays(pixels.astype(np.uint8), labels, ("red", "green", "blue"))

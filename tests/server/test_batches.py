@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import channel_statistics, normalise
 from edge_sel.server.batches import Augmentation, Batches, augment, in_groups
-
-
-def colours(count: int = 60) -> ImageSet:
-    """Noisy red, green and blue squares."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(count) % 3
-    pixels = rng.integers(40, 120, (count, 12, 12, 3))
-    pixels[np.arange(count), :, :, labels] += 100
-    return ImageSet.from_arrays(pixels.astype(np.uint8), labels, ("red", "green", "blue"))
+from tests.server.conftest import colours
 
 
 def test_batches_are_normalised_like_the_device_does_it():

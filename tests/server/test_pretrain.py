@@ -14,20 +14,12 @@ from edge_sel.errors import DataError, UsageError
 from edge_sel.server import warmup
 from edge_sel.server.batches import Batches
 from edge_sel.server.pretrain import PretrainOptions, pretrain
+from tests.server.conftest import colours
 
 OPTIONS = PretrainOptions(
     model="resnet-c-small", epochs=2, batch_size=8, learning_rate=0.05, crop_padding=1, validation_fraction=0.2,
     device="cpu", precision="fp32", seed=3, robust=False,
 )  # fmt: skip
-
-
-def colours(count: int = 60) -> ImageSet:
-    """Noisy red, green and blue squares."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(count) % 3
-    pixels = rng.integers(40, 120, (count, 12, 12, 3))
-    pixels[np.arange(count), :, :, labels] += 100
-    return ImageSet.from_arrays(pixels.astype(np.uint8), labels, ("red", "green", "blue"))
 
 
 @pytest.fixture(scope="module")

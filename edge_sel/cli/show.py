@@ -54,7 +54,7 @@ class Console:
             if event["why"] != "no more plans":
                 self._console.print(f"ladder: ends ({event['why']})")
         elif kind == "reverted":
-            self._console.print(f"{event['plan']} did not lower the validation loss: undone")
+            self._console.print(f"{event['plan']} did not make the model better on the validation set: undone")
         elif kind == "checkpoints_damaged":
             self._console.print("every checkpoint here is damaged: starting from the beginning")
         elif kind == "tuned":
@@ -76,9 +76,9 @@ class Console:
         elif kind == "epoch":
             self._console.print(epoch_line(event))
         elif kind == "guard":
-            verdict = "ships" if event["shipped"] else "stays behind: the original model ships"
+            verdict = "the new model ships" if event["shipped"] else "the original model stays"
             self._console.print(
-                f"validation: {_percent(event['before'])} → {_percent(event['after'])}, the new model {verdict}"
+                f"validation: {_percent(event['before'])} → {_percent(event['after'])}, {verdict} ({event['why']})"
             )
         elif kind == "stopped":
             self._console.print(f"stopped ({event['reason']})")
@@ -132,8 +132,10 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(
             f"accuracy on {result['images'][accuracy['on']]} {_shown(accuracy['on'])} images: "
             f"{_percent(accuracy['before'])} before, {_percent(accuracy['after'])} after"
-            + ("" if result["shipped"] else " — not better on the validation set, so the original model ships")
+            + ("" if result["shipped"] else " by the new model; the original model stays")
         )
+        if result["evidence"] is not None:
+            console.print(f"evidence: {result['evidence']['why']}")
     if energy["total_j"] is None:
         console.print(f"energy: unavailable ({energy['why'] or 'no meter'})")
     else:

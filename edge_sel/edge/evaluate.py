@@ -28,6 +28,7 @@ class Evaluation:
         embarrassment: E_c at T = 1.5.
         class_accuracy: share correct per class.
         images: how many images.
+        logits: float32[N, C] of each.
     """
 
     accuracy: float
@@ -35,6 +36,7 @@ class Evaluation:
     embarrassment: np.ndarray
     class_accuracy: np.ndarray
     images: int
+    logits: np.ndarray
 
     @property
     def confidence(self) -> np.ndarray:
@@ -90,4 +92,5 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
         embarrassment=class_embarrassment(logits, labels, classes),
         class_accuracy=np.where(counts > 0, hits / np.maximum(counts, 1), np.nan),
         images=len(labels),
+        logits=logits.astype(np.float32, copy=False),
     )

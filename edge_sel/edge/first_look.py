@@ -6,32 +6,36 @@ from dataclasses import replace
 
 from edge_sel.arrays import Arrays
 from edge_sel.edge.energy import EnergyLedger, Spent
-from edge_sel.edge.judge import Judge, better
+from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.summary import accuracy_block
 from edge_sel.edge.progress import Progress
+from edge_sel.edge.ship import keep_if_better
+from edge_sel.pack.reader import Pack
 
 WRITES = 3
 """How many times the writing of a checkpoint the writing of the results is expected to take."""
 
 
 def look_first(
-    progress: Progress, expert: Arrays | None, judge: Judge, ledger: EnergyLedger, emit: EventLog
+    progress: Progress, pack: Pack, expert: Arrays | None, judge: Judge, ledger: EnergyLedger, emit: EventLog
 ) -> tuple[Progress, Spent]:
     """Where the model stands before anything is changed, and what that look took.
 
     ``expert`` are weights of the server for this place: the run begins with them if they are better here.
     """
-    before = judge.look_at_both(progress.weights)
-    progress = replace(progress, before=before, best_validation=before["guard"])
+    classes = judge.validation.classes
+    seen = judge.validate(progress.weights)
+    before = judge.look_at_test(progress.weights, seen.to_json(classes))
+    predictions = progress.predictions._replace(before=seen.logits, best=seen.logits)
+    progress = replace(progress, before=before, best_validation=before["guard"], predictions=predictions)
     emit("evaluated", accuracy=accuracy_block(before, None))
     spent, _ = ledger.end_epoch()
     if expert is not None:
-        found, known = judge.validate(expert).to_json(judge.validation.classes), before["guard"]
-        taken = better(found, known)
-        emit("expert", taken=taken, accuracy=found["accuracy"], instead_of=known["accuracy"])
-        if taken:
-            progress = replace(progress, weights=expert, best_validation=found)
+        found = judge.validate(expert)
+        begun = keep_if_better(progress, pack, judge, expert, found.to_json(classes), found.logits)
+        emit("expert", taken=begun is not progress, accuracy=found.accuracy, instead_of=seen.accuracy)
+        progress = begun
         ledger.end_epoch()  # what this look took is the run's, not that of the first epoch
     return progress, spent
 

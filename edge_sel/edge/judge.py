@@ -41,20 +41,18 @@ class Judge:
 
     def validate(self, weights: Arrays) -> Evaluation:
         """The model with these weights on the validation set."""
-        return self._evaluate(weights, self.validation)
+        return self.look(weights, self.validation)
 
-    def look_at_both(self, weights: Arrays, known: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Figures of the validation set as ``guard`` and, if there are test images, theirs as ``test``.
-
-        ``known`` are those of the validation set where they are known already.
-        """
+    def look_at_test(self, weights: Arrays, known: dict[str, Any]) -> dict[str, Any]:
+        """Figures of the validation set, which are known, as ``guard`` and, if there are test images, theirs."""
         classes = self.validation.classes
-        figures = {"guard": known or self.validate(weights).to_json(classes)}
+        figures = {"guard": known}
         if self.test is not None:
-            figures["test"] = self._evaluate(weights, self.test).to_json(classes)
+            figures["test"] = self.look(weights, self.test).to_json(classes)
         return figures
 
-    def _evaluate(self, weights: Arrays, images: ImageSet) -> Evaluation:
+    def look(self, weights: Arrays, images: ImageSet) -> Evaluation:
+        """The model with these weights on any images."""
         with self._phase("evaluate"):
             trim()  # its session comes on top of the trainer's
             predict = self._engine.predictor(self._pack, weights)
@@ -65,9 +63,3 @@ def loss_of(figures: Mapping[str, Any]) -> float:
     """In nats; infinite where it is not a number."""
     loss = float(figures["loss"])
     return loss if math.isfinite(loss) else math.inf
-
-
-def better(after: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether a model beats another: by accuracy, of equals by loss; one that diverged never does."""
-    wins = (after["accuracy"], -after["loss"]) > (before["accuracy"], -before["loss"])
-    return wins and math.isfinite(after["loss"])

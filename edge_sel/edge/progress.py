@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.edge.energy import Spent
 from edge_sel.edge.train.state import StageState, TrainingMemory, start_memory
 from edge_sel.sel.sundew import SundewState
+
+
+class Predictions(NamedTuple):
+    """Logits of the validation images, float32 [N, C]; empty before they are known.
+
+    ``before`` by the model as it came, ``best`` by the weights to keep, ``latest`` after the latest epoch. A head that
+    was fitted in closed form gives more: ``left_out``, float32 [M, C], of the training images ``left_out_of``, each
+    under the head that was fitted without it.
+    """
+
+    before: np.ndarray
+    best: np.ndarray
+    latest: np.ndarray
+    left_out: np.ndarray
+    left_out_of: np.ndarray
+
+
+def no_predictions() -> Predictions:
+    """Before the first look."""
+    none = np.zeros((0, 0), np.float32)
+    return Predictions(none, none, none, none, np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -27,6 +50,7 @@ class Progress:
         before: figures of the model as it came; empty before it was looked at.
         latest_validation: figures of the validation set after the latest epoch.
         best_validation: those of ``weights``.
+        predictions: what these figures are made of.
         forecast: what the governor expects a step and the end to take.
         epoch_spent: joules of the current epoch, ``run_spent`` of the run.
     """
@@ -40,6 +64,7 @@ class Progress:
     before: dict[str, Any] = field(default_factory=dict)
     latest_validation: dict[str, Any] = field(default_factory=dict)
     best_validation: dict[str, Any] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=no_predictions)
     forecast: dict[str, float | None] = field(default_factory=dict)
     epoch_spent: Spent = field(default_factory=Spent)
     run_spent: Spent = field(default_factory=Spent)

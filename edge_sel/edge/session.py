@@ -16,13 +16,14 @@ from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.governor.governor import Governor
 from edge_sel.edge.head import original_weights
 from edge_sel.edge.host import Host
-from edge_sel.edge.judge import Judge, better, loss_of
+from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import epoch_entry
 from edge_sel.edge.outputs.model_files import import_onnx
 from edge_sel.edge.outputs.session_folder import SessionFolder
 from edge_sel.edge.outputs.summary import run_summary
 from edge_sel.edge.progress import Progress
+from edge_sel.edge.ship import decide, keep_if_better
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.kinds import stage_kind
 from edge_sel.edge.train.ladder import Ladder, outcome_of, stages_of
@@ -112,7 +113,7 @@ class Session:
             return self._finish("done")
         self.emit("stopped", reason=stop.reason)
         if stop.weights is None:
-            return self._summary(stop.reason, None, shipped=False)
+            return self._summary(stop.reason, None, shipped=False, evidence=None)
         summary = self._finish(stop.reason, stop.weights)
         self._save()  # once more, for the joules that the end took
         return summary
@@ -121,7 +122,7 @@ class Session:
 
     def _look_first(self) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
-        self.progress, spent = look_first(self.progress, self.expert, self.judge, self.ledger, self.emit)
+        self.progress, spent = look_first(self.progress, self.pack, self.expert, self.judge, self.ledger, self.emit)
         self.expert = None  # as large as the model, and no longer needed
         # A guess first, for a run that is killed now, or that is given limits only when it is resumed.
         self.governor.expect(closing_forecast(self.judge, spent, None))
@@ -183,11 +184,13 @@ class Session:
 
     def _end_stage(self, weights: Arrays) -> None:
         progress = self.progress
-        if loss_of(progress.latest_validation) < loss_of(progress.best_validation):
-            best = {**progress.latest_validation, "epoch": len(progress.history)}
-            self.progress = replace(progress, weights=weights, best_validation=best)
-        else:
+        best = {**progress.latest_validation, "epoch": len(progress.history)}
+        ended = keep_if_better(progress, self.pack, self.judge, weights, best, progress.predictions.latest)
+        kept = ended is not progress
+        if not kept:
             self.emit("reverted", plan=progress.stage.plan)
+        history = [*progress.history[:-1], {**progress.history[-1], "kept": kept}]
+        self.progress = progress = replace(ended, history=history)
         came = outcome_of(stages_of(progress.history)[-1])._asdict()
         decisions = [*progress.decisions[:-1], {**progress.decisions[-1], "came": came}]
         self.progress = replace(
@@ -201,7 +204,10 @@ class Session:
         spent, figure = self.ledger.end_epoch()
         entry = epoch_entry(self.progress, event.figures, found, spent, figure, classes)
         history = [*self.progress.history, entry]
-        self.progress = replace(self.progress, history=history, latest_validation=found.to_json(classes))
+        latest = self.progress.predictions._replace(latest=found.logits)
+        self.progress = replace(
+            self.progress, history=history, latest_validation=found.to_json(classes), predictions=latest
+        )
         self.folder.write_history(self.progress, classes)
         self.emit("epoch", **{key: value for key, value in entry.items() if key != "classes"})
         self.governor.skip()
@@ -254,19 +260,19 @@ class Session:
 
         ``latest`` are the weights of a run that was stopped inside a stage.
         """
-        progress = self.progress
-        trained, figures = progress.weights, progress.best_validation
+        progress = self.progress  # and stays: whoever resumes goes on from where the stage stood
         if latest is not None:
-            found = self.judge.validate(latest).to_json(self.classes)
-            if found["loss"] < figures["loss"]:
-                trained, figures = latest, found
-        after = self.judge.look_at_both(trained, figures)
+            found = self.judge.validate(latest)
+            progress = keep_if_better(
+                progress, self.pack, self.judge, latest, found.to_json(self.classes), found.logits
+            )
+        shipped, told = decide(progress, self.pack, self.judge, self.training, self.settings)
+        after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]
-        shipped = better(end, start)
-        self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped)
+        self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped, why=told["why"])
         trim()
         with self.recorder.phase("checkpoint"):
-            weights = trained if shipped else original_weights(self.pack, len(self.classes))
+            weights = progress.weights if shipped else original_weights(self.pack, len(self.classes))
             self.folder.write_model(self.pack, self.engine, weights, self.classes)
         if "test" in after and progress.history and stopped == "done":
             if best_epoch := progress.best_validation.get("epoch"):
@@ -274,17 +280,19 @@ class Session:
                 history[best_epoch - 1] |= {"test_full": after["test"]["accuracy"]}
                 self.progress = replace(progress, history=history)
             self.folder.write_history(self.progress, self.classes)
-        summary = self._summary(stopped, after, shipped=shipped)
+        summary = self._summary(stopped, after, shipped=shipped, evidence=told)
         self.folder.write_summary(summary)
         self.emit("finished", shipped=shipped)
         return summary
 
-    def _summary(self, stopped: str, after: Mapping[str, Any] | None, *, shipped: bool) -> dict[str, Any]:
+    def _summary(
+        self, stopped: str, after: Mapping[str, Any] | None, *, shipped: bool, evidence: dict[str, Any] | None
+    ) -> dict[str, Any]:
         spent, figure = self.ledger.end_run()
         self.progress = replace(self.progress, run_spent=spent)
         throttled = [
             *new_throttling(self._throttled_before, self.host.throttling()),
             *(f"{figure.meter}: {reason}" for reason in figure.throttled),
         ]
-        ended = {"shipped": shipped, "stopped": stopped, "throttled": throttled}
+        ended = {"shipped": shipped, "evidence": evidence, "stopped": stopped, "throttled": throttled}
         return run_summary(self.progress, after, figure, self.recorder.cost(), {**self.facts, **ended})

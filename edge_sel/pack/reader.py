@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from edge_sel.errors import PackError, UsageError
+from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
 from edge_sel.pack.manifest import CLOSED, EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
 from edge_sel.pack.manifest_json import from_json, to_json
 
@@ -84,6 +85,15 @@ class Pack:
 
         weights: dict[str, np.ndarray] = load(self._content[WEIGHTS])
         return weights
+
+    def anchors(self) -> Anchors | None:
+        """Images of the server; None where the pack has none.
+
+        Raises:
+            PackError: they cannot be read.
+        """
+        content, model = self._content.get(ANCHORS), self.manifest.model
+        return None if content is None else read_anchors(content, model.image_size, model.classes, self.path)
 
     @property
     def digest(self) -> str:

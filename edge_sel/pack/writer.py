@@ -21,7 +21,11 @@ from edge_sel.pack.manifest_json import to_json
 
 
 def write_pack(
-    path: Path, manifest: Manifest, weights: Mapping[str, np.ndarray], graphs: Mapping[str, onnx.ModelProto]
+    path: Path,
+    manifest: Manifest,
+    weights: Mapping[str, np.ndarray],
+    graphs: Mapping[str, onnx.ModelProto],
+    others: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write everything beside the final place, then move it there in one step.
 
@@ -37,6 +41,7 @@ def write_pack(
     layout = external_layout(content[WEIGHTS])
     for name, model in graphs.items():
         content[name] = externalise(model, layout).SerializeToString()
+    content |= others or {}
     files = {n: FileInfo(len(c), hashlib.sha256(c).hexdigest()) for n, c in content.items()}
     content[MANIFEST] = to_json(replace(manifest, files=files)).encode()
     try:

@@ -26,6 +26,7 @@ from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import head_names, make_plan, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
+from edge_sel.pack.anchors import ANCHORS, choose_anchors, read_anchors, write_anchors
 from edge_sel.pack.manifest import EVAL, GainRow, Manifest, ModelInfo, PlanInfo, PrefixInfo
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import refuse_foreign, write_pack
@@ -86,11 +87,25 @@ def export_pack(
     with TemporaryDirectory() as scratch:  # what is compared and rehearsed is what a device would load
         write_pack(Path(scratch) / "pack", manifest, weights, compiled.graphs)
         pack = open_pack(Path(scratch) / "pack")
+    note("choosing anchors")
+    others = make_anchors(pack, images, np.random.default_rng(seed))
     note("checking one step of every plan against torch")
     parity = _parity(pack, forward, images, rng)
     manifest = replace(manifest, parity=parity, gains=rehearse(pack))
-    write_pack(out, manifest, weights, compiled.graphs)
+    write_pack(out, manifest, weights, compiled.graphs, others)
     return open_pack(out).manifest
+
+
+def make_anchors(pack: Pack, images: ImageSet, rng: np.random.Generator) -> dict[str, bytes]:
+    """The file of anchors by its name, with what the pack's model makes of them; nothing if no image is that small."""
+    files, labels = choose_anchors(images, rng)
+    if not files:
+        return {}
+    model = pack.manifest.model
+    read = read_anchors(write_anchors(files, labels, np.zeros(len(labels))), model.image_size, model.classes).images
+    pixels = normalise(read.read(np.arange(len(read))), model.mean, model.std)
+    logits = OrtEngine().predictor(pack, pack.weights())(pixels)
+    return {ANCHORS: write_anchors(files, labels, logits.argmax(1) == labels)}
 
 
 class Compiled(NamedTuple):

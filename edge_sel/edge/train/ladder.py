@@ -86,8 +86,8 @@ def stages_of(history: History) -> list[list[Mapping[str, Any]]]:
 
 
 def was_kept(stage: History) -> bool:
-    """Whether a finished stage lowered the validation loss: otherwise it was undone."""
-    return loss_in(stage[-1]["guard_loss"]) < loss_in(stage[0]["best_loss"])
+    """Whether a finished stage made the model better: otherwise it was undone."""
+    return bool(stage[-1]["kept"])
 
 
 def outcome_of(stage: History) -> Forecast:

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from edge_sel.arrays import Arrays
+from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.train.stage import StageEvent, TrainingStage
 from edge_sel.engines.base import StepResult
 from edge_sel.sel.embarrassment import cross_entropy
 from edge_sel.sel.ridge import fit_head
+
+CHOICE = 1
+"""Stream of random numbers: which predictions are kept as evidence."""
 
 
 class RidgeStage(TrainingStage):
@@ -59,6 +63,8 @@ class RidgeStage(TrainingStage):
         changed = fit.weight.size + fit.bias.size if fit.step or fit.scale != 1.0 else 0
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.
         logits = fit.left_out.astype(np.float32)
+        state, chosen = self.state, self._rng(CHOICE).permutation(len(labels))[:ENOUGH]
+        state.left_out, state.left_out_of = logits[chosen], chosen
         losses = cross_entropy(logits, labels)
         self.memory.remember(np.arange(len(labels)), losses, logits, labels)
         totals.add(StepResult(losses, logits, changed, fit.weight.size + fit.bias.size), labels)

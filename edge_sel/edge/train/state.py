@@ -78,6 +78,7 @@ class StageState:
         trainer: the engine's state as of the latest checkpoint.
         pool_loss: loss of every image at the start (orders the curriculum); empty before that is known.
         featured: which features of the frozen backbone have been computed and kept; see ``FeatureCache``.
+        left_out: logits of the images ``left_out_of`` under the head that was fitted without each; empty without such.
         precision: of the frozen backbone, "fp32" or "int8"; empty before the choice.
         sums: of embarrassment over the current epoch.
     """
@@ -94,6 +95,8 @@ class StageState:
     trainer: Arrays = field(default_factory=dict)
     pool_loss: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     featured: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    left_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    left_out_of: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     precision: str = ""
     sums: EmbarrassmentSums = field(default_factory=lambda: init_sums(0))
     totals: EpochTotals = field(default_factory=EpochTotals)

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import strategies as st
 
 from edge_sel.edge.train.auto_ladder import BODY, AutoLadder
-from edge_sel.edge.train.ladder import was_kept
+from edge_sel.edge.train.ladder import loss_in, was_kept
 from edge_sel.pack.manifest import GainRow
 
 PLANS = ("bn", "head", "ridge", "closed", "affine", "last", "last2", "first", "full")
@@ -60,7 +60,9 @@ def ran(rung, plan, *after, before=BEFORE, j_per_gflop=1.0, look_j=1.0):
         "energy_j": None if None in (train, look_j) else train + look_j,
         "train_flops_t": flops / 1e12, "trained": visits_in(len(after)) / len(after), "phases": phases,
     }  # fmt: skip
-    return [{**same, "guard_acc": accuracy, "guard_loss": loss} for accuracy, loss in after]
+    stage = [{**same, "guard_acc": accuracy, "guard_loss": loss} for accuracy, loss in after]
+    stage[-1]["kept"] = loss_in(after[-1][1]) < loss_in(before[1])
+    return stage
 
 
 def best_after(stage, before):

@@ -1,0 +1,127 @@
+"""Whether what a run has made replaces the model that it was given: only on evidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import comb
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edge_sel.arrays import Arrays
+from edge_sel.config.settings import Settings
+from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
+from edge_sel.edge.head import original_weights
+from edge_sel.edge.judge import Judge, loss_of
+from edge_sel.edge.progress import Progress
+from edge_sel.pack.reader import Pack
+
+CHANCE = 2
+"""Stream of random numbers."""
+LEAST_ANCHORS = 10
+SURELY = 0.1
+"""Level of the binomial test that a model remembers less than that."""
+REMEMBERED = 1 / 3
+"""Of what the model knew of the server's images beyond chance: with less it has forgotten. Fog leaves two thirds."""
+
+
+def keep_if_better(
+    progress: Progress, pack: Pack, judge: Judge, weights: Arrays, figures: dict[str, Any], predictions: np.ndarray
+) -> Progress:
+    """With these weights as the ones that the run would end with, if they are better; else the same as it is.
+
+    Better on the validation set: less loss, and surely no fewer images right. That is no evidence yet, it says with
+    what the next stage begins.
+
+    Args:
+        progress: before.
+        pack: holds the plans.
+        judge: holds the validation images.
+        weights: of the current stage, or of an expert before the first.
+        figures: of the validation set; ``predictions`` its logits [N, C].
+    """
+    seen, stage = progress.predictions, progress.stage
+    less = loss_of(figures) < loss_of(progress.best_validation)
+    if not less or less_accurate(seen.best, predictions, judge.validation.labels):
+        return progress
+    taught = any(entry.get("kept") and pack.plan(entry["plan"]).stepped for entry in progress.history)
+    witnesses = 0 if taught else len(stage.left_out_of)  # an image that was trained on before is none
+    seen = seen._replace(
+        best=predictions, left_out=stage.left_out[:witnesses], left_out_of=stage.left_out_of[:witnesses]
+    )
+    return replace(progress, weights=weights, best_validation=figures, predictions=seen)
+
+
+def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, settings: Settings) -> Verdict:
+    """Whether the weights to keep replace the model as it came: on evidence, and if they still know the server's world.
+
+    Evidence are images that nothing was learnt from: the validation images and, if a head was fitted in closed form,
+    training images under the head that was fitted without each of them.
+    """
+    seen, level = progress.predictions, settings.confidence
+    before, after, labels = seen.before, seen.best, judge.validation.labels
+    more = training.subset(seen.left_out_of[: max(0, ENOUGH - len(labels))])
+    if len(more):
+        original = original_weights(pack, len(training.classes))
+        before = np.concatenate([before, judge.look(original, more).logits])
+        after = np.concatenate([after, seen.left_out[: len(more)]])
+        labels = np.concatenate([labels, more.labels])
+    rng = np.random.default_rng([settings.seed, CHANCE])
+    evidence = compare(before, after, labels, rng, level=level)
+    ships, why, memory = evidence.better(level), _why(evidence, level), None
+    if ships:
+        memory = _look_back(progress.weights, pack, judge, training)
+        if memory is not None and memory.forgot and not settings.forget:
+            ships = False
+            why = (
+                f"better here, but it forgot what it knew: {memory.right} of {memory.images} images of the server are "
+                f"right, before {memory.right_before} (--forget ships it)"
+            )
+    return Verdict(ships, {**evidence._asdict(), "level": level, "anchors": memory and memory._asdict(), "why": why})
+
+
+class Verdict(NamedTuple):
+    """Whether the new model ships, and ``evidence`` of ``run.json``."""
+
+    ships: bool
+    evidence: dict[str, Any]
+
+
+class Memory(NamedTuple):
+    """What a model makes of the pack's anchors, of the classes that the device has."""
+
+    images: int
+    right_before: int
+    right: int
+    forgot: bool
+
+
+def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) -> Memory | None:
+    """None where the pack has too few anchors to tell."""
+    anchors = pack.anchors()
+    if anchors is None:
+        return None
+    met = np.flatnonzero(np.isin(anchors.images.labels, training.labels))
+    if len(met) < LEAST_ANCHORS:
+        return None
+    images, before = anchors.images.subset(met), int(anchors.known[met].sum())
+    right = round(judge.look(weights, images).accuracy * len(met))
+    chance = 1 / len(np.unique(images.labels))
+    least = chance + REMEMBERED * max(before / len(met) - chance, 0.0)
+    so_few = sum(comb(len(met), k) * least**k * (1 - least) ** (len(met) - k) for k in range(right + 1))
+    return Memory(len(met), before, right, so_few <= SURELY)
+
+
+def _why(evidence: Evidence, level: float) -> str:
+    points = f"{100 * evidence.gain:+.1f} points ({100 * evidence.low:+.1f} to {100 * evidence.high:+.1f})"
+    seen = f"{points} on {evidence.images} images"
+    if evidence.better(level):
+        return f"better: {seen}"
+    if evidence.gain == 0 and evidence.p_better == 1:
+        return "nothing that was tried made it better"
+    if evidence.p_worse <= 1 - level:
+        return f"worse: {seen}"
+    enough = evidence.images_needed
+    told = "" if enough is None or enough <= evidence.images else f"; about {enough} images would show such a gain"
+    return f"not shown to be better: {seen}{told}"

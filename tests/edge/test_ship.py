@@ -1,0 +1,131 @@
+"""What a run may replace the original model by."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edge_sel.data.builtin import load_digits
+from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.ship import LEAST_ANCHORS, REMEMBERED
+from edge_sel.pack.anchors import ANCHORS
+from edge_sel.pack.reader import Pack
+from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session
+
+CLOSED = {"plan": "closed"}
+FULL = {"plan": "closed,full", "epochs": 2, "learning_rate": 1e-2, "gate": "off", "curriculum": "off"}
+
+
+def pixels(images):
+    return images.read(np.arange(len(images)))
+
+
+def with_labels(images, labels):
+    return ImageSet.from_arrays(pixels(images), labels, images.classes)
+
+
+def wrong(images, share):
+    rng, labels = np.random.default_rng(3), images.labels.copy()
+    hit = rng.permutation(len(labels))[: round(share * len(labels))]
+    labels[hit] = (labels[hit] + rng.integers(1, 10, len(hit))) % 10
+    return with_labels(images, labels)
+
+
+def noise(images):
+    made = np.random.default_rng(4).integers(0, 256, (len(images), *images.size, 3))
+    return ImageSet.from_arrays(made.astype(np.uint8), images.labels, images.classes)
+
+
+def grey(images):
+    made = np.full((len(images), *images.size, 3), 128, np.uint8)
+    return ImageSet.from_arrays(made, images.labels, images.classes)
+
+
+def one_label(images):
+    return with_labels(images, np.where(np.arange(len(images)) % 30 == 0, 4, 7))
+
+
+def clean(count=300):
+    """Digits as the server knows them."""
+    return load_digits("test").subset(np.arange(count))
+
+
+SENSELESS = {
+    "noise": noise,
+    "grey": grey,
+    "30 % wrong": lambda images: wrong(images, 0.3),
+    "60 % wrong": lambda images: wrong(images, 0.6),
+    "one label": one_label,
+    "90 % wrong": lambda images: wrong(images, 0.9),
+}
+
+
+@pytest.mark.parametrize("plans", [CLOSED, FULL], ids=["closed", "full"])
+@pytest.mark.parametrize("case", SENSELESS)
+def test_nothing_ships_that_was_learnt_from(case, plans, tmp_path):
+    result = session(tmp_path, images=SENSELESS[case](clean()), **plans).run()
+    assert not result["shipped"]
+    left = load_file(tmp_path / "weights.safetensors")
+    assert all(np.array_equal(left[name], value) for name, value in pack().weights().items())
+
+
+def test_a_real_shift_ships_with_its_evidence(tmp_path):
+    result = session(tmp_path, images=digits(300), **CLOSED).run()
+    found = result["evidence"]
+    assert result["shipped"] and found["why"].startswith("better: +") and found["p_better"] <= 0.1
+    assert 0 < found["low"] <= found["gain"] <= found["high"] and found["level"] == 0.9
+    assert found["images"] == 300, "the training images bear witness too: a head was fitted without each of them"
+
+
+def test_whoever_was_trained_on_bears_no_witness(tmp_path):
+    result = session(tmp_path, images=digits(300), plan="full,ridge", epochs=1).run()
+    assert result["evidence"]["images"] == result["images"]["guard"]
+
+
+def test_two_images_never_replace_a_model(tmp_path):
+    images = of_counts(2, 2)
+    result = session(tmp_path, images=images, **CLOSED).run()
+    assert not result["shipped"] and result["evidence"]["images"] == len(images)
+
+
+def test_the_evidence_of_an_interrupted_run_is_the_same(tmp_path):
+    tape = Tape()
+    whole = session(tmp_path / "one", images=digits(150), listener=tape, **CLOSED).run()
+    expected = outcome(tmp_path / "one")
+    for boundary in range(1, len(tape.of("step")) + 1):
+        out = tmp_path / str(boundary)
+        session(out, images=digits(150), should_stop=StopAt(boundary), **CLOSED).run()
+        result = session(out, images=digits(150), resume=True, **CLOSED).run()
+        assert outcome(out) == expected and result["evidence"] == json.loads(json.dumps(whole["evidence"])), boundary
+
+
+# What the server's images say
+
+
+def test_a_model_that_forgot_the_servers_world_does_not_ship_unless_told(tmp_path):
+    """Every validation image says that it is better, for all labels are wrong in the same way."""
+    images = with_labels(clean(), (clean().labels + 1) % 10)
+    kept = session(tmp_path / "kept", images=images, **CLOSED).run()
+    memory = kept["evidence"]["anchors"]
+    assert not kept["shipped"] and "--forget" in kept["evidence"]["why"] and memory["forgot"]
+    assert memory["right"] < memory["right_before"] and kept["after"]["guard"]["accuracy"] > 0.7
+    told = session(tmp_path / "told", images=images, forget=True, **CLOSED).run()
+    assert told["shipped"] and told["evidence"]["anchors"]["forgot"]
+
+
+def test_a_pack_without_anchors_is_judged_by_the_devices_images_alone(tmp_path):
+    known = pack()
+    bare = Pack(known.path, known.manifest, {name: c for name, c in known._content.items() if name != ANCHORS})
+    result = session(tmp_path, images=digits(300), base=bare, **CLOSED).run()
+    assert result["shipped"] and result["evidence"]["anchors"] is None
+
+
+def test_a_device_with_few_classes_is_asked_about_these_only(tmp_path):
+    """Two digits only; to forget the others is what it should do."""
+    images = digits(500)
+    two = images.subset(np.flatnonzero(np.isin(images.labels, [3, 7])))
+    result = session(tmp_path, images=two, **CLOSED).run()
+    memory = result["evidence"]["anchors"]
+    assert memory is None or (LEAST_ANCHORS <= memory["images"] <= 40 and not memory["forgot"])
+    assert 0 < REMEMBERED < 1

@@ -21,6 +21,8 @@ ENOUGH = 500
 """Images after which more would not pay: they cost two forward passes each."""
 FLIPS = 2000
 """Random signs of the permutation test: p values are multiples of about 1/2000."""
+BY_ACCURACY = 0.2
+"""Share of the allowed errors that the test of accuracy may make; the rest is for that of the loss, which sees more."""
 WORSE = 0.05
 """Level of the test that a model is *less* accurate. No setting: it only ever keeps the old model."""
 POWER = 0.8
@@ -36,16 +38,19 @@ class Evidence(NamedTuple):
     low: float
     """Lower end of the interval of ``gain``, at the level that was asked for; ``high``: its upper end."""
     high: float
-    p_better: float
+    p_loss: float
     """Chance of so much less loss, or more, if neither model were better."""
+    p_right: float
+    """Chance of so many more images right, if neither were more accurate; ``p_worse``: of so many fewer."""
     p_worse: float
-    """Chance of so many images lost, or more, if neither were more accurate."""
     images_needed: int | None
     """That would show what there seems to be; None where nothing seems better."""
 
     def better(self, level: float) -> bool:
-        """Whether the second model is better, and not less accurate; at 0.95 one in twenty equal ones seems so."""
-        return self.p_better <= 1 - level and self.p_worse > WORSE and self.gain >= 0
+        """Whether the second model is better, and not less accurate; at 0.9 one in ten equal ones seems so at most."""
+        chance = 1 - level
+        shown = self.p_loss <= (1 - BY_ACCURACY) * chance or self.p_right <= BY_ACCURACY * chance
+        return shown and self.p_worse > WORSE and self.gain >= 0
 
 
 def compare(
@@ -53,8 +58,9 @@ def compare(
 ) -> Evidence:
     """Pair two models' predictions.
 
-    Formula: losses by ``fair_losses``; ``p_better`` is the share of random signs s with ``sum s_i d_i >= sum d_i``, d
-    the losses' differences; ``p_worse`` is exact McNemar, a binomial tail of the images that only one model has right;
+    Formula: losses by ``fair_losses``; ``p_loss`` is the share of random signs s with ``sum s_i d_i >= sum d_i``, d the
+    losses' differences; ``p_right`` and ``p_worse`` are exact McNemar, binomial tails of the images that only one model
+    has right;
     the interval is ``(b - c) / (n + 2) ± z sqrt((b + c + 1) - (b - c)² / (n + 2)) / (n + 2)``, b and c images won and
     lost, each of the four cells of the table half an image larger than it is.
 
@@ -74,11 +80,12 @@ def compare(
     right_before, right_after = before.argmax(1) == labels, after.argmax(1) == labels
     won, lost, count = int((right_after & ~right_before).sum()), int((right_before & ~right_after).sum()), len(labels)
     low, high = _interval(won, lost, count, level)
-    p_better, needed = 1.0, None
+    p_loss, p_right, needed = 1.0, 1.0, None
     if np.isfinite(after).all() and count:
+        p_right = _tail(won, lost)
         differences = fair_losses(before, labels) - fair_losses(after, labels)
-        p_better, needed = _signs(differences, rng), _images_needed(differences, level)
-    return Evidence(count, (won - lost) / max(count, 1), low, high, p_better, _tail(lost, won), needed)
+        p_loss, needed = _signs(differences, rng), _images_needed(differences, level)
+    return Evidence(count, (won - lost) / max(count, 1), low, high, p_loss, p_right, _tail(lost, won), needed)
 
 
 def less_accurate(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> bool:

@@ -118,7 +118,7 @@ def _why(evidence: Evidence, level: float) -> str:
     seen = f"{points} on {evidence.images} images"
     if evidence.better(level):
         return f"better: {seen}"
-    if evidence.gain == 0 and evidence.p_better == 1:
+    if evidence.gain == 0 and evidence.p_loss == 1:
         return "nothing that was tried made it better"
     if evidence.p_worse <= 1 - level:
         return f"worse: {seen}"

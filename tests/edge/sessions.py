@@ -24,6 +24,7 @@ from edge_sel.edge.host import Host
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.engines.ort import OrtEngine
+from edge_sel.pack.anchors import ANCHORS
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
@@ -95,6 +96,12 @@ class Tape:
 @cache
 def pack() -> Pack:
     return builtin_pack()
+
+
+def without_anchors() -> Pack:
+    """The same pack as an older version wrote it."""
+    known = pack()
+    return Pack(known.path, known.manifest, {name: held for name, held in known._content.items() if name != ANCHORS})
 
 
 @cache

@@ -46,7 +46,7 @@ def test_a_model_is_never_better_than_itself(seed, count, level):
     truth = labels(count, seed)
     logits = model(truth, 0.6, seed)
     found = compare(logits, logits, truth, rng(), level=level)
-    assert not found.better(level) and found.gain == 0 and found.p_better == 1 and found.images_needed is None
+    assert not found.better(level) and found.gain == 0 and found.p_loss == 1 and found.images_needed is None
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1.0])
@@ -75,6 +75,17 @@ def test_a_few_images_never_show_anything(count):
     truth = labels(count)
     right, wrong = 9.0 * np.eye(10)[truth], 9.0 * np.eye(10)[(truth + 1) % 10]
     assert not better(wrong, right, truth)
+
+
+def test_many_more_right_are_enough_by_themselves():
+    """However little the loss says."""
+    truth = labels(400)
+    before = model(truth, 0.5, 1)
+    after = model(truth, 0.9, 2)
+    wrong = np.flatnonzero(after.argmax(1) != truth)[:8]
+    after[wrong] += 40.0 * np.eye(10)[(truth[wrong] + 1) % 10]  # hopelessly sure of a few wrong ones
+    found = compare(before, after, truth, rng(), level=0.9)
+    assert found.p_right < 1e-4 and found.better(0.9)
 
 
 def test_how_many_images_would_do_shrinks_with_what_there_is_to_show():
@@ -110,7 +121,7 @@ def test_less_accurate_is_an_exact_tail():
 def test_every_figure_is_in_its_range(seed, count, level):
     truth = labels(count, seed)
     found = compare(model(truth, 0.4, seed), model(truth, 0.6, seed + 1), truth, rng(), level=level)
-    assert -1 <= found.low <= found.high <= 1 and 0 < found.p_better <= 1 and 0 < found.p_worse <= 1
+    assert -1 <= found.low <= found.high <= 1 and 0 < found.p_loss <= 1 and 0 < found.p_worse <= 1
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(2, 12), st.floats(0.1, 20))

@@ -12,7 +12,7 @@ from edge_sel.edge.evaluate import Evaluation, evaluate_logits
 from edge_sel.edge.governor.decision import Decision, Limit
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
-from tests.edge.sessions import Tape, digits, pack, session
+from tests.edge.sessions import Tape, digits, pack, session, without_anchors
 
 
 def ruined(out, **given):
@@ -95,7 +95,8 @@ def test_test_images_influence_nothing(tmp_path):
 
 def test_validation_and_training_images_are_disjoint_and_all(tmp_path):
     engine, images = Recording(), digits()
-    result = session(tmp_path, images=images, engine=engine, plan="bn,affine", gate="off", curriculum="off").run()
+    given = {"plan": "bn,affine", "gate": "off", "curriculum": "off"}
+    result = session(tmp_path, images=images, engine=engine, base=without_anchors(), **given).run()
     engine.calls.pop()  # the last look is at the written model, with noise
     learnt, scored, judged = engine.images("step"), engine.images("score"), engine.images("predict")
     assert not judged & (learnt | scored)

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from field import cells, picture, report, results, systems
+from field import cells, experts, picture, report, results, systems
 from field.measure import accuracy, measured
 
 from edge_sel.config.profiles import Profile, detect_profile, load_profile
@@ -108,6 +108,8 @@ def benchmark(arguments: argparse.Namespace, profile: Profile) -> None:
         turn = number % len(names)  # nobody is always the first
         for name in [*names[turn:], *names[:turn]]:
             start = starter(shift, robust=systems.is_robust(name))
+            if place := systems.expert_place(name, cell):
+                experts.make_expert(cells.prepare(place.shift, seed, pools, sizes, work), start)
             digest = systems.digest(name, start, sizes, threads)
             key = results.Key(arguments.part, shift, seed, name, digest)
             if key in done and not done[key].get("failed"):

@@ -145,20 +145,22 @@ class Start(NamedTuple):
 
     checkpoint: Path
     pack: Path
+    server: Path | None = None
+    """The images that they were made from; None where these lie in no folder."""
 
 
 def cifar_start(shift: str, *, robust: bool, cifar: Path, work: Path) -> Start:
     """The checkpoint and its pack, made if need be; for ``unseen_class`` those of a server without that class."""
     epochs = ROBUST_EPOCHS if robust else PLAIN_EPOCHS
     if shift != "unseen_class":
-        return Start(*make_pack(cifar / "train", work, epochs, robust=robust))
+        return Start(*make_pack(cifar / "train", work, epochs, robust=robust), cifar / "train")
     epochs = 3 * epochs // 4
     known = work / "unseen" / "train"
     known.mkdir(parents=True, exist_ok=True)
     for folder in sorted((cifar / "train").iterdir()):
         if folder.is_dir() and folder.name != UNSEEN and not (known / folder.name).exists():
             (known / folder.name).symlink_to(folder.resolve())
-    return Start(*make_pack(known, work / "unseen", epochs, robust=robust))
+    return Start(*make_pack(known, work / "unseen", epochs, robust=robust), known)
 
 
 def digits_start(shift: str, *, robust: bool, work: Path) -> Start:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 
 from field.cells import CAMERA, HELD_OUT, TUNING
 from field.results import Row
-from field.systems import ALL, OURS, REFERENCE, SCHEDULES
+from field.streams import STREAMS
+from field.systems import ALL, REFERENCE, ROBUST, SCHEDULES
 
 WITHIN = 0.005  # of the best dense schedule: how good the cheapest may be called equal
 COLUMNS = (
-    "part", "shift", "seed", "system", "accuracy", "cpu_s", "wall_s", "gross_j", "net_j", "source", "meter", "profile",
-    "rss_mb", "threads", "options", "digest", "failed",
+    "part", "shift", "seed", "system", "accuracy", "familiar", "cpu_s", "wall_s", "gross_j", "net_j", "source", "meter",
+    "profile", "rss_mb", "threads", "options", "digest", "failed",
 )  # fmt: skip
-HEAD = (
-    "system", "cells", "accuracy %", f"to {REFERENCE}", "worst shift", "CPU s", "gross J", f"{REFERENCE} CPU ÷",
-    f"{REFERENCE} J ÷", "to (b)", "(b) CPU ÷", "(b) J ÷", "RSS MB", "RSS ÷ torch's",
-)  # fmt: skip
-
-TWINS = {"ours-bn": "bn", "ours-last": "last"}
-"""What torch's memory is compared with; all others of ours with the reference."""
+CHEAPEST = "dense-1"
+"""Of the dense schedules, however good."""
 
 Cells = dict[tuple[str, int], Row]
 
@@ -74,30 +70,42 @@ class Table:
         gains = [ours[shift] - theirs[shift] for shift in ours]
         return (mean(gains), min(gains)) if gains else (None, None)
 
-    def honest(self) -> str | None:
-        """The cheapest dense schedule within half a point of the best of them; None before all have finished."""
-        accuracy = {name: self.mean(name, "accuracy", SCHEDULES) for name in SCHEDULES}
+    def honest(self, start: str = "") -> str | None:
+        """The cheapest dense schedule within half a point of the best of them; None before all have finished.
+
+        ``start``: ``ROBUST`` for those from the robust checkpoint.
+        """
+        schedules = [name + start for name in SCHEDULES]
+        accuracy = {name: self.mean(name, "accuracy", schedules) for name in schedules}
         known = {name: value for name, value in accuracy.items() if value is not None}
-        if len(known) < len(SCHEDULES):
+        if len(known) < len(schedules):
             return None
         best = max(known.values())
-        return next(name for name in SCHEDULES if known[name] >= best - WITHIN)
+        return next(name for name in schedules if known[name] >= best - WITHIN)
 
 
 def show(rows: Sequence[Row], say: Callable[[str], None] = print) -> None:
     """Print everything: tuning families, held-out families, both together, and shift by shift."""
-    present = [shift for shift in CAMERA if any(row["shift"] == shift for row in rows)]
-    present += sorted({row["shift"] for row in rows} - {*present})
-    honest = Table(rows, TUNING).honest()
+    there = {row["shift"] for row in rows}
+    present = [shift for shift in CAMERA if shift in there] + sorted(there - {*CAMERA, *STREAMS})
+    streams = [shift for shift in STREAMS if shift in there]
+    tuning = Table(rows, TUNING)
+    honest = [tuning.honest(), tuning.honest(ROBUST)]
     if rows:
         say(_facts(rows))
-    say(f"(b), the honest opponent: {honest or 'unknown before all dense schedules have finished'}")
+    unknown = "unknown before all dense schedules have finished"
+    say(f"(b), the honest opponent: {honest[0] or unknown}; (c), from the robust checkpoint: {honest[1] or unknown}")
     groups = {"all shifts": present, "tuning": [s for s in present if s not in HELD_OUT]}
     groups["held out"] = [s for s in present if s in HELD_OUT]
     for title, shifts in groups.items():
         if shifts and (title == "all shifts" or len(shifts) < len(present)):
             say(f"\n{title}: {', '.join(shifts)}")
-            _summary(Table(rows, shifts), honest, say)
+            _summary(Table(rows, shifts), {REFERENCE: REFERENCE, "(b)": honest[0], "(c)": honest[1]}, say)
+    for shift in streams:
+        say(f"\n{shift}: accuracy on shifted images, and on the same as the server knows them")
+        opponents = {name: name for name in (CHEAPEST, CHEAPEST + ROBUST)}
+        _summary(Table(rows, [shift]), opponents, say, familiar=True)
+    present += streams
     table = Table(rows, present)
     for column, title, scale in (("accuracy", "accuracy in %", 100), ("gross_j", "gross joules", 1)):
         say(f"\n{title}")
@@ -119,28 +127,29 @@ def _facts(rows: Sequence[Row]) -> str:
     )
 
 
-def _summary(table: Table, honest: str | None, say: Callable[[str], None]) -> None:
+def _summary(
+    table: Table, opponents: Mapping[str, str | None], say: Callable[[str], None], *, familiar: bool = False
+) -> None:
+    """A line for each system; beside each opponent, by its title, the gain, the worst shift and the saving."""
+    head = ["system", "cells", "accuracy %", *(["familiar %"] if familiar else []), "CPU s", "gross J", "peak MB"]
+    for title in opponents:
+        head += [f"to {title}", *([] if familiar else ["worst"]), f"{title} CPU ÷"]
     lines = []
     for name in table.systems:
         done = table.cells[name]
+        failed = f", {len(table.failed[name])} failed" if table.failed[name] else ""
         if not done:
-            lines.append([name, f"0, {len(table.failed[name])} failed", *[""] * (len(HEAD) - 2)])
+            lines.append([name, f"0{failed}", *[""] * (len(head) - 2)])
             continue
-        gain, worst = table.gain(name, REFERENCE)
-        costs = [median(row[column] for row in done.values()) for column in ("cpu_s", "gross_j")]
-        rss = max(row["rss_mb"] for row in done.values())
-        twin = None if name not in OURS else table.cells[TWINS.get(name, REFERENCE)].values()
-        twin_rss = max((row["rss_mb"] for row in twin or ()), default=None)
-        lines.append([
-            name, f"{len(done)}" + (f", {len(table.failed[name])} failed" if table.failed[name] else ""),
-            _number(table.mean(name, "accuracy"), 100, 2), _number(gain, 100, 2, "+"), _number(worst, 100, 2, "+"),
-            *(_number(cost) for cost in costs),
-            *(_number(table.ratio(column, REFERENCE, name)) for column in ("cpu_s", "gross_j")),
-            _number(table.gain(name, honest)[0], 100, 2, "+"),
-            *(_number(table.ratio(column, honest, name)) for column in ("cpu_s", "gross_j")),
-            _number(rss or None, digits=0), _number(rss / twin_rss if twin_rss else None, digits=2),
-        ])  # fmt: skip
-    _print(HEAD, lines, say)
+        line = [name, f"{len(done)}{failed}", _number(table.mean(name, "accuracy"), 100, 2)]
+        line += [_number(table.mean(name, "familiar"), 100, 2)] if familiar else []
+        line += [_number(median(row[column] for row in done.values())) for column in ("cpu_s", "gross_j")]
+        line.append(_number(max(row["rss_mb"] for row in done.values()) or None, digits=0))
+        for opponent in opponents.values():
+            gains = [_number(gain, 100, 2, "+") for gain in table.gain(name, opponent)]
+            line += [*gains[: 1 if familiar else 2], _number(table.ratio("cpu_s", opponent, name))]
+        lines.append(line)
+    _print(head, lines, say)
 
 
 def _number(value: float | None, scale: float = 1, digits: int = 1, sign: str = "") -> str:

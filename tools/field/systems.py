@@ -12,6 +12,7 @@ from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import MANIFEST
 from edge_sel.server.pretrain import has_bf16
 from field.cells import Cell, Sizes, Start
+from field.experts import expert_of, other_place
 
 # Optimizer and step size of each opponent, by the mean accuracy on the validation images of low_light and colour_cast,
 # seed 0: the best of Adam 1e-4 to 3e-3 (head: to 3e-2) and SGD 1e-3 to 1e-1 (head: to 3) in half decades. Dense was
@@ -55,9 +56,16 @@ OURS: dict[str, list[str]] = {
     "ours-head": ["--plan", "bn,head"],
     "ours-full": ["--plan", "closed,full", "--epochs", "1"],
     "ours-full-random": ["--plan", "closed,full", "--epochs", "1", "--gate", "random"],
+    "ours-fifth": ["--plan", "ridge,full", "--epochs", "2", "--target-rate", "0.2"],
+    "ours-fifth-random": ["--plan", "ridge,full", "--epochs", "2", "--target-rate", "0.2", "--gate", "random"],
+    "ours-expert": ["--plan", "auto"],
+    "ours-other-expert": ["--plan", "auto"],
     "auto": ["--plan", "auto"],
     "auto-max": ["--plan", "auto", "--worth", "max"],
 }
+
+EXPERTS = {"ours-expert": False, "ours-other-expert": True}
+"""Which of ours begin with an expert of the server, and whether it is one for another place."""
 
 BOTH = (SHIPPED, *TORCH, *OURS)
 ALL = (*BOTH, *(name + ROBUST for name in BOTH if name not in (REFERENCE, "dense-1-fp32")))
@@ -88,11 +96,19 @@ def options(name: str) -> list[str]:
         raise UsageError(f"not trained in torch: {name}", fix="for example dense-2@sgd:0.01") from error
 
 
+def expert_place(name: str, cell: Cell) -> Cell | None:
+    """The place that the expert of a system is for; None for a system without."""
+    other = EXPERTS.get(name.removesuffix(ROBUST))
+    return None if other is None else other_place(cell) if other else cell
+
+
 def command(name: str, cell: Cell, start: Start, threads: int, out: Path) -> list[str]:
     """The command line of a system: one process that reads the folder and leaves ``weights.safetensors`` in ``out``."""
     common = ["--data", str(cell.field), "--out", str(out), "--seed", str(cell.seed), "--threads", str(threads)]
     if name.removesuffix(ROBUST) in OURS:
         new = ["--new-classes", "extend"] if cell.shift == "unseen_class" else []
+        place = expert_place(name, cell)
+        new += [] if place is None else ["--expert", str(expert_of(place, start))]
         return [sys.executable, "-m", "edge_sel", "finetune", str(start.pack), *common, *new, *options(name), "--json"]
     script = Path(__file__).parents[1] / "field_opponents.py"
     return [sys.executable, str(script), *options(name), "--checkpoint", str(start.checkpoint), *common]

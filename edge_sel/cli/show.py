@@ -149,6 +149,13 @@ def print_result(result: dict[str, Any]) -> None:
             f"{_shown(name)} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]
         ]
         console.print(f"of which {', '.join(shares)}")
+    if (doubts := result["suspicious"])["share"] and doubts["share"] > DOUBTFUL:
+        first = doubts["files"][0]
+        left = "left out" if doubts["dropped"] else "--drop-suspicious leaves them out"
+        console.print(
+            f"{doubts['share']:.0%} of the labels look wrong ({left}), the first: {first['path']}, "
+            f"{first['label']}, looks like {first['looks_like']}"
+        )
     for line in result["throttled"]:
         console.print(f"slowed down: {line}")
     if result["skipped_images"]:
@@ -159,6 +166,8 @@ def print_result(result: dict[str, Any]) -> None:
     console.print(f"files: {result['run']}")
 
 
+DOUBTFUL = 0.15
+"""Share of labels that look wrong worth a line: of good ones a few per cent do, in blurred pictures twice as many."""
 _COLUMNS = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "valid.")
 
 

@@ -69,6 +69,7 @@ class Settings:
         0.9, low=0.5, high=0.999, parse=parse_fraction, example="90%",
     )  # fmt: skip
     forget: bool = key("replace it also by one that no longer knows the server's images", False, parse=_TRUTH.get)
+    drop_suspicious: bool = key("train without the images whose labels look wrong", False, parse=_TRUTH.get)
     seed: int = key("seed of every random choice", 0, low=0)
     threads: int = key("threads to use, 0 for all", 0, low=0)
     spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)

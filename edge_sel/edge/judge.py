@@ -37,7 +37,8 @@ class Judge:
         breathe: Callable[[], None],
     ) -> None:
         self.validation, self.test = validation, test
-        self._pack, self._engine, self._phase, self._breathe = pack, engine, phase, breathe
+        self.engine = engine
+        self._pack, self._phase, self._breathe = pack, phase, breathe
 
     def validate(self, weights: Arrays) -> Evaluation:
         """The model with these weights on the validation set."""
@@ -55,7 +56,7 @@ class Judge:
         """The model with these weights on any images."""
         with self._phase("evaluate"):
             trim()  # its session comes on top of the trainer's
-            predict = self._engine.predictor(self._pack, weights)
+            predict = self.engine.predictor(self._pack, weights)
             return evaluate(predict, images, self._pack.manifest.model, self._breathe)
 
 

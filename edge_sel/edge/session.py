@@ -21,7 +21,7 @@ from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import epoch_entry
 from edge_sel.edge.outputs.model_files import import_onnx
 from edge_sel.edge.outputs.session_folder import SessionFolder
-from edge_sel.edge.outputs.summary import run_summary
+from edge_sel.edge.outputs.summary import run_summary, suspicious_block
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.ship import decide, keep_if_better
 from edge_sel.edge.train.gate import Gate
@@ -125,12 +125,13 @@ class Session:
         self.progress, spent = look_first(self.progress, self.pack, self.expert, self.judge, self.ledger, self.emit)
         self.expert = None  # as large as the model, and no longer needed
         # A guess first, for a run that is killed now, or that is given limits only when it is resumed.
-        self.governor.expect(closing_forecast(self.judge, spent, None))
+        self.governor.expect(closing_forecast(self.pack, self.judge, spent, None))
         if self.limits:
             import_onnx()
             began_s = self.host.clock()
             self._save()
-            self.governor.expect(closing_forecast(self.judge, spent, self.host.clock() - began_s))
+            write_s = self.host.clock() - began_s
+            self.governor.expect(closing_forecast(self.pack, self.judge, spent, write_s))
 
     # Training
 
@@ -266,7 +267,8 @@ class Session:
             progress = keep_if_better(
                 progress, self.pack, self.judge, latest, found.to_json(self.classes), found.logits
             )
-        shipped, told = decide(progress, self.pack, self.judge, self.training, self.settings)
+        limited = stopped != "done"
+        shipped, told = decide(progress, self.pack, self.judge, self.training, self.settings, limited=limited)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]
         self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped, why=told["why"])
@@ -290,9 +292,9 @@ class Session:
     ) -> dict[str, Any]:
         spent, figure = self.ledger.end_run()
         self.progress = replace(self.progress, run_spent=spent)
-        throttled = [
-            *new_throttling(self._throttled_before, self.host.throttling()),
-            *(f"{figure.meter}: {reason}" for reason in figure.throttled),
-        ]
+        throttled = new_throttling(self._throttled_before, self.host.throttling())
+        throttled += [f"{figure.meter}: {reason}" for reason in figure.throttled]
+        doubts = suspicious_block(self.progress, self.training, dropped=self.settings.drop_suspicious)
         ended = {"shipped": shipped, "evidence": evidence, "stopped": stopped, "throttled": throttled}
-        return run_summary(self.progress, after, figure, self.recorder.cost(), {**self.facts, **ended})
+        facts = {**self.facts, **ended, "suspicious": doubts}
+        return run_summary(self.progress, after, figure, self.recorder.cost(), facts)

@@ -11,10 +11,14 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
 from edge_sel.edge.head import original_weights
 from edge_sel.edge.judge import Judge, loss_of
 from edge_sel.edge.progress import Progress
+from edge_sel.edge.train.closed_stage import STATISTICS
+from edge_sel.edge.train.statistics_stage import BATCH, estimate
+from edge_sel.engines.base import Batch
 from edge_sel.pack.reader import Pack
 
 CHANCE = 2
@@ -23,7 +27,7 @@ LEAST_ANCHORS = 10
 SURELY = 0.1
 """Level of the binomial test that a model remembers less than that."""
 REMEMBERED = 1 / 3
-"""Of what the model knew of the server's images beyond chance: with less it has forgotten. Fog leaves two thirds."""
+"""Of what the model knew of the server's images beyond chance: with less it has forgotten."""
 
 
 def keep_if_better(
@@ -53,15 +57,18 @@ def keep_if_better(
     return replace(progress, weights=weights, best_validation=figures, predictions=seen)
 
 
-def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, settings: Settings) -> Verdict:
+def decide(
+    progress: Progress, pack: Pack, judge: Judge, training: ImageSet, settings: Settings, *, limited: bool
+) -> Verdict:
     """Whether the weights to keep replace the model as it came: on evidence, and if they still know the server's world.
 
     Evidence are images that nothing was learnt from: the validation images and, if a head was fitted in closed form,
-    training images under the head that was fitted without each of them.
+    training images under the head that was fitted without each of them. A run that a limit has ended (``limited``) has
+    no joules left for these.
     """
     seen, level = progress.predictions, settings.confidence
     before, after, labels = seen.before, seen.best, judge.validation.labels
-    more = training.subset(seen.left_out_of[: max(0, ENOUGH - len(labels))])
+    more = training.subset(seen.left_out_of[: 0 if limited else max(0, ENOUGH - len(labels))])
     if len(more):
         original = original_weights(pack, len(training.classes))
         before = np.concatenate([before, judge.look(original, more).logits])
@@ -99,18 +106,37 @@ class Memory(NamedTuple):
 
 def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) -> Memory | None:
     """None where the pack has too few anchors to tell."""
-    anchors = pack.anchors()
+    anchors = pack.anchors
     if anchors is None:
         return None
     met = np.flatnonzero(np.isin(anchors.images.labels, training.labels))
     if len(met) < LEAST_ANCHORS:
         return None
     images, before = anchors.images.subset(met), int(anchors.known[met].sum())
-    right = round(judge.look(weights, images).accuracy * len(met))
     chance = 1 / len(np.unique(images.labels))
     least = chance + REMEMBERED * max(before / len(met) - chance, 0.0)
-    so_few = sum(comb(len(met), k) * least**k * (1 - least) ** (len(met) - k) for k in range(right + 1))
-    return Memory(len(met), before, right, so_few <= SURELY)
+    right = round(judge.look(weights, images).accuracy * len(met))
+    if _below(right, len(met), least) and STATISTICS in pack.plan_names and pack.plan(STATISTICS).buffers:
+        # Of another place it may have nothing but the statistics, and these it can learn again.
+        adapted = _adapt(weights, anchors.images, pack, judge)
+        right = max(right, round(judge.look(adapted, images).accuracy * len(met)))
+    return Memory(len(met), before, right, _below(right, len(met), least))
+
+
+def _below(right: int, images: int, least: float) -> bool:
+    """Whether so few right ones show that the true share is less than ``least``: a binomial tail."""
+    tail = sum(comb(images, k) * least**k * (1 - least) ** (images - k) for k in range(right + 1))
+    return tail <= SURELY
+
+
+def _adapt(weights: Arrays, images: ImageSet, pack: Pack, judge: Judge) -> Arrays:
+    """With the batch-normalisation statistics of these images."""
+    trainer, model = judge.engine.trainer(pack, STATISTICS, weights), pack.manifest.model
+    batches = np.array_split(np.arange(len(images)), max(1, len(images) // BATCH))
+    for number, rows in enumerate(batches, start=1):
+        pixels = normalise(images.read(rows), model.mean, model.std)
+        estimate(trainer, Batch(pixels, images.labels[rows], np.ones(len(rows), np.float32)), number)
+    return {**weights, **trainer.weights()}
 
 
 def _why(evidence: Evidence, level: float) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 import zlib
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -86,6 +87,7 @@ class Pack:
         weights: dict[str, np.ndarray] = load(self._content[WEIGHTS])
         return weights
 
+    @cached_property
     def anchors(self) -> Anchors | None:
         """Images of the server; None where the pack has none.
 

@@ -8,6 +8,7 @@ curriculum     which part of each class, from easy to hard, a stage may train on
 guilt          which parameters and output channels are worth an update
 schedule       how large the step is
 ridge          the head in closed form, as far as leave-one-out supports it
+label_errors   which labels look wrong
 significance   how much a gradient on each sample is worth
 sundew         which samples of a batch get one, held at a target rate
 selection      the same by chance, with losses rescaled so that the gradient stays unbiased, and nobody left out

@@ -71,6 +71,6 @@ def test_anything_else_is_refused_in_one_line(damage):
 
 
 def test_the_builtin_pack_has_some():
-    anchors = builtin_pack().anchors()
+    anchors = builtin_pack().anchors
     assert len(anchors.images) == MOST and anchors.images.classes == load_digits("test").classes
     assert anchors.known.mean() > 0.9, "its model knows these"

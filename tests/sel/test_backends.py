@@ -12,6 +12,7 @@ from edge_sel.sel import (
     embarrassment,
     guilt,
     hardness,
+    label_errors,
     nominal_flops,
     ridge,
     schedule,
@@ -23,7 +24,7 @@ from edge_sel.sel import (
 
 N, C = 40, 5
 MODULES = (
-    curriculum, embarrassment, guilt, hardness, nominal_flops, ridge, schedule, selection, self_paced, significance,
+    curriculum, embarrassment, guilt, hardness, label_errors, nominal_flops, ridge, schedule, selection, self_paced, significance,
     sundew,
 )  # fmt: skip
 
@@ -99,6 +100,7 @@ HOT = {
     "selection.relative_importance": lambda i: selection.relative_importance(i.loss, 0.3),
     "self_paced.easiest": lambda i: self_paced.easiest(i.loss, 7),
     "self_paced.diverse_hardest": lambda i: self_paced.diverse_hardest(i.loss, i.labels, C, 7, 0.5),
+    "label_errors.find_label_errors": lambda i: label_errors.find_label_errors(i.logits, i.labels),
     "significance.significance_v1": lambda i: significance.significance_v1(i.loss, i.std),
     "significance.significance_v101": lambda i: significance.significance_v101(i.loss, i.std),
     "sundew.init": lambda i: sundew.init(sundew.PUBLISHED_10, i.xp, device=i.device),

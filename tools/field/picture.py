@@ -1,4 +1,4 @@
-"""Accuracy against joules, one curve for each system."""
+"""Accuracy against processor time: the dense schedules as curves, the others as points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from edge_sel.errors import SetupError
 from field.cells import CAMERA
 from field.report import Table
 from field.results import Row
-from field.systems import OURS, REFERENCE, SCHEDULES, SHIPPED
+from field.systems import OURS, REFERENCE, ROBUST, SCHEDULES, SHIPPED
+
+NAMES = {"auto": "edge-sel", "head": "torch head", "bn": "torch statistics", "last": "torch last stage"}
+MARKERS = {"auto": "*", "head": "s", "bn": "^", "last": "D"}
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
@@ -36,28 +39,34 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     for panel in panels[len(titles) :]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small", frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def _panel(panel, table: Table) -> None:  # type: ignore[no-untyped-def]
-    dense = [name for name in (*SCHEDULES, REFERENCE) if table.cells[name]]
-    panel.plot(*_points(table, dense), "o-", color="0.35", label="torch dense, 1 to 10 epochs")
-    others = [n for n in table.systems if n not in (*dense, SHIPPED) and table.cells[n]]
-    for number, name in enumerate(others):
-        marker = "*" if name == "auto" else "D" if name in OURS else "s"
-        panel.plot(*_points(table, [name]), marker, color=f"C{number % 10}", markersize=12 if marker == "*" else 6,
-                   label=name if name in OURS else f"torch {name}")  # fmt: skip
-    if table.cells[SHIPPED]:
-        panel.axhline(100 * (table.mean(SHIPPED, "accuracy") or 0), color="0.7", linestyle=":", label="as shipped")
+    for start, colour, words in (("", "0.35", "plain warmup"), (ROBUST, "C0", "robust warmup")):
+        dense = [name + start for name in (*SCHEDULES, REFERENCE) if table.cells[name + start]]
+        panel.plot(*_points(table, dense), "o-", color=colour, label=f"torch dense, 1 epoch and more, {words}")
+        for name, marker in MARKERS.items():
+            if table.cells[name + start]:
+                ours, star = name in OURS, name == "auto"
+                panel.plot(
+                    *_points(table, [name + start]), marker, color="C3" if ours and start else colour,
+                    markersize=15 if star else 6, zorder=3 if star else 2, label=f"{NAMES[name]}, {words}",
+                )  # fmt: skip
+        if table.cells[SHIPPED + start]:
+            level = 100 * (table.mean(SHIPPED + start, "accuracy") or 0)
+            panel.axhline(level, color=colour, linestyle=":", label=f"as shipped, {words}")
     panel.set_xscale("log")
-    panel.set_xlabel("gross joules, whole process")
+    panel.set_xticks([2, 5, 10, 20, 50], [str(tick) for tick in (2, 5, 10, 20, 50)])
+    panel.minorticks_off()
+    panel.set_xlabel("processor seconds, whole process")
     panel.set_ylabel("accuracy in %")
     panel.grid(alpha=0.25)
 
 
 def _points(table: Table, names: Sequence[str]) -> tuple[list[float], list[float]]:
     return (
-        [table.mean(name, "gross_j") or float("nan") for name in names],
+        [table.mean(name, "cpu_s") or float("nan") for name in names],
         [100 * (table.mean(name, "accuracy") or float("nan")) for name in names],
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.progress import Progress
@@ -56,6 +58,24 @@ def run_facts(pack: Pack, images: ImageSet, engine: str, resolved: Resolved, ide
         "skipped_images": [{"path": skipped.path, "reason": skipped.reason} for skipped in images.skipped],
         "settings": resolved.to_json(),
         "identity": identity,
+    }
+
+
+def suspicious_block(progress: Progress, training: ImageSet, *, dropped: bool) -> dict[str, Any]:
+    """The images whose labels look wrong, and what each looks like; ``share`` is None where nobody has looked."""
+    looked, other = any("doubted" in entry for entry in progress.history), progress.memory.looks_like
+    rows = np.flatnonzero(other >= 0)
+    return {
+        "share": len(rows) / len(other) if looked else None,
+        "dropped": dropped,
+        "files": [
+            {
+                "path": training.ids[row],
+                "label": training.classes[training.labels[row]],
+                "looks_like": training.classes[other[row]],
+            }
+            for row in rows
+        ],
     }
 
 

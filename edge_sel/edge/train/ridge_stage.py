@@ -8,9 +8,10 @@ import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.edge.evidence import ENOUGH
-from edge_sel.edge.train.stage import StageEvent, TrainingStage
+from edge_sel.edge.train.stage import EpochDone, StageEvent, TrainingStage
 from edge_sel.engines.base import StepResult
 from edge_sel.sel.embarrassment import cross_entropy
+from edge_sel.sel.label_errors import find_label_errors
 from edge_sel.sel.ridge import fit_head
 
 CHOICE = 1
@@ -41,7 +42,8 @@ class RidgeStage(TrainingStage):
     def _train_through(self) -> Iterator[StageEvent]:
         if not self.state.epoch:
             yield from self._fit_to_all()
-            yield self._end_epoch(0, "closed form")
+            done = self._end_epoch(0, "closed form")
+            yield EpochDone({**done.figures, "doubted": float((self.memory.looks_like >= 0).mean())})
 
     def _fit_to_all(self) -> Iterator[StageEvent]:
         """Features of all images, then the head; whoever stops on the way begins anew."""
@@ -56,18 +58,25 @@ class RidgeStage(TrainingStage):
 
     def _fit(self, features: np.ndarray) -> None:
         weight, bias = self._plan.trainable
-        labels, totals = self.inputs.images.labels, self.state.totals
+        labels, totals, state = self.inputs.images.labels, self.state.totals, self.state
+        used = np.arange(len(labels))
         with self.inputs.phase("fit"):
             fit = fit_head(features, labels, self._start[weight], self._start[bias])
+            self.memory.looks_like = find_label_errors(fit.left_out, labels)
+            good = self.trusted(used)
+            if len(good) < len(used) and len(np.unique(labels[good])) > 1:
+                used, labels = good, labels[good]
+                fit = fit_head(features[good], labels, self._start[weight], self._start[bias])
         self._head = {weight: fit.weight, bias: fit.bias}
         changed = fit.weight.size + fit.bias.size if fit.step or fit.scale != 1.0 else 0
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.
         logits = fit.left_out.astype(np.float32)
-        state, chosen = self.state, self._rng(CHOICE).permutation(len(labels))[:ENOUGH]
-        state.left_out, state.left_out_of = logits[chosen], chosen
+        if len(used) == len(features):  # else they were chosen for what this very head makes of them
+            state.left_out_of = self._rng(CHOICE).permutation(len(used))[:ENOUGH]
+            state.left_out = logits[state.left_out_of]
         losses = cross_entropy(logits, labels)
-        self.memory.remember(np.arange(len(labels)), losses, logits, labels)
+        self.memory.remember(used, losses, logits, labels)
         totals.add(StepResult(losses, logits, changed, fit.weight.size + fit.bias.size), labels)
-        totals.candidates = totals.passed = len(labels)
+        totals.candidates, totals.passed = len(features), len(used)
         totals.steps = 1
         self.memory.last_loss = fit.loss

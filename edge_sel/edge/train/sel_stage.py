@@ -87,7 +87,7 @@ class SelStage(TrainingStage):
             if kind == "cumulative":
                 window = window._replace(start=0.0)
             pool = stage_pool(self.state.pool_loss, self.inputs.images.labels, window)
-        rng = self._rng(0)
+        rng, pool = self._rng(0), self.trusted(pool)
         return rng.permutation(pool), rng.random(len(pool))
 
     def _gate(self, candidates: np.ndarray, u: np.ndarray) -> None:

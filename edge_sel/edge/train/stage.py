@@ -178,6 +178,13 @@ class TrainingStage(ABC):
 
     # For the kinds of stage
 
+    def trusted(self, indices: np.ndarray) -> np.ndarray:
+        """Of these images those that may be trained on: all, unless labels in doubt are to be left out."""
+        if not self.inputs.settings.drop_suspicious:
+            return indices
+        trusted: np.ndarray = indices[self.memory.looks_like[indices] < 0]
+        return trusted
+
     def _boundary_in_pass(self, counted: int) -> Iterator[StageEvent]:
         """A boundary inside a pass over all images that begins anew where the run is resumed there.
 

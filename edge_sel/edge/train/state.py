@@ -112,6 +112,7 @@ class TrainingMemory:
         ages: gate decisions that each image has waited for.
         gate: the gate's controller.
         class_e: last known E_c of training, float64 [classes]; NaN before the first.
+        looks_like: the class that an image looks like where its label is in doubt, int64 [N]; -1 elsewhere.
         last_loss: mean loss of the latest batch, nats; NaN before the first.
     """
 
@@ -120,6 +121,7 @@ class TrainingMemory:
     ages: Ages
     gate: SundewState
     class_e: np.ndarray
+    looks_like: np.ndarray
     last_loss: float = float("nan")
 
     def remember(self, indices: np.ndarray, losses: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> None:
@@ -139,4 +141,5 @@ def start_memory(images: int, classes: int, gate: SundewState) -> TrainingMemory
         ages=selection.init_ages(images),
         gate=gate,
         class_e=np.full(classes, np.nan),
+        looks_like=np.full(images, -1),
     )

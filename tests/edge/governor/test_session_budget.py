@@ -5,7 +5,7 @@ import pytest
 from edge_sel.edge.governor.limits import EnergyBudget, PowerCap
 from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.governor.limited_sessions import FILES, GATED, OPEN, Steps, files, free
-from tests.edge.sessions import StopAt, digits, outcome
+from tests.edge.sessions import StopAt, digits, outcome, pack
 from tests.edge.world import World, governed
 
 
@@ -121,3 +121,13 @@ def test_a_lost_meter_ends_a_run_with_a_budget(world, tmp_path):
     result = governed(tmp_path, world, EnergyBudget(1e6), **OPEN)
     assert result["stopped"] == "budget" and result["energy"]["total_j"] is None
     assert files(tmp_path) == FILES and world.now_s < 25.0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_the_look_at_the_packs_anchors_fits_too(share, world, tmp_path):
+    unlimited, _ = free()
+    budget_j = unlimited.energy_j * share + 40.0
+    tape = Steps(world)
+    result = governed(tmp_path, world, EnergyBudget(budget_j), base=pack(), listener=tape, **OPEN)
+    assert files(tmp_path) == FILES and world.energy_j <= budget_j + max(tape.step_j)
+    assert result["evidence"]["images"] == result["images"]["guard"]

@@ -1,0 +1,50 @@
+"""Labels in doubt."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sel.sel.label_errors import find_label_errors
+
+CLASSES = 8
+
+
+def seen(count, accuracy, seed):
+    """True classes, and logits of a model that is right about so many of them."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, CLASSES, count)
+    told = np.where(rng.random(count) < accuracy, truth, rng.integers(0, CLASSES, count))
+    return truth, 3.0 * np.eye(CLASSES)[told] + rng.normal(0, 1, (count, CLASSES))
+
+
+def swapped(truth, share, seed):
+    rng, labels = np.random.default_rng(seed), truth.copy()
+    hit = rng.permutation(len(labels))[: round(share * len(labels))]
+    labels[hit] = (labels[hit] + rng.integers(1, CLASSES, len(hit))) % CLASSES
+    return labels
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6])
+def test_about_as_many_are_doubted_as_were_swapped(share):
+    truth, logits = seen(3000, 0.98, 1)
+    labels = swapped(truth, share, 2)
+    found = find_label_errors(logits, labels)
+    assert (found >= 0).mean() == pytest.approx(share, abs=0.06)
+    swapped_ones = labels != truth
+    if share:
+        assert (found[swapped_ones] == truth[swapped_ones]).mean() > 0.5, "and it names the right class"
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.floats(0, 1))
+def test_it_never_names_the_label_itself_or_a_class_that_nobody_has(seed, count, accuracy):
+    truth, logits = seen(count, accuracy, seed)
+    labels = swapped(truth, 0.3, seed)
+    found = find_label_errors(logits, labels)
+    assert found.dtype == np.int64 and not (found == labels).any()
+    assert set(found[found >= 0].tolist()) <= set(labels.tolist())
+
+
+def test_a_label_that_agrees_is_never_doubted():
+    _, logits = seen(500, 0.9, 3)
+    assert (find_label_errors(logits, logits.argmax(1)) == -1).all()

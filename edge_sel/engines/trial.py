@@ -37,7 +37,7 @@ def try_pack(pack: Pack) -> None:
     """
     memory_bytes, cpu_s = limits(pack)
     source = os.pathsep.join([str(Path(edge_sel.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "edge_sel.engines.trial", str(pack.path.absolute())]
+    command = [sys.executable, "-m", "edge_sel.engines.trial", str(pack.path.absolute()), str(memory_bytes), str(cpu_s)]
     environment = {**os.environ, "PYTHONPATH": source.rstrip(os.pathsep), "OMP_NUM_THREADS": "1"}
     with TemporaryDirectory() as empty:  # the working directory, which holds nothing to read
         try:
@@ -122,13 +122,13 @@ def limit_this_process(memory_bytes: int, cpu_s: float) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def main(path: str) -> int:
+def main(path: str, memory_bytes: int, cpu_s: float) -> int:
     """The child."""
     import edge_sel.engines.ort  # noqa: F401  # before memory is limited: what the runtime itself takes is no matter
 
     try:
         pack = open_pack(Path(path))
-        limit_this_process(*limits(pack))
+        limit_this_process(memory_bytes, cpu_s)
         run_every_graph(pack)
     except EdgeSelError as error:
         print(error, file=sys.stderr)
@@ -140,4 +140,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))

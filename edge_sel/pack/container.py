@@ -98,7 +98,9 @@ class _Zip:
         if info.file_size > most:
             raise _too_large(self._path, name, most)
         if info.file_size > max(SMALL, MOST_RATIO * info.compress_size):
-            raise PackError(f"{name} unpacks to {info.file_size} bytes of nothing", where=self._path)
+            raise PackError(
+                f"{name} is compressed {MOST_RATIO} times or more ({info.file_size} bytes)", where=self._path
+            )
         with self._archive.open(info) as file:
             return _read_at_most(file, info.file_size, self._path, name)
 

@@ -32,6 +32,19 @@ def tensor_places(content: bytes) -> dict[str, TensorPlace]:
     Raises:
         ValueError: it is not such a file.
     """
+    return _read_header(content)[0]
+
+
+def tensor_notes(content: bytes) -> dict[str, str]:
+    """What else the header of such a file says.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    return _read_header(content)[1]
+
+
+def _read_header(content: bytes) -> tuple[dict[str, TensorPlace], dict[str, str]]:
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > min(len(content) - 8, MOST_HEADER_BYTES):
         raise ValueError("its header is longer than it")
@@ -52,7 +65,7 @@ def tensor_places(content: bytes) -> dict[str, TensorPlace]:
         at += place.length
     if at != len(content):
         raise ValueError("its tensors do not fill it")
-    return places
+    return places, notes
 
 
 def read_tensors(content: bytes) -> Arrays:

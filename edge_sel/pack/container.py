@@ -19,7 +19,7 @@ MOST_RATIO, SMALL = 100, 1 << 20
 _CHUNK = 1 << 20
 
 
-class Container(Protocol):
+class PackFiles(Protocol):
     """An opened pack."""
 
     def __contains__(self, name: str) -> bool:
@@ -30,7 +30,7 @@ class Container(Protocol):
 
 
 @contextmanager
-def open_container(path: Path) -> Iterator[Container]:
+def open_container(path: Path) -> Iterator[PackFiles]:
     """A pack's files; reading raises what ``zipfile`` and the system raise.
 
     Raises:

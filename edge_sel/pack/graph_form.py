@@ -69,7 +69,7 @@ class GraphForm(NamedTuple):
     outputs: list[Value]
 
 
-class Layout:
+class MessageForm:
     """Which fields a message may have. A parser takes the last of several, or joins them; so most may come once.
 
     Args:
@@ -101,18 +101,18 @@ class Layout:
         return fields
 
 
-_MODEL = Layout({1: VARINT, 2: BYTES, 3: BYTES, 7: BYTES}, (8,))
-_OPSET = Layout({1: BYTES, 2: VARINT})
-_GRAPH = Layout({2: BYTES}, (1, 5, 11, 12))
-_NODE = Layout({3: BYTES, 4: BYTES, 7: BYTES}, (1, 2, 5))
-_ATTRIBUTE = Layout({1: BYTES, 2: FIXED32, 3: VARINT, 4: BYTES, 20: VARINT}, (), {7: FIXED32, 8: VARINT})
-_TENSOR = Layout({2: VARINT, 8: BYTES, 9: BYTES, 14: VARINT}, (13,), {1: VARINT})
-_ENTRY = Layout({1: BYTES, 2: BYTES})
-_VALUE = Layout({1: BYTES, 2: BYTES})
-_TYPE = Layout({1: BYTES})
-_TENSOR_TYPE = Layout({1: VARINT, 2: BYTES})
-_SHAPE = Layout({}, (1,))
-_DIMENSION = Layout({1: VARINT, 2: BYTES})
+_MODEL = MessageForm({1: VARINT, 2: BYTES, 3: BYTES, 7: BYTES}, (8,))
+_OPSET = MessageForm({1: BYTES, 2: VARINT})
+_GRAPH = MessageForm({2: BYTES}, (1, 5, 11, 12))
+_NODE = MessageForm({3: BYTES, 4: BYTES, 7: BYTES}, (1, 2, 5))
+_ATTRIBUTE = MessageForm({1: BYTES, 2: FIXED32, 3: VARINT, 4: BYTES, 20: VARINT}, (), {7: FIXED32, 8: VARINT})
+_TENSOR = MessageForm({2: VARINT, 8: BYTES, 9: BYTES, 14: VARINT}, (13,), {1: VARINT})
+_ENTRY = MessageForm({1: BYTES, 2: BYTES})
+_VALUE = MessageForm({1: BYTES, 2: BYTES})
+_TYPE = MessageForm({1: BYTES})
+_TENSOR_TYPE = MessageForm({1: VARINT, 2: BYTES})
+_SHAPE = MessageForm({}, (1,))
+_DIMENSION = MessageForm({1: VARINT, 2: BYTES})
 
 
 class GraphFormReader:

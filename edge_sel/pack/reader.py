@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_sel.errors import PackError, UsageError
 from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
-from edge_sel.pack.container import Container, open_container
+from edge_sel.pack.container import PackFiles, open_container
 from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.manifest import CLOSED, EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
 from edge_sel.pack.manifest_check import check_content, check_files
@@ -146,7 +146,7 @@ def _check(manifest: Manifest, content: Mapping[str, bytes]) -> None:
     check_graphs(manifest, content, weights)
 
 
-def _verified(path: Path, name: str, manifest: Manifest, files: Container) -> bytes:
+def _verified(path: Path, name: str, manifest: Manifest, files: PackFiles) -> bytes:
     if name not in files:
         raise PackError(f"{name} is missing from the pack", where=path, fix="copy the pack again")
     info = manifest.files[name]

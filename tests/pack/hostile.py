@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
+import pytest
 
+from edge_sel.errors import PackError
 from edge_sel.pack import builtin
 from edge_sel.pack.manifest import MANIFEST, WEIGHTS
+from edge_sel.pack.reader import open_pack
 
 BUILTIN = Path(builtin.__file__).parent / "assets" / "digits.edgepack"
 Files = dict[str, bytes]
+MOST_CPU_S = 2.0
 
 
 def builtin_files() -> tuple[Files, dict[str, Any]]:
@@ -85,3 +90,15 @@ def with_header(change: Callable[[dict[str, Any]], object], name: str = WEIGHTS)
     header, data = split_tensors(builtin_files()[0][name])
     change(header)
     return with_file(name, join_tensors(header, data))
+
+
+def refused(path: Path, *words: str) -> None:
+    before_s = time.process_time()
+    with pytest.raises(PackError) as caught:
+        open_pack(path)
+    line = str(caught.value)
+    assert time.process_time() - before_s < MOST_CPU_S
+    assert "\n" not in line and line.isprintable() and len(line) < 1500, line
+    assert caught.value.exit_code == 4 and str(path) in line
+    for word in words:
+        assert word in line, (word, line)

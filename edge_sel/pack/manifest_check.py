@@ -13,6 +13,7 @@ from edge_sel.pack.tensor_file import TensorPlace
 MOST_BYTES = 1 << 30
 """Of a whole pack, unpacked."""
 MOST_GRAPH_BYTES = 64 << 20
+MOST_GRAPHS = 400
 MOST_CLASSES, MOST_PIXELS_ASIDE, MOST_FEATURES, MOST_FLOPS = 100_000, 4096, 1 << 24, 1 << 50
 
 
@@ -29,7 +30,10 @@ def check_files(manifest: Manifest) -> None:
             raise ValueError(f"{name} would be of {info.bytes} bytes")
     if sum(info.bytes for info in manifest.files.values()) > MOST_BYTES:
         raise ValueError(f"it would take more than {MOST_BYTES >> 20} MB")
-    graphs = set(graph_files(manifest))
+    named = list(graph_files(manifest))
+    graphs = set(named)
+    if len(graphs) < len(named) or len(named) > MOST_GRAPHS or len(manifest.files) > 2 * MOST_GRAPHS:
+        raise ValueError("the manifest names a graph twice, or too many")
     missing = sorted({WEIGHTS, *graphs} - manifest.files.keys())
     if missing:
         raise ValueError(f"the manifest does not list {', '.join(missing)}")

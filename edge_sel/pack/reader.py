@@ -126,7 +126,7 @@ def open_pack(path: Path) -> Pack:
             content = {name: _verified(path, name, manifest, files) for name in manifest.files}
         _check(manifest, content)
     except ValueError as error:
-        raise PackError(f"{error}", where=path, fix="export it again") from error
+        raise PackError(str(error)[:300], where=path, fix="export it again") from error
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, struct.error, OverflowError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
     return Pack(path, manifest, content)

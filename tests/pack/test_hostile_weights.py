@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from edge_sel.errors import PackError
 from edge_sel.pack.anchors import ANCHORS
-from edge_sel.pack.manifest import WEIGHTS
+from edge_sel.pack.manifest import MANIFEST, WEIGHTS
 from edge_sel.pack.reader import open_pack
 from edge_sel.pack.tensor_file import tensor_places
 from tests.pack.hostile import (
     builtin_files,
     join_tensors,
     refused,
+    sealed,
     split_tensors,
     with_file,
     with_header,
@@ -128,6 +132,12 @@ MANIFESTS = {
     "gamma infinite": lambda body: body["calibration"].update(gamma=math.inf),
     "weights as a graph": lambda body: body["plans"]["head"].update(train=WEIGHTS),
     "another plan's graph": lambda body: body["plans"]["head"].update(train="train-last.onnx"),
+    "five thousand plans on one graph": lambda body: body["plans"].update(
+        {f"p{n}": {**body["plans"]["head"], "name": f"p{n}"} for n in range(5000)}
+    ),
+    "one graph twice": lambda body: body["plans"]["head"].update(score="train-head.onnx"),
+    "a plan that clears the screen": lambda body: body["plans"].update({"\x1b[2J": 7}),
+    "a long word": lambda body: body.update(optimizer="x" * 100_000),
     "another optimizer": lambda body: body.update(optimizer="adam"),
 }
 
@@ -154,3 +164,28 @@ def test_a_mutated_header_is_read_or_refused(data):
         assert not isinstance(error, PackError)
     else:
         assert all(place.offset >= 0 and place.offset + place.length <= len(content) for place in places.values())
+
+
+def test_a_manifest_of_nested_lists(tmp_path):
+    files, body = builtin_files()
+    files = {**sealed(files, body), MANIFEST: b"[" * 1_000_000}
+    refused(write_zip(tmp_path / "bad.edgepack", files, zipfile.ZIP_STORED))
+
+
+@given(data=st.data())
+@settings(max_examples=25)
+def test_a_pack_with_a_mutated_file_is_opened_or_refused(data):
+    files, body = builtin_files()
+    name = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(files[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, min(len(content) - 1, 6000)))  # where headers stand
+        content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    with TemporaryDirectory() as folder:
+        path = write_zip(Path(folder) / "bad.edgepack", sealed({**files, name: bytes(content)}, body))
+        try:
+            pack = open_pack(path)
+            assert all(np.isfinite(value).all() for value in pack.weights().values())
+            pack.anchors()
+        except PackError as error:
+            assert str(error).isprintable() and name in str(error)

@@ -25,7 +25,8 @@ class EdgeSelError(Exception):
         self.where = None if where is None else str(where)
         self.fix = fix
         line = what if where is None else f"{what}: {where}"
-        super().__init__(" ".join((line if fix is None else f"{line} ({fix})").split()))
+        words = " ".join((line if fix is None else f"{line} ({fix})").split())
+        super().__init__("".join(c if c.isprintable() else "?" for c in words))  # it may name what came from outside
 
 
 class UsageError(EdgeSelError):

@@ -1,4 +1,4 @@
-"""Files that survive a power cut."""
+"""Files that survive a power cut, and are written where they seem to be: never through a symbolic link."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Literal
 
 from edge_sel.errors import SetupError
+
+_FLAGS = {"wb": os.O_WRONLY | os.O_TRUNC, "ab": os.O_WRONLY | os.O_APPEND, "r+b": os.O_RDWR}
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace ``path`` so that after a power cut either the old or the new content is there, whole.
 
     Raises:
-        SetupError: the disk is full or the place cannot be written.
+        SetupError: the disk is full or the place cannot be written, or is a symbolic link.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        refuse_link(path)
+        with open_no_link(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -35,6 +39,26 @@ def write_durably(path: Path, content: bytes) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise OSError where a symbolic link stands: what would be written there may be anybody's file."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link")
+
+
+def open_no_link(path: Path, mode: Literal["wb", "ab", "r+b"], buffering: int = -1) -> IO[bytes]:
+    """As ``Path.open``, but for a symbolic link; the file is made if it is not there.
+
+    Raises:
+        OSError: it cannot be opened, or is a link.
+    """
+    refuse_link(path)  # says why; O_NOFOLLOW does the same for a link that comes in between
+    flags = _FLAGS[mode] | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), mode, buffering)
+    return file
 
 
 def cannot_write(path: Path, error: OSError) -> SetupError:

@@ -14,6 +14,7 @@ import click
 from edge_sel.config.schema import schema_of
 from edge_sel.config.settings import Settings
 from edge_sel.errors import SetupError, UsageError
+from edge_sel.files import open_no_link
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.config.profiles import Profile
@@ -108,7 +109,7 @@ def prepare_out(out: Path) -> None:
             raise UsageError("--out is a file", where=out, fix="name a folder")
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".edge-sel-write-test"
-        probe.write_bytes(b"")
+        open_no_link(probe, "wb").close()
         probe.unlink()
     except OSError as error:
         raise SetupError(

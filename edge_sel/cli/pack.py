@@ -47,16 +47,11 @@ def inspect(pack: Path, as_json: bool) -> None:
 @command.command()
 @click.argument("pack", type=click.Path(path_type=Path))
 def verify(pack: Path) -> None:
-    """Check every hash of PACK and load every graph on this machine's ONNX Runtime."""
-    from edge_sel.engines.ort import OrtEngine
+    """Check PACK against its description, then load and run every graph in a process of limited memory and time."""
+    from edge_sel.engines.trial import try_pack
     from edge_sel.pack.reader import open_pack
 
     opened = open_pack(pack)
-    weights, engine = opened.weights(), OrtEngine()
-    for name in opened.manifest.plans:
-        engine.prefix(opened, name, weights)
-        engine.prefix(opened, name, weights, int8=(-1.0, 1.0))
-        engine.trainer(opened, name, weights)
-    engine.predictor(opened, weights)
+    try_pack(opened)
     size = sum(info.bytes for info in opened.manifest.files.values())
     click.echo(f"{pack}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, every hash and graph is good")

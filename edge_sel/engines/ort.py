@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from edge_sel.arrays import Arrays, Range
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
-from edge_sel.errors import SetupError
+from edge_sel.errors import EdgeSelError, PackError, SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.quantize import quantize_prefix
@@ -46,10 +46,7 @@ class OrtEngine:
         try:
             return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises bare pybind exceptions
-            raise SetupError(
-                "onnxruntime cannot load a graph of the pack", where=str(error).splitlines()[0],
-                fix=f"onnxruntime {ort.__version__} is installed; 1.20 or newer is needed",
-            ) from error  # fmt: skip
+            raise _refusal("onnxruntime cannot load a graph of the pack", error) from error
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> OrtTrainer:
         """Start a plan from the given full set of weights."""
@@ -69,7 +66,7 @@ class OrtEngine:
         session = self.session(pack.graph(file), constants)
 
         def prefix(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place
-            features: np.ndarray = session.run(["features"], {"x": images})[0]
+            features: np.ndarray = _run(session, ["features"], {"x": images})[0]
             return features
 
         return prefix
@@ -81,10 +78,27 @@ class OrtEngine:
         feeds = {name: np.ascontiguousarray(weights[name]) for name in head}
 
         def predict(images: np.ndarray) -> np.ndarray:
-            logits: np.ndarray = session.run(["logits"], {"x": images, **feeds})[0]
+            logits: np.ndarray = _run(session, ["logits"], {"x": images, **feeds})[0]
             return logits
 
         return predict
+
+
+def _run(session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        values: list[np.ndarray] = session.run(outputs, dict(feeds))
+    except Exception as error:
+        raise _refusal("onnxruntime cannot run a graph of the pack", error) from error
+    return values
+
+
+def _refusal(what: str, error: Exception) -> EdgeSelError:
+    """What onnxruntime's exceptions mean: mostly that the graph is none, or that this version lacks an operator."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if type(error).__name__ == "NotImplemented":
+        fix = f"onnxruntime {ort.__version__} is installed; 1.20 or newer is needed"
+        return SetupError(what, where=lines[0], fix=fix)
+    return PackError(what, where=lines[0], fix="`edge-sel pack verify` tells more; export the pack again")
 
 
 @cache
@@ -149,7 +163,10 @@ class OrtTrainer:
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
             binding.bind_output(name)
-        self._train.run_with_iobinding(binding)
+        try:
+            self._train.run_with_iobinding(binding)
+        except Exception as error:
+            raise _refusal("onnxruntime cannot run a graph of the pack", error) from error
         outputs = binding.get_outputs()[-len(self._free_outputs) :]
         return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}
 
@@ -170,7 +187,7 @@ class OrtTrainer:
         current = {n: self._buffers[0][n] for n in self._changing} | self._fixed
         names = {i.name for i in self._score.get_inputs()}
         feeds = {"x": images, "labels": labels} | {n: v for n, v in current.items() if n in names}
-        losses, logits = self._score.run(["loss", "logits"], feeds)
+        losses, logits = _run(self._score, ["loss", "logits"], feeds)
         return Scores(losses, logits)
 
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:

@@ -16,10 +16,6 @@ from edge_sel.errors import UsageError
 from edge_sel.graphs.builder import Builder
 from edge_sel.pack.manifest import OPTIMIZER_STATE as STATE
 
-SCALARS = {
-    "sgd": ("lr", "gamma", "weight_decay", "momentum"),
-    "adam": ("lr", "gamma", "weight_decay", "step"),
-}
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 

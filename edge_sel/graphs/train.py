@@ -12,7 +12,7 @@ from edge_sel.graphs.backward import Differentiator, emit_loss, emit_weighted_cr
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, CLASSES, Forward
 from edge_sel.graphs.plans import Plan, head_names
-from edge_sel.pack.manifest import OPTIMIZER_STATE
+from edge_sel.pack.manifest import OPTIMIZER_SCALARS, OPTIMIZER_STATE
 
 
 def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelProto:
@@ -44,7 +44,7 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
     inputs = _image_inputs(forward, ["labels"])
     if plan.trainable:
         inputs.append(_float("sample_weight", [BATCH]))
-        inputs += [_float(name, []) for name in optimizers.SCALARS[optimizer]]
+        inputs += [_float(name, []) for name in OPTIMIZER_SCALARS[optimizer]]
     if plan.buffers:
         inputs.append(_float("bn_momentum", []))
     inputs += [_float(name, shape) for name, shape in shapes.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
@@ -10,11 +11,16 @@ import numpy as np
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.errors import PackError
+from edge_sel.pack.tensor_file import read_tensors
 
 ANCHORS = "anchors.safetensors"
 MOST, MOST_BYTES = 100, 150_000
 QUALITY = 90
 """Of JPEG. What the model makes of the images is measured after they were compressed."""
+
+
+_UNREADABLE = (KeyError, ValueError, TypeError, OSError, EOFError, SyntaxError, IndexError, OverflowError, struct.error)
+"""What broken files make Pillow raise, and arrays of other shapes NumPy."""
 
 
 class Anchors(NamedTuple):
@@ -62,12 +68,14 @@ def read_anchors(content: bytes, size: tuple[int, int], classes: Sequence[str], 
     Raises:
         PackError: it holds something else than images of this size and labels of these classes.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        stored = load(content)
+        stored = read_tensors(content)
         labels, ends, known = stored["labels"], stored["ends"], stored["known"]
+        if {array.ndim for array in stored.values()} != {1} or {array.dtype.kind for array in stored.values()} - {
+            "i",
+            "u",
+        }:
+            raise ValueError("types")
         if not len(labels) == len(ends) == len(known) <= MOST or not set(labels.tolist()) <= {*range(len(classes))}:
             raise ValueError("labels")
         joined, starts = stored["files"].tobytes(), [0, *ends.tolist()]
@@ -75,14 +83,17 @@ def read_anchors(content: bytes, size: tuple[int, int], classes: Sequence[str], 
         for number, (start, end) in enumerate(zip(starts, ends.tolist(), strict=False)):
             images[number] = _decode(joined[start:end], size)
         return Anchors(ImageSet.from_arrays(images, labels, classes), known.astype(bool))
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+    except _UNREADABLE as error:
         raise PackError(f"{ANCHORS} cannot be read ({error})", where=where, fix="copy the pack again") from error
 
 
 def _decode(file: bytes, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
-    image = Image.open(BytesIO(file), formats=["JPEG"])
+    try:
+        image = Image.open(BytesIO(file), formats=["JPEG"])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(str(error)) from error
     if image.size != (size[1], size[0]) or image.mode != "RGB":  # before its pixels are decoded
         raise ValueError(f"an image of {image.size[1]} x {image.size[0]} pixels, {image.mode}")
     return np.asarray(image)

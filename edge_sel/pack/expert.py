@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edge_sel.arrays import Arrays
 from edge_sel.errors import BadInputError
 from edge_sel.files import write_durably
+from edge_sel.pack.container import read_regular
+from edge_sel.pack.manifest_check import MOST_BYTES
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.tensor_file import read_tensors, tensor_notes
 
 FORMAT = "edge-sel-expert-1"
 
@@ -52,17 +54,17 @@ def read_expert(path: Path, pack: Pack) -> Expert:
         BadInputError: not an expert, or not one for this pack.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            ours = metadata.get("format") == FORMAT
-            weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys() if ours}  # noqa: SIM118
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: a type NumPy does not have
+        content = read_regular(path, MOST_BYTES)
+        notes = tensor_notes(content)
+        ours = notes.get("format") == FORMAT
+        weights = {name: value.astype(np.float32) for name, value in read_tensors(content).items()} if ours else {}
+        digest = hashlib.sha256(content).hexdigest()[:16]
+    except (OSError, ValueError) as error:
         raise BadInputError("the expert cannot be read", where=f"{path}: {error}", fix="copy it again") from error
     if not ours:
         raise BadInputError("not an expert", where=path, fix="make one with `edge-sel expert`")
     expected = {name: value.shape for name, value in pack.weights().items()}
-    if metadata.get("pack") != pack.digest or {name: value.shape for name, value in weights.items()} != expected:
+    if notes.get("pack") != pack.digest or {name: value.shape for name, value in weights.items()} != expected:
         raise BadInputError("the expert is for another pack", where=path, fix="make one for this pack")
     if not all(np.isfinite(value).all() for value in weights.values()):
         raise BadInputError("the expert has weights that are not numbers", where=path, fix="make it again")

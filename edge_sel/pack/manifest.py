@@ -11,6 +11,11 @@ WEIGHTS = "weights.safetensors"
 EVAL = "eval.onnx"
 OPTIMIZER_STATE = {"sgd": ("momentum",), "adam": ("m", "v")}
 """Per optimizer, the state tensors that accompany each trained weight."""
+OPTIMIZER_SCALARS = {
+    "sgd": ("lr", "gamma", "weight_decay", "momentum"),
+    "adam": ("lr", "gamma", "weight_decay", "step"),
+}
+"""Per optimizer, the run-time scalars of a step."""
 
 
 @dataclass(frozen=True)

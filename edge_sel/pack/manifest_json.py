@@ -59,7 +59,7 @@ def from_json(text: str, where: object) -> Manifest:
         return manifest
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PackError(
-            f"manifest.json cannot be read ({type(error).__name__}: {error})",
+            f"manifest.json cannot be read ({type(error).__name__}: {str(error)[:200]})",
             where=where,
             fix="copy the pack again",
         ) from error

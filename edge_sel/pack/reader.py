@@ -1,20 +1,31 @@
-"""Open a pack: a folder or one ``.edgepack`` file. Every byte is hashed before it is used; nothing is executed."""
+"""Open a pack: a folder or one ``.edgepack`` file. Every byte is hashed before it is used; nothing is executed.
+
+A hash says that a pack is whole, not who made it: what it holds is checked against a closed description too.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from edge_sel.errors import PackError, UsageError
 from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
+from edge_sel.pack.container import PackFiles, open_container
+from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.manifest import CLOSED, EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
+from edge_sel.pack.manifest_check import check_content, check_files
 from edge_sel.pack.manifest_json import from_json, to_json
+from edge_sel.pack.tensor_file import not_finite, read_tensors, tensor_places
+
+MOST_MANIFEST_BYTES = 4 << 20
 
 
 class Pack:
@@ -82,10 +93,7 @@ class Pack:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every parameter and running statistic, as fresh arrays."""
-        from safetensors.numpy import load
-
-        weights: dict[str, np.ndarray] = load(self._content[WEIGHTS])
-        return weights
+        return read_tensors(self._content[WEIGHTS])
 
     @cached_property
     def anchors(self) -> Anchors | None:
@@ -104,51 +112,47 @@ class Pack:
 
 
 def open_pack(path: Path) -> Pack:
-    """Read and verify a pack.
+    """Read and verify a pack: sizes before bytes, hashes before content, content before anything is loaded.
 
     Raises:
-        PackError: missing, unreadable, damaged, incomplete, or written by a newer version.
+        PackError: missing, unreadable, damaged, incomplete, other than described, or written by a newer version.
     """
     try:
         if not path.exists():
             raise PackError("no such pack", where=path, fix="make one with `edge-sel export`")
-        names = _names(path)
-        if MANIFEST not in names:
-            raise PackError("not a pack: it has no manifest.json", where=path)
-        manifest = from_json(_read(path, MANIFEST).decode("utf-8", "replace"), path)
-        content = {name: _verified(path, name, manifest, names) for name in manifest.files}
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        with open_container(path) as files:
+            if MANIFEST not in files:
+                raise PackError("not a pack: it has no manifest.json", where=path)
+            manifest = from_json(files.read(MANIFEST, MOST_MANIFEST_BYTES).decode("utf-8", "replace"), path)
+            check_files(manifest)
+            content = {name: _verified(path, name, manifest, files) for name in manifest.files}
+        _check(manifest, content)
+    except ValueError as error:
+        raise PackError(str(error)[:300], where=path, fix="export it again") from error
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, struct.error, OverflowError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
-    needed = {WEIGHTS, EVAL, *(f for p in manifest.plans.values() for f in (p.train, p.score))}
-    prefixes = [manifest.prefixes[p.prefix] for p in manifest.plans.values() if p.prefix]
-    needed |= {graph for p in prefixes for graph in (p.graph, p.int8.graph if p.int8 else p.graph)}
-    missing = sorted(needed - set(content))
-    if missing:
-        raise PackError(f"the manifest does not list {', '.join(missing)}", where=path, fix="export it again")
     return Pack(path, manifest, content)
 
 
-def _names(path: Path) -> set[str]:
-    if path.is_dir():
-        return {child.name for child in path.iterdir() if child.is_file()}
-    with zipfile.ZipFile(path) as archive:
-        return set(archive.namelist())
+def _check(manifest: Manifest, content: Mapping[str, bytes]) -> None:
+    """ValueError unless weights, anchors and graphs are what the manifest says."""
+    for name in {WEIGHTS, ANCHORS} & content.keys():
+        try:
+            places = tensor_places(content[name])
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be read ({error})") from error
+        if wrong := not_finite(content[name], places):
+            raise ValueError(f"{name}: {wrong} holds numbers that are not finite")
+    weights = tensor_places(content[WEIGHTS])
+    check_content(manifest, weights)
+    check_graphs(manifest, content, weights)
 
 
-def _read(path: Path, name: str) -> bytes:
-    if path.is_dir():
-        return (path / name).read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
-
-
-def _verified(path: Path, name: str, manifest: Manifest, names: set[str]) -> bytes:
-    if PurePosixPath(name).name != name or name in ("", "..", ".") or "\\" in name:
-        raise PackError(f"the manifest names a file outside the pack ({name})", where=path)
-    if name not in names:
+def _verified(path: Path, name: str, manifest: Manifest, files: PackFiles) -> bytes:
+    if name not in files:
         raise PackError(f"{name} is missing from the pack", where=path, fix="copy the pack again")
-    content = _read(path, name)
     info = manifest.files[name]
+    content = files.read(name, info.bytes)
     if len(content) != info.bytes or hashlib.sha256(content).hexdigest() != info.sha256:
         raise PackError(f"{name} is damaged: its sha256 does not match", where=path, fix="copy the pack again")
     return content

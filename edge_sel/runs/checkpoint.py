@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edge_sel.arrays import Arrays
-from edge_sel.files import write_durably
+from edge_sel.files import cannot_write, refuse_link, write_durably
 
 KEEP = 2
 _NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{16})\.safetensors")
@@ -39,6 +39,10 @@ def save_checkpoint(folder: Path, tensors: Arrays, scalars: dict[str, Any], iden
     digest = hashlib.sha256(content).hexdigest()[:16]
     existing = list_checkpoints(folder)
     number = 1 + max((n for n, _ in existing), default=0)
+    try:
+        refuse_link(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     target = folder / f"checkpoint-{number:06d}-{digest}.safetensors"
     write_durably(target, content)
     # A power cut while one was written left its temporary file behind, under a name that never comes again.

@@ -17,6 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
+from edge_sel.files import open_no_link
+
 KEY_BYTES = 32
 _ROW, _HASH = 8, 16
 _HEADER = _ROW + _HASH
@@ -85,7 +87,7 @@ class FileFeatureStore:
         self._bytes = _HEADER + row_bytes(shape)
         self._places = np.full(count, -1, np.int64)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        self._file = open_no_link(path, "r+b", buffering=0)
         if self._file.read(KEY_BYTES) == key:
             self._end = self._find(count)
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sel.edge.host import Listener
-from edge_sel.files import cannot_write, write_durably
+from edge_sel.files import cannot_write, open_no_link, refuse_link, write_durably
 from edge_sel.runs.tables import finite
 
 
@@ -28,8 +28,8 @@ class EventLog:
         try:
             if not self._whole:
                 self._cut_half_line()
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite(entry)) + "\n")
+            with open_no_link(self._path, "ab") as file:
+                file.write((json.dumps(finite(entry)) + "\n").encode())
         except OSError as error:
             raise cannot_write(self._path, error) from error
         self._listener(entry)
@@ -37,6 +37,7 @@ class EventLog:
     def _cut_half_line(self) -> None:
         """A power cut can leave half a line, which must not swallow the next one."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(self._path)
         before = self._path.read_bytes() if self._path.exists() else b""
         if not before.endswith(b"\n"):
             write_durably(self._path, before[: before.rfind(b"\n") + 1])

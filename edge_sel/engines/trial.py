@@ -1,0 +1,143 @@
+"""A trial of a pack: every graph is loaded and run once, in a process of its own whose memory and time are limited.
+
+What a graph says cannot tell all that it takes: two small tensors can make a large one. So a pack from outside is tried
+where nothing is lost if it takes too much.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+
+import edge_sel
+from edge_sel.arrays import Arrays
+from edge_sel.errors import EdgeSelError, PackError
+from edge_sel.pack.manifest import WEIGHTS, PlanInfo
+from edge_sel.pack.reader import Pack, open_pack
+
+MEMORY_BYTES, MEMORY_PER_WEIGHT_BYTE = 192 << 20, 24
+"""What a trial may take beyond the interpreter and the runtime. A step on one image takes a part of it."""
+CPU_S, CPU_S_PER_MB = 20.0, 2.0
+WALL = 6
+"""A process that waits for others may take as many times as long."""
+
+
+def try_pack(pack: Pack) -> None:
+    """Load and run every graph, elsewhere.
+
+    Raises:
+        PackError: one cannot be loaded, computes something else than the manifest says, or takes too much.
+    """
+    memory_bytes, cpu_s = limits(pack)
+    source = os.pathsep.join([str(Path(edge_sel.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "edge_sel.engines.trial", str(pack.path.absolute()), str(memory_bytes), str(cpu_s)]
+    environment = {**os.environ, "PYTHONPATH": source.rstrip(os.pathsep), "OMP_NUM_THREADS": "1"}
+    with TemporaryDirectory() as empty:  # the working directory, which holds nothing to read
+        try:
+            child = subprocess.run(
+                command, cwd=empty, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                errors="replace", timeout=WALL * cpu_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            reason = "it took too long"
+        else:
+            if child.returncode == 0:
+                return
+            lines = child.stderr.splitlines() or ["it was ended by the system"]
+            reason = lines[-1][:300]
+            if child.returncode < 0:
+                reason = f"it was ended by signal {-child.returncode}"
+    raise PackError(
+        f"its graphs cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason})", where=pack.path,
+        fix="do not use it",
+    )  # fmt: skip
+
+
+def limits(pack: Pack) -> tuple[int, float]:
+    """Bytes of memory and seconds of processor time that a trial may take."""
+    weights_bytes = pack.manifest.files[WEIGHTS].bytes
+    return MEMORY_BYTES + MEMORY_PER_WEIGHT_BYTE * weights_bytes, CPU_S + CPU_S_PER_MB * weights_bytes / 1e6
+
+
+def run_every_graph(pack: Pack) -> None:
+    """On one image of noise, with one thread.
+
+    Raises:
+        PackError: a graph cannot be loaded or run, or what it computes is not what the manifest says.
+    """
+    from edge_sel.engines.base import Batch, Hyper
+    from edge_sel.engines.ort import OrtEngine
+
+    weights, engine, classes = pack.weights(), OrtEngine(threads=1), len(pack.manifest.model.classes)
+    image = np.random.default_rng(0).standard_normal((1, 3, *pack.manifest.model.image_size)).astype(np.float32)
+    label, one = np.zeros(1, np.int64), np.ones(1, np.float32)
+    _require(engine.predictor(pack, weights)(image), (1, classes), "the logits")
+    for name, plan in pack.manifest.plans.items():
+        for grid in (None, (-3.0, 3.0)):
+            if prefix := engine.prefix(pack, name, weights, int8=grid):
+                info = pack.prefix(name)
+                _require(prefix(image), (1, *(info.shape if info else ())), f"the features of plan {name}")
+        seen = prefix(image) if (prefix := engine.prefix(pack, name, weights)) else image
+        trainer = engine.trainer(pack, name, weights)
+        scores = trainer.score(seen, label)
+        result = trainer.step(Batch(seen, label, one), Hyper(0.0))
+        for losses, logits in (scores, result[:2]):
+            _require(losses, (1,), f"the loss of plan {name}")
+            _require(logits, (1, classes), f"the logits of plan {name}")
+        _require_shapes(trainer.weights(), weights, plan)
+
+
+def _require_shapes(found: Arrays, weights: Arrays, plan: PlanInfo) -> None:
+    for name in (*plan.trainable, *plan.buffers):
+        _require(found[name], weights[name].shape, f"{name} of plan {plan.name}", finite=False)
+
+
+def _require(value: np.ndarray, shape: tuple[int, ...], what: str, *, finite: bool = True) -> None:
+    if value.shape != shape or (finite and not np.isfinite(value).all()):
+        raise PackError(f"{what} are of shape {value.shape} instead of {shape}, or no numbers")
+
+
+def limit_this_process(memory_bytes: int, cpu_s: float) -> None:
+    """From here on; only where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's patience is the only limit
+        return
+    process = psutil.Process()
+    used_s = sum(process.cpu_times()[:2])
+    most = process.memory_info().vms + memory_bytes
+    for kind, value in (
+        (resource.RLIMIT_AS, most), (resource.RLIMIT_CPU, ceil(used_s + cpu_s)), (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+    ):  # fmt: skip
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def main(path: str, memory_bytes: int, cpu_s: float) -> int:
+    """The child."""
+    import edge_sel.engines.ort  # noqa: F401  # before memory is limited: what the runtime itself takes is no matter
+
+    try:
+        pack = open_pack(Path(path))
+        limit_this_process(memory_bytes, cpu_s)
+        run_every_graph(pack)
+    except EdgeSelError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except MemoryError:
+        print("it takes too much memory", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))

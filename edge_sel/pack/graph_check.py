@@ -1,0 +1,235 @@
+"""Whether the graphs of a pack are those that its manifest describes, before an engine sees them.
+
+Operators, inputs, outputs, element types and shapes are a closed list. Of what stands outside of a graph only the
+pack's own weights are allowed, and the integers that the device computes: the engine supplies both, so that ONNX
+Runtime, which would look for a file in the working directory, opens none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from edge_sel.pack.graph_form import (
+    DOUBLE,
+    FLOAT,
+    INT8,
+    INT32,
+    INT64,
+    ITEM_BYTES,
+    UINT8,
+    Dims,
+    GraphForm,
+    GraphFormReader,
+    Tensor,
+    Value,
+)
+from edge_sel.pack.manifest import (
+    EVAL,
+    IMAGE_GRID,
+    OPTIMIZER_SCALARS,
+    OPTIMIZER_STATE,
+    WEIGHTS,
+    Int8Info,
+    Manifest,
+    PlanInfo,
+)
+from edge_sel.pack.operators import OPERATORS, SIZED_BY
+from edge_sel.pack.tensor_file import TensorPlace
+from edge_sel.pack.wire import WireError
+
+VERSIONS = (18,), (9,)
+"""Operator sets and format versions that our exporter has written."""
+MOST_ELEMENTS = 1 << 26
+"""Of a tensor whose size a constant tells."""
+NODES, NODES_PER_TENSOR, MOST_NODES = 500, 60, 50_000
+MOST_PARTS = 300_000
+"""Nodes, initializers, inputs and outputs of all graphs together: reading so many takes under two seconds."""
+TENSORS, TENSORS_PER_TENSOR = 200, 10
+SUPPLIED = "int8"
+"""Location of what the device computes."""
+_KINDS = {"f4": FLOAT, "f8": DOUBLE, "i8": INT64, "i4": INT32, "i1": INT8, "u1": UINT8}
+
+Declared = dict[str, tuple[int, Dims]]
+"""Element type and shape by name; None in a shape: known at run time."""
+
+
+class Expected(NamedTuple):
+    """What the manifest says of one graph.
+
+    Attributes:
+        inputs: all of them.
+        outputs: all of them.
+        optional: outputs that may be there too.
+        outside: weights that the engine supplies if the graph reads them.
+        supplied: what it computes for the graph.
+    """
+
+    inputs: Declared
+    outputs: Declared
+    optional: Declared
+    outside: Set[str]
+    supplied: Declared
+
+
+def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], weights: Mapping[str, TensorPlace]) -> None:
+    """Check each graph that the manifest describes.
+
+    Raises:
+        WireError: one is not as described; it says which, and how.
+    """
+    most_nodes = min(NODES + NODES_PER_TENSOR * len(weights), MOST_NODES)
+    reader = GraphFormReader(most_nodes, TENSORS + TENSORS_PER_TENSOR * len(weights))
+    parts = 0
+    for file, expected in _expected(manifest, weights):
+        try:
+            form = reader.read(graphs[file])
+            parts += len(form.nodes) + len(form.initializers) + len(form.inputs) + len(form.outputs)
+            if parts > MOST_PARTS:
+                raise WireError(f"the graphs have more than {MOST_PARTS} parts")
+            _check(form, expected, weights)
+        except WireError as error:
+            raise WireError(f"{file}: {error}") from error
+
+
+def _expected(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Expected]]:
+    description = _Description(manifest, weights)
+    yield EVAL, description.eval()
+    for plan in manifest.plans.values():
+        yield plan.train, description.train(plan)
+        yield plan.score, description.score(plan)
+    for prefix in manifest.prefixes.values():
+        features: Declared = {"features": (FLOAT, (None, *prefix.shape))}
+        image = {"x": description.image}
+        yield prefix.graph, Expected(image, features, {}, set(prefix.constants), {})
+        if prefix.int8:
+            supplied = description.integers(prefix.int8)
+            yield prefix.int8.graph, Expected(image, features, {}, set(prefix.int8.constants), supplied)
+
+
+class _Description:
+    def __init__(self, manifest: Manifest, weights: Mapping[str, TensorPlace]) -> None:
+        self._manifest, self._weights = manifest, weights
+        self._classes = len(manifest.model.classes)
+        self._head: Declared = {name: self._of(name) for name in manifest.model.head}
+        self.image: tuple[int, Dims] = (FLOAT, (None, 3, *manifest.model.image_size))
+        self._logits: Declared = {"logits": (FLOAT, (None, None))}
+        self._scores: Declared = {"loss": (FLOAT, (None,)), **self._logits}
+
+    def eval(self) -> Expected:
+        return Expected({"x": self.image, **self._head}, self._logits, {}, self._weights.keys() - self._head, {})
+
+    def score(self, plan: PlanInfo) -> Expected:
+        inputs = {**self._begin(plan), **self._changing(plan), **self._head}
+        return Expected(inputs, self._scores, {}, self._outside(plan, inputs), {})
+
+    def train(self, plan: PlanInfo) -> Expected:
+        optimizer, scalar = self._manifest.optimizer, (FLOAT, ())
+        state = self._changing(plan)
+        for slot in OPTIMIZER_STATE[optimizer]:
+            state |= {f"{slot}::{name}": self._of(name) for name in plan.trainable}
+        inputs, outputs = {**self._begin(plan), **state, **self._head}, {**self._scores}
+        outputs |= {f"new::{name}": told for name, told in state.items()}
+        if plan.trainable:
+            inputs |= {"sample_weight": (FLOAT, (None,)), **dict.fromkeys(OPTIMIZER_SCALARS[optimizer], scalar)}
+            outputs["kept"] = scalar
+        if plan.buffers:
+            inputs["bn_momentum"] = scalar
+        for name, count in plan.channels.items():
+            inputs[f"index::{name}"] = (INT64, (count,))
+            if optimizer == "adam":
+                inputs[f"steps::{name}"] = (FLOAT, (count,))
+        guilt: Declared = {f"guilt::{name}": (FLOAT, (None,)) for name in plan.trainable}
+        return Expected(inputs, outputs, guilt, self._outside(plan, inputs), {})
+
+    def integers(self, int8: Int8Info) -> Declared:
+        """Of the weights that an integer convolution takes, and of the grid of its image."""
+        scale, zero = IMAGE_GRID
+        supplied: Declared = {scale: (FLOAT, ()), zero: (UINT8, ())}
+        for conv in int8.convolutions:
+            shape = self._weights[conv.weight].shape
+            if len(shape) != 4:
+                raise WireError(f"{conv.weight} is no kernel")
+            kinds = ((INT8, shape), (FLOAT, shape[:1]), (INT32, shape[:1]))
+            supplied |= zip(conv.supplied, kinds, strict=True)
+        return supplied
+
+    def _begin(self, plan: PlanInfo) -> Declared:
+        shape = (None, *self._manifest.prefixes[plan.prefix].shape) if plan.prefix else self.image[1]
+        return {"x": (FLOAT, shape), "labels": (INT64, (None,))}
+
+    def _changing(self, plan: PlanInfo) -> Declared:
+        return {name: self._of(name) for name in (*plan.trainable, *plan.buffers)}
+
+    def _outside(self, plan: PlanInfo, inputs: Declared) -> Set[str]:
+        before = self._manifest.prefixes[plan.prefix].constants if plan.prefix else ()
+        return self._weights.keys() - inputs.keys() - {*before}
+
+    def _of(self, name: str) -> tuple[int, Dims]:
+        """A weight that is an input; its class axis is known at run time, as a device may add classes."""
+        shape: Dims = self._weights[name].shape
+        if name in self._manifest.model.head:
+            axis = shape.index(self._classes)
+            shape = (*shape[:axis], None, *shape[axis + 1 :])
+        return FLOAT, shape
+
+
+def _check(form: GraphForm, expected: Expected, weights: Mapping[str, TensorPlace]) -> None:
+    if form.opset not in VERSIONS[0] or form.ir_version not in VERSIONS[1]:
+        raise WireError(f"it is of version {form.ir_version} and operator set {form.opset}")
+    _check_values("input", form.inputs, expected.inputs, {})
+    _check_values("output", form.outputs, expected.outputs, expected.optional)
+    constants = {tensor.name: tensor for tensor in form.initializers}
+    if len(constants) < len(form.initializers) or constants.keys() & expected.inputs.keys():
+        raise WireError("an initializer is there twice")
+    for tensor in form.initializers:
+        _check_tensor(tensor, expected, weights)
+    for node in form.nodes:
+        if node.op not in OPERATORS:
+            raise WireError(f"operator {node.op[:40]} is not one that a pack may use")
+        place = SIZED_BY.get(node.op)
+        size = constants.get(node.inputs[place]) if place is not None and place < len(node.inputs) else None
+        if size is not None and _told_elements(node.op, size) > MOST_ELEMENTS:
+            raise WireError(f"operator {node.op} makes a tensor of more than {MOST_ELEMENTS} elements")
+
+
+def _check_values(what: str, values: list[Value], needed: Declared, optional: Declared) -> None:
+    found = {value.name: value for value in values}
+    if len(found) < len(values) or not needed.keys() <= found.keys() <= needed.keys() | optional.keys():
+        odd = sorted(found.keys() - optional.keys() ^ needed.keys()) or ["one twice"]
+        raise WireError(f"its {what}s are not those of the manifest ({odd[0]})")
+    for name, value in found.items():
+        kind, dims = needed[name] if name in needed else optional[name]
+        if value.kind != kind or len(value.dims) != len(dims) or not all(
+            mine is None or mine == told for mine, told in zip(dims, value.dims, strict=True)
+        ):  # fmt: skip
+            raise WireError(f"{what} {name} is of another type or shape than the manifest says")
+
+
+def _check_tensor(tensor: Tensor, expected: Expected, weights: Mapping[str, TensorPlace]) -> None:
+    name, size = tensor.name, prod(tensor.shape) * ITEM_BYTES[tensor.kind]
+    if tensor.external is None:
+        if name in weights or name in expected.supplied or size != len(tensor.content):
+            raise WireError(f"initializer {name} is not of its size, or stands in the wrong place")
+        return
+    location, offset, length = tensor.external
+    if location == WEIGHTS and name in weights and name in expected.outside:
+        place = weights[name]
+        told: tuple[object, ...] = (_KINDS.get(place.kind.str[1:]), place.shape, place.offset, place.length)
+    elif location == SUPPLIED and name in expected.supplied:
+        told = (*expected.supplied[name], 0, size)
+    else:
+        raise WireError(f"initializer {name} points outside of the pack's weights")
+    if (tensor.kind, tensor.shape, offset, length) != told:
+        raise WireError(f"initializer {name} does not match the pack's weights")
+
+
+def _told_elements(op: str, size: Tensor) -> int:
+    """How many elements a constant operand asks for, at least."""
+    if size.external or size.kind != INT64:
+        return 0
+    values = [abs(int(value)) for value in np.frombuffer(size.content, np.int64)]
+    return prod(1 + value if op == "Pad" else max(value, 1) for value in values)

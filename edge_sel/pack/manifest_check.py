@@ -1,0 +1,118 @@
+"""Whether a manifest makes sense: every number has its limits, every name is of something that is there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+
+from edge_sel.pack.anchors import ANCHORS
+from edge_sel.pack.manifest import EVAL, WEIGHTS, Calibration, Manifest, ModelInfo, PlanInfo
+from edge_sel.pack.tensor_file import TensorPlace
+
+MOST_BYTES = 1 << 30
+"""Of a whole pack, unpacked."""
+MOST_GRAPH_BYTES = 64 << 20
+MOST_GRAPHS = 400
+MOST_CLASSES, MOST_PIXELS_ASIDE, MOST_FEATURES, MOST_FLOPS = 100_000, 4096, 1 << 24, 1 << 50
+
+
+def check_files(manifest: Manifest) -> None:
+    """That the listed files are those of the format, inside of the pack, and not too large.
+
+    Raises:
+        ValueError: they are not; one line.
+    """
+    for name, info in manifest.files.items():
+        if PurePosixPath(name).name != name or name in ("", "..", ".") or "\\" in name or not name.isprintable():
+            raise ValueError(f"the manifest names a file outside the pack ({name})")
+        if not 0 <= info.bytes <= (MOST_GRAPH_BYTES if name.endswith(".onnx") else MOST_BYTES):
+            raise ValueError(f"{name} would be of {info.bytes} bytes")
+    if sum(info.bytes for info in manifest.files.values()) > MOST_BYTES:
+        raise ValueError(f"it would take more than {MOST_BYTES >> 20} MB")
+    named = list(graph_files(manifest))
+    graphs = set(named)
+    if len(graphs) < len(named) or len(named) > MOST_GRAPHS or len(manifest.files) > 2 * MOST_GRAPHS:
+        raise ValueError("the manifest names a graph twice, or too many")
+    missing = sorted({WEIGHTS, *graphs} - manifest.files.keys())
+    if missing:
+        raise ValueError(f"the manifest does not list {', '.join(missing)}")
+    foreign = sorted(name for name in manifest.files.keys() - {WEIGHTS, ANCHORS} if not name.endswith(".onnx"))
+    if foreign:  # a graph that no plan uses is never loaded
+        raise ValueError(f"the manifest lists {foreign[0]}, which is no file of a pack")
+    if not all(name.endswith(".onnx") for name in graphs):
+        raise ValueError("a plan's graph is not an .onnx file")
+
+
+def graph_files(manifest: Manifest) -> Iterable[str]:
+    """The graphs that the plans and the prefixes name."""
+    yield EVAL
+    for plan in manifest.plans.values():
+        yield from (plan.train, plan.score)
+    for prefix in manifest.prefixes.values():
+        yield from (prefix.graph, prefix.int8.graph) if prefix.int8 else (prefix.graph,)
+
+
+def check_content(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> None:
+    """That what the manifest says of model, plans and prefixes fits together, and the weights.
+
+    Raises:
+        ValueError: it does not; one line.
+    """
+    _check_model(manifest.model, weights)
+    _check_calibration(manifest.calibration, len(manifest.model.classes))
+    for key, plan in manifest.plans.items():
+        _check_plan(key, plan, weights)
+    for name, prefix in manifest.prefixes.items():
+        int8 = prefix.int8.convolutions if prefix.int8 else ()
+        _require(
+            prefix.shape
+            and all(1 <= size <= MOST_FEATURES for size in prefix.shape)
+            and math.prod(prefix.shape) <= MOST_FEATURES
+            and 0 <= prefix.flops <= MOST_FLOPS
+            and (prefix.int8 is None or math.isfinite(prefix.int8.relative_error))
+            and all(conv.weight in weights and math.isfinite(conv.epsilon) for conv in int8),
+            f"prefix {name}",
+        )
+
+
+def _check_model(model: ModelInfo, weights: Mapping[str, TensorPlace]) -> None:
+    classes = model.classes
+    _require(1 <= len(classes) <= MOST_CLASSES and len(set(classes)) == len(classes), "the number of classes")
+    _require(all(name and name.isprintable() and len(name) <= 256 for name in classes), "a class's name")
+    _require(model.name.isprintable() and len(model.name) <= 256, "the model's name")
+    _require(all(1 <= size <= MOST_PIXELS_ASIDE for size in model.image_size), "the image size")
+    _require(len(model.mean) == len(model.std) == 3 and _finite((*model.mean, *model.std)), "mean or std")
+    _require(min(model.std) > 0, "std")
+    _require(0 <= model.parameters <= sum(math.prod(place.shape) for place in weights.values()), "parameters")
+    _require(model.head and set(model.head) <= weights.keys(), "the head")
+    heads = [weights[name] for name in model.head]
+    _require(all(place.kind.str == "<f4" and len(classes) in place.shape for place in heads), "the head's shape")
+
+
+def _check_calibration(calibration: Calibration, classes: int) -> None:
+    known = [value for value in calibration.embarrassment if value is not None]
+    _require(len(calibration.embarrassment) == classes and calibration.difficulty, "calibration")
+    numbers = (calibration.gamma, calibration.gamma_percentile, calibration.accuracy, *calibration.difficulty, *known)
+    _require(_finite(numbers) and calibration.images >= 0, "calibration")
+
+
+def _check_plan(key: str, plan: PlanInfo, weights: Mapping[str, TensorPlace]) -> None:
+    names = (*plan.trainable, *plan.buffers)
+    _require(key == plan.name and key.isprintable() and len(key) <= 64, "a plan's name")
+    _require(len(set(names)) == len(names) and set(names) <= weights.keys(), f"what plan {key} trains")
+    _require(all(weights[name].kind.str == "<f4" for name in names), f"what plan {key} trains")
+    _require(plan.bn_mode in ("batch", "frozen"), f"bn_mode of plan {key}")
+    _require(0 <= plan.flops_train <= MOST_FLOPS and 0 <= plan.flops_forward <= MOST_FLOPS, f"the FLOPs of plan {key}")
+    for name, count in plan.channels.items():
+        limited = name in plan.trainable and weights[name].shape and 1 <= count <= weights[name].shape[0]
+        _require(limited, f"the channels of plan {key}")
+
+
+def _finite(values: Iterable[float]) -> bool:
+    return all(math.isfinite(value) for value in values)
+
+
+def _require(holds: object, what: str) -> None:
+    if not holds:
+        raise ValueError(f"the manifest is wrong about {what}")

@@ -1,6 +1,7 @@
 """Every error a user can meet. Each is one line: what is wrong, where, and what to do about it.
 
 EdgeSelError              exit 1
+├── BudgetSpentError      exit 75  a run cannot go on within its budget, but with a larger one
 ├── UsageError            exit 2   a wrong option, setting or combination of them
 ├── SetupError            exit 3   this machine lacks something: a package, a permission, disk space
 └── BadInputError         exit 4
@@ -27,6 +28,12 @@ class EdgeSelError(Exception):
         line = what if where is None else f"{what}: {where}"
         words = " ".join((line if fix is None else f"{line} ({fix})").split())
         super().__init__("".join(c if c.isprintable() else "?" for c in words))  # it may name what came from outside
+
+
+class BudgetSpentError(EdgeSelError):
+    """A run cannot go on within its energy budget; with a larger one it can."""
+
+    exit_code = EXIT_STOPPED_RESUMABLE
 
 
 class UsageError(EdgeSelError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
@@ -59,6 +61,43 @@ def open_no_link(path: Path, mode: Literal["wb", "ab", "r+b"], buffering: int = 
         flags |= getattr(os, name, 0)
     file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), mode, buffering)
     return file
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file that may be anything after a crash.
+
+    Raises:
+        OSError: it is not there, cannot be read, is no regular file (a pipe would be waited for), or is larger.
+    """
+    size = regular_size(path)
+    if size > limit:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return path.read_bytes()
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file.
+
+    Raises:
+        OSError: it is not there, or it is something else.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return found.st_size
+
+
+def sha256_of(path: Path) -> str | None:
+    """Of a regular file's content, in hexadecimal digits; None if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        regular_size(path)
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def cannot_write(path: Path, error: OSError) -> SetupError:

@@ -97,6 +97,19 @@ def load_images(
     return RunImages(images, tested, source)
 
 
+def check_images(pack: Pack, data: Path | None, test: Path | None) -> None:
+    """Look whether the folders of images can be used at all, before anything is made or measured.
+
+    Raises:
+        DataError: one of them is not a folder of class folders.
+    """
+    from edge_sel.data.listing import list_images
+
+    for root in (data, test):
+        if root is not None:
+            list_images(root, pack.manifest.model.classes)
+
+
 def prepare_out(out: Path) -> None:
     """Make the run's folder, or say at once why that will not work.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_sel.cli.common import (
+    check_images,
     echo_json,
     json_option,
     load_images,
@@ -25,7 +26,6 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.config.settings import Resolved
     from edge_sel.edge.host import Listener
-    from edge_sel.edge.open import RunImages
     from edge_sel.pack.reader import Pack
 
 
@@ -68,34 +68,33 @@ def command(
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     stop = StopSignal()
     with Console(quiet=as_json) as console:
+        from edge_sel.edge.hold import hold_folder
         from edge_sel.edge.open import open_session  # takes long, and a signal may come meanwhile
         from edge_sel.engines.by_name import choose_engine
         from edge_sel.pack.expert import read_expert
 
         opened = open_pack_or_builtin(pack)
         trained = None if expert is None else read_expert(expert, opened)
-        resolved = layers(tuned=find_tuning(untuned, opened, device.name, folder if resume else None, console))
-        settings = resolved.settings
-
-        def read_images() -> RunImages:
-            prepare_out(folder)
-            return load_images(opened, data, test, settings.new_classes)
-
-        with open_session(
-            opened,
-            resolved,
-            device,
-            folder,
-            read_images=read_images,
-            make_engine=partial(choose_engine, settings.engine, settings.threads, spinning=settings.spinning),
-            should_stop=stop,
-            listener=console,
-            expert=trained,
-            metrics=metrics,
-            resume=resume,
-            warn=partial(click.echo, err=True),
-        ) as session:
-            result = session.run()
+        check_images(opened, data, test)
+        with hold_folder(folder, prepare_out) as notices:
+            resolved = layers(tuned=find_tuning(untuned, opened, device.name, folder if resume else None, console))
+            settings = resolved.settings
+            with open_session(
+                opened,
+                resolved,
+                device,
+                folder,
+                read_images=lambda: load_images(opened, data, test, settings.new_classes),
+                make_engine=partial(choose_engine, settings.engine, settings.threads, spinning=settings.spinning),
+                should_stop=stop,
+                listener=console,
+                expert=trained,
+                metrics=metrics,
+                resume=resume,
+                warn=partial(click.echo, err=True),
+                notices=notices,
+            ) as session:
+                result = session.run()
     if as_json:
         echo_json(result)
     else:

@@ -57,6 +57,19 @@ class Console:
             self._console.print(f"{event['plan']} did not make the model better on the validation set: undone")
         elif kind == "checkpoints_damaged":
             self._console.print("every checkpoint here is damaged: starting from the beginning")
+        elif kind == "outputs_damaged":
+            self._console.print(f"missing or damaged, to be written again: {', '.join(event['files'])}")
+        elif kind == "restored":
+            self._console.print(f"was missing or damaged, now restored: {', '.join(event['files'])}")
+        elif kind == "journal_damaged":
+            self._console.print("the journal is damaged: some joules of earlier parts may be missing")
+        elif kind == "journal_stopped":
+            self._console.print(f"the journal cannot be written ({event['why']}): a cut would lose count of joules")
+        elif kind == "lost":
+            lost = f"{format_energy(event['energy_j'])} in {format_duration(event['seconds'])}"
+            self._console.print(f"lost to interruptions so far: {lost}")
+        elif kind == "unlocked":
+            self._console.print(f"another process on this folder would not be noticed: {event['why']}")
         elif kind == "tuned":
             told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event["settings"].items())
             self._console.print(f"tuned by `edge-sel tune`: {told}")
@@ -149,6 +162,11 @@ def print_result(result: dict[str, Any]) -> None:
             f"{_shown(name)} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]
         ]
         console.print(f"of which {', '.join(shares)}")
+        if energy.get("lost_j"):
+            console.print(
+                f"lost to interruptions: {format_energy(energy['lost_j'])} in {format_duration(energy['lost_s'])}, "
+                "counted in the total"
+            )
     if (doubts := result["suspicious"])["share"] and doubts["share"] > DOUBTFUL:
         first = doubts["files"][0]
         left = "left out" if doubts["dropped"] else "--drop-suspicious leaves them out"

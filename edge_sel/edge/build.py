@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
-from edge_sel.edge.energy import EnergyLedger
+from edge_sel.edge.bookkeeper import Bookkeeper
+from edge_sel.edge.energy import EnergyLedger, opening_spent
 from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.governor.from_settings import make_governor
 from edge_sel.edge.head import extend_head, original_weights
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
+from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.edge.outputs.event_log import EventLog
-from edge_sel.edge.outputs.session_folder import SessionFolder, identify
+from edge_sel.edge.outputs.session_folder import Notice, SessionFolder, identify
 from edge_sel.edge.outputs.summary import run_facts
 from edge_sel.edge.progress import start_progress
 from edge_sel.edge.session import Session
@@ -28,7 +31,7 @@ from edge_sel.edge.train.ladder import Ladder
 from edge_sel.engines.base import Engine
 from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
-from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.power.recorder import EnergyRecorder, Window
 
 VALIDATION_CAP = 500
 """Most images in the validation set: beyond this an evaluation costs more than its precision is worth."""
@@ -50,6 +53,9 @@ def build_session(
     expert: Expert | None = None,
     validation: ImageSet | None = None,
     resume: bool = False,
+    book: Bookkeeper | None = None,
+    opening: Window | None = None,
+    notices: Sequence[Notice] = (),
 ) -> Session:
     """A session that is ready to run; nothing is written yet.
 
@@ -68,6 +74,9 @@ def build_session(
         expert: weights of the server to begin with, if they are better here.
         validation: what every decision looks at; None for a part of ``images``.
         resume: continue the run in ``out`` if there is one.
+        book: keeps the journal; None for one of its own.
+        opening: of the recorder, since this process began to open the run; counts where a run is resumed.
+        notices: events to begin with.
 
     Raises:
         DataError: fewer than two classes, or a class with a single image and no ``validation`` of its own.
@@ -84,19 +93,29 @@ def build_session(
     gate = Gate(settings, intensities(to_train_on))
     identity = identify(resolved, pack.digest, images, test, engine.name, None if expert is None else expert.digest)
     folder = SessionFolder(out, identity, resume=resume)
+    folder.notices += notices
     progress = folder.found or start_progress(
         original_weights(pack, len(classes)), len(to_train_on), len(classes), gate.start()
     )
     emit = EventLog(out / "events.jsonl", host.clock, host.listener)
+    opened = None if opening is None else opening_spent(recorder, opening)
+    progress = replace(progress, run_spent=folder.spent_before(progress.run_spent, opened))
     ledger = EnergyLedger(recorder, progress.run_spent, progress.epoch_spent)
+    book = book or Bookkeeper(out / JOURNAL, host.clock, every_s=settings.checkpoint_every_s)
+    book.cuts = folder.earlier.cuts(settings.checkpoint_every_s)
     governor = make_governor(limits, host, ledger, recorder, emit)
-    governor.expect(progress.forecast)
+    governor.expect({**progress.forecast, **folder.earlier.forecast})
     facts = {
         **run_facts(pack, images, engine.name, resolved, identity),
         "run": str(out),
         "source": source,
         "images": {"train": len(to_train_on), "guard": len(validation), "test": len(test or ())},
     }
+
+    def breathe() -> None:
+        book.tick()
+        governor.breathe()
+
     return Session(
         pack=pack,
         expert=None if expert is None else extend_head(expert.weights, pack.manifest.model.head, len(classes)),
@@ -106,9 +125,10 @@ def build_session(
         settings=settings,
         ladder=ladder or auto_ladder(pack, settings, images=len(to_train_on), headless=engine.name == "torch"),
         gate=gate,
-        judge=Judge(pack, engine, validation, test, recorder.phase, governor.breathe),
+        judge=Judge(pack, engine, validation, test, recorder.phase, breathe),
         recorder=recorder,
         ledger=ledger,
+        book=book,
         governor=governor,
         limits=limits,
         host=host,

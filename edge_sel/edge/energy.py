@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.power.recorder import EnergyRecorder, Window
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,69 @@ class Spent:
 
     def plus(self, figure: EnergyFigure) -> Spent:
         """With another stretch added; unknown plus anything is unknown."""
+        parts = {
+            name: {"total_j": part.total_j, "net_j": part.net_j, "seconds": part.seconds}
+            for name, part in figure.phases.items()
+        }
+        return self._plus(figure, parts)
+
+    def plus_phase(self, name: str, more: Spent) -> Spent:
+        """With what was spent otherwise added, all of it as one phase."""
+        return self._plus(more, {name: {"total_j": more.total_j, "net_j": more.net_j, "seconds": more.seconds}})
+
+    def totals(self) -> dict[str, Any]:
+        """All but the phases, as JSON values."""
+        return {name: getattr(self, name) for name in TOTALS}
+
+    def _plus(self, more: EnergyFigure | Spent, parts: Mapping[str, Mapping[str, float | None]]) -> Spent:
         order = (None, "measured", "modelled", "unavailable")
         phases = dict(self.phases)
-        for name, part in figure.phases.items():
+        for name, part in parts.items():
             before = phases.get(name, {"total_j": 0.0, "net_j": 0.0, "seconds": 0.0})
-            more = {"total_j": part.total_j, "net_j": part.net_j, "seconds": part.seconds}
-            phases[name] = {key: _sum(before[key], more[key]) for key in more}
+            phases[name] = {key: _sum(before[key], part[key]) for key in part}
         return Spent(
-            total_j=_sum(self.total_j, figure.total_j),
-            net_j=_sum(self.net_j, figure.net_j),
-            seconds=self.seconds + figure.seconds,
-            source=max(self.source, figure.source, key=order.index),
-            uncertainty_j=_sum(self.uncertainty_j, figure.uncertainty_j),
+            total_j=_sum(self.total_j, more.total_j),
+            net_j=_sum(self.net_j, more.net_j),
+            seconds=self.seconds + more.seconds,
+            source=max(self.source, more.source, key=order.index),
+            uncertainty_j=_sum(self.uncertainty_j, more.uncertainty_j),
             phases=phases,
         )
+
+
+LOST = "lost"
+"""The phase of work that an interruption has undone, and of opening the run again."""
+TOTALS = ("total_j", "net_j", "seconds", "source", "uncertainty_j")
+
+
+def beyond(told: Mapping[str, Any], booked: Spent) -> Spent:
+    """What a run has spent, as its journal tells, beyond what is booked; nothing if it tells of nothing more.
+
+    Raises:
+        KeyError, TypeError: the journal is another version's.
+    """
+    seconds = float(told["seconds"]) - booked.seconds
+    if seconds <= 0:
+        return Spent()
+    return Spent(
+        total_j=_less(told["total_j"], booked.total_j),
+        net_j=_less(told["net_j"], booked.net_j),
+        seconds=seconds,
+        source=told["source"],
+        uncertainty_j=_less(told["uncertainty_j"], booked.uncertainty_j),
+    )
+
+
+def opening_spent(recorder: EnergyRecorder, opening: Window) -> Spent:
+    """What it took to open a run, up to now; too short a while to be measured counts as nothing."""
+    figure = recorder.peek(opening)
+    if figure.total_j is None and recorder.works:
+        return Spent()
+    return Spent().plus(figure)
+
+
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else max(0.0, a - b)
 
 
 def _sum(a: float | None, b: float | None) -> float | None:
@@ -56,8 +107,14 @@ class EnergyLedger:
         self._recorder.refresh()
         return self._earlier_run.plus(self._recorder.peek(self._run)).total_j
 
+    def booked(self) -> Spent | None:
+        """Of the run up to the latest sample; None while there are too few samples. Any thread may ask."""
+        spent = self._earlier_run.plus(self._recorder.peek(self._run))
+        return None if spent.total_j is None and self._recorder.works else spent
+
     def so_far(self) -> tuple[Spent, Spent]:
         """Of the run and of the epoch, up to now."""
+        self._recorder.refresh()
         run, epoch = (self._recorder.peek(window) for window in (self._run, self._epoch))
         return self._earlier_run.plus(run), self._earlier_epoch.plus(epoch)
 

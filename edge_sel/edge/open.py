@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 from edge_sel.config.profiles import Profile
 from edge_sel.config.settings import Resolved, Settings
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.bookkeeper import Bookkeeper
 from edge_sel.edge.build import build_session
+from edge_sel.edge.energy import LOST, opening_spent
 from edge_sel.edge.governor.from_settings import limits_of, local_minute, require_sensors
 from edge_sel.edge.host import Host, Listener
+from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, exhausted, look_into
 from edge_sel.edge.outputs.openmetrics import MetricsFile
+from edge_sel.edge.outputs.session_folder import Notice, refuse_used
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.ladder import FixedLadder, fixed_ladder
 from edge_sel.engines.base import Engine
-from edge_sel.errors import SetupError, UsageError
+from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.pack.expert import Expert
 from edge_sel.pack.manifest import CLOSED, RIDGE
 from edge_sel.pack.reader import Pack
@@ -43,6 +47,16 @@ class RunImages(NamedTuple):
     """Where ``images`` are from, for the report."""
 
 
+class EndedSession(NamedTuple):
+    """A run of which nothing is left to do."""
+
+    result: dict[str, Any]
+
+    def run(self) -> dict[str, Any]:
+        """The result."""
+        return self.result
+
+
 @contextmanager
 def open_session(
     pack: Pack,
@@ -58,15 +72,19 @@ def open_session(
     metrics: Path | None = None,
     resume: bool = False,
     warn: Callable[[str], None] = lambda line: None,
-) -> Iterator[Session]:
+    notices: Sequence[Notice] = (),
+) -> Iterator[Session | EndedSession]:
     """A session that is ready to run; its meter is released at the end.
+
+    The caller holds the folder (``hold_folder``). A run that has used up its energy budget is not opened: its result
+    is all that there is.
 
     Args:
         pack: what is fine-tuned.
         resolved: settings with their origins.
         profile: of this device: its meters, idle and highest power.
         out: the run's folder.
-        read_images: called when nothing else can be refused any more; makes the folder, reads the images.
+        read_images: called when nothing else can be refused any more.
         make_engine: called after it.
         should_stop: asked at every step boundary; a reason stops the run, resumably.
         listener: told every event of the session, and of a meter that is lost.
@@ -74,17 +92,39 @@ def open_session(
         metrics: the OpenMetrics file to keep up to date, if any.
         resume: continue the run in ``out`` if there is one.
         warn: told in one line if that file cannot be written.
+        notices: events to begin with.
 
     Raises:
-        UsageError: the pack does not have the plan, or the power cap is below what the idle device draws.
+        UsageError: the pack does not have the plan, the folder holds a run that is not to be resumed, or the power cap
+            is below what the idle device draws.
+        BudgetSpentError: the run to resume has nothing left of its energy budget.
         SetupError: a meter or sensor that was asked for is missing.
     """
     settings = resolved.settings
     ladder = _named_ladder(pack, settings)  # a plan that the pack lacks is told first
+    if not resume:
+        refuse_used(out)
+    earlier = look_into(out) if resume else Earlier()
+    if (result := exhausted(earlier, out, settings.energy_budget_j)) is not None:
+        yield EndedSession(result)
+        return
     meter = _open_meter(settings, profile)
     supply = partial(read_supply, sysfs_root())
     limits = limits_of(resolved, clock_through_sleep())
-    with EnergyRecorder(meter, profile=profile, on_event=listener, temperature=find_thermometer()) as recorder:
+    every_s = settings.checkpoint_every_s
+    book = Bookkeeper(out / JOURNAL, clock_through_sleep, every_s=every_s, cuts=earlier.cuts(every_s))
+    with (
+        EnergyRecorder(meter, profile=profile, on_event=listener, temperature=find_thermometer()) as recorder,
+        book.in_background(),
+        _taken_back(book),
+    ):
+        opening = recorder.start_window("opening")
+        if earlier.began and (earlier.result or {}).get("stopped") != "done":
+            book.begin(
+                lambda: earlier.spent().plus_phase(LOST, opening_spent(recorder, opening)),
+                lambda: earlier.forecast,
+                runs=False,
+            )
         recorder.measure_idle(IDLE_S)
         require_sensors(resolved, recorder, supply())
         listeners = [listener]
@@ -117,7 +157,21 @@ def open_session(
             source=source,
             expert=expert,
             resume=resume,
+            book=book,
+            opening=opening,
+            notices=notices,
         )
+
+
+@contextmanager
+def _taken_back(book: Bookkeeper) -> Iterator[None]:
+    """A run that is refused while it is opened leaves its journal as it was."""
+    try:
+        yield
+    except EdgeSelError:
+        if not book.runs:
+            book.withdraw()
+        raise
 
 
 def _named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:

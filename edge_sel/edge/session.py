@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.bookkeeper import Bookkeeper
 from edge_sel.edge.energy import EnergyLedger
 from edge_sel.edge.first_look import closing_forecast, look_first
 from edge_sel.edge.free_memory import trim
@@ -24,9 +25,10 @@ from edge_sel.edge.outputs.session_folder import SessionFolder
 from edge_sel.edge.outputs.summary import run_summary, suspicious_block
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.ship import decide, keep_if_better
+from edge_sel.edge.stage_end import end_stage
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.kinds import stage_kind
-from edge_sel.edge.train.ladder import Ladder, outcome_of, stages_of
+from edge_sel.edge.train.ladder import Ladder
 from edge_sel.edge.train.stage import EpochDone, PrecisionChosen, StageInputs, TrainingStage
 from edge_sel.edge.train.state import StageState
 from edge_sel.edge.train.work import work_of
@@ -62,6 +64,7 @@ class Session:
         gate: picks the images that are worth a gradient.
         judge: looks at the model with the images that were held back.
         recorder: a started energy recorder; ``ledger`` keeps what the run has spent.
+        book: the journal of what is spent; says when a checkpoint is due.
         governor: holds the run to ``limits``.
         host: clocks, sensors and signals of the device.
         folder: of the run.
@@ -81,6 +84,7 @@ class Session:
     judge: Judge
     recorder: EnergyRecorder
     ledger: EnergyLedger
+    book: Bookkeeper
     governor: Governor
     limits: Sequence[Limit]
     host: Host
@@ -90,19 +94,23 @@ class Session:
     facts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        self._saved_s = self.host.clock()
         self._throttled_before = self.host.throttling()
         self._stepped = False
 
     def run(self) -> dict[str, Any]:
         """Run to the end or to a stop; returns the object that ``--json`` prints and ``run.json`` holds.
 
-        A run that had already come to its end is returned as it is.
+        A run that had already come to its end is returned as it is; damaged files of it are restored.
         """
         if self.folder.finished is not None:
-            return self.folder.finished
-        if self.folder.damaged:
-            self.emit("checkpoints_damaged")
+            return self.folder.restored(self.folder.finished, self.pack, self.engine, self.classes, self.emit)
+        self.book.begin(self.ledger.booked, self.governor.expected)
+        self.folder.begin(self.emit)
+        summary = self._run()
+        self.book.end(self.emit)
+        return summary
+
+    def _run(self) -> dict[str, Any]:
         told = "resumed" if self.progress.before else "started"
         self.emit(told, images=len(self.training), guard=len(self.judge.validation))
         if not self.progress.before:
@@ -128,6 +136,7 @@ class Session:
         self.governor.expect(closing_forecast(self.pack, self.judge, spent, None))
         if self.limits:
             import_onnx()
+        if self.limits or self.book.cuts:
             began_s = self.host.clock()
             self._save()
             write_s = self.host.clock() - began_s
@@ -167,7 +176,7 @@ class Session:
         progress = self.progress
         inputs = StageInputs(
             self.pack, self.engine, self.training, self.gate, self.settings, self.folder.path, self.host.cpu_time,
-            self.recorder.phase,
+            self.recorder.phase, outlive=self.book.cuts > 0,
         )  # fmt: skip
         kind = stage_kind(self.pack.plan(progress.stage.plan))
         with kind(inputs, progress.stages_done, progress.weights, progress.stage, progress.memory) as stage:
@@ -180,23 +189,8 @@ class Session:
                 if stop := self._at_boundary(stage):
                     return stop
             weights = stage.weights()
-        self._end_stage(weights)
+        self.progress = end_stage(self.progress, self.pack, self.judge, weights, self.emit)
         return None
-
-    def _end_stage(self, weights: Arrays) -> None:
-        progress = self.progress
-        best = {**progress.latest_validation, "epoch": len(progress.history)}
-        ended = keep_if_better(progress, self.pack, self.judge, weights, best, progress.predictions.latest)
-        kept = ended is not progress
-        if not kept:
-            self.emit("reverted", plan=progress.stage.plan)
-        history = [*progress.history[:-1], {**progress.history[-1], "kept": kept}]
-        self.progress = progress = replace(ended, history=history)
-        came = outcome_of(stages_of(progress.history)[-1])._asdict()
-        decisions = [*progress.decisions[:-1], {**progress.decisions[-1], "came": came}]
-        self.progress = replace(
-            self.progress, stage=StageState(), stages_done=progress.stages_done + 1, decisions=decisions
-        )
 
     def _end_epoch(self, stage: TrainingStage, event: EpochDone) -> None:
         """Judge the epoch on the validation set, and enter it into the history."""
@@ -215,6 +209,7 @@ class Session:
 
     def _at_boundary(self, stage: TrainingStage) -> Stop | None:
         """Tell, ask signals and limits, save where it is time to; what stops the run, if anything."""
+        self.book.tick()
         state = stage.state
         at = {"plan_epoch": state.epoch, "cursor": state.cursor, "step": state.step}
         self.host.listener({"event": "step", **at, "trained": state.totals.trained})
@@ -227,7 +222,7 @@ class Session:
         if self.limits and not signal:
             limit = self._govern(stage)
             signal = self.host.should_stop()  # it may have come during a pause
-        if signal or limit or self.host.clock() - self._saved_s >= self.settings.checkpoint_every_s:
+        if signal or limit or self.book.checkpoint_due():
             stage.snapshot()
             self._save()
         if signal:
@@ -251,7 +246,7 @@ class Session:
         with self.recorder.phase("checkpoint"):
             name = self.folder.save(self.progress)
         self.emit("checkpoint", file=name)
-        self._saved_s = self.host.clock()
+        self.book.saved()
         self.governor.skip()
 
     # The end
@@ -295,6 +290,7 @@ class Session:
         throttled = new_throttling(self._throttled_before, self.host.throttling())
         throttled += [f"{figure.meter}: {reason}" for reason in figure.throttled]
         doubts = suspicious_block(self.progress, self.training, dropped=self.settings.drop_suspicious)
-        ended = {"shipped": shipped, "evidence": evidence, "stopped": stopped, "throttled": throttled}
+        ended: dict[str, Any] = {"shipped": shipped, "evidence": evidence, "stopped": stopped, "throttled": throttled}
+        ended["outputs"] = {} if after is None else self.folder.digests()
         facts = {**self.facts, **ended, "suspicious": doubts}
         return run_summary(self.progress, after, figure, self.recorder.cost(), facts)

@@ -28,7 +28,7 @@ class Point(NamedTuple):
     """One measurement."""
 
     utilisation: float
-    """Busy processor time divided by all of it, 0 to 1."""
+    """BusyError processor time divided by all of it, 0 to 1."""
     watts: float
     """Above 0."""
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_sel.config.settings import Resolved
-from edge_sel.files import write_durably
+from edge_sel.files import cannot_write, read_regular, write_durably
+from edge_sel.runs.lock import hold_lock
 
 SCHEMA = 1
+LARGEST = 1 << 26
+"""Bytes of a file that is read at all."""
 TIE = 0.05
 """Candidates whose costs differ by less cost the same: short measurements tell no more."""
 REACH = 2
@@ -143,13 +146,18 @@ def write_tuning(path: Path, costs: Costs, here: Mapping[str, Any], meter: Mappi
     Raises:
         SetupError: the file cannot be written.
     """
-    known, _ = read_tuning(path, here, meter)
-    plans = {
-        plan: [{**candidate._asdict(), **cost._asdict()} for candidate, cost in told.items()]
-        for plan, told in {**(known or {}), **costs}.items()
-    }
-    body = {"schema": SCHEMA, "machine": dict(here), "meter": dict(meter), "plans": plans}
-    write_durably(path, (json.dumps(body, indent=1) + "\n").encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(path.with_name(f".{path.name}.lock"), wait=True):  # another tune may be adding its plans
+            known, _ = read_tuning(path, here, meter)
+            plans = {
+                plan: [{**candidate._asdict(), **cost._asdict()} for candidate, cost in told.items()]
+                for plan, told in {**(known or {}), **costs}.items()
+            }
+            body = {"schema": SCHEMA, "machine": dict(here), "meter": dict(meter), "plans": plans}
+            write_durably(path, (json.dumps(body, indent=1) + "\n").encode())
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def read_tuning(
@@ -160,7 +168,7 @@ def read_tuning(
     With ``meter``, only figures of that one are of use.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(read_regular(path, LARGEST))
         if body["schema"] != SCHEMA:
             return None, f"another edge-sel wrote it (schema {body['schema']!r}): {path}"
         found = {key: body["machine"].get(key) for key in here}

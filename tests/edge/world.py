@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import Pack
 from edge_sel.power import EnergyRecorder, MeterError, Reading, Source
 from edge_sel.power.battery import Supply
-from tests.edge.sessions import session, without_anchors
+from tests.edge.sessions import Killed, session, without_anchors
+
+SLICE_S = 0.1
 
 
 class World:
@@ -35,6 +37,8 @@ class World:
         self.supply = lambda: Supply(None, None)
         self.minute = lambda: 0
         self.lost_s = math.inf
+        self.cut_j = math.inf
+        self.background: Callable[[], object] = lambda: None
 
     def __call__(self) -> float:
         return self.now_s
@@ -43,6 +47,15 @@ class World:
         self.spend(seconds, 2.0)
 
     def spend(self, seconds: float, power_w: float = 10.0) -> None:
+        """Slice by slice, with what threads do in between; power is cut for good at ``cut_j``."""
+        while seconds > 0:
+            self._spend(min(seconds, SLICE_S), power_w)
+            seconds -= SLICE_S
+            if self.energy_j >= self.cut_j:
+                raise Killed
+            self.background()
+
+    def _spend(self, seconds: float, power_w: float) -> None:
         self.now_s += seconds
         self.energy_j += power_w * seconds
         steady_c = 25.0 + 10.0 * power_w
@@ -126,4 +139,14 @@ def governed(out: Path, world: World, *limits: Limit, **given: Any) -> dict[str,
     given = {"base": without_anchors(), **given}
     recorder = EnergyRecorder(world, world, background=False, temperature=lambda: world.temp_c, cpu_time=world)
     host = Host(clock=world, sleep=world.sleep, supply=world.supply, minute=world.minute)
-    return session(out, engine=Labouring(world), recorder=recorder, host=host, limits=limits, **given).run()
+    opened = session(out, engine=Labouring(world), recorder=recorder, host=host, limits=limits, **given)
+
+    def background() -> None:
+        recorder.refresh()
+        opened.book.tick()
+
+    world.background = background
+    try:
+        return opened.run()
+    finally:
+        world.background = lambda: None

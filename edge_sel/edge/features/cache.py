@@ -154,10 +154,12 @@ def open_features(
     settings: Settings,
     folder: Path,
     phase: EnterPhase,
+    outlive: bool = False,
 ) -> FeatureCache:
     """What the trainer of a plan is to be fed, from ``images`` and, if the model allows it, their mirror images.
 
-    Features are kept in memory or in a file in ``folder``, as ``open_store`` decides by the settings.
+    Features are kept in memory or in a file in ``folder``, as ``open_store`` decides by the settings;
+    with ``outlive`` rather in a file.
     """
     info, path = pack.prefix(plan), folder / FILE
     integers = {"int8": image_range(pack, images)} if precision == INT8 else {}
@@ -170,7 +172,7 @@ def open_features(
         store = open_store(
             path, copies(pack.manifest.model.flip) * len(images), info.shape,
             partial(_key, engine.name, pack, info, precision, weights, images),
-            memory_mb=settings.feature_cache_mb, disk_mb=settings.feature_cache_disk_mb,
+            memory_mb=settings.feature_cache_mb, disk_mb=settings.feature_cache_disk_mb, outlive=outlive,
         )  # fmt: skip
     return FeatureCache(pack, images, info, prefix, load, store, featured, phase)
 

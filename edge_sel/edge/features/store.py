@@ -17,9 +17,11 @@ from typing import Protocol
 
 import numpy as np
 
-from edge_sel.files import open_no_link
+from edge_sel.files import open_no_link, regular_size
 
 KEY_BYTES = 32
+MOST_COPIES = 4
+"""Records per row that are looked at: a damaged one is written again, but a longer file holds something else."""
 _ROW, _HASH = 8, 16
 _HEADER = _ROW + _HASH
 
@@ -135,7 +137,7 @@ class FileFeatureStore:
     def _find(self, count: int) -> int:
         """Note where the rows are; the end of the last whole record."""
         end = self._file.seek(0, 2)
-        whole = (end - KEY_BYTES) // self._bytes
+        whole = min((end - KEY_BYTES) // self._bytes, MOST_COPIES * count)
         for place in range(KEY_BYTES, KEY_BYTES + whole * self._bytes, self._bytes):
             self._file.seek(place)
             key = int.from_bytes(self._file.read(_ROW), "little")
@@ -155,7 +157,14 @@ class FileFeatureStore:
 
 
 def open_store(
-    path: Path, count: int, shape: tuple[int, ...], key: Callable[[], bytes], *, memory_mb: int, disk_mb: int
+    path: Path,
+    count: int,
+    shape: tuple[int, ...],
+    key: Callable[[], bytes],
+    *,
+    memory_mb: int,
+    disk_mb: int,
+    outlive: bool = False,
 ) -> FeatureStore | None:
     """A store in memory up to ``memory_mb``, else in a file up to ``disk_mb`` and half of the free disk, else none.
 
@@ -169,13 +178,15 @@ def open_store(
         key: gives ``KEY_BYTES`` bytes, a hash of all that the features depend on.
         memory_mb: most memory, in units of 2^20 bytes.
         disk_mb: most disk, likewise.
+        outlive: rather in a file, as this process is likely to be killed.
     """
     store: FeatureStore | None = None
     size = count * row_bytes(shape)
-    if size <= memory_mb * 2**20:
-        store = MemoryFeatureStore(count, shape)
-    elif size <= disk_mb * 2**20:
+    fits = size <= memory_mb * 2**20
+    if size <= disk_mb * 2**20 and (outlive or not fits):
         store = _file_store(path, count, shape, key())
+    if store is None and fits:
+        store = MemoryFeatureStore(count, shape)
     if not isinstance(store, FileFeatureStore):
         discard(path)
     return store
@@ -185,7 +196,7 @@ def _file_store(path: Path, count: int, shape: tuple[int, ...], key: bytes) -> F
     """A file, if it leaves half of the free disk alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.stat().st_size if path.exists() else 0
+        there = regular_size(path) if path.exists() else 0
         if count * row_bytes(shape) <= there + shutil.disk_usage(path.parent).free // 2:
             return FileFeatureStore(path, count, shape, key)
     except OSError:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edge_sel.edge.host import Listener
-from edge_sel.files import cannot_write, open_no_link, refuse_link, write_durably
+from edge_sel.files import cannot_write, open_no_link, refuse_link, regular_size
 from edge_sel.runs.tables import finite
+
+BLOCK = 1 << 20
 
 
 class EventLog:
@@ -38,7 +40,21 @@ class EventLog:
         """A power cut can leave half a line, which must not swallow the next one."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         refuse_link(self._path)
-        before = self._path.read_bytes() if self._path.exists() else b""
-        if not before.endswith(b"\n"):
-            write_durably(self._path, before[: before.rfind(b"\n") + 1])
+        if self._path.exists():
+            end = regular_size(self._path)
+            with self._path.open("r+b") as file:
+                whole = _end_of_lines(file, end)
+                if whole < end:
+                    file.truncate(whole)
         self._whole = True
+
+
+def _end_of_lines(file: BinaryIO, end: int) -> int:
+    """Where the last line that was written whole ends; looked for from the end, as logs grow."""
+    while end > 0:
+        start = file.seek(max(0, end - BLOCK))
+        at = file.read(end - start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0

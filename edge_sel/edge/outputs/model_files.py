@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Predict
 from edge_sel.errors import EdgeSelError
 from edge_sel.files import write_durably
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.pack.reader import Pack
+
+OUTPUTS = ("weights.safetensors", "model.onnx", "history.csv")
+"""What a run leaves for others to use."""
+CAN_BE_MADE_AGAIN = frozenset(OUTPUTS) - {"weights.safetensors"}
+"""From the weights, and from ``run.json``."""
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
@@ -21,6 +27,14 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray], classes: Sequen
 
     tensors = {name: np.ascontiguousarray(value) for name, value in weights.items()}
     write_durably(path, save(tensors, {"classes": json.dumps(list(classes))}))
+
+
+def read_weights(path: Path) -> Arrays:
+    """All weights of a file of ``write_weights``."""
+    from safetensors.numpy import load
+
+    weights: Arrays = load(path.read_bytes())
+    return weights
 
 
 def import_onnx() -> None:

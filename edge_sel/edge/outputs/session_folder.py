@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,28 @@ from edge_sel import __version__
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.energy import LOST, Spent, beyond
 from edge_sel.edge.outputs import model_files
+from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
+from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import write_history
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine
-from edge_sel.errors import UsageError
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.files import sha256_of
 from edge_sel.pack.reader import Pack
-from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from edge_sel.runs.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    read_checkpoints,
+    remove_temporary,
+    save_checkpoint,
+)
 from edge_sel.runs.flatten import flatten, unflatten
 from edge_sel.runs.identity import Identity, require_same
 from edge_sel.runs.tables import write_json
 
-FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors")
+FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", JOURNAL)
 """What a session leaves behind, beside its checkpoints."""
 
 MAY_CHANGE = {
@@ -33,6 +43,9 @@ MAY_CHANGE = {
 
 The engine is compared by the name of the one that runs, not by the setting.
 """
+
+Notice = tuple[str, dict[str, Any]]
+"""An event and its details."""
 
 TUNED = "tuned"
 """Key of an identity: what tuning gave the run. It is kept for those who resume, not compared: the values are."""
@@ -60,51 +73,61 @@ def tuned_at_start(out: Path) -> dict[str, Any] | None:
 
     A run keeps these settings to its end, whatever is measured meanwhile.
     """
-    try:
-        return dict(json.loads((out / "run.json").read_text(encoding="utf-8"))["identity"].get(TUNED, {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        loaded = load_checkpoint(out / "checkpoints")
-    return None if loaded is None else dict(loaded[2].get(TUNED, {}))
+    result, _ = read_result(out)
+    loaded = load_checkpoint(out / "checkpoints") if result is None else None
+    if result is None and loaded is None:
+        return None
+    identity = result["identity"] if result is not None else loaded[2] if loaded is not None else {}
+    tuned = identity.get(TUNED, {})
+    return dict(tuned) if isinstance(tuned, dict) else {}
+
+
+def refuse_used(out: Path) -> None:
+    """A folder that holds a run is for nobody else.
+
+    Raises:
+        UsageError: it does.
+    """
+    if any((out / name).exists() for name in FILES) or list_checkpoints(out / "checkpoints"):
+        raise UsageError("the folder holds a run already", where=out, fix="--resume, or another --out")
 
 
 def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
     """The result of the run that ended in ``out``; None if there is none, or a limit stopped it early.
 
+    What a power cut has left of a result does not matter where there is a checkpoint to go on from.
+
     Raises:
         UsageError: it is not the result of this run.
     """
-    path = out / "run.json"
-    if not path.exists():
+    result, damaged = read_result(out)
+    if damaged and load_checkpoint(out / "checkpoints") is None:
+        raise UsageError("not the result of a run of edge-sel", where=out / "run.json", fix="another --out")
+    if result is None:
         return None
-    try:
-        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found, stopped = dict(finished["identity"]), finished["stopped"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError("not the result of a run of edge-sel", where=path, fix="another --out") from error
-    require_same(found, identity, out, ignored=(TUNED,))
-    return finished if stopped == "done" else None
+    require_same(result["identity"], identity, out, ignored=(TUNED,))
+    return result if result["stopped"] == "done" else None
 
 
-def unfinished_run(out: Path, identity: Identity, *, resume: bool) -> Progress | None:
-    """The state to continue from; None if there is nothing here.
+def unfinished_run(out: Path, identity: Identity) -> Progress | None:
+    """The state to continue from: of the newest checkpoint that this version of edge-sel can read.
 
     Raises:
-        UsageError: there is, but it is not to be resumed, or it is another run's.
+        UsageError: there are checkpoints, but all are of another run or of another version.
     """
-    folder = out / "checkpoints"
-    used = any((out / name).exists() for name in FILES) or list_checkpoints(folder)
-    if used and not resume:
-        raise UsageError("the folder holds a run already", where=out, fix="--resume, or another --out")
-    loaded = load_checkpoint(folder) if resume else None
-    if loaded is None:
-        return None
-    tensors, scalars, found, path = loaded
-    require_same(found, identity, path, ignored=(TUNED,))
-    try:
-        return unflatten(Progress, tensors, scalars)
-    except (KeyError, TypeError) as error:
-        what = f"the checkpoint is of another version of edge-sel ({error} is missing)"
-        raise UsageError(what, where=path, fix="begin anew with another --out") from error
+    refused: UsageError | None = None
+    for tensors, scalars, found, path in read_checkpoints(out / "checkpoints"):
+        try:
+            require_same(found, identity, path, ignored=(TUNED,))
+            return unflatten(Progress, tensors, scalars)
+        except UsageError as error:
+            refused = refused or error
+        except (KeyError, TypeError) as error:
+            what = f"the checkpoint is of another version of edge-sel ({error} is missing)"
+            refused = refused or UsageError(what, where=path, fix="begin anew with another --out")
+    if refused is not None:
+        raise refused
+    return None
 
 
 class SessionFolder:
@@ -116,20 +139,96 @@ class SessionFolder:
         resume: whether a run that is there may be continued.
 
     Attributes:
+        earlier: what earlier processes left.
         finished: the result of the run, if it has come to its end.
+        broken: of a finished run's files those that are to be written again.
         found: where to continue; None if there is nothing to continue from.
-        damaged: there are checkpoints, and none of them can be read.
+        notices: events to tell, with their details.
 
     Raises:
         UsageError: the folder holds another run, or one that is not to be continued.
+        SetupError: files of the finished run are damaged, and nothing is left to restore them from.
     """
 
     def __init__(self, path: Path, identity: Identity, *, resume: bool) -> None:
         self.path, self._identity = path, identity
-        self.finished = finished_run(path, identity) if resume else None
-        self.found = None if self.finished else unfinished_run(path, identity, resume=resume)
-        checkpoints = list_checkpoints(path / "checkpoints")
-        self.damaged = self.finished is None and self.found is None and bool(checkpoints)
+        self.earlier, self.finished, self.found = Earlier(), None, None
+        self.broken: list[str] = []
+        self.notices: list[Notice] = []
+        if not resume:
+            refuse_used(path)
+            return
+        self.earlier = look_into(path)
+        self.finished = finished_run(path, identity)
+        self.broken = [] if self.finished is None else damaged_outputs(path, self.finished)
+        if self.finished is None or not model_files.CAN_BE_MADE_AGAIN.issuperset(self.broken):
+            self.finished, self.found = None, unfinished_run(path, identity)
+            self._notice(bool(list_checkpoints(path / "checkpoints")))
+
+    def _notice(self, checkpoints: bool) -> None:
+        if self.broken and self.found is None:
+            names = " and ".join(self.broken)
+            raise SetupError(
+                f"{names} of the finished run: missing or damaged, and no checkpoint is left to restore from",
+                where=self.path,
+                fix="begin anew with another --out",
+            )
+        if self.broken:
+            self.notices.append(("outputs_damaged", {"files": self.broken}))
+        if self.earlier.result_damaged:
+            self.notices.append(("outputs_damaged", {"files": ["run.json"]}))
+        if self.earlier.journal_damaged:
+            self.notices.append(("journal_damaged", {"file": JOURNAL}))
+        if self.found is None and checkpoints:
+            self.notices.append(("checkpoints_damaged", {}))
+
+    def spent_before(self, booked: Spent, opening: Spent | None) -> Spent:
+        """What earlier processes of the run have spent, and this one to open it again; ``booked`` by its checkpoint."""
+        if not self.earlier.began or self.finished is not None:
+            return booked
+        more = Spent() if self.earlier.told is None else beyond(self.earlier.told, booked)
+        undone = not self.earlier.ended or self.found is None or bool(self.broken)
+        # Of a process that ended in order, the checkpoint lacks what it took to write it.
+        spent = booked.plus_phase(LOST if undone else "checkpoint", more) if more.seconds else booked
+        if opening is not None:
+            spent = spent.plus_phase(LOST, opening)
+        before, now = (s.phases.get(LOST, {"total_j": 0.0, "seconds": 0.0}) for s in (booked, spent))
+        if now != before:
+            details = {"energy_j": now["total_j"], "seconds": now["seconds"], "cut": not self.earlier.ended}
+            self.notices.append(("lost", details))
+        return spent
+
+    def begin(self, emit: EventLog) -> None:
+        """Tell what was found, and remove what writes that were cut off have left behind."""
+        for name in FILES:
+            with suppress(OSError):
+                (self.path / f".{name}.tmp").unlink(missing_ok=True)
+        remove_temporary(self.path / "checkpoints")
+        for event, details in self.notices:
+            emit(event, **details)
+
+    def restored(
+        self, result: dict[str, Any], pack: Pack, engine: Engine, classes: tuple[str, ...], emit: EventLog
+    ) -> dict[str, Any]:
+        """The result of a finished run, once those of its files are written again that are gone or damaged."""
+        if not self.broken:
+            return result
+        if "history.csv" in self.broken:
+            write_history(self.path / "history.csv", result["epochs"], classes)
+        if "model.onnx" in self.broken:
+            weights = model_files.read_weights(self.path / "weights.safetensors")
+            model_files.write_model(self.path / "model.onnx", pack, weights, classes)
+            model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
+        if damaged_outputs(self.path, result):  # another version of a library writes other bytes
+            result = {**result, "outputs": self.digests()}
+            self.write_summary(result)
+        emit("restored", files=self.broken)
+        return result
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of the files that a run leaves for others."""
+        found = {name: sha256_of(self.path / name) for name in model_files.OUTPUTS}
+        return {name: digest for name, digest in found.items() if digest is not None}
 
     def save(self, progress: Progress) -> str:
         """Write a checkpoint; its name."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.energy import LOST, Spent
 from edge_sel.edge.progress import Progress
 from edge_sel.pack.reader import Pack
 from edge_sel.power.figure import EnergyFigure, RecorderCost
@@ -96,16 +97,24 @@ def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -
     }
 
 
-def _energy_block(progress: Progress, figure: EnergyFigure, cost: RecorderCost) -> dict[str, Any]:
-    """Joules of the whole run with their source."""
-    spent = progress.run_spent
+def spent_block(spent: Spent) -> dict[str, Any]:
+    """Joules of the whole run with their source; ``lost_j`` of them, in ``lost_s``, went into work that was cut off."""
+    lost = spent.phases.get(LOST, {"total_j": 0.0, "seconds": 0.0})
     return {
         "total_j": spent.total_j,
         "net_j": spent.net_j,
+        "lost_j": lost["total_j"],
+        "lost_s": lost["seconds"],
         "source": spent.source,
-        "meter": figure.meter,
         "uncertainty_j": spent.uncertainty_j,
         "phases": spent.phases,
+    }
+
+
+def _energy_block(progress: Progress, figure: EnergyFigure, cost: RecorderCost) -> dict[str, Any]:
+    return {
+        **spent_block(progress.run_spent),
+        "meter": figure.meter,
         "idle_w": figure.idle_w,
         "why": figure.why,
         "recorder": cost.to_json(),

@@ -41,6 +41,7 @@ class StageInputs:
         folder: of the run; features may be kept there.
         cpu_time: processor seconds of this process.
         phase: tells the energy recorder what the joules are spent on.
+        outlive: whether features should outlive this process, which is likely to be killed.
     """
 
     pack: Pack
@@ -51,6 +52,7 @@ class StageInputs:
     folder: Path
     cpu_time: Callable[[], float]
     phase: EnterPhase
+    outlive: bool = False
 
 
 class PrecisionChosen(NamedTuple):
@@ -157,6 +159,7 @@ class TrainingStage(ABC):
         features = open_features(
             inputs.engine, inputs.pack, plan, self._start, inputs.images, precision=precision.name,
             featured=state.featured, settings=inputs.settings, folder=inputs.folder, phase=inputs.phase,
+            outlive=inputs.outlive,
         )  # fmt: skip
         return precision, features
 

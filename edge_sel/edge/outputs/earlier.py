@@ -1,0 +1,138 @@
+"""What earlier processes of a run left in its folder, as far as it can be read without the images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_sel.edge.energy import LOST, Spent, beyond
+from edge_sel.edge.outputs.summary import spent_block
+from edge_sel.errors import BudgetSpentError
+from edge_sel.files import read_regular, sha256_of
+from edge_sel.runs.checkpoint import load_checkpoint
+from edge_sel.runs.flatten import unflatten
+from edge_sel.runs.journal import read_journal
+from edge_sel.units import format_energy
+
+JOURNAL = "journal.jsonl"
+LARGEST_RESULT = 1 << 28
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the folder of a run tells.
+
+    Attributes:
+        result: what ``run.json`` holds; None without one, or if it is not a result.
+        result_damaged: there is a ``run.json``, but no result in it.
+        told: the last line of the journal.
+        journal_damaged: it was damaged elsewhere than at its end.
+        booked: by the newest checkpoint; None without one.
+        forecast: what the governor expected last.
+    """
+
+    result: dict[str, Any] | None = None
+    result_damaged: bool = False
+    told: dict[str, Any] | None = None
+    journal_damaged: bool = False
+    booked: Spent | None = None
+    forecast: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def began(self) -> bool:
+        """Whether there is anything to go on from, or to count."""
+        return self.booked is not None or self.told is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last process came to an end of its own, with nothing lost."""
+        return self.told is None or self.told["at"] == "end"
+
+    def cuts(self, every_s: float) -> int:
+        """How many processes in a row were cut; one that ran for ``every_s`` is a new beginning."""
+        if self.told is None or self.ended:
+            return 0
+        return 1 + (0 if self.told["up_s"] >= every_s else int(self.told["cuts"]))
+
+    def spent(self) -> Spent:
+        """Of the run so far."""
+        booked = self.booked or Spent()
+        return booked if self.told is None else booked.plus_phase(LOST, beyond(self.told, booked))
+
+
+def look_into(out: Path) -> Earlier:
+    """Read result, journal and checkpoint, whatever state they are in."""
+    result, result_damaged = read_result(out)
+    told, journal_damaged = read_journal(out / JOURNAL)
+    if told is not None and not _is_ours(told):
+        told, journal_damaged = None, True
+    loaded, booked, forecast = load_checkpoint(out / "checkpoints"), None, {}
+    if loaded is not None:
+        scalars, start = loaded[1], "run_spent/"
+        try:
+            inner = {name.removeprefix(start): value for name, value in scalars.items() if name.startswith(start)}
+            booked, forecast = unflatten(Spent, {}, inner), dict(scalars["forecast"])
+        except (KeyError, TypeError, ValueError):  # another version's: told when the run is continued
+            pass
+    if told is not None:  # it knows the steps since the checkpoint, too
+        forecast |= {name: value for name, value in told["forecast"].items() if value}
+    return Earlier(result, result_damaged, told, journal_damaged, booked, forecast)
+
+
+def read_result(out: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The result of the run in ``out``; and whether there is something else in its place."""
+    path = out / "run.json"
+    try:
+        result = dict(json.loads(read_regular(path, LARGEST_RESULT)))
+        dict(result["identity"]), result["stopped"]
+    except FileNotFoundError:
+        return None, False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None, True
+    return result, False
+
+
+def damaged_outputs(out: Path, result: Mapping[str, Any]) -> list[str]:
+    """Names of the files of a result that are not as they were written."""
+    outputs = result.get("outputs") or {}
+    return [name for name, digest in outputs.items() if sha256_of(out / name) != digest]
+
+
+def exhausted(earlier: Earlier, out: Path, budget_j: float | None) -> dict[str, Any] | None:
+    """The result of a run whose budget leaves no joule for another step; None if it may go on.
+
+    Raises:
+        BudgetSpentError: not even what ends a run in order can be paid.
+    """
+    spent, result = earlier.spent(), earlier.result
+    if budget_j is None or not earlier.began or spent.total_j is None:
+        return None
+    closing_j, step_j = (earlier.forecast.get(key) or 0.0 for key in ("closing_j", "step_j"))
+    if result is None:
+        if spent.total_j + closing_j > budget_j:
+            end = f" and the end takes {format_energy(closing_j)}" if closing_j else ""
+            raise BudgetSpentError(
+                f"the energy budget is used up, {format_energy(spent.total_j)} of {format_energy(budget_j)} spent{end}",
+                where=out,
+                fix="--resume with a larger --energy-budget",
+            )
+        return None
+    if result["stopped"] == "done" or damaged_outputs(out, result):
+        return None
+    if budget_j - spent.total_j - closing_j > step_j:
+        return None
+    energy = {**result.get("energy", {}), **spent_block(spent)}
+    return {**result, "stopped": "budget", "energy": energy, "time_s": spent.seconds}
+
+
+def _is_ours(told: Mapping[str, Any]) -> bool:
+    try:
+        beyond(told, Spent())
+        float(told["up_s"])
+        {name: float(value) for name, value in told["forecast"].items() if value}
+        return isinstance(told["at"], str) and int(told["cuts"]) >= 0
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -35,7 +36,7 @@ class OrtEngine:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # its one big block doubles the peak memory and saves no time
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; told once is enough
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
@@ -69,7 +70,8 @@ class OrtEngine:
         session = self.session(pack.graph(file), constants)
 
         def prefix(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place
-            features: np.ndarray = session.run(["features"], {"x": images})[0]
+            with _memory_told():
+                features: np.ndarray = session.run(["features"], {"x": images})[0]
             return features
 
         return prefix
@@ -81,10 +83,22 @@ class OrtEngine:
         feeds = {name: np.ascontiguousarray(weights[name]) for name in head}
 
         def predict(images: np.ndarray) -> np.ndarray:
-            logits: np.ndarray = session.run(["logits"], {"x": images, **feeds})[0]
+            with _memory_told():
+                logits: np.ndarray = session.run(["logits"], {"x": images, **feeds})[0]
             return logits
 
         return predict
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Raise MemoryError where onnxruntime has found no room; it raises bare pybind exceptions of its own."""
+    try:
+        yield
+    except Exception as error:
+        if any(words in str(error) for words in ("Failed to allocate memory", "bad_alloc", "AllocateBuffer")):
+            raise MemoryError from error
+        raise
 
 
 @cache
@@ -149,7 +163,8 @@ class OrtTrainer:
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
             binding.bind_output(name)
-        self._train.run_with_iobinding(binding)
+        with _memory_told():
+            self._train.run_with_iobinding(binding)
         outputs = binding.get_outputs()[-len(self._free_outputs) :]
         return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}
 
@@ -170,7 +185,8 @@ class OrtTrainer:
         current = {n: self._buffers[0][n] for n in self._changing} | self._fixed
         names = {i.name for i in self._score.get_inputs()}
         feeds = {"x": images, "labels": labels} | {n: v for n, v in current.items() if n in names}
-        losses, logits = self._score.run(["loss", "logits"], feeds)
+        with _memory_told():
+            losses, logits = self._score.run(["loss", "logits"], feeds)
         return Scores(losses, logits)
 
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:

@@ -12,8 +12,37 @@ EdgeSelError              exit 1
 
 from __future__ import annotations
 
+import unicodedata
+
 EXIT_STOPPED_RESUMABLE = 75
 EXIT_INTERRUPTED = 130
+
+
+_LONGEST = 600
+"""Characters of one word: more than a path that a person would give."""
+
+
+def escaped(text: str) -> str:
+    """The text, with escapes in place of control characters, of those that turn the line round, and of half pairs.
+
+    Names come from files that anybody may have made; printed as they are, they could drive the terminal.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(repr(sign)[1:-1] if _drives(sign) else sign for sign in text)
+
+
+def _drives(sign: str) -> bool:
+    return sign in _TURNING or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
+
+
+_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+
+
+def on_one_line(text: str) -> str:
+    """The text as one line that can be printed; words too long to be read are cut in their middle."""
+    words = (escaped(word) for word in text.split())
+    return " ".join(w if len(w) <= _LONGEST else f"{w[:300]}…{w[-100:]}" for w in words)
 
 
 class EdgeSelError(Exception):
@@ -25,9 +54,8 @@ class EdgeSelError(Exception):
         self.what = what
         self.where = None if where is None else str(where)
         self.fix = fix
-        line = what if where is None else f"{what}: {where}"
-        words = " ".join((line if fix is None else f"{line} ({fix})").split())
-        super().__init__("".join(c if c.isprintable() else "?" for c in words))  # it may name what came from outside
+        line = what if self.where is None else f"{what}: {escaped(self.where)}"
+        super().__init__(on_one_line(line if fix is None else f"{line} ({fix})"))
 
 
 class BudgetSpentError(EdgeSelError):

@@ -23,6 +23,8 @@ def write_durably(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "a device or a pipe, not a file")  # root would replace it
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_link(path)
         with open_no_link(temporary, "wb") as file:

@@ -86,7 +86,7 @@ def test_metadata(wheel):
     told = message_from_string(metadata)
     assert told["Version"] == edge_sel.__version__ and told["License-Expression"] == "MIT"
     assert told["Requires-Python"] == ">=3.10" and told.get_payload().strip()
-    assert "edge-sel = edge_sel.cli.main:main" in scripts
+    assert "edge-sel = edge_sel.__main__:main" in scripts
     needed = [line for line in told.get_all("Requires-Dist") if "extra ==" not in line]
     assert {"numpy", "onnxruntime", "click", "pillow"} <= {line.partition(">")[0].strip() for line in needed}
     assert not any(name in line for line in needed for name in ("torch", "pandas", "matplotlib", "scikit"))

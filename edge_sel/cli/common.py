@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge_sel.config.schema import schema_of
-from edge_sel.config.settings import Settings
+from edge_sel.config.schema import schema_of, shown
+from edge_sel.config.settings import MAX_SEED, Settings
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.files import open_no_link
 
@@ -27,6 +28,50 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 profile_option = click.option(
     "--profile", help="Device profile: one of `edge-sel profiles`, or a .toml file. [default: detected]"
 )
+
+
+class GivenPath(click.Path):
+    """A path that is not empty: an empty one, as of a variable that is not set, would mean the working directory."""
+
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(path_type=Path, **limits)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or an error."""
+        if value == "":
+            self.fail("it is empty: name a file or a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers within limits; neither infinity nor what is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or an error."""
+        number = super().convert(value, param, ctx)
+        if number is not None and not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class _Pixels(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
+    name = "25M"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        spec = schema_of(Settings)["max_pixels"]
+        try:
+            return int(spec.read(value, text=True))
+        except (ValueError, OverflowError):
+            self.fail(f"{shown(value)} must be {spec.allowed()}", param, ctx)
+
+
+max_pixels_option = click.option(
+    "--max-pixels", default=Settings.max_pixels, show_default=True, type=_Pixels(),
+    help="Largest image to decode; larger ones are skipped.",
+)  # fmt: skip
+SEED = click.IntRange(0, MAX_SEED)
+LONGEST_S = 3600.0
+"""Seconds; longer measuring is a slip of the keyboard."""
 
 _UNIT = re.compile("_[jwcs]$")
 """A key is in its unit; a flag is given with one."""
@@ -62,7 +107,7 @@ def open_profile(asked: str | None) -> Profile:
     """The device profile that was asked for, or the one that fits this machine."""
     from edge_sel.config.profiles import detect_profile, load_profile
 
-    return load_profile(asked or detect_profile())
+    return load_profile(detect_profile() if asked is None else asked)
 
 
 def open_pack_or_builtin(path: Path | None) -> Pack:
@@ -73,9 +118,7 @@ def open_pack_or_builtin(path: Path | None) -> Pack:
     return builtin_pack() if path is None else open_pack(path)
 
 
-def load_images(
-    pack: Pack, data: Path | None, test: Path | None, new_classes: Literal["strict", "extend"]
-) -> RunImages:
+def load_images(pack: Pack, data: Path | None, test: Path | None, settings: Settings) -> RunImages:
     """The device's images and the test images, if there are any; without ``data`` the built-in digits."""
     from edge_sel.data.folder import load_folder
     from edge_sel.edge.open import RunImages
@@ -90,9 +133,12 @@ def load_images(
         if test is None:
             tested = apply_shift("field_camera", load_digits("test"), seed=0)
     else:
-        images = load_folder(data, model.image_size, classes=model.classes, new_classes=new_classes)
+        images = load_folder(
+            data, model.image_size, classes=model.classes, new_classes=settings.new_classes,
+            max_pixels=settings.max_pixels,
+        )  # fmt: skip
     if test is not None:
-        tested = load_folder(test, model.image_size, classes=images.classes)
+        tested = load_folder(test, model.image_size, classes=images.classes, max_pixels=settings.max_pixels)
     source = "built-in handwritten digits, re-lit as by a field camera" if data is None else str(data)
     return RunImages(images, tested, source)
 
@@ -131,5 +177,7 @@ def prepare_out(out: Path) -> None:
 
 
 def echo_json(content: Mapping[str, Any]) -> None:
-    """One JSON object, and nothing else, on stdout."""
-    click.echo(json.dumps(content))
+    """One JSON object, and nothing else, on stdout; what is no number is null."""
+    from edge_sel.runs.tables import finite
+
+    click.echo(json.dumps(finite(dict(content))))

@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option
-from edge_sel.errors import BadInputError
+from edge_sel.cli.common import GivenPath, echo_json, json_option, max_pixels_option
+from edge_sel.config.profiles import MAX_THREADS
+from edge_sel.errors import BadInputError, escaped
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @click.command()
-@click.argument("pack", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Labelled images: DIR/<class>/*.jpg.")
-@click.option("--weights", type=click.Path(path_type=Path), help="weights.safetensors of a run, instead of the pack's.")
+@click.argument("pack", type=GivenPath())
+@click.option("--data", required=True, type=GivenPath(), help="Labelled images: DIR/<class>/*.jpg.")
+@click.option("--weights", type=GivenPath(), help="weights.safetensors of a run, instead of the pack's.")
 @click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "torch"]))
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="0 for all.")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0, MAX_THREADS), help="0 for all.")
+@max_pixels_option
 @json_option
-def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: int, as_json: bool) -> None:
+def command(
+    pack: Path, data: Path, weights: Path | None, engine: str, threads: int, max_pixels: int, as_json: bool
+) -> None:
     """Accuracy and embarrassment (per-class loss at temperature 1.5) of PACK on a folder of images."""
     from edge_sel.data.folder import load_folder
     from edge_sel.edge.evaluate import evaluate
@@ -36,7 +40,7 @@ def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: 
     classes, values = model.classes, opened.weights()
     if weights is not None:
         classes, values = _read_weights(weights, values, classes)
-    images = load_folder(data, model.image_size, classes=classes)
+    images = load_folder(data, model.image_size, classes=classes, max_pixels=max_pixels)
     result = evaluate(choose_engine(engine, threads).predictor(opened, values), images, model)
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
@@ -46,7 +50,7 @@ def command(pack: Path, data: Path, weights: Path | None, engine: str, threads: 
     click.echo(f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}")
     for name, figures in result.to_json(classes)["classes"].items():
         click.echo(
-            f"  {name:20} {100 * figures['accuracy']:6.1f} %   E {figures['embarrassment']:.3f}"
+            f"  {escaped(name):20} {100 * figures['accuracy']:6.1f} %   E {figures['embarrassment']:.3f}"
             f"   C {figures['confidence']:.3f}"
         )
     if images.skipped:

@@ -6,28 +6,29 @@ from pathlib import Path
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option, require_server_extra
-from edge_sel.errors import UsageError
+from edge_sel.cli.common import SEED, GivenPath, echo_json, json_option, max_pixels_option, require_server_extra
+from edge_sel.errors import UsageError, escaped
 
 
 @click.command()
-@click.argument("pack", type=click.Path(path_type=Path))
-@click.argument("signature", type=click.Path(path_type=Path))
+@click.argument("pack", type=GivenPath())
+@click.argument("signature", type=GivenPath())
 @click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     help="The server's own labelled images, of the pack's classes: what the pack was trained on.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Expert to write (.safetensors).")
+@click.option("--out", required=True, type=GivenPath(), help="Expert to write (.safetensors).")
 @click.option("--epochs", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--limit-per-class", type=click.IntRange(1), help="Use only N images of each class.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+@max_pixels_option
 @json_option
 def command(
     pack: Path, signature: Path, data: Path, out: Path, epochs: int, limit_per_class: int | None, seed: int,
-    device: str, as_json: bool,
+    device: str, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train PACK for the device that SIGNATURE is from, on the server's own images.
 
@@ -51,7 +52,9 @@ def command(
     if wanted.size != model.image_size:
         raise UsageError("the signature is of images of another size than the pack's", where=signature,
                          fix="take it again with this pack")  # fmt: skip
-    images = load_folder(data, model.image_size, classes=model.classes, limit_per_class=limit_per_class)
+    images = load_folder(
+        data, model.image_size, classes=model.classes, limit_per_class=limit_per_class, max_pixels=max_pixels
+    )
     require_trainable(images, 1, where=data)
     place = fit_place(wanted, images, seed, note)
     weights = train_expert(opened, images, place, epochs=epochs, seed=seed, device=device, note=note)
@@ -59,4 +62,4 @@ def command(
     if as_json:
         echo_json({"schema": 1, "expert": str(out), "images": len(images), "bytes": out.stat().st_size})
     else:
-        click.echo(f"wrote {out}: trained on {len(images)} images, {out.stat().st_size / 1e6:.1f} MB")
+        click.echo(f"wrote {escaped(str(out))}: trained on {len(images)} images, {out.stat().st_size / 1e6:.1f} MB")

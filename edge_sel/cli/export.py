@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option, require_server_extra
-from edge_sel.errors import DataError
+from edge_sel.cli.common import (
+    SEED,
+    FiniteRange,
+    GivenPath,
+    echo_json,
+    json_option,
+    max_pixels_option,
+    require_server_extra,
+)
+from edge_sel.errors import DataError, escaped
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.data.dataset import ImageSet
@@ -25,17 +33,17 @@ LEAST_UNSEEN = 200
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=GivenPath())
 @click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     help="Image folder of clean images with the checkpoint's classes, for calibration.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=GivenPath(),
     help="Pack to write: a folder, or one file if it ends in .edgepack.",
 )
 @click.option(
@@ -43,7 +51,7 @@ LEAST_UNSEEN = 200
     help="Comma-separated, also with a budget of channels such as last2-c50. [default: all; c25, c50 of last and full]",
 )
 @click.option("--optimizer", default="sgd", show_default=True, type=click.Choice(["adam", "sgd"]))
-@click.option("--gamma-percentile", default=40.0, show_default=True, type=click.FloatRange(0, 100))
+@click.option("--gamma-percentile", default=40.0, show_default=True, type=FiniteRange(0, 100))
 @click.option(
     "--limit-per-class",
     type=click.IntRange(1),
@@ -58,11 +66,12 @@ LEAST_UNSEEN = 200
     show_default=True,
     help="Simulated field conditions in which to try what each stage of training gains; a device decides by that.",
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=SEED)
+@max_pixels_option
 @json_option
 def command(
     checkpoint: Path, data: Path, out: Path, plans: str | None, optimizer: str, gamma_percentile: float,
-    limit_per_class: int, rehearsals: int, seed: int, as_json: bool,
+    limit_per_class: int, rehearsals: int, seed: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a warmup CHECKPOINT into a pack that a device can fine-tune without torch."""
     require_server_extra("export")
@@ -80,12 +89,14 @@ def command(
         click.echo(line, err=True)
 
     _, info = load(checkpoint)
-    images = load_folder(data, info.image_size, classes=info.classes, limit_per_class=limit_per_class)
+    images = load_folder(
+        data, info.image_size, classes=info.classes, limit_per_class=limit_per_class, max_pixels=max_pixels
+    )
 
     def measure_gains(pack: Pack) -> tuple[GainRow, ...]:
         if not rehearsals:
             return ()
-        rng, unseen = np.random.default_rng(seed), load_unseen(data, info)
+        rng, unseen = np.random.default_rng(seed), load_unseen(data, info, max_pixels)
         held = set() if unseen is None else set(unseen.ids)
         others = np.array([row for row, name in enumerate(images.ids) if name not in held], np.int64)
         if not len(others):  # the folder holds nothing else
@@ -116,17 +127,19 @@ def command(
             f"  differs from torch by {difference:.0e}"
         )
     size = sum(f.bytes for f in manifest.files.values())
-    click.echo(f"wrote {out}: {len(manifest.plans)} plans, {size / 1e6:.1f} MB, γ = {manifest.calibration.gamma:.2e}")
+    gamma = manifest.calibration.gamma
+    click.echo(f"wrote {escaped(str(out))}: {len(manifest.plans)} plans, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
 
 
-def load_unseen(data: Path, info: WarmupInfo) -> ImageSet | None:
+def load_unseen(data: Path, info: WarmupInfo, max_pixels: int) -> ImageSet | None:
     """The images that pretraining held out, if there are enough of them in the folder."""
     from edge_sel.data.folder import load_folder
 
     if len(info.held_out) < LEAST_UNSEEN:
         return None
     try:
-        found = load_folder(data, info.image_size, classes=info.classes, only=set(info.held_out))
+        found = load_folder(data, info.image_size, classes=info.classes, only=set(info.held_out),
+                            max_pixels=max_pixels)  # fmt: skip
     except DataError:  # none is there
         return None
     return found if len(found) >= LEAST_UNSEEN else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_sel.cli.common import (
+    GivenPath,
     check_images,
     echo_json,
     json_option,
@@ -30,18 +31,18 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
 
 
 @click.command()
-@click.argument("pack", required=False, type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="This device's labelled images: DIR/<class>/*.jpg.")
-@click.option("--test", type=click.Path(path_type=Path), help="Images that only the before/after figures look at.")
-@click.option("--expert", type=click.Path(path_type=Path), help="Begin with these weights of `edge-sel expert`.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of this run. [default: runs/DATE-TIME]")
+@click.argument("pack", required=False, type=GivenPath())
+@click.option("--data", type=GivenPath(), help="This device's labelled images: DIR/<class>/*.jpg.")
+@click.option("--test", type=GivenPath(), help="Images that only the before/after figures look at.")
+@click.option("--expert", type=GivenPath(), help="Begin with these weights of `edge-sel expert`.")
+@click.option("--out", type=GivenPath(), help="Folder of this run. [default: runs/DATE-TIME]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out if there is one; start it otherwise.")
 @profile_option
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings below.")
+@click.option("--config", type=GivenPath(), help="TOML file with any of the settings below.")
 @click.option(
     "--metrics-file",
     "metrics",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=GivenPath(dir_okay=False),
     help="Keep the live run's figures in this OpenMetrics text file.",
 )
 @json_option
@@ -84,7 +85,7 @@ def command(
                 resolved,
                 device,
                 folder,
-                read_images=lambda: load_images(opened, data, test, settings.new_classes),
+                read_images=lambda: load_images(opened, data, test, settings),
                 make_engine=partial(choose_engine, settings.engine, settings.threads, spinning=settings.spinning),
                 should_stop=stop,
                 listener=console,

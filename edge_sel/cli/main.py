@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from typing import Any
 
 import click
 
 from edge_sel import __version__
-from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, UsageError
+from edge_sel.cli.streams import lost_output, protect_streams
+from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, SetupError, UsageError, on_one_line
 
 COMMANDS = {
     "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),
@@ -34,6 +36,11 @@ COMMANDS = {
     "doctor": ("edge_sel.cli.doctor", "What meters, sensors and engines work here, and how to mend them."),
     "measure": ("edge_sel.cli.measure", "Joules, watts, degrees and CPU time of any command."),
 }
+
+
+_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+_NO_ROOM = ("failed to map segment", "annot allocate memory")
+_LESS_MEMORY = "take a smaller --batch-size or --max-pixels where there is one, or end other programs"
 
 
 class LazyGroup(click.Group):
@@ -73,19 +80,32 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and its own exit status."""
+    protect_streams()
     try:
         status = cli.main(standalone_mode=False)
     except EdgeSelError as error:
-        click.echo(f"edge-sel: {error}", err=True)
+        tell(str(error))
         status = error.exit_code
     except click.ClickException as error:
         message = error.format_message()
-        if "\n" in message:  # the help of a group that was called without a command
+        if isinstance(error, _HELP):  # of a group that was called without a command
             error.show()
         else:
-            click.echo(f"edge-sel: {message}", err=True)
+            tell(message)
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("edge-sel: interrupted", err=True)
+        tell("interrupted")
         status = EXIT_INTERRUPTED
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and not any(words in str(error) for words in _NO_ROOM):
+            raise
+        tell(str(SetupError("out of memory", fix=_LESS_MEMORY)))
+        status = SetupError.exit_code
+    if lost := lost_output():
+        tell(f"stdout is incomplete ({lost})")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def tell(message: str) -> None:
+    """One line on stderr."""
+    click.echo(f"edge-sel: {on_one_line(message)}", err=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
-from edge_sel.cli.common import echo_json, open_profile, profile_option
-from edge_sel.errors import UsageError
+from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, open_profile, profile_option
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -21,7 +18,7 @@ from edge_sel.errors import UsageError
     "idle_s",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=FiniteRange(0, LONGEST_S),
     help="Seconds to measure idle power before, with a meter that measures.",
 )
 @click.option(
@@ -29,7 +26,8 @@ from edge_sel.errors import UsageError
 )
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
 def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words: tuple[str, ...]) -> int:
-    """Run COMMAND, then report its energy. The exit status is the command's."""
+    """Run COMMAND, then report its energy. The exit status is the command's; 127: not found, 126: no program."""
+    from edge_sel.cli.child import run_child
     from edge_sel.power.find import find_meter, find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
 
@@ -38,7 +36,7 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
     with EnergyRecorder(found, profile=device, temperature=find_thermometer()) as recorder:
         recorder.measure_idle(idle_s)
         window = recorder.start_window("command")
-        status, cpu_s = run(words, stdout=sys.stderr if as_json else None)
+        status, cpu_s = run_child(words, stdout=sys.stderr if as_json else None)
         figure = recorder.end_window(window)
     energy = figure.to_json()
     if figure.source == "modelled":  # the model knows this process only; the command is its child
@@ -56,36 +54,6 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
     else:
         print_measurement(result, [probe.why for probe in probes if not probe.usable])
     return status
-
-
-def run(words: tuple[str, ...], stdout: TextIO | None) -> tuple[int, float]:
-    """Exit status (128 + N after signal N) and CPU seconds of a command and its children.
-
-    Raises:
-        UsageError: the command cannot be started.
-    """
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    held = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command itself; we stay to report
-    try:
-        child = subprocess.Popen(words, stdout=stdout, preexec_fn=_default_interrupt)
-        terminate = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        try:
-            code = child.wait()
-        finally:
-            signal.signal(signal.SIGTERM, terminate)
-    except OSError as error:
-        raise UsageError(f"cannot start the command ({error.strerror})", where=words[0]) from error
-    finally:
-        signal.signal(signal.SIGINT, held)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return (code if code >= 0 else 128 - code), cpu_s
-
-
-def _default_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:

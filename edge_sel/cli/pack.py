@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from edge_sel.cli.common import echo_json
+from edge_sel.cli.common import GivenPath, echo_json
+from edge_sel.errors import escaped
 
 
 @click.group()
@@ -16,7 +17,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("pack", type=click.Path(path_type=Path))
+@click.argument("pack", type=GivenPath())
 @click.option("--json", "as_json", is_flag=True, help="The whole manifest as one JSON object on stdout.")
 def inspect(pack: Path, as_json: bool) -> None:
     """What PACK holds: model, classes, plans and what each costs."""
@@ -29,23 +30,25 @@ def inspect(pack: Path, as_json: bool) -> None:
     model, calibration = manifest.model, manifest.calibration
     height, width = model.image_size
     click.echo(
-        f"{model.name}: {model.parameters:,} parameters, {width}×{height} pixels, optimizer {manifest.optimizer}"
+        f"{escaped(model.name)}: {model.parameters:,} parameters, {width}×{height} pixels, "
+        f"optimizer {manifest.optimizer}"
     )
-    click.echo(f"classes ({len(model.classes)}): {', '.join(model.classes)}")
+    click.echo(f"classes ({len(model.classes)}): {', '.join(map(escaped, model.classes))}")
     click.echo(
         f"calibrated on {calibration.images} images: accuracy {100 * calibration.accuracy:.1f} %, "
         f"γ {calibration.gamma:.2e} (p{calibration.gamma_percentile:g})"
     )
     for plan in manifest.plans.values():
         click.echo(
-            f"  {plan.name:10} {len(plan.trainable):3} tensors trained, {plan.flops_train / 1e6:9.1f} MFLOP per image"
+            f"  {escaped(plan.name):10} {len(plan.trainable):3} tensors trained, "
+            f"{plan.flops_train / 1e6:9.1f} MFLOP per image"
             f" and step, forward {plan.flops_forward / 1e6:.1f}"
             + (f", frozen backbone once {manifest.prefixes[plan.prefix].flops / 1e6:.1f}" if plan.prefix else "")
         )
 
 
 @command.command()
-@click.argument("pack", type=click.Path(path_type=Path))
+@click.argument("pack", type=GivenPath())
 def verify(pack: Path) -> None:
     """Check PACK against its description, then load and run every graph in a process of limited memory and time."""
     from edge_sel.engines.trial import try_pack
@@ -54,4 +57,6 @@ def verify(pack: Path) -> None:
     opened = open_pack(pack)
     try_pack(opened)
     size = sum(info.bytes for info in opened.manifest.files.values())
-    click.echo(f"{pack}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, every hash and graph is good")
+    click.echo(
+        f"{escaped(str(pack))}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, every hash and graph is good"
+    )

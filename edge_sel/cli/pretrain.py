@@ -6,8 +6,16 @@ from pathlib import Path
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option, require_server_extra
-from edge_sel.errors import UsageError
+from edge_sel.cli.common import (
+    SEED,
+    FiniteRange,
+    GivenPath,
+    echo_json,
+    json_option,
+    max_pixels_option,
+    require_server_extra,
+)
+from edge_sel.errors import UsageError, escaped
 
 
 @click.command()
@@ -18,19 +26,19 @@ from edge_sel.errors import UsageError
     metavar="DIR|cifar10",
     help="Image folder (DIR/<class>/*.jpg), or cifar10 to let torchvision download it.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Checkpoint to write (.safetensors).")
+@click.option("--out", required=True, type=GivenPath(), help="Checkpoint to write (.safetensors).")
 @click.option("--model", default="resnet-c", show_default=True, help="Model name; torchvision:NAME, timm:NAME.")
 @click.option("--pretrained", is_flag=True, help="Start from the library's ImageNet weights.")
 @click.option("--image-size", default=32, show_default=True, type=click.IntRange(8, 1024), metavar="PIXELS")
 @click.option("--epochs", default=24, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
-@click.option("--lr", default=0.2, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--lr", default=0.2, show_default=True, type=FiniteRange(0, 1000, min_open=True))
 @click.option("--limit-per-class", type=click.IntRange(1), help="Use only the first N images of each class.")
 @click.option(
     "--validation",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 0.9),
+    type=FiniteRange(0, 0.9),
     help="Share of the images that is held out to report accuracy.",
 )
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror images at random.")
@@ -45,17 +53,18 @@ from edge_sel.errors import UsageError
     "--camera-strength",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0, 2),
+    type=FiniteRange(0, 2),
     help="How bad the random cameras may be; 0 is perfect.",
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
+@max_pixels_option
 @json_option
 def command(
     source: str, out: Path, model: str, pretrained: bool, image_size: int, epochs: int, batch_size: int, lr: float,
     limit_per_class: int | None, validation: float, flip: bool, crop_padding: int, seed: int, device: str,
-    precision: str, robust: bool, camera_strength: float, as_json: bool,
+    precision: str, robust: bool, camera_strength: float, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a dense warmup checkpoint that `edge-sel export` turns into a pack."""
     require_server_extra("pretrain")
@@ -64,13 +73,17 @@ def command(
     from edge_sel.data.folder import load_folder
     from edge_sel.server.pretrain import EpochReport, PretrainOptions, pretrain
 
+    if not source:
+        raise UsageError("--data is empty", fix="name a folder, or cifar10")
+    if crop_padding >= image_size:
+        raise UsageError("--crop-padding must be smaller than --image-size", where=crop_padding)
     size = (image_size, image_size)
     if source == "cifar10":
         from edge_sel.data.cifar10 import load_cifar10
 
         images = load_cifar10(Path("cifar10"), "train", size)
     else:
-        images = load_folder(Path(source), size, limit_per_class=limit_per_class)
+        images = load_folder(Path(source), size, limit_per_class=limit_per_class, max_pixels=max_pixels)
     options = PretrainOptions(
         model=model, epochs=epochs, batch_size=batch_size, learning_rate=lr, flip=flip, crop_padding=crop_padding,
         validation_fraction=validation, seed=seed, pretrained=pretrained, device=device, precision=precision,
@@ -91,4 +104,4 @@ def command(
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
         echo_json({"schema": 1, "checkpoint": str(out), **info.training, "skipped_images": skipped})
     else:
-        click.echo(f"wrote {out}: validation accuracy {info.training['validation_accuracy']:.4f}")
+        click.echo(f"wrote {escaped(str(out))}: validation accuracy {info.training['validation_accuracy']:.4f}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option, open_profile, profile_option, require_server_extra
+from edge_sel.cli.common import GivenPath, echo_json, json_option, open_profile, profile_option, require_server_extra
 from edge_sel.config.profiles import Profile
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 from edge_sel.power.meter import Meter
@@ -48,7 +48,7 @@ class _Given:
 @click.option("--data", metavar="NAME|DIR", help="digits, cifar10 and other sets by torchvision name, or folders.")
 @click.option("--scale", default="full", show_default=True, metavar="smoke|small|full", help="How much of it to run.")
 @click.option("--smoke", is_flag=True, help="The same as --scale smoke: seconds, offline, on built-in digits.")
-@click.option("--out", default=Path("runs/reference"), type=click.Path(path_type=Path), show_default=True,
+@click.option("--out", default=Path("runs/reference"), type=GivenPath(), show_default=True,
               help="Folder of results; what is finished there is not run again, what is not goes on.")  # fmt: skip
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat with this many seeds.")
 @click.option("--model", help="Instead of the systems' own, such as wrn-28-10; torchvision:NAME, timm:NAME.")
@@ -61,7 +61,7 @@ class _Given:
 @profile_option
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 @click.option("--compare", "comparing", is_flag=True, help="Run nothing: published figures beside those in --out.")
-@click.option("--edge", type=click.Path(path_type=Path), help="With --compare: a fine-tune run, joule beside joule.")
+@click.option("--edge", type=GivenPath(), help="With --compare: a fine-tune run, joule beside joule.")
 @json_option
 def command(**values: Any) -> int:
     """Run the systems of the source documents and set measured energy beside their claims.
@@ -77,6 +77,8 @@ def command(**values: Any) -> int:
         raise UsageError("--edge needs --compare")
     if given.comparing:
         return _compare(given)
+    if given.data == "":
+        raise UsageError("--data is empty", fix="name a set or a folder")
     data = given.data or scale.data
     if given.image_size is not None and data == "digits":
         raise UsageError("the built-in digits have 16 pixels each way", where="--image-size", fix="name other --data")

@@ -9,6 +9,7 @@ from rich.console import Console as RichConsole
 from rich.status import Status
 from rich.table import Table
 
+from edge_sel.errors import escaped
 from edge_sel.units import format_duration, format_energy, format_flops, format_power
 
 
@@ -106,7 +107,8 @@ def epoch_line(epoch: dict[str, Any]) -> str:
     energy = "unavailable" if epoch["energy_j"] is None else format_energy(epoch["energy_j"])
     power = "" if epoch["power_w"] is None else f" at {format_power(epoch['power_w'])}"
     temperature = "" if epoch["temp_c"] is None else f", {epoch['temp_c']:.0f} °C"
-    loss = f"loss {epoch['train_loss']:.3f}" if epoch["trained"] else "nothing to train on"
+    loss = "unknown" if epoch["train_loss"] is None else f"{epoch['train_loss']:.3f}"
+    loss = f"loss {loss}" if epoch["trained"] else "nothing to train on"
     return (
         f"epoch {epoch['epoch']} {epoch['plan']}: {energy} {epoch['energy_source']}{power}{temperature}, "
         f"{epoch['trained']} of {epoch['candidates']} images trained, {1 - epoch['sparsity']:.1%} of weights updated, "
@@ -178,10 +180,14 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(f"slowed down: {line}")
     if result["skipped_images"]:
         first = result["skipped_images"][0]
-        console.print(f"skipped {len(result['skipped_images'])} files, the first: {first['path']}, {first['reason']}")
+        console.print(
+            f"skipped {len(result['skipped_images'])} files, the first: {escaped(first['path'])}, {first['reason']}"
+        )
     if result["stopped"] != "done":
-        console.print(f"stopped ({result['stopped']}); the same command with --resume --out {result['run']} continues")
-    console.print(f"files: {result['run']}")
+        console.print(
+            f"stopped ({result['stopped']}); the same command with --resume --out {escaped(result['run'])} continues"
+        )
+    console.print(f"files: {escaped(result['run'])}")
 
 
 DOUBTFUL = 0.15

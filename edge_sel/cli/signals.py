@@ -1,4 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP ask the session to save and leave; a second one leaves at once."""
+"""SIGINT, SIGTERM and SIGHUP ask the session to save and leave; a second one leaves at once.
+
+A terminal that is closed may send SIGHUP twice, by itself and through its shell: that never leaves without saving.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,6 @@ class StopSignal:
         return self._reason
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._reason is not None:
+        if self._reason is not None and number != getattr(signal, "SIGHUP", None):
             raise KeyboardInterrupt
         self._reason = "signal"

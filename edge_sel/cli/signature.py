@@ -6,17 +6,18 @@ from pathlib import Path
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option
-from edge_sel.errors import UsageError
+from edge_sel.cli.common import SEED, GivenPath, echo_json, json_option, max_pixels_option
+from edge_sel.errors import UsageError, escaped
 
 
 @click.command()
-@click.argument("pack", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="This device's images: DIR/<class>/*.jpg.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, about a kilobyte of JSON.")
-@click.option("--seed", default=0, show_default=True)
+@click.argument("pack", type=GivenPath())
+@click.option("--data", required=True, type=GivenPath(), help="This device's images: DIR/<class>/*.jpg.")
+@click.option("--out", required=True, type=GivenPath(), help="File to write, about a kilobyte of JSON.")
+@click.option("--seed", default=0, show_default=True, type=SEED)
+@max_pixels_option
 @json_option
-def command(pack: Path, data: Path, out: Path, seed: int, as_json: bool) -> None:
+def command(pack: Path, data: Path, out: Path, seed: int, max_pixels: int, as_json: bool) -> None:
     """Write what this device's images look like, as numbers that show no image.
 
     A server makes an expert for this device of it: `edge-sel expert`.
@@ -30,10 +31,10 @@ def command(pack: Path, data: Path, out: Path, seed: int, as_json: bool) -> None
     from edge_sel.pack.reader import open_pack
 
     model = open_pack(pack).manifest.model
-    images = load_folder(data, model.image_size, classes=model.classes, new_classes="extend")
+    images = load_folder(data, model.image_size, classes=model.classes, new_classes="extend", max_pixels=max_pixels)
     signature = take_signature(images, np.random.default_rng(seed))
     write_signature(out, signature)
     if as_json:
         echo_json({"schema": 1, "signature": str(out), "images": signature.images, "bytes": out.stat().st_size})
     else:
-        click.echo(f"wrote {out}: {signature.images} images, {out.stat().st_size} bytes")
+        click.echo(f"wrote {escaped(str(out))}: {signature.images} images, {out.stat().st_size} bytes")

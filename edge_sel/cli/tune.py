@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option, open_pack_or_builtin, open_profile, profile_option
+from edge_sel.cli.common import (
+    LONGEST_S,
+    FiniteRange,
+    GivenPath,
+    echo_json,
+    json_option,
+    open_pack_or_builtin,
+    open_profile,
+    profile_option,
+)
 from edge_sel.errors import SetupError, UsageError
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
@@ -20,14 +29,14 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
 
 
 @click.command()
-@click.argument("pack", required=False, type=click.Path(path_type=Path))
+@click.argument("pack", required=False, type=GivenPath())
 @click.option("--plan", "plans", multiple=True, help="Plan to measure, may be repeated. [default: those of `finetune`]")
 @click.option(
     "--seconds",
     "seconds",
     default=3.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, LONGEST_S, min_open=True),
     help="How long to measure each candidate, in three rounds; longer where the meter needs it.",
 )
 @profile_option

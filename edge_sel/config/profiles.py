@@ -12,6 +12,9 @@ from pathlib import Path
 from edge_sel.config.schema import key, nearest, read_toml, schema_of, validate
 from edge_sel.errors import UsageError
 
+MAX_THREADS = max(256, 4 * (os.cpu_count() or 1))
+"""More only wait for one another, and each takes memory."""
+MAX_BATCH = 65536
 METERS = ("jetson", "rapl", "nvml", "battery", "psutil")
 
 # The first that is found in the device tree's ``compatible``, else in its ``model``: a carrier board may name another
@@ -41,8 +44,8 @@ class Profile:
     max_w: float = key("watts when every core is busy", kind=float, above=0, table="power")
     meters: tuple[str, ...] = key("meters to try, in order", METERS, choices=METERS, table="power")
     max_c: float | None = key("degrees it should not exceed", None, float, above=0, high=150, table="thermal")
-    threads: int | None = key("threads to use, 0 for all", None, int, low=0, table="runtime")
-    batch_size: int | None = key("images in a batch", None, int, low=1, table="runtime")
+    threads: int | None = key("threads to use, 0 for all", None, int, low=0, high=MAX_THREADS, table="runtime")
+    batch_size: int | None = key("images in a batch", None, int, low=1, high=MAX_BATCH, table="runtime")
 
 
 def list_profiles() -> list[str]:
@@ -56,7 +59,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     if path.suffix != ".toml":
         if str(path) not in list_profiles():
             near = nearest(str(path), list_profiles())
-            raise UsageError(f"no profile {str(path)!r}: did you mean {near}?", fix="or give a .toml file")
+            raise UsageError(f"no profile {str(name_or_path)!r}: did you mean {near}?", fix="or give a .toml file")
         path = _profiles_folder() / f"{path}.toml"
     at = f"file:{path}"
     given = dict(read_toml(path))

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from edge_sel.errors import UsageError
 
 ENV_PREFIX = "EDGE_SEL_"
+_LONGEST_TOML = 10**6
 Given = list[tuple[str, Any, str]]
 """Key or variable, value, origin."""
 
@@ -46,7 +47,7 @@ class KeySpec(NamedTuple):
         if self.kind in (bool, str):
             return "true or false" if self.kind is bool else f"like {self.example}" if self.example else "some text"
         limits = (("at least", self.low), ("above", self.above), ("at most", self.high))
-        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit))
+        bounds = " and ".join(f"{word} {_number(limit)}" for word, limit in limits if math.isfinite(limit))
         kind = "a whole number" if self.kind is int else "a number"
         such = f", such as {self.example}" if self.example else ""
         return f"{kind} {bounds}{such}" + " or none" * self.optional
@@ -70,7 +71,7 @@ class KeySpec(NamedTuple):
         elif self.kind is str:
             good = bool(value.strip())
         else:
-            good = self.low <= value <= self.high and value > self.above and math.isfinite(value)
+            good = self.low <= value <= self.high and value > self.above and value not in (math.inf, -math.inf)
         if not good:
             raise ValueError
         return value
@@ -100,28 +101,43 @@ def validate(given: Given, known: Mapping[str, KeySpec]) -> tuple[dict[str, Any]
     for name, value, origin in given:
         names = variables if origin.startswith("env:") else {name: name for name in known}
         if name not in names:
-            mistakes.append(f"{name} is not known ({origin}): did you mean {nearest(name, names)}?")
+            mistakes.append(f"{shown(name, repr=str)} is not known ({origin}): did you mean {nearest(name, names)}?")
         if name not in names or value is None:
             continue
         target = names[name]
         try:
             values[target] = known[target].read(value, text=origin.startswith(("env:", "flag")))
             origins[target] = origin
-        except (ValueError, TypeError, LookupError, UsageError):
-            mistakes.append(f"{target} = {value!r} ({origin}) must be {known[target].allowed()}")
+        except (ValueError, TypeError, LookupError, OverflowError, UsageError):
+            mistakes.append(f"{target} = {shown(value)} ({origin}) must be {known[target].allowed()}")
     return values, origins, mistakes
+
+
+def _number(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
+
+
+def shown(value: Any, repr: Callable[[Any], str] = repr) -> str:
+    """A value as it was written, the middle of a long one left out."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:50]}…{text[-20:]}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """The word of ``words`` most like ``word``."""
-    return "".join(difflib.get_close_matches(word, list(words), n=1, cutoff=0.0)) or "nothing"
+    return "".join(difflib.get_close_matches(word[:80], list(words), n=1, cutoff=0.0)) or "nothing"
 
 
 def read_toml(path: Path) -> Iterator[tuple[str, Any]]:
     """The keys of a TOML file, those in a table as ``table.key``."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        top = tomllib.loads(path.read_text(encoding="utf-8"))
+        top = tomllib.loads(_read_short(path))
+    except RecursionError:
+        raise UsageError("cannot be read as TOML: it is nested too deeply", where=path) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot be read as TOML: {reason}", where=path) from None
@@ -130,3 +146,14 @@ def read_toml(path: Path) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}.{inner}", part) for inner, part in value.items())
         else:
             yield key, value
+
+
+def _read_short(path: Path) -> str:
+    """A small regular file as text: reading another may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a file")
+    with path.open("rb") as file:
+        content = file.read(_LONGEST_TOML + 1)
+    if len(content) > _LONGEST_TOML:
+        raise ValueError("it is longer than a megabyte")
+    return content.decode("utf-8")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_sel.config.profiles import METERS, Profile
+from edge_sel.config.profiles import MAX_BATCH, MAX_THREADS, METERS, Profile
 from edge_sel.config.schema import ENV_PREFIX, Given, key, read_toml, schema_of, validate
 from edge_sel.errors import UsageError
 from edge_sel.units import (
@@ -24,7 +24,9 @@ from edge_sel.units import (
     parse_temperature_c,
 )
 
+MAX_SEED = 2**32 - 1
 RESERVED = frozenset({"EDGE_SEL_SYSFS_ROOT", "EDGE_SEL_CIFAR10"})  # read elsewhere, not settings
+_MAX_MB = 1_000_000_000
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -36,6 +38,10 @@ def _worth(text: str) -> float:
     return 0.0 if text.strip() == "max" else float(text)
 
 
+def _pixels(text: str) -> int:
+    return round(1e6 * float(text[:-1])) if text.endswith("M") else int(text)
+
+
 def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = float, high: float = math.inf) -> Any:
     return key(help, None, kind, above=0, high=high, optional=True, parse=parse, example=example)
 
@@ -45,7 +51,7 @@ class Settings:
     """How to run. The command line takes its options, their help and their limits from these keys."""
 
     plan: str = key("what may change, in the order tried; auto: whatever pays", "auto")
-    epochs: int = key("epochs in each named plan", 3, low=1)
+    epochs: int = key("epochs in each named plan", 3, low=1, high=1_000_000)
     worth: float = key(
         "accuracy points that a kilojoule must bring under --plan auto; max: train as long as it helps",
         10.0, low=0, parse=_worth, example="10 or max",
@@ -54,7 +60,7 @@ class Settings:
         "validation accuracy that is good enough under --plan auto",
         None, float, above=0, high=1, optional=True, parse=parse_fraction, example="90%",
     )  # fmt: skip
-    batch_size: int = key("images in a batch", 32, low=1)
+    batch_size: int = key("images in a batch", 32, low=1, high=MAX_BATCH)
     learning_rate: float | None = key(
         "step size before the SEL factor; none: the plan's own", None, float, above=0, optional=True
     )
@@ -70,17 +76,21 @@ class Settings:
     )  # fmt: skip
     forget: bool = key("replace it also by one that no longer knows the server's images", False, parse=_TRUTH.get)
     drop_suspicious: bool = key("train without the images whose labels look wrong", False, parse=_TRUTH.get)
-    seed: int = key("seed of every random choice", 0, low=0)
-    threads: int = key("threads to use, 0 for all", 0, low=0)
+    seed: int = key("seed of every random choice", 0, low=0, high=MAX_SEED)
+    threads: int = key("threads to use, 0 for all", 0, low=0, high=MAX_THREADS)
     spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)
     engine: Literal["auto", "ort", "torch"] = key("what computes", "auto")
     meter: str = key("what measures energy", "auto", choices=("auto", *METERS))
     require_measured: bool = key("refuse to run on modelled energy", False, parse=_TRUTH.get)
-    feature_cache_mb: int = key("memory for features of a frozen backbone, in MB", 64, low=0)
-    feature_cache_disk_mb: int = key("disk for them where that is too little, in MB", 2048, low=0)
+    feature_cache_mb: int = key("memory for features of a frozen backbone, in MB", 64, low=0, high=_MAX_MB)
+    feature_cache_disk_mb: int = key("disk for them where that is too little, in MB", 2048, low=0, high=_MAX_MB)
     prefix_precision: Literal["auto", "fp32", "int8"] = key(
         "how a frozen backbone computes; auto: int8 where that is faster and agrees", "auto"
     )
+    max_pixels: int = key(
+        "largest image to decode, in pixels; a JPEG counts as it is decoded",
+        25_000_000, low=1, high=1_000_000_000, parse=_pixels, example="25M",
+    )  # fmt: skip
     new_classes: Literal["strict", "extend"] = key("classes that the pack lacks", "strict")
     checkpoint_every_s: float = key("time between checkpoints", 30.0, above=0, parse=_seconds)
     energy_budget_j: float | None = _limit("gross energy the whole run may take", parse_energy_j, "500J")

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from edge_sel.data.images import Int64Array, UInt8Array, UnreadableImage, read_image
+from edge_sel.data.images import MAX_PIXELS, Int64Array, UInt8Array, UnreadableImage, read_image
 from edge_sel.errors import DataError
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -57,10 +57,13 @@ class FileStore:
 
     in_memory = False
 
-    def __init__(self, cached: UInt8Array, paths: Sequence[Path], size: tuple[int, int]) -> None:
+    def __init__(
+        self, cached: UInt8Array, paths: Sequence[Path], size: tuple[int, int], max_pixels: int = MAX_PIXELS
+    ) -> None:
         self._cached = cached
         self._paths = paths
         self._size = size
+        self._max_pixels = max_pixels
 
     def read(self, rows: Int64Array) -> UInt8Array:
         """Copy or decode these rows. Raises DataError naming an image that can no longer be read."""
@@ -71,7 +74,7 @@ class FileStore:
 
     def _decode(self, path: Path) -> UInt8Array:
         try:
-            return read_image(path, self._size)
+            return read_image(path, self._size, max_pixels=self._max_pixels)
         except UnreadableImage as error:
             what = f"an image can no longer be read, {error.reason}"
             raise DataError(what, where=path, fix="put it back, or start again without it") from error

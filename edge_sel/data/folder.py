@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from edge_sel.data.dataset import DEFAULT_CACHE_BYTES, FileStore, ImageSet, MemoryStore, Skipped, Store
-from edge_sel.data.images import UnreadableImage, read_image
-from edge_sel.data.listing import LAYOUT, list_images
+from edge_sel.data.images import MAX_PIXELS, UnreadableImage, read_image
+from edge_sel.data.listing import LAYOUT, list_images, printable
 from edge_sel.errors import DataError
 
 
@@ -26,6 +25,7 @@ def load_folder(
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     limit_per_class: int | None = None,
     only: Collection[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageSet:
     """Load ``root/<class>/**/<image>``; the result does not depend on the order of the file system.
 
@@ -41,6 +41,7 @@ def load_folder(
         cache_bytes: memory for decoded images; those beyond it are decoded again at every read.
         limit_per_class: use at most this many files of a class, evenly spaced over its sorted list.
         only: ids of the images to use; None for all.
+        max_pixels: larger images are skipped, see ``read_image``.
 
     Raises:
         DataError: not a folder of class folders, unknown classes, or not one readable image.
@@ -50,7 +51,9 @@ def load_folder(
     root = Path(root)
     known = list(classes or ())
     listing, skipped = list_images(root, known)
-    known_by_folder = {unicodedata.normalize("NFC", name): name for name in known}
+    known_by_folder = {printable(name): name for name in known}
+    if len(known_by_folder) < len(known):
+        raise DataError("classes of the model differ only in how their names are encoded", where=root)
     fresh = sorted(set(listing) - set(known_by_folder))
     if fresh and classes is not None and new_classes == "strict":
         raise _unknown_classes(root, fresh, known)
@@ -61,7 +64,7 @@ def load_folder(
         for folder in [*known_by_folder, *fresh]
         for image_id, path in _thin_out(listing.get(folder, []), limit_per_class)
     ]
-    store, kept, unreadable = _decode_all(files, size, cache_bytes)
+    store, kept, unreadable = _decode_all(files, size, cache_bytes, max_pixels)
     skipped = sorted([*skipped, *unreadable], key=lambda item: item.path)
     if not kept:
         raise _nothing_readable(root, unreadable or skipped)
@@ -95,7 +98,7 @@ def require_trainable(image_set: ImageSet, minimum_per_class: int = 2, *, where:
 
 
 def _decode_all(
-    files: Sequence[tuple[str, str, Path]], size: tuple[int, int], cache_bytes: int
+    files: Sequence[tuple[str, str, Path]], size: tuple[int, int], cache_bytes: int, max_pixels: int
 ) -> tuple[Store, list[tuple[str, str]], list[Skipped]]:
     """Decode every (class, id, path) once: pixels, (class, id) of the readable ones, and the others."""
     room = min(len(files), max(0, cache_bytes // (3 * size[0] * size[1])))
@@ -105,7 +108,7 @@ def _decode_all(
     unreadable: list[Skipped] = []
     for name, image_id, path in files:
         try:
-            image = read_image(path, size)
+            image = read_image(path, size, max_pixels=max_pixels)
         except UnreadableImage as error:
             unreadable.append(Skipped(image_id, error.reason))
             continue
@@ -115,7 +118,7 @@ def _decode_all(
         paths.append(path.absolute())
     if len(kept) <= room:
         return MemoryStore(cached[: len(kept)]), kept, unreadable
-    return FileStore(cached, paths, size), kept, unreadable
+    return FileStore(cached, paths, size, max_pixels), kept, unreadable
 
 
 def _thin_out(files: list[tuple[str, Path]], limit: int | None) -> list[tuple[str, Path]]:

@@ -3,6 +3,8 @@
 Whatever a camera, a phone or a scanner wrote becomes upright 8-bit RGB: EXIF orientation is applied; CMYK,
 grey, palette and 1-bit images are converted; 16-bit greys are scaled, not clipped; transparency is laid on
 white, as on paper; and of an animation the first frame is taken.
+
+What a file takes is bounded before its pixels are decoded: their number, and a JPEG's scans.
 """
 
 from __future__ import annotations
@@ -12,11 +14,16 @@ import re
 import stat
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from edge_sel.config.settings import Settings
+from edge_sel.data.scans import MOST_SCANS, count_scans
+from edge_sel.data.silence import stderr_silenced
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -25,11 +32,14 @@ UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = Settings.max_pixels
+_REDUCED = 4
+"""A JPEG that is decoded smaller may declare so many times more pixels: reading it takes time, but no memory."""
 
 # Only these decoders are tried: Pillow has others that start programs (EPS).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_AT_ONCE = 1 << 20  # pixels
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -59,7 +69,8 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int], *, max_pixel
     Args:
         path: a JPEG, PNG, BMP, WebP, GIF, TIFF, PPM or PGM file, recognised by its content.
         size: (height, width) of the result in pixels. An image that has this size is returned unchanged.
-        max_pixels: an image whose header declares more is refused before its pixels are decoded.
+        max_pixels: an image of more is refused before its pixels are decoded. Of a JPEG those count that are decoded,
+            which are fewer where it is reduced while it is read.
 
     Returns:
         uint8 [height, width, 3], C-contiguous and writable.
@@ -100,11 +111,9 @@ def _decode(file: BinaryIO, size: tuple[int, int], max_pixels: int) -> UInt8Arra
         image: PilImage = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
         raise UnreadableImage(_why_unidentified(file)) from None
-    if image.width * image.height > max_pixels:
-        raise UnreadableImage(f"{image.width} x {image.height} pixels: {_too_large(max_pixels)}")
-    # JPEG decodes cheaply at 1/2, 1/4 or 1/8; twice the wanted size is left for the real filter.
-    image.draft(None, (2 * max(size), 2 * max(size)))
-    image.load()
+    _reduce_or_refuse(image, file, size, max_pixels)
+    with stderr_silenced() if image.format == "TIFF" else nullcontext():
+        image.load()
     orientation = _orientation(image)  # only now: Pillow turns a TIFF itself while loading it
     height, width = size if orientation < 5 else size[::-1]  # of the result, before it is turned upright
     image = _eight_bit(image)
@@ -124,6 +133,24 @@ def _decode(file: BinaryIO, size: tuple[int, int], max_pixels: int) -> UInt8Arra
     return np.array(image, dtype=np.uint8)
 
 
+def _reduce_or_refuse(image: PilImage, file: BinaryIO, size: tuple[int, int], max_pixels: int) -> None:
+    """Let a JPEG be decoded at 1/2, 1/4 or 1/8, which is cheap; refuse what would still be too much.
+
+    Twice the wanted size is left for the real filter.
+    """
+    width, height = image.size
+    if image.format in ("JPEG", "MPO"):
+        place = file.tell()
+        if count_scans(file) > MOST_SCANS:
+            raise UnreadableImage(f"a JPEG of more than {MOST_SCANS} scans")
+        file.seek(place)
+        image.draft(None, (2 * max(size), 2 * max(size)))
+    # A progressive one is held in memory whole, whatever comes of it.
+    decoded = width * height if image.info.get("progressive") else image.width * image.height
+    if decoded > max_pixels or width * height > _REDUCED * max_pixels:
+        raise UnreadableImage(f"{width} x {height} pixels: {_too_large(max_pixels)}")
+
+
 def _orientation(image: PilImage) -> int:
     """EXIF orientation, 1..8; 1 (upright) where the metadata is absent or damaged."""
     try:
@@ -135,17 +162,28 @@ def _orientation(image: PilImage) -> int:
 
 def _eight_bit(image: PilImage) -> PilImage:
     """The same picture as L, RGB or RGBA, the modes that can be resized without loss."""
-    from PIL import Image
 
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)  # a negative number becomes a very large one
-        if grey.max() > 65535:
-            raise UnreadableImage("32-bit pixels: save it with 8 or 16 bits")
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        return _eight_bit_grey(image)
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels: save it with 8 or 16 bits")
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
     return image if image.mode == mode else image.convert(mode)  # convert() copies even then
+
+
+def _eight_bit_grey(image: PilImage) -> PilImage:
+    """16-bit greys scaled to 8 bits, some rows at a time: the whole would be there four times over."""
+    from PIL import Image
+
+    scaled = np.empty((image.height, image.width), np.uint8)
+    rows = max(1, _AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(image.height, top + rows)))
+        grey = np.asarray(part).astype(np.uint32)  # a negative number becomes a very large one
+        if grey.max() > 65535:
+            raise UnreadableImage("32-bit pixels: save it with 8 or 16 bits")
+        scaled[top : top + rows] = (grey * 255 + 32767) // 65535
+    return Image.fromarray(scaled)
 
 
 def _on_white(image: PilImage) -> PilImage:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edge_sel.data.dataset import Skipped
-from edge_sel.errors import DataError
+from edge_sel.errors import DataError, escaped
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 LAYOUT = "expected one folder per class: ROOT/<class>/<image>"
@@ -56,16 +56,20 @@ def list_images(root: Path, known: Collection[str] = ()) -> tuple[dict[str, list
             skipped.append(Skipped(_relative(folder, root), _LEADS_BACK))
             continue
         for path in _walk(folder, root, set(barred), skipped):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                listing.setdefault(name, {})[_relative(path, root)] = path
+            image_id, images = _relative(path, root), listing.setdefault(name, {})
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                skipped.append(Skipped(image_id, "not an image suffix"))
+            elif image_id in images:
+                skipped.append(Skipped(image_id, "another file has this name in another Unicode form: rename one"))
             else:
-                skipped.append(Skipped(_relative(path, root), "not an image suffix"))
+                images[image_id] = path
+    listing = {name: images for name, images in listing.items() if images}
     return {name: sorted(files.items()) for name, files in listing.items()}, skipped
 
 
 def printable(name: str) -> str:
-    """Composed Unicode (macOS decomposes), with escapes in place of bytes that are not UTF-8."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+    """Composed Unicode (macOS decomposes), with escapes for control characters and bytes that are not UTF-8."""
+    return escaped(unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace")))
 
 
 def _class_folders(root: Path, known: Collection[str]) -> tuple[list[tuple[str, Path]], list[Path]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -35,7 +36,7 @@ class OrtEngine:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # its one big block doubles the peak memory and saves no time
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; told once is enough
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
@@ -85,11 +86,20 @@ class OrtEngine:
 
 
 def _run(session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    try:
+    with _told():
         values: list[np.ndarray] = session.run(outputs, dict(feeds))
-    except Exception as error:
-        raise _refusal("onnxruntime cannot run a graph of the pack", error) from error
     return values
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """onnxruntime raises bare pybind exceptions: MemoryError where there was no room, else the graph does not run."""
+    try:
+        yield
+    except Exception as error:
+        if any(words in str(error) for words in ("Failed to allocate memory", "bad_alloc", "AllocateBuffer")):
+            raise MemoryError from error
+        raise _refusal("onnxruntime cannot run a graph of the pack", error) from error
 
 
 def _refusal(what: str, error: Exception) -> EdgeSelError:
@@ -163,10 +173,8 @@ class OrtTrainer:
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
             binding.bind_output(name)
-        try:
+        with _told():
             self._train.run_with_iobinding(binding)
-        except Exception as error:
-            raise _refusal("onnxruntime cannot run a graph of the pack", error) from error
         outputs = binding.get_outputs()[-len(self._free_outputs) :]
         return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}
 

@@ -17,6 +17,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.data.transforms import channel_statistics
+from edge_sel.errors import UsageError
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.server import warmup
 from edge_sel.server.batches import Augmentation, Batches
@@ -85,7 +86,7 @@ def pretrain(
     mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
     model = build(options.model, len(images.classes), images.size, pretrained=options.pretrained).to(device)
     model = model.to(memory_format=torch.channels_last)
-    train, held = stratified_split(images.labels, options.validation_fraction, np.random.default_rng(options.seed))
+    train, held = _held_out(images, options)
     held_out = tuple(images.ids[row] for row in held)
     views = Augmentation(
         options.batch_size, options.flip, options.crop_padding, options.camera_share if options.robust else 0.0,
@@ -95,7 +96,7 @@ def pretrain(
     steps = options.epochs * max(1, len(train) // options.batch_size)
     optimizer = _optimizer(model, options)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=steps + 1, pct_start=0.25, cycle_momentum=False
+        optimizer, options.learning_rate, total_steps=steps + 1, pct_start=_rising(steps + 1), cycle_momentum=False
     )
     for epoch in range(1, options.epochs + 1):
         started = time.monotonic()
@@ -144,6 +145,18 @@ def train_epoch(
     return float(torch.stack(losses).mean())
 
 
+def _held_out(images: ImageSet, options: PretrainOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on, and to judge by; without a validation share none of the latter."""
+    if not options.validation_fraction:
+        return np.arange(len(images)), np.empty(0, np.int64)
+    return stratified_split(images.labels, options.validation_fraction, np.random.default_rng(options.seed))
+
+
+def _rising(steps: int) -> float:
+    """The share of the steps in which the rate rises: a quarter, unless that is one step, which torch cannot divide."""
+    return 0.5 if steps == 4 else 0.25
+
+
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Inside, batch normalisation learns nothing about its inputs."""
@@ -179,10 +192,20 @@ def _optimizer(model: nn.Module, options: PretrainOptions) -> torch.optim.Optimi
 
 
 def device_of(name: str) -> torch.device:
-    """The named device; ``auto`` is a graphics card if there is one."""
+    """The named device; ``auto`` is a graphics card if there is one.
+
+    Raises:
+        UsageError: torch does not know it, or it is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = f"--device cannot be used, {str(error).splitlines()[0]}"
+        raise UsageError(what, where=name, fix="auto, cpu or cuda") from error
+    return device
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:

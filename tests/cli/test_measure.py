@@ -55,7 +55,10 @@ def test_options_of_the_command_are_its_own():
     assert figures["exit"] == 0 and "--json -x --help" in result.stderr
 
 
-@pytest.mark.parametrize("words", [["--", "no-such-command"], ["--"], [], ["--meter", "nope", "--", "true"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--"], [], ["--idle", "nan", "--", "true"], ["--idle", "inf", "--", "true"], ["--meter", "nope", "--", "true"]],
+)
 def test_mistakes_are_one_line(words):
     result = run("measure", *words)
     assert result.returncode == 2 and result.stdout == ""

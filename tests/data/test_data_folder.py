@@ -213,7 +213,9 @@ def test_every_image_is_decoded_once_at_load(make_tree, monkeypatch):
     root = make_tree({"cat": 3, "dog": 2})
     read, seen = folder.read_image, []
     for module in (folder, dataset):
-        monkeypatch.setattr(module, "read_image", lambda path, size: seen.append(path.name) or read(path, size))
+        monkeypatch.setattr(
+            module, "read_image", lambda path, size, **limit: seen.append(path.name) or read(path, size, **limit)
+        )
     images = load_folder(root, SIZE, cache_bytes=2 * 8 * 8 * 3)
     assert len(seen) == 5
     images.read([0, 1])

@@ -37,11 +37,11 @@ FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safet
 
 MAY_CHANGE = {
     "engine", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
-    "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours",
+    "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours", "max_pixels",
 }  # fmt: skip
 """Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.
 
-The engine is compared by the name of the one that runs, not by the setting.
+The engine is compared by the name of the one that runs, and the images that were decoded by theirs.
 """
 
 Notice = tuple[str, dict[str, Any]]

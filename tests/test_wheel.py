@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -76,6 +77,24 @@ def test_contents(wheel):
     for name, content in contents.items():
         assert content == profiles.get(name) or content == (ROOT / "edge_sel" / name).read_bytes()
     assert any(name.endswith("licenses/LICENSE") for name in info)
+    assert any(name.endswith(".dist-info/sboms/edge-sel.cdx.json") for name in info)
+
+
+def test_two_builds_have_the_same_bytes(tmp_path):
+    """Of wheel and source archive, from two folders whose files have other dates."""
+    built = []
+    for number in range(2):
+        source, out = tmp_path / f"source-{number}", tmp_path / f"built-{number}"
+        for name in ("edge_sel", "profiles", "requirements"):
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("README.md", "LICENSE", "pyproject.toml"):
+            shutil.copy(ROOT / name, source)
+        for path in source.rglob("*"):
+            os.utime(path, (1e9 + 1e8 * number,) * 2)
+        call(sys.executable, "-m", "hatchling", "build", "-d", out, cwd=source, SOURCE_DATE_EPOCH="1700000000")
+        built.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert sorted(Path(name).suffix for name in built[0]) == [".gz", ".whl"]
+    assert built[0] == built[1]
 
 
 def test_metadata(wheel):

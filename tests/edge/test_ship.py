@@ -71,7 +71,12 @@ def test_nothing_ships_that_was_learnt_from(case, plans, tmp_path):
 def test_a_real_shift_ships_with_its_evidence(tmp_path):
     result = session(tmp_path, images=digits(300), **CLOSED).run()
     found = result["evidence"]
-    assert result["shipped"] and found["why"].startswith("better: +") and found["p_loss"] <= 0.1
+    assert (
+        result["shipped"]
+        and found["why"].startswith("better by ")
+        and " points (" in found["why"]
+        and found["p_loss"] <= 0.1
+    )
     assert 0 < found["low"] <= found["gain"] <= found["high"] and found["level"] == 0.9
     assert found["images"] == 300, "the training images bear witness too: a head was fitted without each of them"
 

@@ -18,7 +18,7 @@ import psutil
 
 import edge_sel
 from edge_sel.arrays import Arrays
-from edge_sel.errors import EdgeSelError, PackError
+from edge_sel.errors import EdgeSelError, PackError, SetupError
 from edge_sel.pack.manifest import WEIGHTS, PlanInfo
 from edge_sel.pack.reader import Pack, open_pack
 
@@ -34,6 +34,7 @@ def try_pack(pack: Pack) -> None:
 
     Raises:
         PackError: one cannot be loaded, computes something else than the manifest says, or takes too much.
+        SetupError: the runtime lacks an operator.
     """
     memory_bytes, cpu_s = limits(pack)
     source = os.pathsep.join([str(Path(edge_sel.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
@@ -52,6 +53,8 @@ def try_pack(pack: Pack) -> None:
                 return
             lines = child.stderr.splitlines() or ["it was ended by the system"]
             reason = lines[-1][:300]
+            if child.returncode == SetupError.exit_code:  # this runtime is too old for the pack
+                raise SetupError(reason, where=pack.path)
             if child.returncode < 0:
                 reason = f"it was ended by signal {-child.returncode}"
     raise PackError(

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from edge_sel.arrays import Arrays
-from edge_sel.errors import BadInputError
+from edge_sel.errors import BadInputError, PackError
 from edge_sel.files import write_durably
 from edge_sel.pack.container import read_regular
 from edge_sel.pack.manifest_check import MOST_BYTES
@@ -59,8 +59,12 @@ def read_expert(path: Path, pack: Pack) -> Expert:
         ours = notes.get("format") == FORMAT
         weights = {name: value.astype(np.float32) for name, value in read_tensors(content).items()} if ours else {}
         digest = hashlib.sha256(content).hexdigest()[:16]
-    except (OSError, ValueError) as error:
-        raise BadInputError("the expert cannot be read", where=f"{path}: {error}", fix="copy it again") from error
+    except (OSError, ValueError, PackError) as error:
+        raise BadInputError(
+            "the expert cannot be read",
+            where=f"{path}: {error.what if isinstance(error, PackError) else error}",
+            fix="copy it again",
+        ) from error
     if not ours:
         raise BadInputError("not an expert", where=path, fix="make one with `edge-sel expert`")
     expected = {name: value.shape for name, value in pack.weights().items()}

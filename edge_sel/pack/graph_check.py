@@ -101,7 +101,7 @@ def _expected(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> Iterato
     for plan in manifest.plans.values():
         yield plan.train, description.train(plan)
         yield plan.score, description.score(plan)
-    for prefix in manifest.prefixes.values():
+    for prefix in manifest.used_prefixes():
         features: Declared = {"features": (FLOAT, (None, *prefix.shape))}
         image = {"x": description.image}
         yield prefix.graph, Expected(image, features, {}, set(prefix.constants), {})

@@ -205,3 +205,8 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     opset: int = 18
     ir_version: int = 9
+
+    def used_prefixes(self) -> list[PrefixInfo]:
+        """Those that a plan begins with; a pack with fewer plans may still describe others."""
+        used = dict.fromkeys(plan.prefix for plan in self.plans.values() if plan.prefix)
+        return [self.prefixes[name] for name in used]

@@ -49,7 +49,7 @@ def graph_files(manifest: Manifest) -> Iterable[str]:
     yield EVAL
     for plan in manifest.plans.values():
         yield from (plan.train, plan.score)
-    for prefix in manifest.prefixes.values():
+    for prefix in manifest.used_prefixes():
         yield from (prefix.graph, prefix.int8.graph) if prefix.int8 else (prefix.graph,)
 
 

@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_what_is_there(where, tmp_path, monkeypatch):
     save(tmp_path, 2)
     before = tree(tmp_path)
     with monkeypatch.context() as patched, pytest.raises(SetupError, match="No space left") as caught:
-        patched.setattr(os if where == "fsync" else Path, where, full_disk)
+        patched.setattr(Path if where == "replace" else os, where, full_disk)
         save(tmp_path, 3)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 3
     assert tree(tmp_path) == before

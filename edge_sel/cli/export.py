@@ -128,7 +128,8 @@ def command(
         )
     size = sum(f.bytes for f in manifest.files.values())
     click.echo(
-        f"wrote {escaped(str(out))}: {len(manifest.plans)} plans, {size / 1e6:.1f} MB, γ = {manifest.calibration.gamma:.2e}"
+        f"wrote {escaped(str(out))}: {len(manifest.plans)} plans, {size / 1e6:.1f} MB, "
+        f"γ = {manifest.calibration.gamma:.2e}"
     )
 
 

@@ -23,8 +23,7 @@ def write_durably(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise OSError(errno.EINVAL, "a device or a pipe, not a file")  # root would replace it
+        refuse_device(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_link(path)
         with open_no_link(temporary, "wb") as file:
@@ -100,6 +99,12 @@ def sha256_of(path: Path) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+def refuse_device(path: Path) -> None:
+    """Raise OSError where a device or a pipe is: as root, moving a file there would replace it."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a device or a pipe, not a file")
 
 
 def cannot_write(path: Path, error: OSError) -> SetupError:

@@ -219,3 +219,41 @@ def test_any_text_is_accepted_or_refused_in_one_line(key: str, text: str) -> Non
     except UsageError as error:
         assert key in str(error)
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("key", [key for key, spec in schema_of(Settings).items() if spec.kind in (int, float)])
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_of_many_digits_is_refused_in_a_short_line(tmp_path: Path, key: str, digits: int) -> None:
+    number = "9" * digits
+    for layer in (
+        {"flags": {key: number}},
+        {"environ": {f"EDGE_SEL_{key.upper()}": number}},
+        {"toml_file": write(tmp_path, f"{key} = {number}")},
+    ):
+        with pytest.raises(UsageError) as error:
+            resolve(**layer)  # type: ignore[arg-type]
+        assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 10_000 + "]" * 10_000, "a = " + "{b=" * 10_000 + "1" + "}" * 10_000, "#" * 2_000_000]
+)
+def test_a_file_that_is_nested_deeply_or_long_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="cannot be read as TOML"):
+        resolve(toml_file=write(tmp_path, text))
+
+
+def test_a_file_that_never_ends_is_not_read() -> None:
+    with pytest.raises(UsageError, match="not a file"):
+        resolve(toml_file=Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(("text", "pixels"), [("16M", 16_000_000), ("2.5M", 2_500_000), ("640", 640)])
+def test_pixels_may_be_millions(text: str, pixels: int) -> None:
+    assert resolve(flags={"max_pixels": text}).settings.max_pixels == pixels
+
+
+@pytest.mark.parametrize("threads", ["100000", "257000"])
+def test_threads_have_a_limit(threads: str) -> None:
+    with pytest.raises(UsageError, match="at most"):
+        resolve(flags={"threads": threads})

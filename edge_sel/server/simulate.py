@@ -17,7 +17,7 @@ _AT_ONCE = 500
 def look(place: Place, images: np.ndarray, generator: torch.Generator) -> np.ndarray:
     """Images uint8 [N, H, W, 3] as the place's cameras see them."""
     cameras = place.cameras(len(images), generator)
-    taken = []
+    taken = [images[:0]]  # there may be none
     for start in range(0, len(images), _AT_ONCE):
         rows = slice(start, start + _AT_ONCE)
         pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255

@@ -152,3 +152,12 @@ def test_the_first_signal_asks_and_the_second_interrupts(first, second, handlers
     assert stop() == "signal" == stop()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(second)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_says_twice_that_it_is_gone_lets_the_run_save(first, handlers):
+    """The kernel says so, and the shell too."""
+    stop = StopSignal()
+    for number in (first, signal.SIGHUP, signal.SIGHUP):
+        signal.raise_signal(number)
+    assert stop() == "signal"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from edge_sel import __version__
-from edge_sel.files import open_no_link
+from edge_sel.files import open_no_link, refuse_device
 from edge_sel.power.figure import EnergyFigure
 from edge_sel.power.recorder import EnergyRecorder
 
@@ -190,6 +190,7 @@ class MetricsFile:
         """Replace the file in one go. Not fsynced: after a power cut there is nobody whom these figures help."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
+            refuse_device(self._path)
             with open_no_link(temporary, "wb") as file:
                 file.write(text.encode("utf-8", "replace"))  # a folder's name need not be UTF-8
             temporary.replace(self._path)

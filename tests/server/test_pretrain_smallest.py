@@ -1,0 +1,61 @@
+"""The smallest and strangest that pretraining may be given."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+
+from edge_sel.cli.main import main
+
+
+@pytest.fixture
+def pretrain(tmp_path, monkeypatch, capfd):
+    for number in range(16):
+        (tmp_path / "data" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / str(number % 2) / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        words = [
+            "pretrain",
+            "--data",
+            "data",
+            "--out",
+            "w.safetensors",
+            "--image-size",
+            "8",
+            "--model",
+            "resnet-c-small",
+        ]
+        monkeypatch.setattr("sys.argv", ["edge-sel", *words, *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("epochs", ["1", "2", "3", "4"])
+def test_a_few_steps(epochs, pretrain):
+    assert pretrain("--epochs", epochs)[0] == 0
+
+
+def test_without_a_validation_share(pretrain):
+    code, out, _ = pretrain("--epochs", "1", "--validation", "0", "--json")
+    assert code == 0 and json.loads(out)["validation_accuracy"] is None and "NaN" not in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--crop-padding", "8"], ["--device", "abacus"], ["--lr", "1e300"], ["--lr", "nan"], ["--seed", "9" * 400],
+        ["--data", ""], ["--camera-strength", "nan"], ["--max-pixels", "9" * 400], ["--out", ""],
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(words, pretrain):
+    code, _, err = pretrain("--epochs", "1", *words)
+    assert code == 2 and "Traceback" not in err and err.splitlines()[-1].startswith("edge-sel: ")

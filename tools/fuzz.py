@@ -1,0 +1,291 @@
+"""Feed damaged and strange input to everything that reads some; all but a result or an EdgeSelError is a finding.
+
+    python tools/fuzz.py --seconds 60            # all kinds in turn; --seed N repeats a run, --kind image one kind
+    python tools/fuzz.py --kind image --repeat 17  # one input again, with its traceback
+
+Each input is random bytes changed in a good one, made from the seed and its number alone. Inputs are read by a child
+process with 300 MB more memory than it has after its imports (RLIMIT_AS) and 5 s for each; one that dies or takes
+longer is a finding, and another takes its place. Findings are printed with the number that repeats them; the exit status
+is 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from edge_sel.errors import EdgeSelError  # noqa: E402
+
+LIMIT_S, MEMORY_BYTES = 5.0, 300 * 10**6
+VALUES = (
+    "",
+    "0",
+    "-1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "9" * 400,
+    "1_0",
+    "٣",
+    "none",
+    "max",
+    "\x1b[2J",
+    "\udcff",
+    "0x10",
+)
+Reader = Callable[[random.Random, Path], None]
+
+
+def damaged(rng: random.Random, good: bytes) -> bytes:
+    """A few bytes changed, a part cut out, doubled or made of zeros."""
+    content = bytearray(good)
+    for _ in range(rng.choice((1, 1, 2, 5, 20))):
+        at = rng.randrange(len(content) or 1) if rng.random() < 0.5 else rng.randrange(min(512, len(content)) or 1)
+        size = rng.choice((1, 2, 4, 50, 1000))
+        part = bytes(content[at : at + size])
+        kind = rng.randrange(5)
+        new = (rng.randbytes(min(size, 4)), b"", 2 * part, bytes(len(part)), b"\xff" * len(part))[kind]
+        content[at : at + (min(size, 4) if kind == 0 else size)] = new
+    return bytes(content[: rng.randrange(len(content) or 1)] if rng.random() < 0.1 else content)
+
+
+def pack_bytes() -> bytes:
+    """The built-in pack, a zip."""
+    return (ROOT / "edge_sel/pack/assets/digits.edgepack").read_bytes()
+
+
+def read_image_file(rng: random.Random, here: Path) -> None:
+    """One picture of any format, damaged."""
+    from PIL import Image
+
+    from edge_sel.data.images import UnreadableImage, read_image
+
+    kind, options = rng.choice((
+        ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {}),
+        ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}), ("TIFF", {"compression": "tiff_deflate"}), ("PPM", {}),
+    ))  # fmt: skip
+    mode = rng.choice(("RGB", "L")) if kind not in ("PNG", "TIFF") or options else rng.choice(("RGB", "L", "I;16", "P"))
+    picture = Image.frombytes(mode, (48, 40), rng.randbytes(48 * 40 * {"RGB": 3, "I;16": 2}.get(mode, 1)))
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    path = here / "picture"
+    path.write_bytes(damaged(rng, buffer.getvalue()))
+    with contextlib.suppress(UnreadableImage):
+        read_image(path, (16, 16))
+
+
+def read_zip(rng: random.Random, here: Path) -> None:
+    """A pack as one file, damaged anywhere."""
+    from edge_sel.pack.reader import open_pack
+
+    (here / "a.edgepack").write_bytes(damaged(rng, pack_bytes()))
+    open_pack(here / "a.edgepack").weights()
+
+
+def read_manifest(rng: random.Random, here: Path) -> None:
+    """A pack as a folder, its manifest damaged or one of its values replaced."""
+    from edge_sel.pack.reader import open_pack
+
+    folder = here / "pack"
+    if not folder.exists():
+        with zipfile.ZipFile(io.BytesIO(pack_bytes())) as archive:
+            archive.extractall(folder)
+        (here / "manifest").write_bytes((folder / "manifest.json").read_bytes())
+    good = (here / "manifest").read_bytes()
+    (folder / "manifest.json").write_bytes(damaged(rng, good) if rng.random() < 0.5 else replaced(rng, good))
+    open_pack(folder).weights()
+
+
+def replaced(rng: random.Random, good: bytes) -> bytes:
+    """A manifest with one value that it should not have, and a digest that says it is whole."""
+    from edge_sel.pack.manifest_json import _digest
+
+    content = json.loads(good)
+    place = content
+    while isinstance(place, dict | list) and place:
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.3:
+            place[key] = rng.choice((None, -1, 10**400, 1e308, "", "../../x", "\x1b", [], {}, [[]] * 9, True))
+            break
+        place = place[key]
+    if isinstance(content.pop("digest", None), str):
+        content["digest"] = _digest(content)
+    return json.dumps(content).encode()
+
+
+def read_safetensors(rng: random.Random, here: Path) -> None:
+    """Weights of a run and of an expert, damaged; the header more often than the rest."""
+    from edge_sel.cli.evaluate import _read_weights
+    from edge_sel.pack.expert import read_expert
+    from edge_sel.pack.reader import open_pack
+
+    pack = open_pack(ROOT / "edge_sel/pack/assets/digits.edgepack")
+    with zipfile.ZipFile(pack.path) as archive:
+        (here / "w.safetensors").write_bytes(damaged(rng, archive.read("weights.safetensors")))
+    if rng.random() < 0.5:
+        read_expert(here / "w.safetensors", pack)
+    else:
+        _read_weights(here / "w.safetensors", pack.weights(), pack.manifest.model.classes)
+
+
+def read_checkpoint(rng: random.Random, here: Path) -> None:
+    """A run's checkpoint, damaged."""
+    import numpy as np
+
+    from edge_sel.runs.checkpoint import load_checkpoint, save_checkpoint
+
+    folder = here / "checkpoints"
+    for path in folder.glob("*"):
+        path.unlink()
+    save_checkpoint(folder, {"w": np.arange(50, dtype=np.float32)}, {"step": 3}, {"seed": 0})
+    for path in folder.glob("*"):
+        path.write_bytes(damaged(rng, path.read_bytes()))
+    load_checkpoint(folder)
+
+
+def read_toml_file(rng: random.Random, here: Path) -> None:
+    """Settings and a device profile."""
+    from edge_sel.config.profiles import load_profile
+    from edge_sel.config.schema import schema_of
+    from edge_sel.config.settings import Settings, resolve
+
+    deep = rng.choice((1, 100, 10_000))
+    odd = [v.encode("utf-8", "replace").decode() for v in VALUES]
+    values = [*odd, *map(json.dumps, odd), "[" * deep + "]" * deep, "{a=" * deep + "1" + "}" * deep, "1979-05-27"]
+    names = [*schema_of(Settings), "power", "power.idle_w", "a." * deep + "b", '"\\u0000"', ""]
+    text = "".join(f"{rng.choice(names)} = {rng.choice(values)}\n" for _ in range(rng.randrange(4)))
+    good = b"epochs = 3\n[power]\nidle_w = 1.0\nmax_w = 2.0\n"
+    (here / "a.toml").write_bytes(text.encode() if rng.random() < 0.6 else damaged(rng, good))
+    if rng.random() < 0.5:
+        load_profile(here / "a.toml")
+    else:
+        resolve(toml_file=here / "a.toml", environ={}, flags={})
+
+
+def read_command_line(rng: random.Random, here: Path) -> None:
+    """Options with strange values, up to where a command would begin to work."""
+    import click
+
+    from edge_sel.cli.main import COMMANDS, cli
+    from edge_sel.config.schema import schema_of
+    from edge_sel.config.settings import Settings, resolve
+
+    value = rng.choice(VALUES)
+    if rng.random() < 0.5:
+        resolve(environ={f"EDGE_SEL_{rng.choice([*schema_of(Settings), 'X']).upper()}": value})
+        return
+    command = cli.get_command(click.Context(cli), rng.choice(list(COMMANDS)))
+    options = [p.opts[0] for p in getattr(command, "params", []) if isinstance(p, click.Option) and not p.is_flag]
+    words = [word for _ in range(rng.randrange(1, 4)) for word in (rng.choice(options or ["-x"]), rng.choice(VALUES))]
+    with contextlib.suppress(click.ClickException):
+        command.make_context("x", [rng.choice(VALUES), *words])  # type: ignore[union-attr]  # parses, calls nothing
+
+
+KINDS: dict[str, Reader] = {
+    "image": read_image_file, "zip": read_zip, "manifest": read_manifest, "safetensors": read_safetensors,
+    "checkpoint": read_checkpoint, "toml": read_toml_file, "command": read_command_line,
+}  # fmt: skip
+
+
+def try_one(kind: str, seed: int, number: int, here: Path) -> str | None:
+    """The traceback of what should not have come; None if all is well."""
+    try:
+        KINDS[kind](random.Random(f"{seed} {kind} {number}"), here)
+    except EdgeSelError as error:
+        told = str(error)
+        return None if told.isprintable() else f"a message that drives the terminal: {told!r}"
+    except MemoryError:
+        return f"needs more than {MEMORY_BYTES / 1e6:.0f} MB\n{traceback.format_exc()}"
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
+def work(pipe: Connection, seed: int, here: Path) -> None:
+    """The child: reads what it is told to, until the pipe closes."""
+    faulthandler.enable()
+    for kind in KINDS:  # imports, and a first use of what grows only once
+        try_one(kind, seed, -1, here)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
+    pipe.send("ready")
+    with contextlib.suppress(EOFError):
+        while True:
+            kind, number = pipe.recv()
+            pipe.send(try_one(kind, seed, number, here))
+
+
+class Child:
+    """A process that reads one input after the other."""
+
+    def __init__(self, seed: int, here: Path) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=work, args=(theirs, seed, here), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.pipe.recv()
+
+    def read(self, kind: str, number: int) -> tuple[str | None, bool]:
+        """What is wrong with the answer, if anything, and whether the child is still of use."""
+        self.pipe.send((kind, number))
+        if not self.pipe.poll(LIMIT_S):
+            self.process.kill()
+            return f"took more than {LIMIT_S:.0f} s", False
+        try:
+            return self.pipe.recv(), True
+        except EOFError:
+            self.process.join()
+            return f"the process died, status {self.process.exitcode}", False
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seconds", type=float, default=60.0)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--kind", choices=list(KINDS))
+    options.add_argument("--repeat", type=int, metavar="NUMBER")
+    given = options.parse_args()
+    kinds = [given.kind] if given.kind else list(KINDS)
+    counts, findings = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        child, end, number = Child(given.seed, Path(folder)), time.monotonic() + given.seconds, given.repeat or 0
+        while time.monotonic() < end:
+            for kind in kinds:
+                wrong, useful = child.read(kind, number)
+                counts[kind] += 1
+                if wrong:
+                    findings[kind] += 1
+                    print(f"--kind {kind} --seed {given.seed} --repeat {number}: {wrong}", flush=True)
+                if not useful:
+                    child = Child(given.seed, Path(folder))
+            number += 1
+            if given.repeat is not None:
+                break
+        child.process.kill()
+    print(", ".join(f"{kind} {counts[kind]}" for kind in kinds), f"inputs; {sum(findings.values())} findings")
+    return 1 if any(findings.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def save_checkpoint(folder: Path, tensors: Arrays, scalars: dict[str, Any], iden
     write_durably(target, content)
     # A power cut while one was written left its temporary file behind, under a name that never comes again.
     for old in [*(path for _, path in existing[: -(KEEP - 1)]), *folder.glob(".checkpoint-*.tmp")]:
-        old.unlink(missing_ok=True)
+        with suppress(OSError):  # where files share blocks, a full disk refuses even that; the next one tries again
+            old.unlink(missing_ok=True)
     return target
 
 

@@ -50,7 +50,7 @@ def all_faults(victim: Victim) -> list[Fault]:
         Fault(mode, number)
         for mode in MODES
         for number, (kind, _) in enumerate(victim.calls, 1)
-        if not (mode == "torn" and kind != "write") and not (mode == "full" and kind == "remove")
+        if mode != "torn" or kind == "write"
     ]
 
 

@@ -200,3 +200,15 @@ def test_a_file_that_cannot_be_written_keeps_its_old_content(name, tmp_path, mon
     assert tree(tmp_path) == {name: b"old"}
     write_durably(path, b"new")
     assert tree(tmp_path) == {name: b"new"}
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stops_nothing(tmp_path, monkeypatch):
+    """Where files share blocks, a full disk refuses even that."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", full_disk)
+        save(tmp_path, 3)
+    assert numbers(tmp_path) == [1, 2, 3] and latest(tmp_path) == 3
+    save(tmp_path, 4)
+    assert numbers(tmp_path) == [3, 4]

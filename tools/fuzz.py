@@ -5,8 +5,8 @@
 
 Each input is random bytes changed in a good one, made from the seed and its number alone. Inputs are read by a child
 process with 300 MB more memory than it has after its imports (RLIMIT_AS) and 5 s for each; one that dies or takes
-longer is a finding, and another takes its place. Findings are printed with the number that repeats them; the status
-on exit is 1 if there are any.
+longer is a finding, and another takes its place. Findings are printed with the number that repeats them; the exit
+status is 1 if there are any.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from edge_sel.cli.common import (
     max_pixels_option,
     require_server_extra,
 )
+from edge_sel.config.settings import Settings
 from edge_sel.errors import DataError, escaped
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
@@ -131,7 +132,7 @@ def command(
     click.echo(f"wrote {escaped(str(out))}: {len(manifest.plans)} plans, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
 
 
-def load_unseen(data: Path, info: WarmupInfo, max_pixels: int) -> ImageSet | None:
+def load_unseen(data: Path, info: WarmupInfo, max_pixels: int = Settings.max_pixels) -> ImageSet | None:
     """The images that pretraining held out, if there are enough of them in the folder."""
     from edge_sel.data.folder import load_folder
 

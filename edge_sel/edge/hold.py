@@ -25,7 +25,9 @@ def hold_folder(out: Path, make: Callable[[Path], None]) -> Iterator[list[Notice
         UsageError: another process holds it.
         SetupError: it cannot be written to.
     """
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    missing: list[Path] = []
+    with suppress(OSError):  # such as a name that is too long, which ``make`` tells
+        missing += [folder for folder in (out, *out.parents) if not folder.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, missing)
         make(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,15 @@ def test_the_machine_is_named_by_its_processor_or_its_board(tmp_path):
     assert (told["cores"], told["profile"]) == (4, "raspberry-pi-5") and set(told) == set(HERE)
     (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n")
     assert machine("p", 4, tmp_path)["processor"] == "AMD EPYC"
+
+
+def test_who_tunes_at_the_same_time_loses_nothing(tmp_path):
+    """Each reads, adds its plan and writes; without a lock most of them were gone."""
+    names = [f"plan{number}" for number in range(16)]
+    with ThreadPoolExecutor(len(names)) as threads:
+        for done in [
+            threads.submit(write_tuning, tmp_path / "t.json", {n: COSTS["last"]}, HERE, PSUTIL) for n in names
+        ]:
+            done.result()
+    known, _ = read_tuning(tmp_path / "t.json", HERE)
+    assert set(known) == set(names) and [path.name for path in tmp_path.iterdir()] == ["t.json"]

@@ -108,7 +108,7 @@ def test_anchors_of_other_types_are_refused_when_they_are_read(kind, tmp_path):
     for name in ("ends", "labels"):
         changed = with_file(ANCHORS, save({**stored, name: stored[name].astype(kind)}))
         with pytest.raises(PackError):
-            open_pack(write_zip(tmp_path / "bad.edgepack", changed)).anchors()
+            assert open_pack(write_zip(tmp_path / "bad.edgepack", changed)).anchors
 
 
 # The manifest
@@ -186,6 +186,6 @@ def test_a_pack_with_a_mutated_file_is_opened_or_refused(data):
         try:
             pack = open_pack(path)
             assert all(np.isfinite(value).all() for value in pack.weights().values())
-            pack.anchors()
+            assert pack.anchors is None or len(pack.anchors.known)
         except PackError as error:
             assert str(error).isprintable() and name in str(error)

@@ -72,7 +72,7 @@ def test_the_header_is_plain_json(saved):
 @pytest.mark.parametrize(
     "failure", (OSError(28, "No space left on device"), KeyboardInterrupt()), ids=("full", "killed")
 )
-@pytest.mark.parametrize("where", ((Path, "open"), (os, "fsync"), (Path, "replace")), ids=lambda at: at[1])
+@pytest.mark.parametrize("where", ((os, "open"), (os, "fsync"), (Path, "replace")), ids=lambda at: at[1])
 def test_a_save_that_fails_leaves_the_old_checkpoint(where, failure, saved, monkeypatch):
     path, model = saved
     before = path.read_bytes()

@@ -25,7 +25,7 @@ from typing import Any
 
 KINDS = ("write", "rename", "fsync", "remove")
 MODES = ("kill", "torn", "power", "full")
-_open, _fsync, _replace, _rename, _unlink = io.open, os.fsync, os.replace, os.rename, os.unlink
+_open, _os_open, _fsync, _replace, _rename, _unlink = io.open, os.open, os.fsync, os.replace, os.rename, os.unlink
 
 
 class Disk:
@@ -123,11 +123,25 @@ def install(disk: Disk) -> None:
             disk.call("write", self.place, lambda: io.FileIO.write(self, view[: len(view) // 2]))
             return io.FileIO.write(self, data)
 
+    handles: dict[int, str] = {}  # opened by their number, to be made files of
+
+    def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        place = disk.place(path) if flags & (os.O_WRONLY | os.O_RDWR) else None
+        if place is not None:
+            disk.touch(place)
+        handle = _os_open(path, flags, *rest, **more)
+        handles.pop(handle, None)
+        if place is not None:
+            handles[handle] = place
+        return handle
+
     def watched_open(
         file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None,
         newline: Any = None, closefd: bool = True, opener: Any = None,
     ) -> Any:  # fmt: skip
-        place = None if isinstance(file, int) or not set(mode) & set("wxa+") else disk.place(file)
+        place = None
+        if set(mode) & set("wxa+"):
+            place = handles.pop(file, None) if isinstance(file, int) else disk.place(file)
         if place is None:
             return _open(file, mode, buffering, encoding, errors, newline, closefd, opener)
         disk.touch(place)
@@ -171,6 +185,7 @@ def install(disk: Disk) -> None:
         disk.removed(place)
 
     builtins.open = io.open = watched_open
+    os.open = opened
     os.fsync, os.replace, os.rename = fsync, renaming(_replace), renaming(_rename)
     os.unlink = os.remove = unlink
 

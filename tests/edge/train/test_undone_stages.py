@@ -12,7 +12,7 @@ from edge_sel.edge.governor.decision import Decision, Limit
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
-from tests.edge.sessions import StopAt, Tape, digits, events, no_meter, outcome, pack, session
+from tests.edge.sessions import StopAt, Tape, digits, events, no_meter, outcome, pack, session, without_anchors
 from tests.edge.train.stages import AUTO, IMPROVING, PACKS, RUINOUS, STAGES, decided, every_pack, validation_loss
 
 # Undone
@@ -90,7 +90,7 @@ def test_never_worse_than_the_best_training_stage(case, tmp_path):
 def test_the_last_look_at_the_validation_set_is_not_repeated(tmp_path):
     """Its figures are those of the best training stage, and they are true of the model that ships."""
     engine = Recording()
-    one = session(tmp_path, plan="bn,full", engine=engine, **RUINOUS)
+    one = session(tmp_path, plan="bn,full", engine=engine, base=without_anchors(), **RUINOUS)
     after = one.run()["after"]["guard"]
     written = 4  # images that check the written model
     assert sum(engine.sizes("predict", "")) == 3 * len(one.judge.validation) + written, "before, and after each epoch"

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any, TextIO
@@ -77,18 +77,18 @@ def run_child(words: Sequence[str], stdout: TextIO | None) -> tuple[int, float]:
     return (code if code >= 0 else 128 - code), cpu_s
 
 
-def _family(pid: int) -> set[Any]:
-    """The process and all that it has started."""
+def _family(pid: int) -> list[Any]:
+    """The process and all that it has started, parents first: a shell must not go on when its command has ended."""
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return {process, *process.children(recursive=True)}
+        return [process, *process.children(recursive=True)]
     except psutil.Error:
-        return set()
+        return []
 
 
-def _send(processes: set[Any], number: int) -> None:
+def _send(processes: Iterable[Any], number: int) -> None:
     import psutil
 
     for process in processes:

@@ -70,7 +70,7 @@ class Settings:
     curriculum: Literal["off", "staged", "cumulative"] = key("easy images first, alone or kept", "off")
     gamma: float | None = key("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)
     guard_fraction: float = key("share of images kept for validation", 0.15, above=0, high=0.9, parse=parse_fraction)
-    confidence: float = key(
+    evidence_level: float = key(
         "how sure it must be that the new model is better before it replaces the old one",
         0.9, low=0.5, high=0.999, parse=parse_fraction, example="90%",
     )  # fmt: skip

@@ -66,7 +66,7 @@ def decide(
     training images under the head that was fitted without each of them. A run that a limit has ended (``limited``) has
     no joules left for these.
     """
-    seen, level = progress.predictions, settings.confidence
+    seen, level = progress.predictions, settings.evidence_level
     before, after, labels = seen.before, seen.best, judge.validation.labels
     more = training.subset(seen.left_out_of[: 0 if limited else max(0, ENOUGH - len(labels))])
     if len(more):

@@ -77,10 +77,10 @@ def one_label(field: ImageSet, judged: ImageSet, rng: np.random.Generator) -> Pa
 
 def few(count: int) -> Callable[[ImageSet, ImageSet, np.random.Generator], Pair]:
     def make(field: ImageSet, judged: ImageSet, rng: np.random.Generator) -> Pair:
-        order = rng.permutation(len(field))
-        if count < 2 * len(field.classes):  # of two classes
-            order = order[np.isin(field.labels[order], rng.permutation(len(field.classes))[:2])]
-        return shift(SHIFTS[int(rng.integers(len(SHIFTS)))])(field.subset(order[:count]), judged, rng)
+        classes = rng.permutation(len(field.classes))[: 2 if count < 20 else None]
+        members = [np.flatnonzero(field.labels == label) for label in classes]  # of each as many, two at the least
+        chosen = [rng.permutation(rows)[: -(-count // len(classes))] for rows in members]
+        return shift(SHIFTS[int(rng.integers(len(SHIFTS)))])(field.subset(np.concatenate(chosen)), judged, rng)
 
     return make
 

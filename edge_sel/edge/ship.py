@@ -16,6 +16,7 @@ from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
 from edge_sel.edge.head import original_weights
 from edge_sel.edge.judge import Judge, loss_of
 from edge_sel.edge.progress import Progress
+from edge_sel.edge.train.auto_ladder import NONSENSE
 from edge_sel.edge.train.closed_stage import STATISTICS
 from edge_sel.edge.train.statistics_stage import BATCH, estimate
 from edge_sel.engines.base import Batch
@@ -77,6 +78,9 @@ def decide(
     rng = np.random.default_rng([settings.seed, CHANCE])
     evidence = compare(before, after, labels, rng, level=level)
     ships, why, memory = evidence.better(level), _why(evidence, level), None
+    doubted = max((entry.get("doubted") or 0.0 for entry in progress.history), default=0.0)
+    if doubted > NONSENSE:
+        ships, why = False, f"{doubted:.0%} of the labels look wrong: by these nothing is better"
     if ships:
         memory = _look_back(progress.weights, pack, judge, training)
         if memory is not None and memory.forgot and not settings.forget:
@@ -112,15 +116,25 @@ def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) ->
     met = np.flatnonzero(np.isin(anchors.images.labels, training.labels))
     if len(met) < LEAST_ANCHORS:
         return None
-    images, before = anchors.images.subset(met), int(anchors.known[met].sum())
-    chance = 1 / len(np.unique(images.labels))
-    least = chance + REMEMBERED * max(before / len(met) - chance, 0.0)
-    right = round(judge.look(weights, images).accuracy * len(met))
-    if _below(right, len(met), least) and STATISTICS in pack.plan_names and pack.plan(STATISTICS).buffers:
+    images, known = anchors.images.subset(met), anchors.known[met]
+    right = judge.look(weights, images).logits.argmax(1) == images.labels
+    forgot = _forgot(known, right, images.labels)
+    if forgot and STATISTICS in pack.plan_names and pack.plan(STATISTICS).buffers:
         # Of another place it may have nothing but the statistics, and these it can learn again.
         adapted = _adapt(weights, anchors.images, pack, judge)
-        right = max(right, round(judge.look(adapted, images).accuracy * len(met)))
-    return Memory(len(met), before, right, _below(right, len(met), least))
+        again = judge.look(adapted, images).logits.argmax(1) == images.labels
+        right, forgot = max(right, again, key=np.count_nonzero), _forgot(known, again, images.labels)
+    return Memory(len(met), int(known.sum()), int(right.sum()), forgot)
+
+
+def _forgot(known: np.ndarray, right: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether too little is left of what was known, bool [N], beyond chance; or nothing of one of the classes."""
+    chance = 1 / len(np.unique(labels))
+    whole = chance + REMEMBERED * max(known.mean() - chance, 0.0)
+    if _below(int(right.sum()), len(right), whole):
+        return True
+    classes = [labels == label for label in np.unique(labels)]
+    return any(_below(int(right[of].sum()), int(of.sum()), REMEMBERED * known[of].mean()) for of in classes)
 
 
 def _below(right: int, images: int, least: float) -> bool:

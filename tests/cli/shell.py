@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,9 +42,15 @@ def run(*arguments: object, cwd: Path, command: Sequence[str] = MODULE, **env: s
 
 
 def start(*arguments: object, cwd: Path, command: Sequence[str] = MODULE) -> subprocess.Popen[str]:
-    """The same, not waited for."""
+    """The same, not waited for; it hears signals also where the tests run in the background or under nohup."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-    return subprocess.Popen([*command, *map(str, arguments)], cwd=cwd, env=environment(), **pipes)
+
+    def hear() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    given = [*command, *map(str, arguments)]
+    return subprocess.Popen(given, cwd=cwd, env=environment(), preexec_fn=hear, **pipes)
 
 
 def block(folder: Path, *names: str) -> str:

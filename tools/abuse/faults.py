@@ -25,6 +25,8 @@ from typing import Any
 
 KINDS = ("write", "rename", "fsync", "remove")
 MODES = ("kill", "torn", "power", "full")
+UNSEEN = "journal.jsonl"
+"""A thread writes it when it is time to: its calls would number the others differently in every run."""
 _open, _os_open, _fsync, _replace, _rename, _unlink = io.open, os.open, os.fsync, os.replace, os.rename, os.unlink
 
 
@@ -47,8 +49,9 @@ class Disk:
 
     def place(self, path: Any) -> str | None:
         """The real path if it is below the folder."""
-        full = os.path.join(os.path.realpath(os.path.dirname(os.fspath(path))), os.path.basename(os.fspath(path)))
-        return full if (full + os.sep).startswith(self._folder) else None
+        name = os.path.basename(os.fspath(path))
+        full = os.path.join(os.path.realpath(os.path.dirname(os.fspath(path))), name)
+        return full if (full + os.sep).startswith(self._folder) and name != UNSEEN else None
 
     def touch(self, path: str) -> None:
         """Note what lies here before the first change; what earlier processes left counts as forced."""

@@ -13,8 +13,8 @@ from edge_sel.edge.progress import Progress
 from edge_sel.edge.ship import keep_if_better
 from edge_sel.pack.reader import Pack
 
-ANCHOR_PASSES = 3
-"""Over the pack's anchors, at most: a look, new statistics, and a look with these."""
+ANCHOR_PASSES = 5
+"""Over the pack's anchors, at most: a look, new statistics, which may take three, and a look with these."""
 WRITES = 3
 """How many times the writing of a checkpoint the writing of the results is expected to take."""
 

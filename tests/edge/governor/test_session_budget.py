@@ -126,7 +126,7 @@ def test_a_lost_meter_ends_a_run_with_a_budget(world, tmp_path):
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
 def test_the_look_at_the_packs_anchors_fits_too(share, world, tmp_path):
     unlimited, _ = free()
-    budget_j = unlimited.energy_j * share + 40.0
+    budget_j = unlimited.energy_j * share + 100.0
     tape = Steps(world)
     result = governed(tmp_path, world, EnergyBudget(budget_j), base=pack(), listener=tape, **OPEN)
     assert files(tmp_path) == FILES and world.energy_j <= budget_j + max(tape.step_j)

@@ -12,7 +12,7 @@ from edge_sel.runs.checkpoint import load_checkpoint
 from edge_sel.runs.flatten import unflatten
 from edge_sel.sel.nominal_flops import nominal_flops
 from tests.edge.recording import Recording
-from tests.edge.sessions import StopAt, Tape, digits, of_counts, pack, session
+from tests.edge.sessions import StopAt, Tape, digits, of_counts, pack, session, without_anchors
 
 PLANS = ["head", "affine", "last", "last-c25", "first", "full"]
 
@@ -129,7 +129,7 @@ def test_an_engine_that_cuts_nothing_computes_the_backbone_in_its_steps(curricul
 
 
 def test_statistics_update_no_weight(tmp_path):
-    result, engine = run(tmp_path, plan="bn")
+    result, engine = run(tmp_path, plan="bn", base=without_anchors())
     (epoch,) = result["epochs"]
     assert epoch["sparsity"] == 1 and epoch["nominal_flops_t"] == 0 and epoch["gradient_kept"] == 0
     info = pack().plan("bn")
@@ -144,7 +144,8 @@ def test_statistics_update_no_weight(tmp_path):
 def test_statistics_take_some_images_and_remember_them(tmp_path):
     """At most 256; what the pass sees of their losses is what the gate begins with."""
     twice = digits(500).subset(np.tile(np.arange(500), 2))
-    result, engine = run(tmp_path, images=twice, plan="bn", checkpoint_every_s=0.1)
+    given = {"plan": "bn", "base": without_anchors()}
+    result, engine = run(tmp_path, images=twice, checkpoint_every_s=0.1, **given)
     (epoch,) = result["epochs"]
     assert result["images"]["train"] > STATISTICS_IMAGES == epoch["candidates"] == sum(engine.sizes("step", "bn"))
     assert not engine.sizes("score", "bn")

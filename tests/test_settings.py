@@ -236,7 +236,13 @@ def test_a_number_of_many_digits_is_refused_in_a_short_line(tmp_path: Path, key:
 
 
 @pytest.mark.parametrize(
-    "text", ["a = " + "[" * 10_000 + "]" * 10_000, "a = " + "{b=" * 10_000 + "1" + "}" * 10_000, "#" * 2_000_000]
+    "text",
+    [
+        "a = " + "[" * 10_000 + "]" * 10_000,
+        "a = " + "{b=" * 10_000 + "1" + "}" * 10_000,
+        "a." * 10_000 + "b = 1",
+        "#" * 2_000_000,
+    ],
 )
 def test_a_file_that_is_nested_deeply_or_long_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="cannot be read as TOML"):

@@ -253,8 +253,9 @@ class Child:
             self.process.kill()
             return f"took more than {LIMIT_S:.0f} s", False
         try:
-            return self.pipe.recv(), True
-        except EOFError:
+            told = self.pipe.recv()
+            return told, told is None  # one that ran out of memory may do so again, whatever it reads
+        except (EOFError, ConnectionResetError):
             self.process.join()
             return f"the process died, status {self.process.exitcode}", False
 
@@ -278,6 +279,7 @@ def main() -> int:
                     findings[kind] += 1
                     print(f"--kind {kind} --seed {given.seed} --repeat {number}: {wrong}", flush=True)
                 if not useful:
+                    child.process.kill()
                     child = Child(given.seed, Path(folder))
             number += 1
             if given.repeat is not None:

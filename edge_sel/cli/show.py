@@ -176,6 +176,16 @@ def print_result(result: dict[str, Any]) -> None:
             f"{doubts['share']:.0%} of the labels look wrong ({left}), the first: {first['path']}, "
             f"{first['label']}, looks like {first['looks_like']}"
         )
+    if (again := result["duplicates"])["left_out"]:
+        console.print(
+            f"left out {len(again['left_out'])} images that show again what others show, "
+            f"the first: {escaped(again['left_out'][0])} (--keep-duplicates trains on them too)"
+        )
+    if again["contradictory"]:
+        console.print(
+            f"{len(again['contradictory'])} images are like one of another class, "
+            f"the first: {escaped(again['contradictory'][0])}"
+        )
     for line in result["throttled"]:
         console.print(f"slowed down: {line}")
     if result["skipped_images"]:

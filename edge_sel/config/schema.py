@@ -18,6 +18,8 @@ from edge_sel.errors import UsageError
 
 ENV_PREFIX = "EDGE_SEL_"
 _LONGEST_TOML = 10**6
+_MOST_DOTS = 1000
+"""The parser's memory grows with the square of the dots in one key."""
 Given = list[tuple[str, Any, str]]
 """Key or variable, value, origin."""
 
@@ -156,4 +158,6 @@ def _read_short(path: Path) -> str:
         content = file.read(_LONGEST_TOML + 1)
     if len(content) > _LONGEST_TOML:
         raise ValueError("it is longer than a megabyte")
+    if content.count(b".") > _MOST_DOTS:
+        raise ValueError(f"it has more than {_MOST_DOTS} dots")
     return content.decode("utf-8")

@@ -76,6 +76,7 @@ class Settings:
     )  # fmt: skip
     forget: bool = key("replace it also by one that no longer knows the server's images", False, parse=_TRUTH.get)
     drop_suspicious: bool = key("train without the images whose labels look wrong", False, parse=_TRUTH.get)
+    keep_duplicates: bool = key("train also on copies and further frames of a scene", False, parse=_TRUTH.get)
     seed: int = key("seed of every random choice", 0, low=0, high=MAX_SEED)
     threads: int = key("threads to use, 0 for all", 0, low=0, high=MAX_THREADS)
     spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)

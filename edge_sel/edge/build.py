@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
+from edge_sel.data.duplicates import NO_DUPLICATES, find_duplicates
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.edge.bookkeeper import Bookkeeper
@@ -61,7 +62,8 @@ def build_session(
 
     Args:
         pack: the verified pack.
-        images: the device's labelled images; classes beyond the pack's extend the head.
+        images: the device's labelled images; classes beyond the pack's extend the head. Near-duplicates are left out
+            before the validation set is held back: of one scene, one half would tell the labels of the other.
         test: images that no decision looks at, for before/after; may be None.
         engine: executes the graphs.
         ladder: which plans, in which order; None for ``--plan auto``.
@@ -72,7 +74,7 @@ def build_session(
         limits: what the governor holds the run to.
         source: what ``images`` are, for the report.
         expert: weights of the server to begin with, if they are better here.
-        validation: what every decision looks at; None for a part of ``images``.
+        validation: what every decision looks at, all ``images`` being trained on; None for a part of them.
         resume: continue the run in ``out`` if there is one.
         book: keeps the journal; None for one of its own.
         opening: of the recorder, since this process began to open the run; counts where a run is resumed.
@@ -85,9 +87,14 @@ def build_session(
     host, settings, classes = host or Host(), resolved.settings, images.classes
     require_trainable(images, 2 if validation is None else 1, where=source or None)
     rng = np.random.default_rng(settings.seed)
+    duplicates = NO_DUPLICATES
     if validation is None:
-        training, held = stratified_split(images.labels, settings.guard_fraction, rng, cap=VALIDATION_CAP)
-        to_train_on, validation = images.subset(training), images.subset(held)
+        distinct = images
+        if not settings.keep_duplicates:
+            duplicates = find_duplicates(images)
+            distinct = images.subset(duplicates.distinct)
+        training, held = stratified_split(distinct.labels, settings.guard_fraction, rng, cap=VALIDATION_CAP)
+        to_train_on, validation = distinct.subset(training), distinct.subset(held)
     else:
         to_train_on = images
     gate = Gate(settings, intensities(to_train_on))
@@ -110,6 +117,10 @@ def build_session(
         "run": str(out),
         "source": source,
         "images": {"train": len(to_train_on), "guard": len(validation), "test": len(test or ())},
+        "duplicates": {
+            "left_out": [images.ids[row] for row in duplicates.left_out],
+            "contradictory": [images.ids[row] for row in duplicates.contradictory],
+        },
     }
 
     def breathe() -> None:

@@ -75,7 +75,11 @@ def test_a_mixed_folder_trains_on_every_image_and_names_the_files_that_are_none(
     assert all(skipped.values())
     assert "truncated" in skipped["1/truncated.jpg"] and "empty" in skipped["3/empty.png"]
     assert "megapixels" in skipped["4/huge.png"]
-    assert told["images"]["train"] + told["images"]["guard"] == 120 + 6
+    again = told["duplicates"]["left_out"]
+    assert told["images"]["train"] + told["images"]["guard"] + len(again) == 120 + 6
+    assert again and set(again) <= {
+        f"7/{name}" for name in ("cmyk.jpg", "sixteen.png", "palette.png", "moving.gif")
+    } | {path.relative_to(mixed).as_posix() for path in (mixed / "7").iterdir()}
     assert tree(mixed) == before
     shown = edge_sel("finetune", PACK, "--data", mixed, "--out", "again", *SHORT)
     assert "skipped 6 files" in shown.out

@@ -3,10 +3,11 @@
     python tools/never_worse.py --cifar ~/cifar10 --work ~/field --seeds 20          # hours on one thread
     python tools/never_worse.py --digits --work /tmp/worse --seeds 5                 # minutes, without CIFAR-10
 
-Each run is ``edge-sel finetune`` in a process of its own, on 600 images. What it leaves is judged by images that it
-never saw, as the field set was meant to be seen: clean ones for sets with wrong labels, noise or grey pictures. A
-model counts as worse, or better, if it gives up, or wins, more than a quarter of a point there. Beside that stands the
-rule of older versions, "greater validation accuracy, else smaller loss", as the run's own figures would have had it.
+Each run is a session as ``edge-sel finetune`` opens it, on 600 images. The model that it leaves is judged by images
+that it never saw, as the field set was meant to be seen: clean ones for sets with wrong labels, noise or grey pictures.
+A model counts as worse, or better, if it gives up, or wins, more than a quarter of a point there. Beside that stands
+the rule of older versions, "greater validation accuracy, else smaller loss": what it would have shipped of what the
+same runs tried.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +24,18 @@ import numpy as np
 from cifar10_field import make_pack, unused_images
 from field import cells
 from field.measure import accuracy
+from safetensors.numpy import save_file
 
+from edge_sel.config.settings import resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.shifts import apply_shift, write_folder
+from edge_sel.data.shifts import apply_shift
+from edge_sel.edge.build import build_session
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.errors import DataError
 from edge_sel.pack import builtin
+from edge_sel.pack.reader import open_pack
+from edge_sel.power.recorder import EnergyRecorder
 
 FIELD, JUDGED = 600, 2000
 MARGIN = 0.0025
@@ -105,23 +112,28 @@ CONDITIONS: dict[str, Callable[[ImageSet, ImageSet, np.random.Generator], Pair]]
 }  # fmt: skip
 
 
-def run(pack: Path, pair: Pair, folder: Path, seed: int, options: list[str]) -> dict[str, Any]:
-    """One run: what it decided, and how the models before and after do on images that it never saw."""
+def run(path: Path, pair: Pair, folder: Path, seed: int, options: dict[str, str]) -> dict[str, Any]:
+    """One run: what it decided, on what evidence, and how both models do on images that it never saw."""
     shutil.rmtree(folder, ignore_errors=True)
     field, judged = pair
-    write_folder(field, folder / "field")
-    command = [sys.executable, "-m", "edge_sel", "finetune", str(pack), "--data", str(folder / "field")]
-    command += ["--out", str(folder / "run"), "--seed", str(seed), "--threads", "1", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1]}
-    result = json.loads(done.stdout)
+    pack, resolved = open_pack(path), resolve(flags={"seed": seed, "threads": 1, **options})
+    with EnergyRecorder(None, background=False) as recorder:
+        try:
+            session = build_session(pack, field, None, OrtEngine(1), None, resolved, recorder, folder / "run")
+            result = session.run()
+        except DataError as error:
+            return {"failed": str(error)}
     before, after = result["before"]["guard"], result["after"]["guard"]
+    start = accuracy(path, None, judged)
+    classes = {"classes": json.dumps(field.classes)}
+    save_file(dict(session.progress.weights), folder / "tried.safetensors", classes)
+    tried = accuracy(path, folder / "tried.safetensors", judged) - start
     return {
         "shipped": result["shipped"],
-        "why": result["evidence"]["why"],
+        "evidence": result["evidence"],
         "old_rule": (after["accuracy"], -after["loss"]) > (before["accuracy"], -before["loss"]),
-        "gain": accuracy(pack, folder / "run" / "weights.safetensors", judged) - accuracy(pack, None, judged),
+        "gain": accuracy(path, folder / "run" / "weights.safetensors", judged) - start,
+        "tried": tried,
         "plans": [epoch["plan"] for epoch in result["epochs"]],
     }
 
@@ -154,18 +166,22 @@ def cifar10(cifar: Path, work: Path, plain: bool) -> tuple[str, Path, Draw]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"\n| {'set':12} | runs | shipped | by the old rule | worse | better | mean gain in points | worst |")
-    print("|---|---|---|---|---|---|---|---|")
+    """Per set: how often the new model shipped, and how often that was for the worse or the better, by either rule."""
+    print(
+        f"\n| {'set':12} | runs | shipped | worse | better | mean gain | worst | old rule: shipped | worse | better |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in CONDITIONS:
         here = [row for row in rows if row["condition"] == name and "failed" not in row]
         if not here:
             continue
         gains = np.array([row["gain"] for row in here])
+        old = np.array([row["tried"] * row["old_rule"] for row in here])
         counts = [sum(row[key] for row in here) for key in ("shipped", "old_rule")]
-        counts += [int((gains < -MARGIN).sum()), int((gains > MARGIN).sum())]
+        worse, better = ([int((sign * of > MARGIN).sum()) for of in (gains, old)] for sign in (-1, 1))
         print(
-            f"| {name:12} | {len(here)} | {counts[0]} | {counts[1]} | {counts[2]} | {counts[3]} "
-            f"| {100 * gains.mean():+.2f} | {100 * gains.min():+.2f} |"
+            f"| {name:12} | {len(here)} | {counts[0]} | {worse[0]} | {better[0]} | {100 * gains.mean():+.2f} "
+            f"| {100 * gains.min():+.2f} | {counts[1]} | {worse[1]} | {better[1]} |"
         )
     for row in rows:
         if "failed" in row:
@@ -179,8 +195,9 @@ def main() -> None:
     parser.add_argument("--digits", action="store_true", help="the built-in pack and digits instead")
     parser.add_argument("--plain", action="store_true", help="the plain warmup instead of the robust one")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0, help="rules are chosen by seeds from 100 on")
     parser.add_argument("--conditions", help=f"[default: all] of {', '.join(CONDITIONS)}")
-    parser.add_argument("--options", default="", help="further options of `edge-sel finetune`")
+    parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     given = parser.parse_args()
     if not given.digits and given.cifar is None:
         parser.error("--cifar is missing; or --digits")
@@ -193,18 +210,19 @@ def main() -> None:
     if results.exists():
         rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     done = {(row["condition"], row["seed"]) for row in rows}
-    for seed in range(given.seeds):
+    options = dict(option.split("=", 1) for option in given.options)
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         for number, condition in enumerate(CONDITIONS):
             if (condition, seed) in done or condition not in (given.conditions or ",".join(CONDITIONS)).split(","):
                 continue
             rng = np.random.default_rng([seed, number])
             field, judged = draw(rng)
             made = CONDITIONS[condition](field, judged, rng)
-            row = {"condition": condition, "seed": seed, **run(pack, made, work / "now", seed, given.options.split())}
+            row = {"condition": condition, "seed": seed, **run(pack, made, work / "now", seed, options)}
             rows.append(row)
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            told = row.get("failed") or f"{100 * row['gain']:+.2f} points, {row['why']}"
+            told = row.get("failed") or f"{100 * row['gain']:+.2f} points, {row['evidence']['why']}"
             print(f"{condition}, seed {seed}: {told}", file=sys.stderr, flush=True)
     show(rows)
 

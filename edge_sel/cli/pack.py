@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_sel.cli.common import GivenPath, echo_json, require_signature_option, required_keys
-from edge_sel.errors import escaped
+from edge_sel.errors import UsageError, escaped
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.signatures import Signers
@@ -85,6 +85,9 @@ def signed_line(signers: Signers | None) -> str:
 def keygen(name: Path) -> None:
     """Make a pair of keys: NAME.key.pem to sign with, to be kept secret, and NAME.pub.pem for the devices."""
     from edge_sel.pack.keys import make_key
+
+    if name.is_dir():
+        raise UsageError("NAME is a folder", where=name, fix="name the keys in it, such as FOLDER/release")
 
     private, public = (Path(f"{name}.{kind}.pem") for kind in ("key", "pub"))
     found = make_key(private, public)

@@ -79,7 +79,7 @@ def find_signers(
     if not known:
         raise PackError(
             f"the {kind} is signed by {_names(found)}, not by a required key", where=where,
-            fix="do not use it, or give its maker's public key",
+            fix="do not use it, get it from the owner of a required key",
         )  # fmt: skip
     good = tuple(each.key for each in known if _is_good(kind, message, each, trusted))
     if not good:

@@ -223,6 +223,13 @@ def test_without_the_extra_one_line_says_which(tmp_path, edge_sel, signed):
     assert run("pack", "inspect", signed, cwd=tmp_path, **without).returncode == 0  # a signed pack opens without it
 
 
+@pytest.mark.parametrize("name", [".", "..", "folder", "/"])
+def test_a_folder_is_no_name_of_keys(name, edge_sel, here):
+    (here / "folder").mkdir()
+    refused(edge_sel("pack", "keygen", name), USAGE, "NAME is a folder")
+    assert list(here.rglob("*")) == [here / "folder"]
+
+
 def test_keys_are_never_overwritten(edge_sel, here, keys):
     before = {path: path.read_bytes() for path in here.iterdir()}
     refused(edge_sel("pack", "keygen", "old"), SETUP, "not overwritten", "old.pub.pem")

@@ -35,9 +35,40 @@ def write_durably(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+    _force(path.parent)
+
+
+def write_new(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a file that is not there yet, with these permissions at most; nothing is ever replaced.
+
+    Raises:
+        SetupError: something is there already, be it a link to nothing; or the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags, mode)
+    except FileExistsError as error:
+        raise SetupError("it exists and is not overwritten", where=path, fix="choose another name") from error
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise cannot_write(path, error) from error
+    _force(path.parent)
+
+
+def _force(folder: Path) -> None:
+    """The names in a folder onto the disk."""
     if hasattr(os, "O_DIRECTORY"):
         with suppress(OSError):  # some file systems refuse it; the content is there all the same
-            handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
             finally:

@@ -102,8 +102,11 @@ def read_zip(rng: random.Random, here: Path) -> None:
     open_pack(here / "a.edgepack").weights()
 
 
+SIGNED = b'{"format": 1, "signatures": [{"key": "%s", "signature": "%s=="}]}' % (b"0a" * 32, b"A" * 86)
+
+
 def read_manifest(rng: random.Random, here: Path) -> None:
-    """A pack as a folder, its manifest damaged or one of its values replaced."""
+    """A pack as a folder, its manifest damaged or one of its values replaced, or its signatures."""
     from edge_sel.pack.reader import open_pack
 
     folder = here / "pack"
@@ -113,6 +116,7 @@ def read_manifest(rng: random.Random, here: Path) -> None:
         (here / "manifest").write_bytes((folder / "manifest.json").read_bytes())
     good = (here / "manifest").read_bytes()
     (folder / "manifest.json").write_bytes(damaged(rng, good) if rng.random() < 0.5 else replaced(rng, good))
+    (folder / "signatures.json").write_bytes(damaged(rng, SIGNED) if rng.random() < 0.2 else SIGNED)
     open_pack(folder).weights()
 
 

@@ -3,7 +3,8 @@
     python tools/licences.py
 
 Names and licences are those of the installed packages' own metadata, of everything that edge-sel needs, however
-indirectly. ``tests/test_supply.py`` refuses a dependency whose licence is not permissive, or that is not in the list.
+indirectly, with the extra ``sign``. ``tests/test_supply.py`` refuses a dependency whose licence is not permissive, or
+that is not in the list.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "docs" / "licences.md"
 PERMISSIVE = {
-    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "HPND", "ISC", "MIT", "MIT-CMU", "PSF-2.0",
-    "Python-2.0", "Unlicense", "Zlib",
+    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "HPND", "ISC", "MIT", "MIT-0", "MIT-CMU",
+    "PSF-2.0", "Python-2.0", "Unlicense", "Zlib",
 }  # fmt: skip
 OLD_NAMES = {
     "apache": "Apache-2.0", "apache 2.0": "Apache-2.0", "apache software license": "Apache-2.0",
@@ -54,9 +55,10 @@ def requirements(lines: Iterable[str]) -> dict[str, Requirement]:
 
 
 def needed() -> dict[str, metadata.Distribution]:
-    """Every package that edge-sel needs on this machine, by name, sorted; without its extras."""
+    """Every package that a device needs on this machine, by name, sorted: with the extra for signatures, no other."""
     found: dict[str, metadata.Distribution] = {}
-    waiting = list(requirements(project()["project"]["dependencies"]))
+    told = project()["project"]
+    waiting = list(requirements([*told["dependencies"], *told["optional-dependencies"]["sign"]]))
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -94,6 +96,7 @@ def page() -> str:
         "",
         "Written by `python tools/licences.py` from the packages' own metadata; all are permissive. Python 3.10 takes",
         f"{', '.join(ELSEWHERE)} as well (MIT and BSD-3-Clause).",
+        "cffi, cryptography and pycparser come with the extra `sign` only.",
         "edge-sel itself is under the MIT licence, its digits under CC BY 4.0.",
         "",
         "| package | licence |",

@@ -3,8 +3,8 @@
     python tools/sbom.py
 
 It names edge-sel, the data inside the wheel that is no code of ours, with its SHA-256, and what a device installs
-beside it, as ranges: the wheel contains none of that. No date and no serial number, so that the same tree gives the
-same bytes. Of an installed device ``cyclonedx-py environment`` tells the exact versions.
+beside it, as ranges, what the extra ``sign`` adds as optional: the wheel contains none of that. No date and no serial
+number, so that the same tree gives the same bytes. Of a device ``cyclonedx-py environment`` tells the exact versions.
 """
 
 from __future__ import annotations
@@ -44,18 +44,20 @@ def inside(name: str) -> dict[str, Any]:
     return told if origin is None else {**told, "externalReferences": [{"type": "website", "url": origin}]}
 
 
-def beside(line: str) -> dict[str, Any]:
+def beside(line: str, scope: str) -> dict[str, Any]:
     """A package that the wheel asks for."""
     asked = Requirement(line)
     name = canonicalize_name(asked.name)
     told: dict[str, Any] = {"type": "library", "bom-ref": name, "name": name, "isExternal": True}
-    told |= {"versionRange": f"vers:pypi/{asked.specifier}", "scope": "required", "purl": f"pkg:pypi/{name}"}
+    told |= {"versionRange": f"vers:pypi/{asked.specifier}", "scope": scope, "purl": f"pkg:pypi/{name}"}
     return told if asked.marker is None else {**told, "description": f"only where {asked.marker}"}
 
 
 def bill() -> dict[str, Any]:
     """All of it."""
-    asked = [beside(line) for line in sorted(project()["project"]["dependencies"])]
+    told = project()["project"]
+    asked = [beside(line, "required") for line in sorted(told["dependencies"])]
+    asked += [beside(line, "optional") for line in sorted(told["optional-dependencies"]["sign"])]
     own = {"type": "library", "bom-ref": "edge-sel", "name": "edge-sel", "version": __version__}
     own |= {"licenses": [{"license": {"id": "MIT"}}], "purl": f"pkg:pypi/edge-sel@{__version__}"}
     return {

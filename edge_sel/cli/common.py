@@ -5,21 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge_sel.config.schema import schema_of, shown
-from edge_sel.config.settings import MAX_SEED, Settings
+from edge_sel.config.schema import KeySpec, schema_of, shown
+from edge_sel.config.settings import MAX_SEED, Settings, resolve_one
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.files import open_no_link
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.config.profiles import Profile
     from edge_sel.edge.open import RunImages
+    from edge_sel.pack.keys import TrustedKeys
     from edge_sel.pack.reader import Pack
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -84,16 +86,28 @@ def settings_options(command: Command) -> Command:
     """
     defaults = Settings()
     for name, spec in reversed(schema_of(Settings).items()):
-        flag = f"--{_UNIT.sub('', name).replace('_', '-')}"
-        default = getattr(defaults, name)
-        text = f"{spec.help[0].upper()}{spec.help[1:]}. [default: {'none' if default is None else default}]"
-        if spec.kind is bool:
-            option = click.option(flag, name, is_flag=True, default=None, help=text)
-        else:
-            choices = "|".join(spec.choices) if spec.choices else spec.example or spec.kind.__name__.upper()
-            option = click.option(flag, name, metavar=choices, help=text)
-        command = option(command)
+        command = _setting_option(name, spec, getattr(defaults, name))(command)
     return command
+
+
+def _setting_option(name: str, spec: KeySpec, default: Any) -> Callable[[Command], Command]:
+    flag = f"--{_UNIT.sub('', name).replace('_', '-')}"
+    text = f"{spec.help[0].upper()}{spec.help[1:]}. [default: {'none' if default is None else default}]"
+    if spec.kind is bool:
+        return click.option(flag, name, is_flag=True, default=None, help=text)
+    choices = "|".join(spec.choices) if spec.choices else spec.example or spec.kind.__name__.upper()
+    if spec.kind is tuple:
+        return click.option(flag, name, metavar=choices, help=text, multiple=True, callback=_none_if_empty)
+    return click.option(flag, name, metavar=choices, help=text)
+
+
+def _none_if_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    """An option that was not given leaves the layers below alone."""
+    return value or None
+
+
+require_signature_option = _setting_option("require_signature", schema_of(Settings)["require_signature"], None)
+"""For commands that open a pack but take no other settings."""
 
 
 def require_server_extra(command: str, *packages: str) -> None:
@@ -110,12 +124,24 @@ def open_profile(asked: str | None) -> Profile:
     return load_profile(detect_profile() if asked is None else asked)
 
 
-def open_pack_or_builtin(path: Path | None) -> Pack:
+def trusted_keys(files: Sequence[str] | None) -> TrustedKeys | None:
+    """The public keys of which one must have signed what is opened; None where none is required."""
+    from edge_sel.pack.keys import read_trusted_keys
+
+    return None if files is None else read_trusted_keys(files)
+
+
+def required_keys(flag: tuple[str, ...] | None) -> TrustedKeys | None:
+    """The same for a command with ``require_signature_option``."""
+    return trusted_keys(resolve_one("require_signature", os.environ, flag))
+
+
+def open_pack_or_builtin(path: Path | None, trusted: TrustedKeys | None = None) -> Pack:
     """The pack, or the built-in one on handwritten digits."""
     from edge_sel.pack.builtin import builtin_pack
     from edge_sel.pack.reader import open_pack
 
-    return builtin_pack() if path is None else open_pack(path)
+    return builtin_pack(trusted) if path is None else open_pack(path, trusted)
 
 
 def load_images(pack: Pack, data: Path | None, test: Path | None, settings: Settings) -> RunImages:

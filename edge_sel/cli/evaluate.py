@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json, json_option, max_pixels_option
+from edge_sel.cli.common import (
+    GivenPath,
+    echo_json,
+    json_option,
+    max_pixels_option,
+    require_signature_option,
+    required_keys,
+)
 from edge_sel.config.profiles import MAX_THREADS
 from edge_sel.errors import BadInputError, escaped
 
@@ -24,10 +31,12 @@ if TYPE_CHECKING:
 @click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "torch"]))
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0, MAX_THREADS), help="0 for all.")
 @max_pixels_option
+@require_signature_option
 @json_option
 def command(
-    pack: Path, data: Path, weights: Path | None, engine: str, threads: int, max_pixels: int, as_json: bool
-) -> None:
+    pack: Path, data: Path, weights: Path | None, engine: str, threads: int, max_pixels: int,
+    require_signature: tuple[str, ...] | None, as_json: bool,
+) -> None:  # fmt: skip
     """Accuracy and embarrassment (per-class loss at temperature 1.5) of PACK on a folder of images."""
     from edge_sel.data.folder import load_folder
     from edge_sel.edge.evaluate import evaluate
@@ -35,7 +44,7 @@ def command(
     from edge_sel.pack.reader import open_pack
     from edge_sel.runs.tables import finite
 
-    opened = open_pack(pack)
+    opened = open_pack(pack, required_keys(require_signature))
     model = opened.manifest.model
     classes, values = model.classes, opened.weights()
     if weights is not None:
@@ -45,7 +54,8 @@ def command(
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
         figures = finite(result.to_json(classes))
-        echo_json({"schema": 1, "pack": str(pack), **figures, "skipped_images": skipped})
+        signers = {"pack": opened.signers.to_json() if opened.signers else None}
+        echo_json({"schema": 1, "pack": str(pack), "signers": signers, **figures, "skipped_images": skipped})
         return
     click.echo(f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}")
     for name, figures in result.to_json(classes)["classes"].items():

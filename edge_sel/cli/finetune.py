@@ -21,6 +21,7 @@ from edge_sel.cli.common import (
     prepare_out,
     profile_option,
     settings_options,
+    trusted_keys,
 )
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 
@@ -66,6 +67,7 @@ def command(
     device = open_profile(profile)
     layers = partial(resolve, profile=device, toml_file=config, environ=os.environ, flags=flags)
     untuned = layers()  # mistakes are told before anything is opened
+    trusted = trusted_keys(untuned.settings.require_signature)
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     stop = StopSignal()
     with Console(quiet=as_json) as console:
@@ -74,8 +76,8 @@ def command(
         from edge_sel.engines.by_name import choose_engine
         from edge_sel.pack.expert import read_expert
 
-        opened = open_pack_or_builtin(pack)
-        trained = None if expert is None else read_expert(expert, opened)
+        opened = open_pack_or_builtin(pack, trusted)
+        trained = None if expert is None else read_expert(expert, opened, trusted)
         check_images(opened, data, test)
         with hold_folder(folder, prepare_out) as notices:
             resolved = layers(tuned=find_tuning(untuned, opened, device.name, folder if resume else None, console))

@@ -31,7 +31,7 @@ COMMANDS = {
         "edge_sel.cli.reference",
         "Run the published systems, joules beside their claims (needs edge-sel[server]).",
     ),
-    "pack": ("edge_sel.cli.pack", "Inspect or verify a pack."),
+    "pack": ("edge_sel.cli.pack", "Inspect, verify or sign a pack."),
     "profiles": ("edge_sel.cli.profiles", "The device profiles, and the one that fits this machine."),
     "doctor": ("edge_sel.cli.doctor", "What meters, sensors and engines work here, and how to mend them."),
     "measure": ("edge_sel.cli.measure", "Joules, watts, degrees and CPU time of any command."),

@@ -1,19 +1,23 @@
-"""``edge-sel pack inspect`` and ``edge-sel pack verify``."""
+"""``edge-sel pack``: ``inspect``, ``verify``, ``keygen`` and ``sign``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json
-from edge_sel.errors import escaped
+from edge_sel.cli.common import GivenPath, echo_json, require_signature_option, required_keys
+from edge_sel.errors import UsageError, escaped
+
+if TYPE_CHECKING:  # these take long to import, and `--help` does without them
+    from edge_sel.pack.signatures import Signers
 
 
 @click.group()
 def command() -> None:
-    """Inspect or verify a pack."""
+    """Inspect, verify or sign a pack."""
 
 
 @command.command()
@@ -23,9 +27,11 @@ def inspect(pack: Path, as_json: bool) -> None:
     """What PACK holds: model, classes, plans and what each costs."""
     from edge_sel.pack.reader import open_pack
 
-    manifest = open_pack(pack).manifest
+    opened = open_pack(pack)
+    manifest = opened.manifest
     if as_json:
-        echo_json({"schema": 1, "pack": str(pack), **asdict(manifest)})
+        signers = {"pack": opened.signers.to_json() if opened.signers else None}
+        echo_json({"schema": 1, "pack": str(pack), "signers": signers, **asdict(manifest)})
         return
     model, calibration = manifest.model, manifest.calibration
     height, width = model.image_size
@@ -49,14 +55,55 @@ def inspect(pack: Path, as_json: bool) -> None:
 
 @command.command()
 @click.argument("pack", type=GivenPath())
-def verify(pack: Path) -> None:
+@require_signature_option
+def verify(pack: Path, require_signature: tuple[str, ...] | None) -> None:
     """Check PACK against its description, then load and run every graph in a process of limited memory and time."""
     from edge_sel.engines.trial import try_pack
     from edge_sel.pack.reader import open_pack
 
-    opened = open_pack(pack)
+    opened = open_pack(pack, required_keys(require_signature))
     try_pack(opened)
     size = sum(info.bytes for info in opened.manifest.files.values())
     click.echo(
         f"{escaped(str(pack))}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, every hash and graph is good"
     )
+    click.echo(signed_line(opened.signers))
+
+
+def signed_line(signers: Signers | None) -> str:
+    """Who signed a pack, and whether that was checked."""
+    if signers is None:
+        return "not signed"
+    names = " and ".join(signers.fingerprints)
+    if signers.checked:
+        return f"signed by {names}, checked"
+    return f"names {names} as its signer, not checked: --require-signature with that key checks it"
+
+
+@command.command()
+@click.argument("name", type=GivenPath())
+def keygen(name: Path) -> None:
+    """Make a pair of keys: NAME.key.pem to sign with, to be kept secret, and NAME.pub.pem for the devices."""
+    from edge_sel.pack.keys import make_key
+
+    if name.is_dir():
+        raise UsageError("NAME is a folder", where=name, fix="name the keys in it, such as FOLDER/release")
+
+    private, public = (Path(f"{name}.{kind}.pem") for kind in ("key", "pub"))
+    found = make_key(private, public)
+    click.echo(
+        f"wrote {escaped(str(private))} (private, not encrypted) and {escaped(str(public))}, fingerprint {found}"
+    )
+
+
+@command.command()
+@click.argument("pack", type=GivenPath())
+@click.option("--key", required=True, type=GivenPath(), help="Private key (PEM) of `edge-sel pack keygen`.")
+def sign(pack: Path, key: Path) -> None:
+    """Sign PACK, or an expert of `edge-sel expert`, beside the signatures that it has."""
+    from edge_sel.pack.keys import read_private_key
+    from edge_sel.pack.sign import sign_file
+
+    found = sign_file(pack, read_private_key(key))
+    others = f", {len(found)} signatures in all" if len(found) > 1 else ""
+    click.echo(f"{escaped(str(pack))}: signed by {found[-1]}{others}")

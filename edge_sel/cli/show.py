@@ -169,6 +169,10 @@ def print_result(result: dict[str, Any]) -> None:
                 f"lost to interruptions: {format_energy(energy['lost_j'])} in {format_duration(energy['lost_s'])}, "
                 "counted in the total"
             )
+    for name, signers in result.get("signers", {}).items():
+        if signers is not None:
+            checked = "checked" if signers["checked"] else "not checked"
+            console.print(f"{name} signed by {' and '.join(signers['fingerprints'])}, {checked}")
     if (doubts := result["suspicious"])["share"] and doubts["share"] > DOUBTFUL:
         first = doubts["files"][0]
         left = "left out" if doubts["dropped"] else "--drop-suspicious leaves them out"

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from edge_sel.cli.common import SEED, GivenPath, echo_json, json_option, max_pixels_option
+from edge_sel.cli.common import (
+    SEED,
+    GivenPath,
+    echo_json,
+    json_option,
+    max_pixels_option,
+    require_signature_option,
+    required_keys,
+)
 from edge_sel.errors import UsageError, escaped
 
 
@@ -16,8 +24,12 @@ from edge_sel.errors import UsageError, escaped
 @click.option("--out", required=True, type=GivenPath(), help="File to write, about a kilobyte of JSON.")
 @click.option("--seed", default=0, show_default=True, type=SEED)
 @max_pixels_option
+@require_signature_option
 @json_option
-def command(pack: Path, data: Path, out: Path, seed: int, max_pixels: int, as_json: bool) -> None:
+def command(
+    pack: Path, data: Path, out: Path, seed: int, max_pixels: int, require_signature: tuple[str, ...] | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write what this device's images look like, as numbers that show no image.
 
     A server makes an expert for this device of it: `edge-sel expert`.
@@ -30,7 +42,7 @@ def command(pack: Path, data: Path, out: Path, seed: int, max_pixels: int, as_js
     from edge_sel.data.signature import take_signature, write_signature
     from edge_sel.pack.reader import open_pack
 
-    model = open_pack(pack).manifest.model
+    model = open_pack(pack, required_keys(require_signature)).manifest.model
     images = load_folder(data, model.image_size, classes=model.classes, new_classes="extend", max_pixels=max_pixels)
     signature = take_signature(images, np.random.default_rng(seed))
     write_signature(out, signature)

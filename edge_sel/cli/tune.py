@@ -20,6 +20,8 @@ from edge_sel.cli.common import (
     open_pack_or_builtin,
     open_profile,
     profile_option,
+    require_signature_option,
+    trusted_keys,
 )
 from edge_sel.errors import SetupError, UsageError
 
@@ -41,10 +43,12 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
 )
 @profile_option
 @click.option("--meter", help="auto, or one of those that `edge-sel doctor` lists.")
+@require_signature_option
 @json_option
 def command(
-    pack: Path | None, plans: tuple[str, ...], seconds: float, profile: str | None, meter: str | None, as_json: bool
-) -> None:
+    pack: Path | None, plans: tuple[str, ...], seconds: float, profile: str | None, meter: str | None,
+    require_signature: tuple[str, ...] | None, as_json: bool,
+) -> None:  # fmt: skip
     """Measure joules per sample of PACK's training steps with other threads, spinning and batch sizes.
 
     `edge-sel finetune` then uses the best ones, unless a flag, EDGE_SEL_* or the TOML file says otherwise. Let nothing
@@ -58,8 +62,9 @@ def command(
     from edge_sel.tuning import choose, measure
 
     device = open_profile(profile)
-    settings = resolve(profile=device, environ=os.environ, flags={"meter": meter}).settings
-    opened = open_pack_or_builtin(pack)
+    flags = {"meter": meter, "require_signature": require_signature}
+    settings = resolve(profile=device, environ=os.environ, flags=flags).settings
+    opened = open_pack_or_builtin(pack, trusted_keys(settings.require_signature))
     names = trained_plans(opened, plans or tuple(name.strip() for name in settings.plan.split(",")))
     path = choose.tuning_file(opened.digest, "ort", os.environ)
     if path is None:

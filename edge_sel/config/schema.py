@@ -28,7 +28,7 @@ class KeySpec(NamedTuple):
     """What one key may be.
 
     ``help`` is for the command line. ``parse`` reads text with a unit, of which ``example`` is one; where the
-    value is text itself, it only checks.
+    value is text itself, it only checks. A tuple has ``choices``, or holds any names.
     """
 
     kind: type
@@ -46,6 +46,8 @@ class KeySpec(NamedTuple):
         """What a value must be, in words."""
         if self.choices:
             return ("a list of " if self.kind is tuple else "one of ") + ", ".join(self.choices)
+        if self.kind is tuple:
+            return f"one or several different names, such as {self.example}"
         if self.kind in (bool, str):
             return "true or false" if self.kind is bool else f"like {self.example}" if self.example else "some text"
         limits = (("at least", self.low), ("above", self.above), ("at most", self.high))
@@ -70,6 +72,9 @@ class KeySpec(NamedTuple):
             good = False
         elif self.choices:
             good = all(part in self.choices for part in parts) and len(parts) == len(set(parts)) > 0
+        elif self.kind is tuple:
+            named = all(isinstance(part, str) and part.strip() for part in parts)
+            good = named and len(parts) == len(set(parts)) > 0
         elif self.kind is str:
             good = bool(value.strip())
         else:

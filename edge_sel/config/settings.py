@@ -7,6 +7,7 @@ a TOML file, then ``EDGE_SEL_*``, then flags: the last wins and its origin is ke
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ def _worth(text: str) -> float:
 
 def _pixels(text: str) -> int:
     return round(1e6 * float(text[:-1])) if text.endswith("M") else int(text)
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    return tuple(text.split(os.pathsep))
 
 
 def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = float, high: float = math.inf) -> Any:
@@ -92,6 +97,10 @@ class Settings:
         "largest image to decode, in pixels; a JPEG counts as it is decoded",
         25_000_000, low=1, high=1_000_000_000, parse=_pixels, example="25M",
     )  # fmt: skip
+    require_signature: tuple[str, ...] | None = key(
+        "public key file (PEM): the pack must be signed by it, or by another one that is named so",
+        None, tuple, parse=_paths, example="release.pub.pem",
+    )  # fmt: skip
     new_classes: Literal["strict", "extend"] = key("classes that the pack lacks", "strict")
     checkpoint_every_s: float = key("time between checkpoints", 30.0, above=0, parse=_seconds)
     energy_budget_j: float | None = _limit("gross energy the whole run may take", parse_energy_j, "500J")
@@ -113,6 +122,20 @@ class Resolved:
     def to_json(self) -> dict[str, dict[str, Any]]:
         """``{"epochs": {"value": 5, "origin": "default"}, …}``, to be stored in the run."""
         return {name: {"value": getattr(self.settings, name), "origin": at} for name, at in self.origins.items()}
+
+
+def resolve_one(name: str, environ: Mapping[str, str], flag: Any) -> Any:
+    """One setting, for a command that takes no others: from its flag, else its environment variable, else None.
+
+    Raises:
+        UsageError: it is not what it must be.
+    """
+    variable = f"{ENV_PREFIX}{name.upper()}"
+    given: Given = [(variable, environ.get(variable), f"env:{variable}"), (name, flag, "flag")]
+    values, _, mistakes = validate(given, {name: schema_of(Settings)[name]})
+    if mistakes:
+        raise UsageError("; ".join(mistakes))
+    return values.get(name)
 
 
 def resolve(

@@ -22,7 +22,8 @@ from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.edge.outputs.event_log import EventLog
-from edge_sel.edge.outputs.session_folder import Notice, SessionFolder, identify
+from edge_sel.edge.outputs.session_folder import Notice, SessionFolder
+from edge_sel.edge.outputs.session_identity import identify
 from edge_sel.edge.outputs.summary import run_facts
 from edge_sel.edge.progress import start_progress
 from edge_sel.edge.session import Session
@@ -113,7 +114,7 @@ def build_session(
     governor = make_governor(limits, host, ledger, recorder, emit)
     governor.expect({**progress.forecast, **folder.earlier.forecast})
     facts = {
-        **run_facts(pack, images, engine.name, resolved, identity),
+        **run_facts(pack, images, engine.name, resolved, identity, expert),
         "run": str(out),
         "source": source,
         "images": {"train": len(to_train_on), "guard": len(validation), "test": len(test or ())},

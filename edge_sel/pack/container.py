@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol
@@ -25,6 +25,9 @@ class PackFiles(Protocol):
     def __contains__(self, name: str) -> bool:
         """Whether there is a file of that name."""
 
+    def names(self) -> set[str]:
+        """Of all that is there, folders too."""
+
     def read(self, name: str, most: int) -> bytes:
         """Its content; PackError if it is no regular file, or of more than ``most`` bytes."""
 
@@ -43,6 +46,13 @@ def open_container(path: Path) -> Iterator[PackFiles]:
     else:
         with open_regular(path, follow=True) as file, zipfile.ZipFile(_Thrifty(file)) as archive:
             yield _Zip(path, archive)
+
+
+def write_zip(file: Path | IO[bytes], content: Mapping[str, bytes]) -> None:
+    """Deflate with a fixed date, so that equal packs are equal files."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name, data in content.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
 
 
 @contextmanager
@@ -71,6 +81,9 @@ class _Folder:
         except FileNotFoundError:
             return False
 
+    def names(self) -> set[str]:
+        return {child.name for child in self._path.iterdir()}
+
     def read(self, name: str, most: int) -> bytes:
         with open_regular(self._path / name, follow=False) as file:
             if os.fstat(file.fileno()).st_size > most:
@@ -87,6 +100,9 @@ class _Zip:
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
+
+    def names(self) -> set[str]:
+        return set(self._members)
 
     def read(self, name: str, most: int) -> bytes:
         info, *others = self._members[name]

@@ -14,8 +14,10 @@ from edge_sel.arrays import Arrays
 from edge_sel.errors import BadInputError, PackError
 from edge_sel.files import write_durably
 from edge_sel.pack.container import read_regular
+from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.manifest_check import MOST_BYTES
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
 from edge_sel.pack.tensor_file import read_tensors, tensor_notes
 
 FORMAT = "edge-sel-expert-1"
@@ -28,6 +30,8 @@ class Expert(NamedTuple):
     """Every weight and running statistic of the pack's model, float32."""
     digest: str
     """Identity of the file, for resume checks."""
+    signers: Signers | None = None
+    """Who signed it, if anybody did."""
 
 
 def write_expert(path: Path, pack: Pack, weights: Mapping[str, np.ndarray]) -> None:
@@ -47,24 +51,51 @@ def write_expert(path: Path, pack: Pack, weights: Mapping[str, np.ndarray]) -> N
     write_durably(path, save(small, {"format": FORMAT, "pack": pack.digest}))
 
 
-def read_expert(path: Path, pack: Pack) -> Expert:
-    """Read and check.
+def signatures_of(path: Path) -> Path:
+    """Where the signatures of an expert lie: beside it."""
+    return path.with_name(f"{path.name}.{SIGNATURES}")
+
+
+def read_beside(path: Path) -> bytes | None:
+    """The signatures of an expert; None without any.
 
     Raises:
-        BadInputError: not an expert, or not one for this pack.
+        PackError: it is no regular file, or too large.
+        OSError: it cannot be read.
     """
     try:
+        return read_regular(signatures_of(path), MOST_SIGNATURES_BYTES)
+    except FileNotFoundError:
+        return None
+
+
+def expert_bytes(path: Path) -> bytes | None:
+    """The file, if it says that it is an expert."""
+    try:
         content = read_regular(path, MOST_BYTES)
+        return content if tensor_notes(content).get("format") == FORMAT else None
+    except (OSError, ValueError, PackError):
+        return None
+
+
+def read_expert(path: Path, pack: Pack, trusted: TrustedKeys | None = None) -> Expert:
+    """Read and check; with ``trusted`` one of these keys must have signed it.
+
+    Raises:
+        BadInputError: not an expert, not one for this pack, or not signed as required.
+    """
+    try:
+        content, signatures = read_regular(path, MOST_BYTES), read_beside(path)
+    except (OSError, ValueError, PackError) as error:
+        raise _unreadable(path, error) from error
+    signers = find_signers("expert", content, signatures, trusted, path)
+    try:
         notes = tensor_notes(content)
         ours = notes.get("format") == FORMAT
         weights = {name: value.astype(np.float32) for name, value in read_tensors(content).items()} if ours else {}
         digest = hashlib.sha256(content).hexdigest()[:16]
-    except (OSError, ValueError, PackError) as error:
-        raise BadInputError(
-            "the expert cannot be read",
-            where=f"{path}: {error.what if isinstance(error, PackError) else error}",
-            fix="copy it again",
-        ) from error
+    except ValueError as error:
+        raise _unreadable(path, error) from error
     if not ours:
         raise BadInputError("not an expert", where=path, fix="make one with `edge-sel expert`")
     expected = {name: value.shape for name, value in pack.weights().items()}
@@ -72,4 +103,9 @@ def read_expert(path: Path, pack: Pack) -> Expert:
         raise BadInputError("the expert is for another pack", where=path, fix="make one for this pack")
     if not all(np.isfinite(value).all() for value in weights.values()):
         raise BadInputError("the expert has weights that are not numbers", where=path, fix="make it again")
-    return Expert(weights, digest)
+    return Expert(weights, digest, signers)
+
+
+def _unreadable(path: Path, error: Exception) -> BadInputError:
+    what = error.what if isinstance(error, PackError) else error
+    return BadInputError("the expert cannot be read", where=f"{path}: {what}", fix="copy it again")

@@ -1,6 +1,7 @@
 """Open a pack: a folder or one ``.edgepack`` file. Every byte is hashed before it is used; nothing is executed.
 
-A hash says that a pack is whole, not who made it: what it holds is checked against a closed description too.
+A hash says that a pack is whole, not who made it: what it holds is checked against a closed description too. Who made
+it is checked where a signature is required, before anything else is read.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from edge_sel.errors import PackError, UsageError
 from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
 from edge_sel.pack.container import PackFiles, open_container
 from edge_sel.pack.graph_check import check_graphs
+from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.manifest import CLOSED, EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
 from edge_sel.pack.manifest_check import check_content, check_files
 from edge_sel.pack.manifest_json import from_json, to_json
+from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
 from edge_sel.pack.tensor_file import not_finite, read_tensors, tensor_places
 
 MOST_MANIFEST_BYTES = 4 << 20
@@ -34,16 +37,25 @@ class Pack:
     Attributes:
         path: where it was opened.
         manifest: its parsed manifest.
+        signers: who signed it, if anybody did.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, content: dict[str, bytes]) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, content: Mapping[str, bytes], signers: Signers | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self.signers = signers
         self._content = content
 
     def with_manifest(self, manifest: Manifest) -> Pack:
         """The same files under another manifest, such as one with other classes or fewer plans; nothing is verified."""
-        return Pack(self.path, manifest, self._content)
+        return Pack(self.path, manifest, self._content, self.signers)
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Every file as it was read, the manifest and the signatures too."""
+        return self._content
 
     @property
     def eval_graph(self) -> bytes:
@@ -111,11 +123,17 @@ class Pack:
         return hashlib.sha256(to_json(self.manifest).encode()).hexdigest()[:16]
 
 
-def open_pack(path: Path) -> Pack:
+def open_pack(path: Path, trusted: TrustedKeys | None = None) -> Pack:
     """Read and verify a pack: sizes before bytes, hashes before content, content before anything is loaded.
 
+    Args:
+        path: of a folder or a file.
+        trusted: public keys of which one must have signed it; then it may hold nothing that was not signed. None: it
+            need not be signed, and signatures are not checked.
+
     Raises:
-        PackError: missing, unreadable, damaged, incomplete, other than described, or written by a newer version.
+        PackError: missing, unreadable, damaged, incomplete, other than described, written by a newer version, or not
+            signed as required.
     """
     try:
         if not path.exists():
@@ -123,15 +141,28 @@ def open_pack(path: Path) -> Pack:
         with open_container(path) as files:
             if MANIFEST not in files:
                 raise PackError("not a pack: it has no manifest.json", where=path)
-            manifest = from_json(files.read(MANIFEST, MOST_MANIFEST_BYTES).decode("utf-8", "replace"), path)
+            own = {MANIFEST: files.read(MANIFEST, MOST_MANIFEST_BYTES)}
+            if SIGNATURES in files:
+                own[SIGNATURES] = files.read(SIGNATURES, MOST_SIGNATURES_BYTES)
+            signers = find_signers("pack", own[MANIFEST], own.get(SIGNATURES), trusted, path)
+            manifest = from_json(own[MANIFEST].decode("utf-8", "replace"), path)
             check_files(manifest)
+            if trusted is not None:
+                refuse_unlisted(files, manifest, path)
             content = {name: _verified(path, name, manifest, files) for name in manifest.files}
         _check(manifest, content)
     except ValueError as error:
         raise PackError(str(error)[:300], where=path, fix="export it again") from error
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, struct.error, OverflowError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
-    return Pack(path, manifest, content)
+    return Pack(path, manifest, {**own, **content}, signers)
+
+
+def refuse_unlisted(files: PackFiles, manifest: Manifest, path: Path) -> None:
+    """Raise PackError where something lies in the pack that its manifest, and so a signature, says nothing of."""
+    unlisted = sorted(files.names() - {MANIFEST, SIGNATURES} - manifest.files.keys())
+    if unlisted:
+        raise PackError(f"{unlisted[0][:200]} in the pack is not in its manifest", where=path, fix="remove it")
 
 
 def _check(manifest: Manifest, content: Mapping[str, bytes]) -> None:

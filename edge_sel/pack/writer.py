@@ -16,6 +16,7 @@ from onnx import TensorProto
 from safetensors.numpy import save
 
 from edge_sel.errors import SetupError, UsageError
+from edge_sel.pack.container import write_zip
 from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, Manifest
 from edge_sel.pack.manifest_json import to_json
 
@@ -49,7 +50,7 @@ def write_pack(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
             staged = Path(temporary) / path.name
             if path.suffix == ".edgepack":
-                _write_zip(staged, content)
+                write_zip(staged, content)
                 staged.replace(path)
             else:
                 staged.mkdir()
@@ -119,10 +120,3 @@ def externalise(model: onnx.ModelProto, layout: Mapping[str, tuple[int, int]]) -
             entry = tensor.external_data.add()
             entry.key, entry.value = key, value
     return slim
-
-
-def _write_zip(path: Path, content: Mapping[str, bytes]) -> None:
-    """Deflate with a fixed date, so that equal packs are equal files."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        for name, data in content.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)

@@ -7,7 +7,7 @@ import sys
 
 from tests.cli.shell import environment, run
 
-HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "PIL", "rich", "safetensors", "psutil", "pynvml"}
+HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "PIL", "rich", "safetensors", "psutil", "pynvml", "cryptography"}
 
 MODULES = """\
 import json, sys
@@ -50,7 +50,7 @@ def test_help_imports_nothing_heavy(here):
 
 def test_help_of_a_command_imports_no_engine(here):
     for command in ("finetune", "evaluate", "pack", "pretrain", "export"):
-        assert not imported(here, command, "--help") & {"torch", "onnx", "onnxruntime", "PIL"}, command
+        assert not imported(here, command, "--help") & {"torch", "onnx", "onnxruntime", "PIL", "cryptography"}, command
 
 
 def test_importing_the_package_imports_nothing_heavy(here):
@@ -78,7 +78,7 @@ def test_the_default_run_imports_no_training_library(here):
     result = run(cwd=here, command=[sys.executable, "-c", AT_FIRST_STEP])
     assert result.returncode == 0, result.stderr
     onnx_at_first_step, modules = json.loads(result.stdout.splitlines()[-1])
-    assert not {"torch", "torchvision", "matplotlib", "pandas", "scipy", "sklearn"} & set(modules)
+    assert not {"torch", "torchvision", "matplotlib", "pandas", "scipy", "sklearn", "cryptography"} & set(modules)
     assert {"onnxruntime", "numpy"} <= set(modules)
     assert onnx_at_first_step is False
 

@@ -7,15 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edge_sel import __version__
 from edge_sel.arrays import Arrays
-from edge_sel.config.settings import Resolved
-from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.energy import LOST, Spent, beyond
 from edge_sel.edge.outputs import model_files
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import write_history
+from edge_sel.edge.outputs.session_identity import TUNED, require_same_session
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine
 from edge_sel.errors import SetupError, UsageError
@@ -29,43 +27,14 @@ from edge_sel.runs.checkpoint import (
     save_checkpoint,
 )
 from edge_sel.runs.flatten import flatten, unflatten
-from edge_sel.runs.identity import Identity, require_same
+from edge_sel.runs.identity import Identity
 from edge_sel.runs.tables import write_json
 
 FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", JOURNAL)
 """What a session leaves behind, beside its checkpoints."""
 
-MAY_CHANGE = {
-    "engine", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
-    "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours", "max_pixels",
-}  # fmt: skip
-"""Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.
-
-The engine is compared by the name of the one that runs, and the images that were decoded by theirs.
-"""
-
 Notice = tuple[str, dict[str, Any]]
 """An event and its details."""
-
-TUNED = "tuned"
-"""Key of an identity: what tuning gave the run. It is kept for those who resume, not compared: the values are."""
-
-
-def identify(
-    resolved: Resolved, pack: str, images: ImageSet, test: ImageSet | None, engine: str, expert: str | None = None
-) -> Identity:
-    """What the run is a run of; each value survives JSON."""
-    values = {key: entry["value"] for key, entry in resolved.to_json().items() if key not in MAY_CHANGE}
-    return {
-        "edge_sel": __version__,
-        "pack": pack,
-        "images": images.fingerprint(),
-        "test images": None if test is None else test.fingerprint(),
-        "engine": engine,
-        "expert": expert,
-        **values,
-        TUNED: {key: getattr(resolved.settings, key) for key, at in resolved.origins.items() if at == "tuned"},
-    }
 
 
 def tuned_at_start(out: Path) -> dict[str, Any] | None:
@@ -105,7 +74,7 @@ def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
         raise UsageError("not the result of a run of edge-sel", where=out / "run.json", fix="another --out")
     if result is None:
         return None
-    require_same(result["identity"], identity, out, ignored=(TUNED,))
+    require_same_session(result["identity"], identity, out)
     return result if result["stopped"] == "done" else None
 
 
@@ -118,7 +87,7 @@ def unfinished_run(out: Path, identity: Identity) -> Progress | None:
     refused: UsageError | None = None
     for tensors, scalars, found, path in read_checkpoints(out / "checkpoints"):
         try:
-            require_same(found, identity, path, ignored=(TUNED,))
+            require_same_session(found, identity, path)
             return unflatten(Progress, tensors, scalars)
         except UsageError as error:
             refused = refused or error

@@ -11,6 +11,7 @@ from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.energy import LOST, Spent
 from edge_sel.edge.progress import Progress
+from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
 from edge_sel.power.figure import EnergyFigure, RecorderCost
 from edge_sel.runs.identity import Identity
@@ -49,10 +50,14 @@ def run_summary(
     return dict(finite(content))
 
 
-def run_facts(pack: Pack, images: ImageSet, engine: str, resolved: Resolved, identity: Identity) -> dict[str, Any]:
+def run_facts(
+    pack: Pack, images: ImageSet, engine: str, resolved: Resolved, identity: Identity, expert: Expert | None
+) -> dict[str, Any]:
     """What a run is told before it begins."""
+    signers = {"pack": pack.signers, "expert": None if expert is None else expert.signers}
     return {
         "pack": str(pack.path),
+        "signers": {name: None if found is None else found.to_json() for name, found in signers.items()},
         "engine": engine,
         "plan": resolved.settings.plan,
         "classes": images.classes,

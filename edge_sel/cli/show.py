@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -133,75 +134,86 @@ def governor_line(event: dict[str, Any]) -> str:
 def print_result(result: dict[str, Any]) -> None:
     """The summary table and where the files are."""
     console = RichConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    accuracy, energy = result["accuracy"], result["energy"]
     if result["epochs"]:
-        source = " and ".join(sorted({str(epoch["energy_source"]) for epoch in result["epochs"]}))
-        title = f"per epoch: joules ({source}), executed and nominal FLOP"
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for name in _COLUMNS:
-            table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=True)
-        for epoch in result["epochs"]:
-            table.add_row(*_cells(epoch))
-        console.print(table)
-    if accuracy["after"] is not None:
-        console.print(
-            f"accuracy on {result['images'][accuracy['on']]} {_shown(accuracy['on'])} images: "
-            f"{_percent(accuracy['before'])} before, {_percent(accuracy['after'])} after"
-            + ("" if result["shipped"] else " by the new model; the original model stays")
-        )
-        if result["evidence"] is not None:
-            console.print(f"evidence: {result['evidence']['why']}")
-    if energy["total_j"] is None:
-        console.print(f"energy: unavailable ({energy['why'] or 'no meter'})")
-    else:
-        net = "" if energy["net_j"] is None else f", {format_energy(energy['net_j'])} net of idle"
-        console.print(
-            f"energy: {format_energy(energy['total_j'])} {energy['source']} by {energy['meter']}{net}, "
-            f"in {format_duration(result['time_s'])}"
-        )
-        parts = sorted(energy["phases"].items(), key=lambda part: -part[1]["total_j"] if part[1]["total_j"] else 0.0)
-        shares = [
-            f"{_shown(name)} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]
-        ]
-        console.print(f"of which {', '.join(shares)}")
-        if energy.get("lost_j"):
-            console.print(
-                f"lost to interruptions: {format_energy(energy['lost_j'])} in {format_duration(energy['lost_s'])}, "
-                "counted in the total"
-            )
-    for name, signers in result.get("signers", {}).items():
-        if signers is not None:
-            checked = "checked" if signers["checked"] else "not checked"
-            console.print(f"{name} signed by {' and '.join(signers['fingerprints'])}, {checked}")
-    if (doubts := result["suspicious"])["share"] and doubts["share"] > DOUBTFUL:
-        first = doubts["files"][0]
-        left = "left out" if doubts["dropped"] else "--drop-suspicious leaves them out"
-        console.print(
-            f"{doubts['share']:.0%} of the labels look wrong ({left}), the first: {first['path']}, "
-            f"{first['label']}, looks like {first['looks_like']}"
-        )
-    if (again := result["duplicates"])["left_out"]:
-        console.print(
-            f"left out {len(again['left_out'])} images that show again what others show, "
-            f"the first: {escaped(again['left_out'][0])} (--keep-duplicates trains on them too)"
-        )
-    if again["contradictory"]:
-        console.print(
-            f"{len(again['contradictory'])} images are like one of another class, "
-            f"the first: {escaped(again['contradictory'][0])}"
-        )
+        console.print(_epoch_table(result["epochs"]))
+    for line in (*_accuracy_lines(result), *_energy_lines(result), *_image_lines(result)):
+        console.print(line)
     for line in result["throttled"]:
         console.print(f"slowed down: {line}")
-    if result["skipped_images"]:
-        first = result["skipped_images"][0]
-        console.print(
-            f"skipped {len(result['skipped_images'])} files, the first: {escaped(first['path'])}, {first['reason']}"
-        )
     if result["stopped"] != "done":
         console.print(
             f"stopped ({result['stopped']}); the same command with --resume --out {escaped(result['run'])} continues"
         )
     console.print(f"files: {escaped(result['run'])}")
+
+
+def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
+    source = " and ".join(sorted({str(epoch["energy_source"]) for epoch in epochs}))
+    title = f"per epoch: joules ({source}), executed and nominal FLOP"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=True)
+    for epoch in epochs:
+        table.add_row(*_cells(epoch))
+    return table
+
+
+def _accuracy_lines(result: dict[str, Any]) -> Iterator[str]:
+    accuracy = result["accuracy"]
+    if accuracy["after"] is not None:
+        yield (
+            f"accuracy on {result['images'][accuracy['on']]} {_shown(accuracy['on'])} images: "
+            f"{_percent(accuracy['before'])} before, {_percent(accuracy['after'])} after"
+            + ("" if result["shipped"] else " by the new model; the original model stays")
+        )
+        if result["evidence"] is not None:
+            yield f"evidence: {result['evidence']['why']}"
+    for name, signers in result.get("signers", {}).items():
+        if signers is not None:
+            checked = "checked" if signers["checked"] else "not checked"
+            yield f"{name} signed by {' and '.join(signers['fingerprints'])}, {checked}"
+
+
+def _energy_lines(result: dict[str, Any]) -> Iterator[str]:
+    energy = result["energy"]
+    if energy["total_j"] is None:
+        yield f"energy: unavailable ({energy['why'] or 'no meter'})"
+        return
+    net = "" if energy["net_j"] is None else f", {format_energy(energy['net_j'])} net of idle"
+    yield (
+        f"energy: {format_energy(energy['total_j'])} {energy['source']} by {energy['meter']}{net}, "
+        f"in {format_duration(result['time_s'])}"
+    )
+    parts = sorted(energy["phases"].items(), key=lambda part: -part[1]["total_j"] if part[1]["total_j"] else 0.0)
+    shares = [f"{_shown(name)} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]]
+    yield f"of which {', '.join(shares)}"
+    if energy.get("lost_j"):
+        yield (
+            f"lost to interruptions: {format_energy(energy['lost_j'])} in {format_duration(energy['lost_s'])}, "
+            "counted in the total"
+        )
+
+
+def _image_lines(result: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with some images, if anything is."""
+    if (doubts := result["suspicious"])["share"] and doubts["share"] > DOUBTFUL:
+        first = doubts["files"][0]
+        left = "left out" if doubts["dropped"] else "--drop-suspicious leaves them out"
+        yield (
+            f"{doubts['share']:.0%} of the labels look wrong ({left}), the first: {escaped(first['path'])}, "
+            f"{escaped(first['label'])}, looks like {escaped(first['looks_like'])}"
+        )
+    again = result["duplicates"]
+    if again["left_out"]:
+        yield (
+            f"left out {len(again['left_out'])} images that show again what others show, "
+            f"the first: {escaped(again['left_out'][0])} (--keep-duplicates trains on them too)"
+        )
+    if again["contradictory"]:
+        first = escaped(again["contradictory"][0])
+        yield f"{len(again['contradictory'])} images are like one of another class, the first: {first}"
+    if skipped := result["skipped_images"]:
+        yield f"skipped {len(skipped)} files, the first: {escaped(skipped[0]['path'])}, {skipped[0]['reason']}"
 
 
 DOUBTFUL = 0.15

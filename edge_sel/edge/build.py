@@ -78,7 +78,7 @@ def build_session(
         validation: what every decision looks at, all ``images`` being trained on; None for a part of them.
         resume: continue the run in ``out`` if there is one.
         book: keeps the journal; None for one of its own.
-        opening: of the recorder, since this process began to open the run; counts where a run is resumed.
+        opening: of the recorder, since this process began to open the run; counts as part of it.
         notices: events to begin with.
 
     Raises:

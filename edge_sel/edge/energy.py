@@ -56,6 +56,8 @@ class Spent:
 
 LOST = "lost"
 """The phase of work that an interruption has undone, and of opening the run again."""
+OPENING = "opening"
+"""The phase before a run begins: images are decoded and compared, graphs are loaded."""
 TOTALS = ("total_j", "net_j", "seconds", "source", "uncertainty_j")
 
 

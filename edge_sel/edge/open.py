@@ -127,6 +127,9 @@ def open_session(
             )
         recorder.measure_idle(IDLE_S)
         require_sensors(resolved, recorder, supply())
+        if not earlier.began:  # to measure the idle device is no part of the work
+            recorder.end_window(opening)
+            opening = recorder.start_window("opening")
         listeners = [listener]
         if metrics is not None:
             listeners.append(MetricsFile(metrics, recorder, str(out), on_error=warn))

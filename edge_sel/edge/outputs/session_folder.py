@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sel.arrays import Arrays
-from edge_sel.edge.energy import LOST, Spent, beyond
+from edge_sel.edge.energy import LOST, OPENING, Spent, beyond
 from edge_sel.edge.outputs import model_files
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
 from edge_sel.edge.outputs.event_log import EventLog
@@ -152,9 +152,11 @@ class SessionFolder:
             self.notices.append(("checkpoints_damaged", {}))
 
     def spent_before(self, booked: Spent, opening: Spent | None) -> Spent:
-        """What earlier processes of the run have spent, and this one to open it again; ``booked`` by its checkpoint."""
-        if not self.earlier.began or self.finished is not None:
+        """What earlier processes of the run have spent, and this one to open it; ``booked`` by its checkpoint."""
+        if self.finished is not None:
             return booked
+        if not self.earlier.began:
+            return booked if opening is None else booked.plus_phase(OPENING, opening)
         more = Spent() if self.earlier.told is None else beyond(self.earlier.told, booked)
         undone = not self.earlier.ended or self.found is None or bool(self.broken)
         # Of a process that ended in order, the checkpoint lacks what it took to write it.

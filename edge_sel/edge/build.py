@@ -88,7 +88,7 @@ def build_session(
     host, settings, classes = host or Host(), resolved.settings, images.classes
     require_trainable(images, 2 if validation is None else 1, where=source or None)
     rng = np.random.default_rng(settings.seed)
-    duplicates = NO_DUPLICATES
+    duplicates, witnesses = NO_DUPLICATES, None
     if validation is None:
         distinct = images
         if not settings.keep_duplicates:
@@ -96,6 +96,7 @@ def build_session(
             distinct = images.subset(duplicates.distinct)
         training, held = stratified_split(distinct.labels, settings.guard_fraction, rng, cap=VALIDATION_CAP)
         to_train_on, validation = distinct.subset(training), distinct.subset(held)
+        witnesses = to_train_on
     else:
         to_train_on = images
     gate = Gate(settings, intensities(to_train_on))
@@ -137,7 +138,7 @@ def build_session(
         settings=settings,
         ladder=ladder or auto_ladder(pack, settings, images=len(to_train_on), headless=engine.name == "torch"),
         gate=gate,
-        judge=Judge(pack, engine, validation, test, recorder.phase, breathe),
+        judge=Judge(pack, engine, validation, test, recorder.phase, breathe, witnesses),
         recorder=recorder,
         ledger=ledger,
         book=book,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,6 +24,7 @@ class Judge:
         test: images that no decision looks at; may be None.
         phase: tells the energy recorder what the joules are spent on.
         breathe: called after each batch; may rest.
+        witnesses: training images of the same place, which judge what has not learnt from them; None for none.
     """
 
     def __init__(
@@ -35,8 +35,9 @@ class Judge:
         test: ImageSet | None,
         phase: Callable[[str], AbstractContextManager[None]],
         breathe: Callable[[], None],
+        witnesses: ImageSet | None = None,
     ) -> None:
-        self.validation, self.test = validation, test
+        self.validation, self.test, self.witnesses = validation, test, witnesses
         self.engine = engine
         self._pack, self._phase, self._breathe = pack, phase, breathe
 
@@ -58,9 +59,3 @@ class Judge:
             trim()  # its session comes on top of the trainer's
             predict = self.engine.predictor(self._pack, weights)
             return evaluate(predict, images, self._pack.manifest.model, self._breathe)
-
-
-def loss_of(figures: Mapping[str, Any]) -> float:
-    """In nats; infinite where it is not a number."""
-    loss = float(figures["loss"])
-    return loss if math.isfinite(loss) else math.inf

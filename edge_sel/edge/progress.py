@@ -18,7 +18,7 @@ class Predictions(NamedTuple):
 
     ``before`` by the model as it came, ``best`` by the weights to keep, ``latest`` after the latest epoch. A head that
     was fitted in closed form gives more: ``left_out``, float32 [M, C], of the training images ``left_out_of``, each
-    under the head that was fitted without it.
+    under the head that was fitted without it, and ``left_out_before``, by the model as it came.
     """
 
     before: np.ndarray
@@ -26,12 +26,18 @@ class Predictions(NamedTuple):
     latest: np.ndarray
     left_out: np.ndarray
     left_out_of: np.ndarray
+    left_out_before: np.ndarray
+
+
+def no_logits() -> np.ndarray:
+    """Of no image."""
+    return np.zeros((0, 0), np.float32)
 
 
 def no_predictions() -> Predictions:
     """Before the first look."""
-    none = np.zeros((0, 0), np.float32)
-    return Predictions(none, none, none, none, np.zeros(0, np.int64))
+    none = no_logits()
+    return Predictions(none, none, none, none, np.zeros(0, np.int64), none)
 
 
 @dataclass(frozen=True)

@@ -262,8 +262,7 @@ class Session:
             progress = keep_if_better(
                 progress, self.pack, self.judge, latest, found.to_json(self.classes), found.logits
             )
-        limited = stopped != "done"
-        shipped, told = decide(progress, self.pack, self.judge, self.training, self.settings, limited=limited)
+        shipped, told = decide(progress, self.pack, self.judge, self.training, self.settings)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]
         self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped, why=told["why"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import comb
+from math import comb, inf, isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +14,14 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
 from edge_sel.edge.head import original_weights
-from edge_sel.edge.judge import Judge, loss_of
-from edge_sel.edge.progress import Progress
+from edge_sel.edge.judge import Judge
+from edge_sel.edge.progress import Progress, no_logits
 from edge_sel.edge.train.auto_ladder import NONSENSE
 from edge_sel.edge.train.closed_stage import STATISTICS
 from edge_sel.edge.train.statistics_stage import BATCH, estimate
 from edge_sel.engines.base import Batch
 from edge_sel.pack.reader import Pack
+from edge_sel.sel.embarrassment import cross_entropy
 
 CHANCE = 2
 """Stream of random numbers."""
@@ -36,45 +37,51 @@ def keep_if_better(
 ) -> Progress:
     """With these weights as the ones that the run would end with, if they are better; else the same as it is.
 
-    Better on the validation set: less loss, and surely no fewer images right. That is no evidence yet, it says with
-    what the next stage begins.
+    Better on images that the stage has not learnt from: less loss, and surely no fewer images right. That is no
+    evidence yet, it says with what the next stage begins.
 
     Args:
         progress: before.
         pack: holds the plans.
-        judge: holds the validation images.
+        judge: holds the validation images, and the training images that tell more of a head in closed form.
         weights: of the current stage, or of an expert before the first.
         figures: of the validation set; ``predictions`` its logits [N, C].
     """
-    seen, stage = progress.predictions, progress.stage
-    less = loss_of(figures) < loss_of(progress.best_validation)
-    if not less or less_accurate(seen.best, predictions, judge.validation.labels):
-        return progress
+    seen, stage, labels = progress.predictions, progress.stage, judge.validation.labels
+    before, after = seen.best, predictions
+    seen = seen._replace(best=predictions, left_out=no_logits(), left_out_of=stage.left_out_of[:0])
     taught = any(entry.get("kept") and pack.plan(entry["plan"]).stepped for entry in progress.history)
-    witnesses = 0 if taught else len(stage.left_out_of)  # an image that was trained on before is none
-    seen = seen._replace(
-        best=predictions, left_out=stage.left_out[:witnesses], left_out_of=stage.left_out_of[:witnesses]
-    )
+    rows = stage.left_out_of[: max(0, ENOUGH - len(labels))]
+    if judge.witnesses is not None and len(rows) and not taught:  # what was trained on before is no witness
+        more = judge.witnesses.subset(rows)
+        begun = original = judge.look(progress.weights, more).logits
+        if not np.array_equal(before, seen.before):
+            original = judge.look(original_weights(pack, len(more.classes)), more).logits
+        seen = seen._replace(left_out=stage.left_out[: len(rows)], left_out_of=rows, left_out_before=original)
+        before, after = np.concatenate([before, begun]), np.concatenate([after, seen.left_out])
+        labels = np.concatenate([labels, more.labels])
+    if not _loss(after, labels) < _loss(before, labels) or less_accurate(before, after, labels):
+        return progress
     return replace(progress, weights=weights, best_validation=figures, predictions=seen)
 
 
-def decide(
-    progress: Progress, pack: Pack, judge: Judge, training: ImageSet, settings: Settings, *, limited: bool
-) -> Verdict:
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy in nats; infinite where it is not a number."""
+    loss = float(cross_entropy(logits, labels).mean())
+    return loss if isfinite(loss) else inf
+
+
+def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, settings: Settings) -> Verdict:
     """Whether the weights to keep replace the model as it came: on evidence, and if they still know the server's world.
 
     Evidence are images that nothing was learnt from: the validation images and, if a head was fitted in closed form,
-    training images under the head that was fitted without each of them. A run that a limit has ended (``limited``) has
-    no joules left for these.
+    training images under the head that was fitted without each of them.
     """
     seen, level = progress.predictions, settings.evidence_level
     before, after, labels = seen.before, seen.best, judge.validation.labels
-    more = training.subset(seen.left_out_of[: 0 if limited else max(0, ENOUGH - len(labels))])
-    if len(more):
-        original = original_weights(pack, len(training.classes))
-        before = np.concatenate([before, judge.look(original, more).logits])
-        after = np.concatenate([after, seen.left_out[: len(more)]])
-        labels = np.concatenate([labels, more.labels])
+    if len(seen.left_out):
+        before, after = np.concatenate([before, seen.left_out_before]), np.concatenate([after, seen.left_out])
+        labels = np.concatenate([labels, training.labels[seen.left_out_of]])
     rng = np.random.default_rng([settings.seed, CHANCE])
     evidence = compare(before, after, labels, rng, level=level)
     ships, why, memory = evidence.better(level), _why(evidence, level), None

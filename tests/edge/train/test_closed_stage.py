@@ -163,7 +163,8 @@ def test_a_deadline_before_its_end_leaves_a_model_that_is_no_worse(seconds, tmp_
 
 
 def ruinous(features, labels, weight, bias):
-    return fit_head(features, labels, weight, bias)._replace(weight=-weight, bias=bias)
+    fit = fit_head(features, labels, weight, bias)
+    return fit._replace(weight=-weight, bias=bias, left_out=-fit.left_out)
 
 
 def test_it_is_undone_where_it_does_harm(tmp_path, monkeypatch):

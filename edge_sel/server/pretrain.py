@@ -17,10 +17,10 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.data.transforms import channel_statistics
-from edge_sel.errors import UsageError
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.server import warmup
-from edge_sel.server.batches import Augmentation, Batches
+from edge_sel.server.batches import Augmentation, Batches, TrainingBatch
+from edge_sel.server.device import autocast, device_of
 from edge_sel.server.warmup import WarmupInfo
 
 
@@ -119,7 +119,7 @@ def pretrain(
 
 def train_epoch(
     model: nn.Module,
-    batches: Iterable[tuple[list[torch.Tensor], torch.Tensor]],
+    batches: Iterable[TrainingBatch],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     options: PretrainOptions,
@@ -131,12 +131,12 @@ def train_epoch(
     """
     losses = []
     model.train()
-    for groups, y in batches:
-        with _autocast(y.device, options.precision):
-            logits = [model(groups[0])]
+    for batch in batches:
+        with autocast(batch.labels.device, options.precision):
+            logits = [model(batch.groups[0])]
             with _running_statistics_kept(model):
-                logits += [model(group) for group in groups[1:]]
-            loss = F.cross_entropy(torch.cat(logits), y, label_smoothing=options.label_smoothing)
+                logits += [model(group) for group in batch.groups[1:]]
+            loss = F.cross_entropy(torch.cat(logits), batch.labels, label_smoothing=options.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -189,34 +189,3 @@ def _optimizer(model: nn.Module, options: PretrainOptions) -> torch.optim.Optimi
         {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, options.learning_rate, options.momentum, nesterov=True)
-
-
-def device_of(name: str) -> torch.device:
-    """The named device; ``auto`` is a graphics card if there is one.
-
-    Raises:
-        UsageError: torch does not know it, or it is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"--device cannot be used, {str(error).splitlines()[0]}"
-        raise UsageError(what, where=name, fix="auto, cpu or cuda") from error
-    return device
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Use bfloat16 where the chip multiplies it natively; elsewhere it is slower than float32."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16()
-        precision = "bf16" if native else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 natively."""
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())

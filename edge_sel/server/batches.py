@@ -90,10 +90,12 @@ class Batches:
         for x, y in self.in_order(indices):
             yield self.normalise(_taken_by(draw_cameras(len(x), 1.0, generator), x, generator)), y
 
-    def in_order(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def in_order(
+        self, indices: np.ndarray, at_once: int = _EVALUATED_AT_ONCE
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once, in order, as stored: pixels [n, 3, H, W] float32, 0..255, and labels [n] int64."""
-        for start in range(0, len(indices), _EVALUATED_AT_ONCE):
-            yield self.read(indices[start : start + _EVALUATED_AT_ONCE])
+        for start in range(0, len(indices), at_once):
+            yield self.read(indices[start : start + at_once])
 
 
 def in_groups(pixels: torch.Tensor, views: Augmentation, generator: torch.Generator) -> list[torch.Tensor]:

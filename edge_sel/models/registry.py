@@ -81,7 +81,7 @@ def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
 
 
 def _timm(name: str, classes: int, pretrained: bool) -> nn.Module:
-    return cast(nn.Module, _library_of(name).create_model(name, pretrained=pretrained, num_classes=classes))
+    return cast(nn.Module, _timm_having(name).create_model(name, pretrained=pretrained, num_classes=classes))
 
 
 class Backbone(NamedTuple):
@@ -107,7 +107,7 @@ def timm_backbone(name: str) -> Backbone:
         UsageError: timm has no such model.
         SetupError: timm cannot be imported, or the weights cannot be had.
     """
-    timm = _library_of(name)
+    timm = _timm_having(name)
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # of timm, the hub, the network and the files: they have nothing in common
@@ -122,7 +122,7 @@ def timm_backbone(name: str) -> Backbone:
     return Backbone(model, (height, width), tuple(expected["mean"]), tuple(expected["std"]))
 
 
-def _library_of(name: str) -> Any:
+def _timm_having(name: str) -> Any:
     """The module timm, which has a model of this name."""
     try:
         import timm

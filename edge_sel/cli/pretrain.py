@@ -29,6 +29,12 @@ from edge_sel.errors import UsageError, escaped
 @click.option("--out", required=True, type=GivenPath(), help="Checkpoint to write (.safetensors).")
 @click.option("--model", default="resnet-c", show_default=True, help="Model name; torchvision:NAME, timm:NAME.")
 @click.option("--pretrained", is_flag=True, help="Start from the library's ImageNet weights.")
+@click.option(
+    "--teacher",
+    metavar="PACK|timm:NAME",
+    help="Learn from a larger model too (knowledge distillation): a pack or a checkpoint of the same classes, "
+    "or a pretrained model of timm.",
+)
 @click.option("--image-size", default=32, show_default=True, type=click.IntRange(8, 1024), metavar="PIXELS")
 @click.option("--epochs", default=24, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
@@ -64,7 +70,7 @@ from edge_sel.errors import UsageError, escaped
 def command(
     source: str, out: Path, model: str, pretrained: bool, image_size: int, epochs: int, batch_size: int, lr: float,
     limit_per_class: int | None, validation: float, flip: bool, crop_padding: int, seed: int, device: str,
-    precision: str, robust: bool, camera_strength: float, max_pixels: int, as_json: bool,
+    precision: str, robust: bool, camera_strength: float, teacher: str | None, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a dense warmup checkpoint that `edge-sel export` turns into a pack."""
     require_server_extra("pretrain")
@@ -75,6 +81,8 @@ def command(
 
     if not source:
         raise UsageError("--data is empty", fix="name a folder, or cifar10")
+    if teacher == "":
+        raise UsageError("--teacher is empty", fix="name a pack, a checkpoint or timm:NAME")
     if crop_padding >= image_size:
         raise UsageError("--crop-padding must be smaller than --image-size", where=crop_padding)
     size = (image_size, image_size)
@@ -87,7 +95,7 @@ def command(
     options = PretrainOptions(
         model=model, epochs=epochs, batch_size=batch_size, learning_rate=lr, flip=flip, crop_padding=crop_padding,
         validation_fraction=validation, seed=seed, pretrained=pretrained, device=device, precision=precision,
-        robust=robust, camera_strength=camera_strength,
+        robust=robust, camera_strength=camera_strength, teacher=teacher,
     )  # fmt: skip
     click.echo(f"{len(images)} images, {len(images.classes)} classes, {len(images.skipped)} skipped", err=True)
 
@@ -95,11 +103,11 @@ def command(
         click.echo(
             f"epoch {report.epoch}/{epochs}  loss {report.train_loss:.4f}  "
             f"validation {report.validation_accuracy:.4f}  through random cameras {report.camera_accuracy:.4f}  "
-            f"{report.seconds:.0f} s",
+            f"{report.seconds:.0f} s" + (f", teacher {report.teacher_seconds:.0f} s" if teacher else ""),
             err=True,
         )
 
-    info = pretrain(images, out, options, on_epoch=show)
+    info = pretrain(images, out, options, on_epoch=show, note=lambda line: click.echo(line, err=True))
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
         echo_json({"schema": 1, "checkpoint": str(out), **info.training, "skipped_images": skipped})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -17,6 +17,9 @@ from edge_sel.models.fast_net import FastNet
 from edge_sel.models.resnet import SmallImageResNet
 from edge_sel.models.simple import SimpleCNN, SmallImageMobileNet
 from edge_sel.models.wide_resnet import WideResNet
+
+TIMM = "timm:"
+"""What the name of a model of timm begins with."""
 
 MakeModel = Callable[[int, tuple[int, int]], nn.Module]
 
@@ -78,13 +81,56 @@ def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
 
 
 def _timm(name: str, classes: int, pretrained: bool) -> nn.Module:
+    return cast(nn.Module, _timm_having(name).create_model(name, pretrained=pretrained, num_classes=classes))
+
+
+class Backbone(NamedTuple):
+    """A pretrained network without its head.
+
+    Attributes:
+        model: images [N, 3, H, W] to features [N, F].
+        image_size: (height, width) in pixels that it was trained for.
+        mean: [3], in 0..1, to normalise by.
+        std: [3], likewise.
+    """
+
+    model: nn.Module
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def timm_backbone(name: str) -> Backbone:
+    """A model of timm with its pretrained weights, from the hub's cache or downloaded.
+
+    Raises:
+        UsageError: timm has no such model.
+        SetupError: timm cannot be imported, or the weights cannot be had.
+    """
+    timm = _timm_having(name)
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # of timm, the hub, the network and the files: they have nothing in common
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        what, fix = (
+            f"no pretrained weights of timm:{name}",
+            "load them once with a network; a cache is used from then on",
+        )
+        raise SetupError(what, where=reason, fix=fix) from error
+    expected = timm.data.resolve_model_data_config(model)
+    _, height, width = expected["input_size"]
+    return Backbone(model, (height, width), tuple(expected["mean"]), tuple(expected["std"]))
+
+
+def _timm_having(name: str) -> Any:
+    """The module timm, which has a model of this name."""
     try:
         import timm
     except (ImportError, RuntimeError) as error:
-        raise SetupError("timm cannot be imported", where=error, fix="pip install timm") from error
+        raise SetupError("timm cannot be imported", where=error, fix="pip install 'edge-sel[timm]'") from error
     if not timm.is_model(name):
         raise UsageError("timm has no such model", where=name)
-    return cast(nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=classes))
+    return timm
 
 
 def _replace_last_linear(model: nn.Module, classes: int) -> None:

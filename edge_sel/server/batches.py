@@ -37,6 +37,20 @@ class Augmentation(NamedTuple):
     camera_strength: float = 1.0
 
 
+class TrainingBatch(NamedTuple):
+    """One batch of N images; the rows of ``groups``, one after another, are those of ``labels`` and ``clean``.
+
+    Attributes:
+        groups: normalised images [n, 3, H, W] each, some of them through cameras; N in all.
+        labels: int64 [N].
+        clean: stored pixels [N, 3, H, W], 0..255, with the same crop and flip, but through no camera.
+    """
+
+    groups: list[torch.Tensor]
+    labels: torch.Tensor
+    clean: torch.Tensor
+
+
 class Batches:
     """Normalised batches on a device; augmentation runs there too."""
 
@@ -56,31 +70,32 @@ class Batches:
         """What the model is fed."""
         return (pixels * self.scale + self.offset).to(memory_format=torch.channels_last)
 
-    def shuffled(
-        self, indices: np.ndarray, views: Augmentation, generator: torch.Generator
-    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    def shuffled(self, indices: np.ndarray, views: Augmentation, generator: torch.Generator) -> Iterator[TrainingBatch]:
         """One augmented epoch in random order, in groups; a last partial batch is left out (batch statistics)."""
         order = indices[torch.randperm(len(indices), generator=generator).numpy()]
         size = min(views.batch_size, len(order))
         for start in range(0, len(order) - size + 1, size):
             x, y = self.read(order[start : start + size])
-            groups = in_groups(augment(x, views, generator), views, generator)
-            yield [self.normalise(group) for group in groups], y
+            x = augment(x, views, generator)
+            yield TrainingBatch([self.normalise(group) for group in in_groups(x, views, generator)], y, x)
 
     def ordered(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once, in order, without augmentation."""
-        for x, y in self._in_order(indices):
+        for x, y in self.in_order(indices):
             yield self.normalise(x), y
 
     def through_cameras(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every image once, in order, each by a random camera, which is the same at every call."""
         generator = torch.Generator().manual_seed(_CAMERA_SEED)
-        for x, y in self._in_order(indices):
+        for x, y in self.in_order(indices):
             yield self.normalise(_taken_by(draw_cameras(len(x), 1.0, generator), x, generator)), y
 
-    def _in_order(self, indices: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(indices), _EVALUATED_AT_ONCE):
-            yield self.read(indices[start : start + _EVALUATED_AT_ONCE])
+    def in_order(
+        self, indices: np.ndarray, at_once: int = _EVALUATED_AT_ONCE
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image once, in order, as stored: pixels [n, 3, H, W] float32, 0..255, and labels [n] int64."""
+        for start in range(0, len(indices), at_once):
+            yield self.read(indices[start : start + at_once])
 
 
 def in_groups(pixels: torch.Tensor, views: Augmentation, generator: torch.Generator) -> list[torch.Tensor]:

@@ -11,9 +11,10 @@ from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack
-from edge_sel.server.batches import Augmentation, Batches, augment
+from edge_sel.server.batches import Augmentation, Batches, TrainingBatch, augment
 from edge_sel.server.cameras import Place, take_pictures
-from edge_sel.server.pretrain import PretrainOptions, device_of, train_epoch
+from edge_sel.server.device import device_of
+from edge_sel.server.pretrain import PretrainOptions, train_epoch
 
 BATCH = 128
 LEARNING_RATE = 0.03
@@ -44,13 +45,14 @@ def train_expert(
     steps = epochs * (len(images) // views.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def seen() -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    def seen() -> Iterator[TrainingBatch]:
         order = np.arange(len(images))[torch.randperm(len(images), generator=generator).numpy()]
         for start in range(0, len(order) - views.batch_size + 1, views.batch_size):
             pixels, labels = batches.read(order[start : start + views.batch_size])
             cameras = place.cameras(len(pixels), generator).to(pixels.device)
-            pixels = 255 * take_pictures(augment(pixels, views, generator) / 255, cameras, generator)
-            yield [batches.normalise(pixels)], labels
+            pixels = augment(pixels, views, generator)
+            seen_there = 255 * take_pictures(pixels / 255, cameras, generator)
+            yield TrainingBatch([batches.normalise(seen_there)], labels, pixels)
 
     for epoch in range(1, epochs + 1):
         loss = train_epoch(model, seen(), optimizer, schedule, options)

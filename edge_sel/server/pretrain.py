@@ -17,10 +17,11 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.data.transforms import channel_statistics
-from edge_sel.errors import UsageError
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.server import warmup
-from edge_sel.server.batches import Augmentation, Batches
+from edge_sel.server.batches import Augmentation, Batches, TrainingBatch
+from edge_sel.server.device import autocast, device_of
+from edge_sel.server.teacher import Teacher, distillation_loss, open_teacher
 from edge_sel.server.warmup import WarmupInfo
 
 
@@ -29,7 +30,8 @@ class PretrainOptions:
     """The recipe: SGD with Nesterov momentum, one cosine cycle, label smoothing, flips and padded crops.
 
     With ``robust`` the share ``camera_share`` of every batch is taken by random cameras, see ``batches.py``;
-    ``camera_strength`` says how bad these may be, see ``draw_cameras``.
+    ``camera_strength`` says how bad these may be, see ``draw_cameras``. ``teacher`` is a pack, a checkpoint or
+    ``timm:NAME``, see ``teacher.py``.
     """
 
     model: str = "resnet-c"
@@ -49,6 +51,7 @@ class PretrainOptions:
     robust: bool = True
     camera_strength: float = 1.0
     camera_share: float = 0.6
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class EpochReport:
     """One finished epoch; accuracies are on the validation share, which training never sees.
 
     ``camera_accuracy`` is that of the same images through random cameras of strength 1, the same ones in every epoch.
+    ``teacher_seconds`` are the part of ``seconds`` that the teacher took.
     """
 
     epoch: int
@@ -63,6 +67,7 @@ class EpochReport:
     validation_accuracy: float
     camera_accuracy: float
     seconds: float
+    teacher_seconds: float = 0.0
 
 
 def pretrain(
@@ -71,22 +76,25 @@ def pretrain(
     options: PretrainOptions,
     *,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> WarmupInfo:
     """Train on ``images`` and write the warmup checkpoint to ``out``.
 
     Raises:
         DataError: fewer than two classes, or a class without images.
-        UsageError: unknown model.
-        SetupError: the disk is full or ``out`` cannot be written.
+        UsageError: unknown model, or a teacher of other classes.
+        BadInputError: the teacher cannot be read.
+        SetupError: the disk is full, ``out`` cannot be written, or a package or weights that are needed are missing.
     """
     require_trainable(images)
+    device = device_of(options.device)
+    train, held = _held_out(images, options)
+    teacher, told = _teacher_of(options, images, train, held, device, note)
     torch.manual_seed(options.seed)  # of the initial weights
     generator = torch.Generator().manual_seed(options.seed)  # of the order and the augmentation
-    device = device_of(options.device)
     mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
     model = build(options.model, len(images.classes), images.size, pretrained=options.pretrained).to(device)
     model = model.to(memory_format=torch.channels_last)
-    train, held = _held_out(images, options)
     held_out = tuple(images.ids[row] for row in held)
     views = Augmentation(
         options.batch_size, options.flip, options.crop_padding, options.camera_share if options.robust else 0.0,
@@ -100,11 +108,12 @@ def pretrain(
     )
     for epoch in range(1, options.epochs + 1):
         started = time.monotonic()
-        loss = train_epoch(model, loader.shuffled(train, views, generator), optimizer, schedule, options)
-        accuracy = _accuracy(model, loader.ordered(held))
-        camera_accuracy = _accuracy(model, loader.through_cameras(held))
+        loss = train_epoch(model, loader.shuffled(train, views, generator), optimizer, schedule, options, teacher)
+        accuracy = accuracy_on(model, loader.ordered(held))
+        camera_accuracy = accuracy_on(model, loader.through_cameras(held))
         training = {
             **asdict(options),
+            **told,
             "images": len(train),
             "finished_epochs": epoch,
             "validation_accuracy": accuracy,
@@ -113,36 +122,59 @@ def pretrain(
         }
         info = WarmupInfo(options.model, images.classes, images.size, mean, std, training, held_out)
         warmup.save(out, model, info)  # after every epoch: a run that dies leaves its last one
-        on_epoch(EpochReport(epoch, loss, accuracy, camera_accuracy, time.monotonic() - started))
+        taught_s = teacher.spent() if teacher else 0.0
+        on_epoch(EpochReport(epoch, loss, accuracy, camera_accuracy, time.monotonic() - started, taught_s))
     return info
+
+
+def _teacher_of(
+    options: PretrainOptions, images: ImageSet, train: np.ndarray, held: np.ndarray, device: torch.device,
+    note: Callable[[str], None],
+) -> tuple[Teacher | None, dict[str, object]]:  # fmt: skip
+    """The teacher, if there is one, and what the checkpoint says of it: not its path, which may be private."""
+    if options.teacher is None:
+        return None, {}
+    teacher = open_teacher(options.teacher, images, train, device, options.precision)
+    accuracy = teacher.accuracy(held)
+    note(f"teacher {teacher.name}: accuracy {accuracy:.4f} on held-out images, {teacher.spent():.0f} s")
+    return teacher, {"teacher": teacher.name, "teacher_accuracy": accuracy}
 
 
 def train_epoch(
     model: nn.Module,
-    batches: Iterable[tuple[list[torch.Tensor], torch.Tensor]],
+    batches: Iterable[TrainingBatch],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     options: PretrainOptions,
+    teacher: Teacher | None = None,
 ) -> float:
     """One update per batch; returns the mean loss.
+
+    A teacher sees every image clean, with the crop and flip that the model sees.
 
     Each group of a batch has batch statistics of its own, as a device's images will have (adaptive risk minimisation,
     Zhang et al. 2021); the first group's alone enter the running ones, which are the model's as it ships.
     """
     losses = []
     model.train()
-    for groups, y in batches:
-        with _autocast(y.device, options.precision):
-            logits = [model(groups[0])]
+    for batch in batches:
+        with autocast(batch.labels.device, options.precision):
+            logits = [model(batch.groups[0])]
             with _running_statistics_kept(model):
-                logits += [model(group) for group in groups[1:]]
-            loss = F.cross_entropy(torch.cat(logits), y, label_smoothing=options.label_smoothing)
+                logits += [model(group) for group in batch.groups[1:]]
+            loss = _loss(torch.cat(logits), batch, teacher, options.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
+
+
+def _loss(logits: torch.Tensor, batch: TrainingBatch, teacher: Teacher | None, label_smoothing: float) -> torch.Tensor:
+    if teacher is None:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    return distillation_loss(logits, batch.labels, teacher(batch.clean), label_smoothing)
 
 
 def _held_out(images: ImageSet, options: PretrainOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +203,7 @@ def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def accuracy_on(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """Accuracy (0..1) on batches of images and labels; NaN when there are none."""
     model.eval()
     correct = total = 0
@@ -189,34 +221,3 @@ def _optimizer(model: nn.Module, options: PretrainOptions) -> torch.optim.Optimi
         {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, options.learning_rate, options.momentum, nesterov=True)
-
-
-def device_of(name: str) -> torch.device:
-    """The named device; ``auto`` is a graphics card if there is one.
-
-    Raises:
-        UsageError: torch does not know it, or it is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"--device cannot be used, {str(error).splitlines()[0]}"
-        raise UsageError(what, where=name, fix="auto, cpu or cuda") from error
-    return device
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Use bfloat16 where the chip multiplies it natively; elsewhere it is slower than float32."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16()
-        precision = "bf16" if native else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 natively."""
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())

@@ -26,11 +26,11 @@ def test_an_epoch_shows_every_image_at_most_once_in_whole_batches():
     images = colours(60)
     batches = Batches(images, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"))
     plain = Augmentation(batch_size=16, flip=False, crop_padding=0)
-    seen = [x for (x,), _ in batches.shuffled(np.arange(50), plain, torch.Generator().manual_seed(0))]
+    seen = [x for (x,), _, _ in batches.shuffled(np.arange(50), plain, torch.Generator().manual_seed(0))]
     assert [len(x) for x in seen] == [16, 16, 16]
     rows = {tuple(np.rint(row.numpy()).astype(int).ravel()[:40]) for x in seen for row in x.contiguous()}
     assert len(rows) == 48
-    few = [x for (x,), _ in batches.shuffled(np.arange(5), plain, torch.Generator().manual_seed(0))]
+    few = [x for (x,), _, _ in batches.shuffled(np.arange(5), plain, torch.Generator().manual_seed(0))]
     assert [len(x) for x in few] == [5], "fewer images than a batch are one batch"
 
 
@@ -97,9 +97,28 @@ def test_without_cameras_or_with_few_images_there_is_one_group(count, share):
     assert torch.equal(group[round(share * count) :], x[round(share * count) :])
 
 
+def test_clean_pixels_are_those_that_the_groups_were_made_of():
+    """In the same order, with the same crop and flip: only cameras make a difference."""
+    batches = Batches(colours(60), (0.4,) * 3, (0.2,) * 3, torch.device("cpu"))
+    for share in (0.0, 0.6):
+        views = Augmentation(batch_size=60, crop_padding=2, camera_share=share)
+        (batch,) = batches.shuffled(np.arange(60), views, torch.Generator().manual_seed(2))
+        same = (torch.cat(batch.groups) - batches.normalise(batch.clean)).abs().flatten(1).amax(1) < 1e-5
+        third = round(share * 60 / 3)
+        expected = torch.arange(60)
+        assert same[(expected >= third) & (expected < 60 - 2 * third)].all()
+        assert int(same.sum()) <= 60 - 3 * third + 3
+        assert torch.equal(batch.labels, torch.from_numpy(brightest_channel(batch.clean)))
+
+
+def brightest_channel(pixels: torch.Tensor) -> np.ndarray:
+    """The label of a noisy square of ``colours``."""
+    return pixels.mean((2, 3)).argmax(1).numpy()
+
+
 def test_the_same_seed_gives_the_same_batches():
     batches = Batches(colours(60), (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"))
     views = Augmentation(batch_size=48, camera_share=0.6)
     one, other = (list(batches.shuffled(np.arange(60), views, torch.Generator().manual_seed(5))) for _ in range(2))
-    for (groups, y), (again, z) in zip(one, other, strict=True):
+    for (groups, y, _), (again, z, _) in zip(one, other, strict=True):
         assert torch.equal(torch.cat(groups), torch.cat(again)) and torch.equal(y, z)

@@ -12,7 +12,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import channel_statistics, normalise
 from edge_sel.errors import DataError, UsageError
 from edge_sel.server import warmup
-from edge_sel.server.batches import Batches
+from edge_sel.server.batches import Batches, TrainingBatch
 from edge_sel.server.pretrain import PretrainOptions, pretrain
 from tests.server.conftest import colours
 
@@ -79,8 +79,10 @@ def state_after(path, monkeypatch, learning_rate, *more):
     read = Batches.shuffled
 
     def shuffled(self, *given):
-        for (group,), y in read(self, *given):
-            yield [group, *(torch.full_like(group, value) for value in more)], torch.cat([y] * (1 + len(more)))
+        for (group,), y, x in read(self, *given):
+            copies = 1 + len(more)
+            groups = [group, *(torch.full_like(group, value) for value in more)]
+            yield TrainingBatch(groups, torch.cat([y] * copies), torch.cat([x] * copies))
 
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "shuffled", shuffled)

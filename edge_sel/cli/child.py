@@ -8,7 +8,9 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any, TextIO
@@ -18,7 +20,9 @@ from edge_sel.errors import UsageError
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 GRACE_S = 5.0
 """How long a command that is told to end may take."""
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_KEEPER = sys.platform == "linux"
+"""Whether a process of ours stands between this one and the command; see ``_stand_between``."""
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -34,21 +38,22 @@ def run_child(words: Sequence[str], stdout: TextIO | None) -> tuple[int, float]:
     """Exit status (128 + N after signal N) and CPU seconds of a command and its children.
 
     SIGTERM and SIGHUP are handed on to the command and all that it has started; what is still there after a grace is
-    killed. Ctrl-C reaches it through the terminal. It is killed when this process is.
+    killed. Ctrl-C reaches it through the terminal. On Linux it and all that it has started are killed when this process
+    is; elsewhere they go on.
 
     Raises:
         NotStartedError: it is not there, or is no program.
     """
+    import psutil  # noqa: F401  # not to be imported in a forked process
+
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     held = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}  # we stay to report
-    ours, libc = os.getpid(), ctypes.CDLL(None)
+    ours = os.getpid()
 
     def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with suppress(AttributeError):  # not Linux
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != ours:  # it was killed meanwhile
-            os._exit(1)
+        if _KEEPER:
+            _stand_between(ours)
 
     started: list[subprocess.Popen[Any]] = []
 
@@ -77,13 +82,55 @@ def run_child(words: Sequence[str], stdout: TextIO | None) -> tuple[int, float]:
     return (code if code >= 0 else 128 - code), cpu_s
 
 
+def _stand_between(ours: int) -> None:
+    """Return in a child, which becomes the command; this process stays, until the command or process ``ours`` ends.
+
+    The kernel hands it all orphans among the command's offspring, and tells it when ``ours`` has ended, however that
+    was: then it kills them all. Its exit status is the command's, 128 + N after signal N.
+    """
+    prctl, here, told = ctypes.CDLL(None).prctl, os.getpid(), signal.SIGRTMIN
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, told})
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_PDEATHSIG, told)
+    if os.getppid() != ours:  # it was killed meanwhile
+        os._exit(1)
+    command = os.fork()
+    if not command:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != here:
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # among them who waits for the command to start
+    for number in (signal.SIGINT, signal.SIGQUIT, *_ENDING):
+        signal.signal(number, signal.SIG_IGN)
+    while signal.sigwait({signal.SIGCHLD, told}) == signal.SIGCHLD:
+        for pid, status in _ended():
+            if pid == command:
+                code = os.waitstatus_to_exitcode(status)
+                os._exit(code if code >= 0 else 128 - code)
+    while family := _family(here):  # one may just be starting another
+        _send(family, signal.SIGKILL)
+        time.sleep(0.01)
+        for _ in _ended():
+            pass
+    os._exit(1)
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Number and status of each child that has ended since."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
+
+
 def _family(pid: int) -> list[Any]:
-    """The process and all that it has started, parents first: a shell must not go on when its command has ended."""
+    """The command and all that it has started, parents first: a shell must not go on when its command has ended."""
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
+        return [*([] if _KEEPER else [process]), *process.children(recursive=True)]
     except psutil.Error:
         return []
 

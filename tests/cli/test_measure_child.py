@@ -25,11 +25,11 @@ def measuring(here):
     """Start `edge-sel measure` of a command that notes its number; both are gone after the test."""
     started = []
 
-    def begin(*ignored, shell=False):
+    def begin(*ignored, shell=""):
         (here / "note.py").write_text(NOTE.format(ignored=ignored))
         command = [sys.executable, "note.py"]
         if shell:
-            command = ["sh", "-c", f"{sys.executable} note.py; true"]
+            command = ["sh", "-c", shell.format(f"{sys.executable} note.py")]
         process = start("measure", "--idle", "0", "--meter", "psutil", "--", *command, cwd=here)
         started.append(process)
         deadline = time.monotonic() + 60
@@ -59,7 +59,7 @@ def gone(number, patience_s=20):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("shell", [False, True])
+@pytest.mark.parametrize("shell", ["", "{}; true"])
 def test_a_signal_reaches_the_command_and_all_that_it_started(number, shell, measuring):
     process, child = measuring(shell=shell)
     process.send_signal(number)
@@ -77,12 +77,22 @@ def test_a_command_that_ignores_the_signal_is_killed_after_a_grace(measuring):
     assert time.monotonic() - began >= 4 and gone(child)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends it")
-def test_killing_the_measuring_process_leaves_no_orphan(measuring):
-    process, child = measuring("SIGTERM", "SIGHUP")
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells of it")
+@pytest.mark.parametrize(
+    "shell", ["{}", "{}; true", "sh -c '{}; true'; true", "setsid {} & sleep 60", "({} &) ; sleep 60"]
+)
+def test_killing_the_measuring_process_leaves_no_orphan(shell, measuring):
+    """Neither of the command nor of what it has started, in a session of its own or left by its parent."""
+    process, child = measuring("SIGTERM", "SIGHUP", shell=shell)
     process.kill()
     process.communicate(timeout=60)
     assert gone(child)
+
+
+def test_what_a_command_leaves_running_when_it_ends_goes_on(measuring, here):
+    process, child = measuring(shell="{} & until [ -e pid ]; do sleep 0.02; done")
+    process.wait(timeout=60)
+    assert process.returncode == 0 and psutil.pid_exists(child)
 
 
 @pytest.mark.parametrize(("command", "status"), [("no-such-command", 127), ("./plain", 126), (".", 126), ("", 127)])

@@ -96,14 +96,21 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         tell("interrupted")
         status = EXIT_INTERRUPTED
-    except (MemoryError, ImportError) as error:
-        if isinstance(error, ImportError) and not any(words in str(error) for words in _NO_ROOM):
+    except BaseException as error:
+        if not _lacks_memory(error):
             raise
         tell(str(SetupError("out of memory", fix=_LESS_MEMORY)))
         status = SetupError.exit_code
     if lost := lost_output():
         tell(f"stdout is incomplete ({lost})")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """A Python, shared library or safetensors that found no room; of the last it is a panic of Rust."""
+    if isinstance(error, ImportError):
+        return any(words in str(error) for words in _NO_ROOM)
+    return isinstance(error, MemoryError) or type(error).__name__ == "PanicException"
 
 
 def tell(message: str) -> None:

@@ -95,12 +95,19 @@ class Console:
             self._console.print(
                 f"validation: {_percent(event['before'])} → {_percent(event['after'])}, {verdict} ({event['why']})"
             )
+        elif kind == "memory_short":
+            self._console.print(batch_line(event["batch_limit"]))
         elif kind == "stopped":
             self._console.print(f"stopped ({event['reason']})")
         elif kind == "governor":
             self._console.print(governor_line(event))
         elif kind == "meter_lost":
             self._console.print(f"the meter {event['meter']} is lost, energy is unavailable from here: {event['why']}")
+
+
+def batch_line(images: int) -> str:
+    """That memory was short, and what came of it."""
+    return f"memory is short: batches of at most {images} images, learning rate in proportion"
 
 
 def epoch_line(epoch: dict[str, Any]) -> str:
@@ -138,6 +145,8 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(_epoch_table(result["epochs"]))
     for line in (*_accuracy_lines(result), *_energy_lines(result), *_image_lines(result)):
         console.print(line)
+    if result["batch_limit"]:
+        console.print(batch_line(result["batch_limit"]))
     for line in result["throttled"]:
         console.print(f"slowed down: {line}")
     if result["stopped"] != "done":

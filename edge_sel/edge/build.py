@@ -138,7 +138,7 @@ def build_session(
         settings=settings,
         ladder=ladder or auto_ladder(pack, settings, images=len(to_train_on), headless=engine.name == "torch"),
         gate=gate,
-        judge=Judge(pack, engine, validation, test, recorder.phase, breathe, witnesses),
+        judge=Judge(pack, engine, validation, test, recorder.phase, breathe, progress.batch_limit, witnesses),
         recorder=recorder,
         ledger=ledger,
         book=book,

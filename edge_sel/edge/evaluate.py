@@ -69,12 +69,21 @@ class Evaluation:
 
 
 def evaluate(
-    predict: Predict, images: ImageSet, model: ModelInfo, between: Callable[[], None] = lambda: None
+    predict: Predict,
+    images: ImageSet,
+    model: ModelInfo,
+    between: Callable[[], None] = lambda: None,
+    *,
+    batch_size: int = BATCH,
 ) -> Evaluation:
-    """Run the model over every image once; ``between`` is called after each batch."""
+    """Run the model over every image once; ``between`` is called after each batch.
+
+    Raises:
+        MemoryError: a batch does not fit into memory.
+    """
     logits = []
-    for start in range(0, len(images), BATCH):
-        chunk = np.arange(start, min(start + BATCH, len(images)))
+    for start in range(0, len(images), batch_size):
+        chunk = np.arange(start, min(start + batch_size, len(images)))
         logits.append(predict(normalise(images.read(chunk), model.mean, model.std)))
         between()
     return evaluate_logits(np.concatenate(logits), images.labels)

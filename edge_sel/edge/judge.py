@@ -8,7 +8,8 @@ from typing import Any
 
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.evaluate import Evaluation, evaluate
+from edge_sel.edge.batch_limit import BatchLimit
+from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate
 from edge_sel.edge.free_memory import trim
 from edge_sel.engines.base import Engine
 from edge_sel.pack.reader import Pack
@@ -24,6 +25,7 @@ class Judge:
         test: images that no decision looks at; may be None.
         phase: tells the energy recorder what the joules are spent on.
         breathe: called after each batch; may rest.
+        batch_limit: of the run; lowered where memory is short.
         witnesses: training images of the same place, which judge what has not learnt from them; None for none.
     """
 
@@ -35,10 +37,11 @@ class Judge:
         test: ImageSet | None,
         phase: Callable[[str], AbstractContextManager[None]],
         breathe: Callable[[], None],
+        batch_limit: BatchLimit,
         witnesses: ImageSet | None = None,
     ) -> None:
         self.validation, self.test, self.witnesses = validation, test, witnesses
-        self.engine = engine
+        self.engine, self.batch_limit = engine, batch_limit
         self._pack, self._phase, self._breathe = pack, phase, breathe
 
     def validate(self, weights: Arrays) -> Evaluation:
@@ -55,7 +58,11 @@ class Judge:
 
     def look(self, weights: Arrays, images: ImageSet) -> Evaluation:
         """The model with these weights on any images."""
-        with self._phase("evaluate"):
+
+        def compute(batch_size: int) -> Evaluation:
             trim()  # its session comes on top of the trainer's
             predict = self.engine.predictor(self._pack, weights)
-            return evaluate(predict, images, self._pack.manifest.model, self._breathe)
+            return evaluate(predict, images, self._pack.manifest.model, self._breathe, batch_size=batch_size)
+
+        with self._phase("evaluate"):
+            return self.batch_limit.whole(BATCH, compute, "evaluation")

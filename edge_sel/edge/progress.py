@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_sel.arrays import Arrays
+from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.energy import Spent
 from edge_sel.edge.train.state import StageState, TrainingMemory, start_memory
 from edge_sel.sel.sundew import SundewState
@@ -44,7 +45,7 @@ def no_predictions() -> Predictions:
 class Progress:
     """The state of a session at a step boundary.
 
-    The session alone replaces it. A stage writes into ``stage`` and ``memory``, and into nothing else.
+    The session alone replaces it. A stage writes into ``stage``, ``memory`` and ``batch_limit``, and into nothing else.
 
     Attributes:
         weights: every weight as of the best finished stage.
@@ -58,6 +59,7 @@ class Progress:
         best_validation: those of ``weights``.
         predictions: what these figures are made of.
         forecast: what the governor expects a step and the end to take.
+        batch_limit: most images in a batch, by what has fitted into memory.
         epoch_spent: joules of the current epoch, ``run_spent`` of the run.
     """
 
@@ -72,6 +74,7 @@ class Progress:
     best_validation: dict[str, Any] = field(default_factory=dict)
     predictions: Predictions = field(default_factory=no_predictions)
     forecast: dict[str, float | None] = field(default_factory=dict)
+    batch_limit: BatchLimit = field(default_factory=BatchLimit)
     epoch_spent: Spent = field(default_factory=Spent)
     run_spent: Spent = field(default_factory=Spent)
 

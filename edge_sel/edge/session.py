@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.batch_limit import Shortage
 from edge_sel.edge.bookkeeper import Bookkeeper
 from edge_sel.edge.energy import EnergyLedger
 from edge_sel.edge.first_look import closing_forecast, look_first
@@ -96,6 +97,7 @@ class Session:
     def __post_init__(self) -> None:
         self._throttled_before = self.host.throttling()
         self._stepped = False
+        self._memory_short = Shortage(self.progress.batch_limit, self.emit)
 
     def run(self) -> dict[str, Any]:
         """Run to the end or to a stop; returns the object that ``--json`` prints and ``run.json`` holds.
@@ -131,6 +133,7 @@ class Session:
     def _look_first(self) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
         self.progress, spent = look_first(self.progress, self.pack, self.expert, self.judge, self.ledger, self.emit)
+        self._memory_short()
         self.expert = None  # as large as the model, and no longer needed
         # A guess first, for a run that is killed now, or that is given limits only when it is resumed.
         self.governor.expect(closing_forecast(self.pack, self.judge, spent, None))
@@ -176,7 +179,7 @@ class Session:
         progress = self.progress
         inputs = StageInputs(
             self.pack, self.engine, self.training, self.gate, self.settings, self.folder.path, self.host.cpu_time,
-            self.recorder.phase, outlive=self.book.cuts > 0,
+            self.recorder.phase, progress.batch_limit, outlive=self.book.cuts > 0,
         )  # fmt: skip
         kind = stage_kind(self.pack.plan(progress.stage.plan))
         with kind(inputs, progress.stages_done, progress.weights, progress.stage, progress.memory) as stage:
@@ -222,7 +225,7 @@ class Session:
         if self.limits and not signal:
             limit = self._govern(stage)
             signal = self.host.should_stop()  # it may have come during a pause
-        if signal or limit or self.book.checkpoint_due():
+        if self._memory_short() or signal or limit or self.book.checkpoint_due():
             stage.snapshot()
             self._save()
         if signal:
@@ -276,6 +279,7 @@ class Session:
                 history[best_epoch - 1] |= {"test_full": after["test"]["accuracy"]}
                 self.progress = replace(progress, history=history)
             self.folder.write_history(self.progress, self.classes)
+        self._memory_short()
         summary = self._summary(stopped, after, shipped=shipped, evidence=told)
         self.folder.write_summary(summary)
         self.emit("finished", shipped=shipped)
@@ -290,6 +294,7 @@ class Session:
         throttled += [f"{figure.meter}: {reason}" for reason in figure.throttled]
         doubts = suspicious_block(self.progress, self.training, dropped=self.settings.drop_suspicious)
         ended: dict[str, Any] = {"shipped": shipped, "evidence": evidence, "stopped": stopped, "throttled": throttled}
+        ended["batch_limit"] = self.progress.batch_limit.images or None
         ended["outputs"] = {} if after is None else self.folder.digests()
         facts = {**self.facts, **ended, "suspicious": doubts}
         return run_summary(self.progress, after, figure, self.recorder.cost(), facts)

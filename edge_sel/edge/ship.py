@@ -154,9 +154,14 @@ def _adapt(weights: Arrays, images: ImageSet, pack: Pack, judge: Judge) -> Array
     """With the batch-normalisation statistics of these images."""
     trainer, model = judge.engine.trainer(pack, STATISTICS, weights), pack.manifest.model
     batches = np.array_split(np.arange(len(images)), max(1, len(images) // BATCH))
-    for number, rows in enumerate(batches, start=1):
+
+    def batch_of(rows: np.ndarray) -> Batch:
         pixels = normalise(images.read(rows), model.mean, model.std)
-        estimate(trainer, Batch(pixels, images.labels[rows], np.ones(len(rows), np.float32)), number)
+        return Batch(pixels, images.labels[rows], np.ones(len(rows), np.float32))
+
+    for before, rows in enumerate(batches):
+        for _ in estimate(trainer, judge.batch_limit, rows, before, batch_of):
+            pass
     return {**weights, **trainer.weights()}
 
 

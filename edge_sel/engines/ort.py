@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from edge_sel.arrays import Arrays, Range
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
+from edge_sel.engines.ort_arena import lacks_memory, share_arena, shrink_arena
 from edge_sel.errors import EdgeSelError, PackError, SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack
@@ -37,17 +38,22 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # its one big block doubles the peak memory and saves no time
         options.log_severity_level = 4  # errors are raised; told once is enough
-        _share_arena()
+        share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         values = [ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C")) for v in constants.values()]
         if values:
             options.add_external_initializers(list(constants), values)
-        try:
-            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises bare pybind exceptions
-            raise _refusal("onnxruntime cannot load a graph of the pack", error) from error
+        load = partial(ort.InferenceSession, graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        with _told("load"):
+            try:
+                return load()
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
+                shrink_arena()
+            return load()
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> OrtTrainer:
         """Start a plan from the given full set of weights."""
@@ -75,6 +81,7 @@ class OrtEngine:
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         """Inference with all weights but the head as constants, so that ORT can fuse and pack them."""
         head = pack.manifest.model.head
+        shrink_arena()  # a trainer, if there is one, rests meanwhile
         session = self.session(pack.eval_graph, {n: v for n, v in weights.items() if n not in head})
         feeds = {name: np.ascontiguousarray(weights[name]) for name in head}
 
@@ -86,20 +93,24 @@ class OrtEngine:
 
 
 def _run(session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    with _told():
+    with _told("run"):
         values: list[np.ndarray] = session.run(outputs, dict(feeds))
     return values
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """onnxruntime raises bare pybind exceptions: MemoryError where there was no room, else the graph does not run."""
+def _told(doing: str) -> Iterator[None]:
+    """onnxruntime raises bare pybind exceptions: MemoryError where there was no room, else the graph is not as it was.
+
+    Of a failed run the arena keeps what it has taken, which a smaller one may need in other pieces.
+    """
     try:
         yield
     except Exception as error:
-        if any(words in str(error) for words in ("Failed to allocate memory", "bad_alloc", "AllocateBuffer")):
+        if lacks_memory(error):
+            shrink_arena()
             raise MemoryError from error
-        raise _refusal("onnxruntime cannot run a graph of the pack", error) from error
+        raise _refusal(f"onnxruntime cannot {doing} a graph of the pack", error) from error
 
 
 def _refusal(what: str, error: Exception) -> EdgeSelError:
@@ -109,22 +120,6 @@ def _refusal(what: str, error: Exception) -> EdgeSelError:
         fix = f"onnxruntime {ort.__version__} is installed; 1.20 or newer is needed"
         return SetupError(what, where=lines[0], fix=fix)
     return PackError(what, where=lines[0], fix="`edge-sel pack verify` tells more; export the pack again")
-
-
-@cache
-def _share_arena() -> None:
-    """One arena for all sessions of this process, which grows by what is asked for.
-
-    Arenas of their own keep what the largest run ever needed, and double what they ask for.
-    """
-    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    as_requested = {
-        "max_mem": 0,
-        "arena_extend_strategy": 1,
-        "initial_chunk_size_bytes": -1,
-        "max_dead_bytes_per_chunk": -1,
-    }
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg(as_requested))
 
 
 class OrtTrainer:
@@ -173,7 +168,7 @@ class OrtTrainer:
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
             binding.bind_output(name)
-        with _told():
+        with _told("run"):
             self._train.run_with_iobinding(binding)
         outputs = binding.get_outputs()[-len(self._free_outputs) :]
         return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}
@@ -219,10 +214,12 @@ class OrtTrainer:
 
     def weights(self) -> Arrays:
         """Copies of every weight and running statistic that the plan changes."""
+        shrink_arena()  # no step runs now: there is room for these, and for what is done with them
         return {name: self._buffers[0][name].copy() for name in self._changing}
 
     def state(self) -> Arrays:
         """Weights, optimizer state, channel choice and step counts."""
+        shrink_arena()
         saved = {name: value.copy() for name, value in self._buffers[0].items()}
         return {**saved, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
 

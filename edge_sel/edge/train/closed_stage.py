@@ -10,7 +10,6 @@ from edge_sel.edge.features.precision import Precision
 from edge_sel.edge.train.ridge_stage import RidgeStage
 from edge_sel.edge.train.stage import PrecisionChosen, StageEvent, StepDone
 from edge_sel.edge.train.statistics_stage import estimate, statistics_batches
-from edge_sel.engines.base import Batch
 
 STATISTICS = "bn"
 """The plan that estimates them."""
@@ -72,10 +71,9 @@ class ClosedStage(RidgeStage):
         inputs, state = self.inputs, self.state
         flops = inputs.pack.plan(STATISTICS).flops_train
         for indices in self._batches[state.step :]:
-            batch: Batch = self._batch(indices, augment=False)
             with inputs.phase("train"):
-                estimate(self._trainer, batch, state.step + 1)
+                for part, _ in estimate(self._trainer, inputs.batch_limit, indices, state.step, self._as_they_are):
+                    state.totals.probe_flops += len(part) * flops
             state.step += 1
-            state.totals.probe_flops += len(indices) * flops
             if state.step < len(self._batches):
                 yield StepDone()

@@ -34,6 +34,7 @@ def step_hyper(
     settings: Settings,
     *,
     loss: float,
+    share: float,
     thousandth: int,
     curriculum_stage: int,
     curriculum_stages: int,
@@ -45,6 +46,8 @@ def step_hyper(
         plan: that is trained.
         settings: may overrule both rate and γ; γ = 0 updates every weight.
         loss: of the latest batch, nats; NaN before the first.
+        share: of the batch size of the settings that fits into memory. The rate is proportional to it (Goyal et al.,
+            2017): as many images then move the weights as far.
         thousandth: of the training stage, 0 to 1000.
         curriculum_stage: from 0.
         curriculum_stages: how many there are.
@@ -53,7 +56,7 @@ def step_hyper(
     rate = learning_rate(pack.manifest.optimizer, plan.name, settings.learning_rate, loss)
     gamma = pack.manifest.calibration.gamma if settings.gamma is None else settings.gamma
     return Hyper(
-        learning_rate=annealed(rate, min(thousandth, 999), 1000, warmup_steps=50),
+        learning_rate=annealed(share * rate, min(thousandth, 999), 1000, warmup_steps=50),
         gamma=float(decayed_gamma(gamma, curriculum_stage, curriculum_stages)) if gamma > 0 else -1.0,
         momentum=0.9,
     )

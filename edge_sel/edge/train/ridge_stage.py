@@ -50,7 +50,7 @@ class RidgeStage(TrainingStage):
         state, count, size = self.state, len(self.inputs.images), self.inputs.settings.batch_size
         state.cursor, counted, rows = 0, state.totals.prefixed, []
         for indices in np.split(np.arange(count), range(size, count, size)):
-            rows.append(self._batch(indices, augment=False).images.astype(np.float16))  # as they were rounded
+            rows.append(self._as_they_are(indices).images.astype(np.float16))  # as they were rounded
             state.cursor += len(indices)
             if state.cursor < count:
                 yield from self._boundary_in_pass(counted)

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from edge_sel.arrays import Arrays
+from edge_sel.edge.batch_limit import FLOOR
 from edge_sel.edge.train.channels import choose_channels
 from edge_sel.edge.train.learning_rate import step_hyper
 from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
+from edge_sel.engines.base import Scores
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.embarrassment import add_batch, means
-
-FLUSH_MIN = 8
-"""Smallest batch that ends a stage: below this, batch statistics and gradients are mostly noise."""
 
 
 class SelStage(TrainingStage):
@@ -40,13 +40,17 @@ class SelStage(TrainingStage):
 
         The state changes at the end only: whoever stops on the way begins the pass anew.
         """
-        images, size = len(self.inputs.images), self.inputs.settings.batch_size
-        found, counted = [], self.state.totals.prefixed
-        for indices in np.split(np.arange(images), range(size, images, size)):
-            batch = self._batch(indices, augment=False)
-            with self.inputs.phase("score"):
-                found.append((indices, self._trainer.score(batch.images, batch.labels)))
-            self._scored += len(indices)
+        images, limit = len(self.inputs.images), self.inputs.batch_limit
+        found: list[tuple[np.ndarray, Scores]] = []
+        counted, self._scored = self.state.totals.prefixed, 0
+        while self._scored < images:
+            indices = np.arange(self._scored, min(self._scored + self._size, images))
+            try:
+                found.append((indices, self._score(indices)))
+                self._scored += len(indices)
+            except MemoryError:  # anew, as whoever is resumed would
+                limit.halve(self._size, "scoring")
+                found, self._scored = [], 0
             if self._scored < images:
                 yield from self._boundary_in_pass(counted)
         for indices, scores in found:
@@ -55,21 +59,25 @@ class SelStage(TrainingStage):
         self.state.totals.scored += images
         self.memory.last_loss = float(self.state.pool_loss.mean(dtype=np.float64))
 
+    def _score(self, indices: np.ndarray) -> Scores:
+        batch = self._as_they_are(indices)
+        with self.inputs.phase("score"):
+            return self._trainer.score(batch.images, batch.labels)
+
     def _epoch(self) -> Iterator[StageEvent]:
         state, size = self.state, self.inputs.settings.batch_size
         window = self._windows[state.curriculum_stage]
         order, u = self._order(window)
         if self._plan.channels and state.cursor == 0:
             self._choose_channels(order)
-        while state.cursor < len(order):
-            chunk = slice(state.cursor, state.cursor + size)
-            self._gate(order[chunk], u[chunk])
-            state.cursor = min(state.cursor + size, len(order))
-            if len(state.queue) >= size:
-                self._train(size, state.cursor / len(order))
+        while state.cursor < len(order) or self._due(len(order)):
+            if not self._due(len(order)):
+                chunk = slice(state.cursor, state.cursor + size)
+                self._gate(order[chunk], u[chunk])
+                state.cursor = min(state.cursor + size, len(order))
+            if due := self._due(len(order)):
+                self._try_to_train(due, state.cursor / len(order) if len(order) else 1.0)
             yield StepDone()
-        if state.epoch + 1 == state.epochs and len(state.queue) >= min(FLUSH_MIN, len(order)):
-            self._train(len(state.queue), 1.0)
         self.memory.class_e = means(state.sums, previous=self.memory.class_e)
         window_number = state.curriculum_stage
         state.curriculum_epoch += 1
@@ -100,19 +108,40 @@ class SelStage(TrainingStage):
         state.totals.candidates += len(candidates)
         state.totals.passed += int(choice.mask.sum())
 
+    def _due(self, candidates: int) -> int:
+        """Images of the next step; 0 if more have to pass the gate first. The last batch of a stage may be smaller."""
+        state, waiting = self.state, len(self.state.queue)
+        if waiting >= self._size:
+            return self._size
+        last = state.epoch + 1 == state.epochs and state.cursor >= candidates
+        return waiting if last and waiting >= min(FLOOR, candidates) else 0
+
+    @property
+    def _size(self) -> int:
+        """Images of a full batch."""
+        return self.inputs.batch_limit.of(self.inputs.settings.batch_size)
+
+    def _try_to_train(self, size: int, through: float) -> None:
+        """One update, or a lower batch limit where memory is short: then nothing else has changed."""
+        try:
+            self._train(size, through)
+        except MemoryError:
+            self.inputs.batch_limit.halve(size, "a training step")
+
     def _train(self, size: int, through: float) -> None:
         """One update with the first ``size`` images of the queue; ``through``: share of the epoch that is over."""
         state, memory, totals = self.state, self.memory, self.state.totals
-        indices, state.queue = state.queue[:size], state.queue[size:]
-        weights, state.queue_weights = state.queue_weights[:size], state.queue_weights[size:]
-        batch = self._batch(indices, augment=True)._replace(weights=weights)
+        indices = state.queue[:size]
+        batch = self._batch(indices, augment=True)._replace(weights=state.queue_weights[:size])
         hyper = step_hyper(
             self.inputs.pack, self._plan, self.inputs.settings, loss=memory.last_loss,
+            share=self._size / self.inputs.settings.batch_size,
             thousandth=int(1000 * (state.epoch + through) / state.epochs),
             curriculum_stage=state.curriculum_stage, curriculum_stages=len(self._windows),
         )  # fmt: skip
         with self.inputs.phase("train"):
             result = self._trainer.step(batch, hyper)
+        state.queue, state.queue_weights = state.queue[size:], state.queue_weights[size:]
         state.step += 1
         memory.remember(indices, result.losses, result.logits, batch.labels)
         memory.last_loss = float(result.losses.mean(dtype=np.float64))
@@ -123,10 +152,14 @@ class SelStage(TrainingStage):
     def _choose_channels(self, order: np.ndarray) -> None:
         inputs = self.inputs
         some = order[: 2 * inputs.settings.batch_size]
-        batches = [self._batch(part, augment=False) for part in np.array_split(some, 2)]
         probe = inputs.pack.plan(self._plan.base)
-        with inputs.phase("train"):
-            self._trainer.set_channels(
-                choose_channels(inputs.engine, inputs.pack, self._plan, probe, self.weights(), batches)
-            )
-        self.state.totals.probe_flops += sum(len(batch.labels) for batch in batches) * probe.flops_train
+
+        def choose(size: int) -> Arrays:
+            parts = np.array_split(some, max(2, -(-len(some) // size)))
+            batches = [self._as_they_are(part) for part in parts]
+            with inputs.phase("train"):
+                return choose_channels(inputs.engine, inputs.pack, self._plan, probe, self.weights(), batches)
+
+        chosen = inputs.batch_limit.whole(inputs.settings.batch_size, choose, "a probe for guilty channels")
+        self._trainer.set_channels(chosen)
+        self.state.totals.probe_flops += len(some) * probe.flops_train

@@ -17,6 +17,7 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.features.cache import FeatureCache, open_features
 from edge_sel.edge.features.precision import EnterPhase, Precision, choose_precision
 from edge_sel.edge.train.gate import Gate
@@ -41,6 +42,7 @@ class StageInputs:
         folder: of the run; features may be kept there.
         cpu_time: processor seconds of this process.
         phase: tells the energy recorder what the joules are spent on.
+        batch_limit: of the run; lowered where memory is short.
         outlive: whether features should outlive this process, which is likely to be killed.
     """
 
@@ -52,6 +54,7 @@ class StageInputs:
     folder: Path
     cpu_time: Callable[[], float]
     phase: EnterPhase
+    batch_limit: BatchLimit
     outlive: bool = False
 
 
@@ -222,6 +225,9 @@ class TrainingStage(ABC):
         fed = self._features.get(indices, mirrored)
         self.state.totals.prefixed += self._features.computed - before
         return Batch(fed, self.inputs.images.labels[indices], np.ones(len(indices), np.float32))
+
+    def _as_they_are(self, indices: np.ndarray) -> Batch:
+        return self._batch(indices, augment=False)
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.inputs.settings.seed, self._number, self.state.epoch, stream])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
 from edge_sel.edge.train.work import STATISTICS_IMAGES
 from edge_sel.engines.base import Batch, Hyper, StepResult, Trainer
@@ -23,22 +24,45 @@ class StatisticsStage(TrainingStage):
             return
         images = statistics_batches(inputs.images.labels, self._rng(0))
         for indices in images[state.step :]:
-            state.step += 1
-            batch = self._batch(indices, augment=False)
             with inputs.phase("train"):
-                result = estimate(self._trainer, batch, state.step)
-            memory.remember(indices, result.losses, result.logits, batch.labels)
-            state.totals.candidates += len(indices)
-            state.totals.passed += len(indices)
-            state.totals.add(result, batch.labels)
+                for part, result in estimate(self._trainer, inputs.batch_limit, indices, state.step, self._as_they_are):
+                    labels = inputs.images.labels[part]
+                    memory.remember(part, result.losses, result.logits, labels)
+                    state.totals.candidates += len(part)
+                    state.totals.passed += len(part)
+                    state.totals.add(result, labels)
+            state.step += 1
             yield StepDone()
         memory.last_loss = state.totals.mean_loss
         yield self._end_epoch(0, "statistics")
 
 
-def estimate(trainer: Trainer, batch: Batch, number: int) -> StepResult:
-    """The statistics become the mean of ``number`` batches, of which this is the last."""
-    return trainer.step(batch, Hyper(0.0, bn_momentum=1 / number))
+def estimate(
+    trainer: Trainer, limit: BatchLimit, rows: np.ndarray, before: int, batch_of: Callable[[np.ndarray], Batch]
+) -> Iterator[tuple[np.ndarray, StepResult]]:
+    """The statistics become the mean over ``before`` batches as large as this one, and this one.
+
+    Args:
+        trainer: of the plan that estimates them.
+        limit: the batch is taken in parts where memory is short, each by its share of the images.
+        rows: of the batch [n].
+        before: how many batches.
+        batch_of: reads those rows.
+
+    Yields:
+        The parts of the batch with their results.
+
+    Raises:
+        SetupError: not even a small part fits into memory.
+    """
+    seen = before * len(rows)
+
+    def step(part: np.ndarray) -> StepResult:
+        return trainer.step(batch_of(part), Hyper(0.0, bn_momentum=len(part) / (seen + len(part))))
+
+    for part, result in limit.parts(rows, step, "statistics"):
+        seen += len(part)
+        yield part, result
 
 
 def statistics_batches(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from edge_sel.edge.train.learning_rate import BASE_RATES, MAX_SEL_LOSS, learning_rate
+from edge_sel.edge.train.learning_rate import BASE_RATES, MAX_SEL_LOSS, learning_rate, step_hyper
 from edge_sel.graphs.plans import PLANS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.sel.schedule import sel_learning_rate
 from tests.edge.recording import Recording
-from tests.edge.sessions import pack, session
+from tests.edge.sessions import pack, resolved, session
 
 TRAINED = [plan for plan in PLANS if plan != "bn"]
 
@@ -53,3 +53,13 @@ def test_a_session_steps_by_it(given, tmp_path):
     for plan, rates in steps.items():
         least, most = (learning_rate(optimizer, plan, given, loss) for loss in (0.0, MAX_SEL_LOSS))
         assert 0.5 * least < max(rates) <= most
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_smaller_batch_takes_a_step_in_proportion(share):
+    given = {"loss": 0.5, "thousandth": 300, "curriculum_stage": 0, "curriculum_stages": 1}
+    whole, part = (
+        step_hyper(pack(), pack().plan("full"), resolved().settings, share=size, **given).learning_rate
+        for size in (1.0, share)
+    )
+    assert part == pytest.approx(share * whole) and whole > 0

@@ -71,11 +71,13 @@ def command(
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     stop = StopSignal()
     with Console(quiet=as_json) as console:
+        from edge_sel.edge.free_memory import limit_memory
         from edge_sel.edge.hold import hold_folder
         from edge_sel.edge.open import open_session  # takes long, and a signal may come meanwhile
         from edge_sel.engines.by_name import choose_engine
         from edge_sel.pack.expert import read_expert
 
+        limit_memory()
         opened = open_pack_or_builtin(pack, trusted)
         trained = None if expert is None else read_expert(expert, opened, trusted)
         check_images(opened, data, test)

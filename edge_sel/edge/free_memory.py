@@ -1,10 +1,16 @@
-"""Give memory back to the system that the C library keeps for later."""
+"""What memory this process may take, and giving back what the C library keeps for later."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from contextlib import suppress
+from pathlib import Path
+
+from edge_sel.power.control_groups import memory_left
+
+SHARE = 0.9
+"""Of the memory that is free as a run begins; the rest is for what others may need meanwhile."""
 
 
 def trim() -> None:
@@ -15,3 +21,22 @@ def trim() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # musl has no such function
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def limit_memory(root: Path = Path("/")) -> None:
+    """From here on this process gets ``SHARE`` of the memory that is free now, on Linux; elsewhere nothing changes.
+
+    A batch that is too large, or a pack that computes tensors of any size, then ends in a MemoryError. Otherwise Linux
+    promises memory that it does not have, and ends this or another process when it is written to. ``root`` stands in
+    for ``/`` in tests.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    import psutil
+
+    groups, free = memory_left(root), psutil.virtual_memory().available
+    most = psutil.Process().memory_info().data + int(SHARE * (free if groups is None else min(free, groups)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(value for value in (most, soft, hard) if value >= 0), hard))

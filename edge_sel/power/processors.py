@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_sel.power.control_groups import group_folders
 from edge_sel.power.zones import sysfs_text
 
 
@@ -44,18 +45,7 @@ def usable_cores() -> int:
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """How many processors' time this process may take, by its control group and those above; None if as it likes."""
-    groups = root / "sys/fs/cgroup"  # the process's own, wherever the sensors are
-    quotas = []
-    for line in sysfs_text(root / "proc/self/cgroup").splitlines() or ["0::/"]:
-        number, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        if number != "0" and "cpu" not in names.split(","):
-            continue
-        tree = groups if number == "0" else next((groups / n for n in (names, "cpu") if (groups / n).is_dir()), groups)
-        parts = [part for part in path.split("/") if part]
-        # Of a container's path the upper parts may lie outside, and then only its top is there.
-        folders = [tree.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)] if ".." not in parts else [tree]
-        quotas += [quota for folder in folders if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in group_folders(root, "cpu") if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
 
 

@@ -10,6 +10,7 @@ import pytest
 from power_fakes import write
 
 from edge_sel.power.access import MOUNT, Container, find_container, hints, is_wsl
+from edge_sel.power.control_groups import memory_left
 from edge_sel.power.processors import cpu_quota
 
 DOCKER = Container("docker", "/.dockerenv is there")
@@ -127,6 +128,44 @@ def test_the_tightest_quota_of_processors_counts(tmp_path, files, quota):
     for name, text in files.items():
         write(tmp_path / name, text)
     assert cpu_quota(tmp_path) == quota
+
+
+V1 = "sys/fs/cgroup/memory/memory"
+MEMORY = {
+    "no limit": ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/memory.max": "max"}, None),
+    "version 2": ({"sys/fs/cgroup/memory.max": "1000", "sys/fs/cgroup/memory.current": "300"}, 700),
+    "file pages count as free": (
+        {
+            "sys/fs/cgroup/memory.max": "1000",
+            "sys/fs/cgroup/memory.current": "900",
+            "sys/fs/cgroup/memory.stat": "anon 400\ninactive_file 500\n",
+        },
+        600,
+    ),
+    "the group above is tighter": (
+        {
+            "proc/self/cgroup": "0::/a/b",
+            "sys/fs/cgroup/a/memory.max": "500",
+            "sys/fs/cgroup/a/memory.current": "400",
+            "sys/fs/cgroup/a/b/memory.max": "900",
+            "sys/fs/cgroup/a/b/memory.current": "100",
+        },
+        100,
+    ),
+    "more is taken than allowed": ({"sys/fs/cgroup/memory.max": "10", "sys/fs/cgroup/memory.current": "30"}, 0),
+    "version 1": (
+        {"proc/self/cgroup": "3:memory:/\n", f"{V1}.limit_in_bytes": "1000", f"{V1}.usage_in_bytes": "400"},
+        600,
+    ),
+    "broken": ({"sys/fs/cgroup/memory.max": "many", "sys/fs/cgroup/memory.current": "1"}, None),
+}
+
+
+@pytest.mark.parametrize(("files", "left"), MEMORY.values(), ids=MEMORY)
+def test_what_control_groups_leave_of_the_memory(tmp_path, files, left):
+    for name, text in files.items():
+        write(tmp_path / name, text)
+    assert memory_left(tmp_path) == left
 
 
 def hint(tmp_path: Path, container: Container | None = DOCKER, *, wanted: bool = False) -> str:

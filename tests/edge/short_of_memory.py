@@ -19,6 +19,7 @@ import psutil
 import safetensors.numpy  # noqa: F401
 from PIL import Image  # noqa: F401
 
+from edge_sel.edge import batch_limit
 from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.evaluate import evaluate
 from edge_sel.edge.outputs.model_files import import_onnx
@@ -50,8 +51,11 @@ def told(tape: Tape) -> list[int]:
     return [event["batch_limit"] for event in tape.of("memory_short")]
 
 
-def run(megabytes: int, out: Path, *, stop_at: int = -1, resume: bool = False, **settings: Any) -> dict[str, Any]:
-    """A session under a limit, 0 for none; to its end, or to a step boundary."""
+def run(
+    megabytes: int, out: Path, *, stop_at: int = -1, resume: bool = False, floor: int = 8, **settings: Any
+) -> dict[str, Any]:
+    """A session under a limit, 0 for none; to its end, or to a step boundary. ``floor``: the smallest batch."""
+    batch_limit.FLOOR = floor
     tape = Tape()
     made = session(
         out, images=digits(IMAGES), listener=tape, should_stop=StopAt(stop_at), resume=resume, **SETTINGS | settings

@@ -77,7 +77,7 @@ def test_the_floor_is_tried_before_giving_up():
 
 @linux
 def test_a_run_goes_on_in_smaller_batches_and_says_so(tmp_path):
-    told = short("run", 45, tmp_path / "run")
+    told = short("run", 40, tmp_path / "run")
     assert told["stopped"] == "done" and told["told"][0] == 128 and told["limit"] == told["told"][-1] < 256
     assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_limit"] == told["limit"]
     kinds = [event["event"] for event in events(tmp_path / "run")]
@@ -88,8 +88,8 @@ def test_a_run_goes_on_in_smaller_batches_and_says_so(tmp_path):
 @linux
 def test_a_resumed_run_keeps_the_batch_where_there_is_more_memory_and_ends_with_the_same_bits(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    uninterrupted = short("run", 45, whole)
-    stopped = short("run", 45, parts, stop_at=len(uninterrupted["told"]) + 3)
+    uninterrupted = short("run", 40, whole)
+    stopped = short("run", 40, parts, stop_at=len(uninterrupted["told"]) + 3)
     assert stopped["stopped"] == "signal" and stopped["told"] == uninterrupted["told"]
     resumed = short("run", 0, parts, resume=True)
     assert resumed["resumed"] and resumed["told"] == [] and resumed["limit"] == uninterrupted["limit"]
@@ -98,7 +98,8 @@ def test_a_resumed_run_keeps_the_batch_where_there_is_more_memory_and_ends_with_
 
 @linux
 def test_below_the_smallest_batch_the_run_ends_with_one_line(tmp_path):
-    told = short("run", 9, tmp_path / "run", batch_size=8)
+    told = short("run", 30, tmp_path / "run", floor=128)
+    assert told["told"] == [128] and "128 images" in told["error"]
     assert told["status"] == SetupError.exit_code and "a training step" in told["error"]
     assert "\n" not in told["error"]
 
@@ -118,5 +119,5 @@ def test_inference_tells_the_same_in_smaller_batches(tmp_path):
 
 @linux
 def test_statistics_are_the_mean_over_the_parts(tmp_path):
-    told = short("statistics", 10, tmp_path)
+    told = short("statistics", 8, tmp_path)
     assert 0 < told["limit"] < 200 and told["rows"] == list(range(400)) and told["first mean"]

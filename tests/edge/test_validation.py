@@ -73,7 +73,7 @@ def test_whatever_did_not_lower_the_loss_is_undone(limited, before, after, tmp_p
     """Also where a limit ended the plan before its time. Numbers are the logit of the right class, others have 0."""
     told = iter([before])
 
-    def evaluate(predict, images, model, breathe) -> Evaluation:
+    def evaluate(predict, images, model, breathe, *, batch_size) -> Evaluation:
         logits = np.eye(len(images.classes), dtype=np.float32)[images.labels]
         value = next(told, after)
         logits[logits > 0] = value

@@ -39,11 +39,11 @@ def measuring(here):
         return process, int((here / "pid").read_text())
 
     yield begin
+    if (here / "pid").exists() and psutil.pid_exists(number := int((here / "pid").read_text())):
+        os.kill(number, signal.SIGKILL)  # first, for it holds the pipes open
     for process in started:
         process.kill()
         process.communicate()
-    if (here / "pid").exists() and psutil.pid_exists(number := int((here / "pid").read_text())):
-        os.kill(number, signal.SIGKILL)
 
 
 def gone(number, patience_s=20):

@@ -25,6 +25,8 @@ CASES = {
     "sundew101-staged": {"plan": "full,bn", "significance": "v101", "curriculum": "staged", "target_rate": 0.8},
 }
 every_case = pytest.mark.parametrize("case", CASES)
+THE_OTHERS = ("sundew-cumulative", "random-staged", "open-flipped")
+"""Interrupted three times by default, at every boundary when there is time."""
 
 
 def start(case, out, **given):
@@ -41,7 +43,9 @@ def uninterrupted(case):
         return outcome(Path(out)), len(tape.of("step"))
 
 
-@every_case
+@pytest.mark.parametrize(
+    "case", ["frozen-file", "sundew101-staged", *(pytest.param(case, marks=pytest.mark.slow) for case in THE_OTHERS)]
+)
 def test_a_run_stopped_at_any_boundary_ends_the_same(case, tmp_path):
     expected, boundaries = uninterrupted(case)
     assert boundaries > 8

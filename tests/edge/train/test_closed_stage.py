@@ -124,7 +124,11 @@ def test_a_class_of_the_device_gets_a_row(tmp_path):
 # Interrupted
 
 
-@PLACES
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param({}, marks=pytest.mark.slow), FILE, pytest.param(NOWHERE, marks=pytest.mark.slow)],
+    ids=["memory", "file", "nowhere"],
+)
 def test_stopped_or_killed_anywhere_it_ends_the_same(place, tmp_path):
     given = {**GIVEN, **place, "batch_size": 16, "plan": "closed,last", "epochs": 1, "gate": "off"}
     tape = Tape()

@@ -43,7 +43,11 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
     assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed) and epoch["train_flops_t"] == 0
 
 
-@pytest.mark.parametrize("place", [{}, FILE, NOWHERE], ids=["memory", "file", "nowhere"])
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param({}, marks=pytest.mark.slow), FILE, pytest.param(NOWHERE, marks=pytest.mark.slow)],
+    ids=["memory", "file", "nowhere"],
+)
 def test_stopped_or_killed_anywhere_it_ends_the_same(place, tmp_path):
     given = {**GIVEN, **place, "batch_size": 16, "plan": "bn,ridge,last", "epochs": 1, "gate": "off"}
     tape = Tape()

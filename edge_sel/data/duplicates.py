@@ -32,6 +32,8 @@ LEAST_OF_CLASS = 10
 
 _CROP = SIDE - 2 * SHIFT
 _AT_ONCE = 256
+_READ_AT_ONCE = 16
+"""Images, which may be large."""
 
 
 class Duplicates(NamedTuple):
@@ -109,8 +111,8 @@ def _thumbnails(images: ImageSet) -> UInt8Array:
     from PIL import Image
 
     made = np.empty((len(images), SIDE, SIDE), np.uint8)
-    for start in range(0, len(images), _AT_ONCE):
-        rows = np.arange(start, min(start + _AT_ONCE, len(images)))
+    for start in range(0, len(images), _READ_AT_ONCE):
+        rows = np.arange(start, min(start + _READ_AT_ONCE, len(images)))
         for row, pixels in zip(rows, images.read(rows), strict=True):
             small = Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
             made[row] = np.asarray(small)

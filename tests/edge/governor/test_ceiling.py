@@ -56,7 +56,7 @@ def test_no_step_begins_that_would_cross_the_ceiling_at_the_rate_just_seen(seen,
         rise_c = 0.0 if before_c is None else (temp_c - before_c) / seconds * (step_s + SENSOR_LAG_S)
         before_c = temp_c
         if decision.action == "go":
-            assert temp_c + min(rise_c, max_c / 2) < max_c + 1e-6
+            assert temp_c + min(rise_c, max_c / 2) < max_c + 1e-9
             assert 0 <= decision.pressure <= 1 and LEAST_DUTY <= decision.duty <= 1
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from edge_sel.config.profiles import detect_profile, load_profile
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift, write_folder
+from edge_sel.edge.hold import LOCK
 from edge_sel.errors import SetupError
 from edge_sel.power import EnergyRecorder
 from edge_sel.power.find import find_meter
@@ -170,7 +171,8 @@ class Victim:
                     if part.status:
                         verdict.lost = f"status {part.status}{where}: {part.last_line}"
                     break  # it came to its end before that call
-            if not verdict.hit and not verdict.lost:
+            stays = faults[0].mode == "full" and place == LOCK  # it names a process that is gone: the next run takes it
+            if not verdict.hit and not verdict.lost and not stays:
                 verdict.lost = f"call {faults[0].number} ({kind} {place}) hurt nothing: this tool is blind for it"
             verdict.parts.append(self.part(out))
             return self._judge(verdict, out, f"{where} (the first is {kind} {place})")

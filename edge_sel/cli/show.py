@@ -220,7 +220,7 @@ def _image_lines(result: dict[str, Any]) -> Iterator[str]:
         )
     if again["contradictory"]:
         first = escaped(again["contradictory"][0])
-        yield f"{len(again['contradictory'])} images are like one of another class, the first: {first}"
+        yield f"like an image of another class: {len(again['contradictory'])}, the first: {first}"
     if skipped := result["skipped_images"]:
         yield f"skipped {len(skipped)} files, the first: {escaped(skipped[0]['path'])}, {skipped[0]['reason']}"
 

@@ -59,6 +59,7 @@ def command(
     from edge_sel.cli.show import Console, print_result
     from edge_sel.cli.signals import StopSignal
     from edge_sel.config.settings import resolve
+    from edge_sel.edge.free_memory import limited_memory
 
     if pack is not None and data is None:
         raise UsageError("--data is missing", fix="name the folder with this device's images, DIR/<class>/*.jpg")
@@ -70,14 +71,12 @@ def command(
     trusted = trusted_keys(untuned.settings.require_signature)
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     stop = StopSignal()
-    with Console(quiet=as_json) as console:
-        from edge_sel.edge.free_memory import limit_memory
+    with Console(quiet=as_json) as console, limited_memory():
         from edge_sel.edge.hold import hold_folder
         from edge_sel.edge.open import open_session  # takes long, and a signal may come meanwhile
         from edge_sel.engines.by_name import choose_engine
         from edge_sel.pack.expert import read_expert
 
-        limit_memory()
         opened = open_pack_or_builtin(pack, trusted)
         trained = None if expert is None else read_expert(expert, opened, trusted)
         check_images(opened, data, test)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_sel.power.control_groups import memory_left
@@ -23,14 +24,16 @@ def trim() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def limit_memory(root: Path = Path("/")) -> None:
-    """From here on this process gets ``SHARE`` of the memory that is free now, on Linux; elsewhere nothing changes.
+@contextmanager
+def limited_memory(root: Path = Path("/")) -> Iterator[None]:
+    """Meanwhile this process gets ``SHARE`` of the memory that is free now, on Linux; elsewhere nothing changes.
 
     A batch that is too large, or a pack that computes tensors of any size, then ends in a MemoryError. Otherwise Linux
     promises memory that it does not have, and ends this or another process when it is written to. ``root`` stands in
     for ``/`` in tests.
     """
     if sys.platform != "linux":
+        yield
         return
     import resource
 
@@ -40,3 +43,7 @@ def limit_memory(root: Path = Path("/")) -> None:
     most = psutil.Process().memory_info().data + int(SHARE * (free if groups is None else min(free, groups)))
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (min(value for value in (most, soft, hard) if value >= 0), hard))
+    try:
+        yield
+    finally:  # whoever calls the command as a function goes on with what it had
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -49,3 +50,16 @@ def test_the_glibc_of_this_process_is_trimmed(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: spy)
     trim()
     assert len(calls) == 1 and calls[0] in (0, 1), "1 if any memory went back"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process may take")
+def test_the_limit_ends_with_the_work():
+    """A limit that stayed would make later work of the same process fall back to smaller batches."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(ZeroDivisionError), memory.limited_memory():
+        during = resource.getrlimit(resource.RLIMIT_DATA)
+        raise ZeroDivisionError
+    assert 0 < during[0] != before[0] and during[1] == before[1]
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before

@@ -25,11 +25,11 @@ FREE_MB = 250
 FINETUNE = """\
 import re, sys
 from pathlib import Path
-from edge_sel.edge.free_memory import limit_memory
-limit_memory(Path(sys.argv.pop(1)))
+from edge_sel.edge.free_memory import limited_memory
 from edge_sel.cli.main import main
 try:
-    main()
+    with limited_memory(Path(sys.argv.pop(1))):
+        main()
 finally:
     status = Path("/proc/self/status").read_text()
     print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) // 1024, file=sys.stderr)

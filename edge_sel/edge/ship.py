@@ -107,7 +107,10 @@ class Verdict(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a model makes of the pack's anchors, of the classes that the device has."""
+    """What a model makes of the pack's anchors.
+
+    Of all classes, or of those that the device has, where it has so many images that the others are surely rare there.
+    """
 
     images: int
     right_before: int
@@ -120,10 +123,12 @@ def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) ->
     anchors = pack.anchors
     if anchors is None:
         return None
-    met = np.flatnonzero(np.isin(anchors.images.labels, training.labels))
-    if len(met) < LEAST_ANCHORS:
+    asked = np.arange(len(anchors.images))
+    if _below(0, len(training), REMEMBERED / len(pack.manifest.model.classes)):
+        asked = np.flatnonzero(np.isin(anchors.images.labels, training.labels))
+    if len(asked) < LEAST_ANCHORS:
         return None
-    images, known = anchors.images.subset(met), anchors.known[met]
+    images, known = anchors.images.subset(asked), anchors.known[asked]
     right = judge.look(weights, images).logits.argmax(1) == images.labels
     forgot = _forgot(known, right, images.labels)
     if forgot and STATISTICS in pack.plan_names and pack.plan(STATISTICS).buffers:
@@ -131,7 +136,7 @@ def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) ->
         adapted = _adapt(weights, anchors.images, pack, judge)
         again = judge.look(adapted, images).logits.argmax(1) == images.labels
         right, forgot = max(right, again, key=np.count_nonzero), _forgot(known, again, images.labels)
-    return Memory(len(met), int(known.sum()), int(right.sum()), forgot)
+    return Memory(len(asked), int(known.sum()), int(right.sum()), forgot)
 
 
 def _forgot(known: np.ndarray, right: np.ndarray, labels: np.ndarray) -> bool:

@@ -79,7 +79,8 @@ def fit_head(
     weight, and ``s`` times the mean of R on the bias. Each λ and s is judged by the cross-entropy of every sample under
     the correction that was fitted to the others, which is exact and needs no second fit:
     ``r̂₋ᵢ = rᵢ - (rᵢ - r̂ᵢ) / (1 - hᵢ)``, ``hᵢ = 1/N + φᵢᵀ(ΦᵀΦ + λ I)⁻¹φᵢ``. Of those that are not worse than the best
-    by more than one standard error, the one that changes least is taken.
+    by more than one standard error, the one that changes least is taken. Of a class that has no sample, R is 0: the
+    softmax that it is made of is one over the classes that have some, for nothing was learnt of the others.
 
     Args:
         features: float[N, F], N at least 2.
@@ -94,7 +95,8 @@ def fit_head(
         The head that does best; the old one where nothing does better.
 
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit;
-    the one-standard-error rule); Guo et al. 2017 (temperature scaling).
+    the one-standard-error rule); Guo et al. 2017 (temperature scaling); Caccia et al. 2022 (no gradient to the logits
+    of classes that are not there).
     """
     xp = array_namespace(features)
     scatter = _scatter(features)
@@ -104,7 +106,8 @@ def fit_head(
     # Of equal ones the nearest to none: logits that are all alike have every scale for the best.
     scale = min(scales, key=lambda factor: (float(xp.mean(_losses(factor * logits, right))), abs(log(factor))))
     logits = scale * logits
-    residual = xp.astype(right, xp.float64) - _softmax(logits)
+    met = xp.any(right, axis=0)
+    residual = xp.astype(right, xp.float64) - _softmax(xp.where(met, logits, float("-inf")))
     unit = float(xp.mean(scatter.values))
     if unit <= _NOTHING * float(xp.sum(scatter.mean * scatter.mean)):  # the samples are all alike, but for rounding
         unit = 0.0

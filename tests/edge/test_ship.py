@@ -123,10 +123,19 @@ def test_a_pack_without_anchors_is_judged_by_the_devices_images_alone(tmp_path):
 
 
 def test_a_device_with_few_classes_is_asked_about_these_only(tmp_path):
-    """Two digits only; to forget the others is what it should do."""
+    """A hundred images of two digits; to forget the others is what it should do."""
     images = digits(500)
     two = images.subset(np.flatnonzero(np.isin(images.labels, [3, 7])))
     result = session(tmp_path, images=two, **CLOSED).run()
     memory = result["evidence"]["anchors"]
-    assert memory is None or (LEAST_ANCHORS <= memory["images"] <= 40 and not memory["forgot"])
+    assert result["shipped"] and LEAST_ANCHORS <= memory["images"] <= 40 and not memory["forgot"]
     assert 0 < REMEMBERED < 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_images_of_two_classes_do_not_say_that_there_are_no_others(seed, tmp_path):
+    """Three of each: a model that knew ten digits still knows them, or stays as it was."""
+    result = session(tmp_path, images=of_counts(3, 3), test=digits(200, "test"), seed=seed, **CLOSED).run()
+    memory = result["evidence"]["anchors"]
+    assert memory is None or memory["images"] > 40
+    assert result["after"]["test"]["accuracy"] > result["before"]["test"]["accuracy"] - 0.1

@@ -110,3 +110,14 @@ def test_labels_of_chance_do_not_spoil_a_good_head():
         right(features[400:], labels[400:], fit.weight, fit.bias)
         > right(features[400:], labels[400:], weight, bias) - 0.1
     )
+
+
+@given(st.integers(0, 30), st.sets(st.integers(0, CLASSES - 1), min_size=2, max_size=CLASSES - 1))
+def test_nothing_is_learnt_of_classes_without_samples(seed, met):
+    """Their logits are the old ones times the scale: absence from a few samples says nothing."""
+    features, labels, weight, bias = samples(200, 8, seed)
+    here = np.isin(labels, list(met))
+    fit = fit_head(features[here], labels[here], weight, bias)
+    for label in set(range(CLASSES)) - met:
+        np.testing.assert_allclose(fit.weight[label], fit.scale * weight[label], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(fit.bias[label], fit.scale * bias[label], rtol=1e-5, atol=1e-6)

@@ -7,9 +7,10 @@
 Every run is ``edge-sel finetune`` on the built-in digits, in processes of its own. After each interruption the run is
 resumed until it ends; the part that follows a fault has another one at random. A run is lost if it cannot be brought
 to its end; ``weights.safetensors`` and ``model.onnx`` are compared with those of the same run without interruption,
-bit for bit. Seconds and joules in ``run.json`` stand beside what all processes of the run took together, from their
-start to their end. ``tools/abuse/faults.py`` lists the faults; after ``power``, what was not forced onto the disk is
-gone.
+bit for bit. Seconds and joules in ``run.json`` stand beside what all processes of the run took together: *missing*
+is the share that the run did not book of what they took from their start to their end, *metered* of what they took
+from the opening of their books, which Python's start and imports precede, to their closing or their end.
+``tools/abuse/faults.py`` lists the faults; after ``power``, what was not forced onto the disk is gone.
 
 Exit status 1 if a run was lost, a bit differs, or sessions leak.
 """
@@ -67,20 +68,25 @@ def share_missing(booked: Iterable[float | None], spent: Iterable[float | None])
     told, took = list(booked), list(spent)
     if None in told or None in took or not sum(took):  # type: ignore[arg-type]
         return "unknown"
-    return f"{1 - sum(told) / sum(took):.0%}"  # type: ignore[arg-type]
+    return f"{1 - sum(told) / sum(took):.1%}"  # type: ignore[arg-type]
 
 
 def row(what: str, verdicts: Sequence[Verdict]) -> str:
     """A line of the table."""
     parts = [part for verdict in verdicts for part in verdict.parts]
-    spent_s = sum(part.seconds for part in parts)
+    spent_s = sum(part.spent.seconds for part in parts)
     ended = [verdict for verdict in verdicts if not verdict.lost]
     whole = [part for verdict in ended for part in verdict.parts]
-    missing_s = share_missing((v.booked_s for v in ended), (part.seconds for part in whole))
-    missing_j = share_missing((v.booked_j for v in ended), (part.joules for part in whole))
+    booked_s, booked_j = [v.booked_s for v in ended], [v.booked_j for v in ended]
+    shares = [
+        share_missing(booked_s, (part.spent.seconds for part in whole)),
+        share_missing(booked_j, (part.spent.joules for part in whole)),
+        share_missing(booked_s, (part.metered.seconds for part in whole)),
+        share_missing(booked_j, (part.metered.joules for part in whole)),
+    ]
     lost, bits = sum(bool(v.lost) for v in verdicts), sum(v.different_bits for v in verdicts)
     counts = f"{len(verdicts):5} | {sum(v.hit for v in verdicts):5} | {lost:4} | {bits:5} | {len(parts):5}"
-    return f"| {what:26} | {counts} | {spent_s:7.1f} | {missing_s:>9} | {missing_j:>9} |"
+    return f"| {what:26} | {counts} | {spent_s:7.1f} | " + " | ".join(f"{share:>10}" for share in shares) + " |"
 
 
 def table(victims: Sequence[Victim], verdicts: Sequence[Verdict]) -> str:
@@ -89,8 +95,9 @@ def table(victims: Sequence[Victim], verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         by_kind[verdict.what].append(verdict)
     lines = [
-        f"| {'':26} |  runs |  hits | lost |  bits | parts | spent s | missing s | missing J |",
-        f"|{'-' * 28}|------:|------:|-----:|------:|------:|--------:|----------:|----------:|",
+        f"| {'':26} |  runs |  hits | lost |  bits | parts | spent s "
+        "|  missing s |  missing J | metered, s | metered, J |",
+        f"|{'-' * 28}|------:|------:|-----:|------:|------:|--------:{'|-----------:' * 4}|",
         row("uninterrupted", [victim.whole for victim in victims]),
         *(row(what, found) for what, found in by_kind.items()),
     ]

@@ -20,7 +20,7 @@ from edge_sel.edge.governor.from_settings import make_governor
 from edge_sel.edge.head import extend_head, original_weights
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.outputs.earlier import JOURNAL
+from edge_sel.edge.outputs.earlier import JOURNAL, Earlier
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.session_folder import Notice, SessionFolder
 from edge_sel.edge.outputs.session_identity import identify
@@ -57,6 +57,7 @@ def build_session(
     resume: bool = False,
     book: Bookkeeper | None = None,
     opening: Window | None = None,
+    earlier: Earlier | None = None,
     notices: Sequence[Notice] = (),
 ) -> Session:
     """A session that is ready to run; nothing is written yet.
@@ -79,6 +80,7 @@ def build_session(
         resume: continue the run in ``out`` if there is one.
         book: keeps the journal; None for one of its own.
         opening: of the recorder, since this process began to open the run; counts as part of it.
+        earlier: what ``out`` held before ``book`` was begun; None to look now.
         notices: events to begin with.
 
     Raises:
@@ -101,7 +103,7 @@ def build_session(
         to_train_on = images
     gate = Gate(settings, intensities(to_train_on))
     identity = identify(resolved, pack.digest, images, test, engine.name, None if expert is None else expert.digest)
-    folder = SessionFolder(out, identity, resume=resume)
+    folder = SessionFolder(out, identity, resume=resume, earlier=earlier)
     folder.notices += notices
     progress = folder.found or start_progress(
         original_weights(pack, len(classes)), len(to_train_on), len(classes), gate.start()

@@ -116,20 +116,22 @@ def open_session(
     with (
         EnergyRecorder(meter, profile=profile, on_event=listener, temperature=find_thermometer()) as recorder,
         book.in_background(),
-        _taken_back(book),
+        _taken_back(book, new=not earlier.began),
     ):
         opening = recorder.start_window("opening")
-        if earlier.began and (earlier.result or {}).get("stopped") != "done":
+        if not earlier.began:  # to measure the idle device is no part of the work; who comes again pays for it
+            recorder.measure_idle(IDLE_S)
+            recorder.end_window(opening)
+            opening = recorder.start_window("opening")
+        if (earlier.result or {}).get("stopped") != "done":
             book.begin(
                 lambda: earlier.spent().plus_phase(LOST, opening_spent(recorder, opening)),
                 lambda: earlier.forecast,
                 runs=False,
             )
-        recorder.measure_idle(IDLE_S)
+        if earlier.began:
+            recorder.measure_idle(IDLE_S)
         require_sensors(resolved, recorder, supply())
-        if not earlier.began:  # to measure the idle device is no part of the work
-            recorder.end_window(opening)
-            opening = recorder.start_window("opening")
         listeners = [listener]
         if metrics is not None:
             listeners.append(MetricsFile(metrics, recorder, str(out), on_error=warn))
@@ -162,17 +164,21 @@ def open_session(
             resume=resume,
             book=book,
             opening=opening,
+            earlier=earlier,
             notices=notices,
         )
 
 
 @contextmanager
-def _taken_back(book: Bookkeeper) -> Iterator[None]:
-    """A run that is refused while it is opened leaves its journal as it was."""
+def _taken_back(book: Bookkeeper, *, new: bool) -> Iterator[None]:
+    """A run that is refused while it is opened leaves its journal as it was, and a new one that ends there leaves none.
+
+    Otherwise the same command would find a run that never began.
+    """
     try:
         yield
-    except EdgeSelError:
-        if not book.runs:
+    except BaseException as error:
+        if not book.runs and (new or isinstance(error, EdgeSelError)):
             book.withdraw()
         raise
 

@@ -63,6 +63,28 @@ def test_joules_survive_a_kill_and_count_towards_the_budget(arguments, here):
     assert tree(here / "run") == before
 
 
+def test_joules_of_an_opening_that_is_cut_are_not_forgotten(arguments, here):
+    """Images are read and compared there, which takes a slow device minutes."""
+    kill_when(lambda: spent_j(here) > 0, arguments, here)
+    assert not (here / "run" / "events.jsonl").exists(), "the run had not begun"
+    first_j = spent_j(here)
+    kill_when(lambda: (here / "run" / "events.jsonl").exists(), arguments, here)
+    (lost,) = [event for event in events(here / "run") if event["event"] == "lost"]
+    assert lost["cut"] and lost["energy_j"] > first_j
+
+
+def test_a_run_that_was_stopped_in_order_is_not_said_to_be_cut(arguments, here):
+    with running(*arguments, "--out", "run", cwd=here) as process:
+        wait_for(lambda: list_checkpoints(here / "run" / "checkpoints") or spent_j(here) > 15, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE_S)
+    ended = look_into(here / "run")
+    assert ended.ended and ended.told["total_j"] > 0
+    kill_when(lambda: len([e for e in events(here / "run") if e["event"] == "lost"]) == 1, arguments, here)
+    (lost,) = [event for event in events(here / "run") if event["event"] == "lost"]
+    assert lost["cut"] is False and lost["energy_j"] < ended.told["total_j"], "only to open it again"
+
+
 def test_a_second_process_is_refused_in_one_line(arguments, here):
     with running(*arguments, "--out", "run", cwd=here) as process:
         wait_for((here / "run" / JOURNAL).exists, process)

@@ -1,8 +1,9 @@
 """``edge-sel`` on a disk that fails: a program that calls the command line after it has wrapped what writes.
 
-    python tools/abuse/faults.py MODE NUMBER FOLDER LOG finetune …
+    python tools/abuse/faults.py MODE NUMBER FOLDER LOG STAMPS finetune …
 
-Every write, rename, fsync and removal below FOLDER is counted from 1 and noted in LOG. What happens at NUMBER:
+Every write, rename, fsync and removal below FOLDER is counted from 1 and noted in LOG; STAMPS is that of ``stamps.py``.
+What happens at NUMBER:
 
 ``count``  nothing.
 ``kill``   SIGKILL instead of the call.
@@ -195,7 +196,10 @@ def install(disk: Disk) -> None:
 
 if __name__ == "__main__":
     install(Disk(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]))
-    sys.argv[1:5] = []
+    import stamps
+
+    stamps.install(sys.argv[5])
+    sys.argv[1:6] = []
     del sys.path[0]  # this folder
     from edge_sel.cli.main import main
 

@@ -39,8 +39,12 @@ KILLED_AT_RANDOM = (
     "--plan head,full --epochs 1 --batch-size 64 --checkpoint-every 0.1s --seed 4",
 )
 """On the built-in digits. ``auto`` at a worth that asks for no price, since a price is a matter of joules."""
-FAULTY = "--plan head,last-c25 --epochs 1 --batch-size 32 --feature-cache-mb 0 --checkpoint-every 0.001s"
+FAULTY = "--plan head,last-c25 --epochs 1 --batch-size 32 --feature-cache-mb 0 --checkpoint-every 0.000001s"
 """On 80 of the digits; a checkpoint at every step, so that each run makes the same calls. Features go to a file."""
+
+
+LOOK_S = 0.002
+"""Between two looks at what a process does."""
 
 
 class Fault(NamedTuple):
@@ -53,14 +57,23 @@ class Fault(NamedTuple):
         return f"{self.mode} at call {self.number}"
 
 
+class Spent(NamedTuple):
+    """What a stretch of time took."""
+
+    seconds: float
+    joules: float | None
+    """Gross, of the whole device, by this tool's own meter; None if there is none."""
+
+
 class Part(NamedTuple):
     """What a process did."""
 
     status: int
     """Its exit status, negative if a signal ended it."""
-    seconds: float
-    joules: float | None
-    """Gross, of the whole device, by this process's own meter; None if there is none."""
+    spent: Spent
+    """From its start to its end."""
+    metered: Spent
+    """From the opening of its books to their closing, or to its end."""
     last_line: str
     """Of its stderr."""
 
@@ -68,6 +81,25 @@ class Part(NamedTuple):
     def killed(self) -> bool:
         """Whether it was ended by SIGKILL."""
         return self.status == -signal.SIGKILL
+
+
+class Watch:
+    """Measures from now on."""
+
+    def __init__(self, recorder: EnergyRecorder | None) -> None:
+        self._recorder, self._began_s = recorder, time.monotonic()
+        self._window = None if recorder is None else recorder.start_window("part")
+
+    def seconds(self) -> float:
+        """Until now."""
+        return time.monotonic() - self._began_s
+
+    def end(self) -> Spent:
+        """What it came to."""
+        seconds = self.seconds()
+        if self._recorder is None or self._window is None:
+            return Spent(seconds, None)
+        return Spent(seconds, self._recorder.end_window(self._window).total_j)
 
 
 @dataclass
@@ -112,7 +144,7 @@ class Victim:
     @property
     def seconds(self) -> float:
         """Of the run that nobody interrupted."""
-        return self.whole.parts[0].seconds
+        return self.whole.parts[0].spent.seconds
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -124,27 +156,34 @@ class Victim:
 
     def part(self, out: Path, *, kill_after_s: float | None = None, fault: Fault | None = None) -> Part:
         """Start the run, or go on with it, in a process that may be killed or lose its disk."""
-        command = [sys.executable, "-m", "edge_sel"]
+        stamps = self._scratch / "stamps"
+        stamps.write_bytes(b"")
+        program, given = "stamps.py", [str(stamps)]
         if fault is not None:
             self.log.unlink(missing_ok=True)
-            command = [sys.executable, str(Path(__file__).with_name("faults.py"))]
-            command += [fault.mode, str(fault.number), str(out), str(self.log)]
+            program, given = "faults.py", [fault.mode, str(fault.number), str(out), str(self.log), str(stamps)]
+        command = [sys.executable, str(Path(__file__).with_name(program)), *given]
         command += ["finetune", *self._images, "--out", str(out), "--resume", *ALWAYS.split(), *self._options.split()]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGE_SEL_")}
         env = {**kept, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(self._scratch), "OMP_NUM_THREADS": "1"}
-        window = None if self._recorder is None else self._recorder.start_window("part")
-        began_s = time.monotonic()
-        process = subprocess.Popen(
-            command, cwd=self._scratch, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            _, told = process.communicate(timeout=kill_after_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, told = process.communicate()
-        seconds = time.monotonic() - began_s
-        joules = None if self._recorder is None or window is None else self._recorder.end_window(window).total_j
-        return Part(process.returncode, seconds, joules, (told.strip().splitlines() or [""])[-1])
+        with (self._scratch / "stderr").open("w+", encoding="utf-8") as told:
+            whole, metered, seen = self._watch(), None, b""
+            process = subprocess.Popen(command, cwd=self._scratch, env=env, stdout=subprocess.DEVNULL, stderr=told)
+            while process.poll() is None:
+                if kill_after_s is not None and whole.seconds() > kill_after_s:
+                    process.kill()
+                    process.wait()
+                elif (now := stamps.read_bytes()) != seen:
+                    seen = now
+                    metered = self._watch() if seen.endswith(b"o") else metered and metered.end()
+                else:
+                    time.sleep(LOOK_S)
+            took = (metered.end() if isinstance(metered, Watch) else metered) or Spent(0.0, 0.0)
+            told.seek(0)
+            return Part(process.returncode, whole.end(), took, (told.read().strip().splitlines() or [""])[-1])
+
+    def _watch(self) -> Watch:
+        return Watch(self._recorder)
 
     def killed_at(self, moments_s: Sequence[float]) -> Verdict:
         """Start, kill after so many seconds, go on, kill …, and let it come to its end."""

@@ -106,6 +106,7 @@ class SessionFolder:
         path: of the folder; it may not exist yet.
         identity: what the run is a run of.
         resume: whether a run that is there may be continued.
+        earlier: what was there before this process began to write to it; None to look now.
 
     Attributes:
         earlier: what earlier processes left.
@@ -119,15 +120,16 @@ class SessionFolder:
         SetupError: files of the finished run are damaged, and nothing is left to restore them from.
     """
 
-    def __init__(self, path: Path, identity: Identity, *, resume: bool) -> None:
+    def __init__(self, path: Path, identity: Identity, *, resume: bool, earlier: Earlier | None = None) -> None:
         self.path, self._identity = path, identity
         self.earlier, self.finished, self.found = Earlier(), None, None
         self.broken: list[str] = []
         self.notices: list[Notice] = []
         if not resume:
-            refuse_used(path)
+            if earlier is None:
+                refuse_used(path)
             return
-        self.earlier = look_into(path)
+        self.earlier = look_into(path) if earlier is None else earlier
         self.finished = finished_run(path, identity)
         self.broken = [] if self.finished is None else damaged_outputs(path, self.finished)
         if self.finished is None or not model_files.CAN_BE_MADE_AGAIN.issuperset(self.broken):

@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="the plain warmup instead of the robust one")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0, help="rules are chosen by seeds from 100 on")
-    parser.add_argument("--conditions", help=f"[default: all] of {', '.join(CONDITIONS)}")
+    parser.add_argument("--conditions", help=f"[default: all] of {', '.join(CONDITIONS)}".replace("%", "%%"))
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     given = parser.parse_args()
     if not given.digits and given.cifar is None:

@@ -12,7 +12,19 @@ from edge_sel.edge.progress import Progress
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint
 from edge_sel.runs.flatten import unflatten
-from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, flipping, outcome, pack, session, tree
+from tests.edge.sessions import (
+    KillAt,
+    Killed,
+    StopAt,
+    Tape,
+    digits,
+    flipping,
+    outcome,
+    pack,
+    session,
+    third_or_all,
+    tree,
+)
 from tests.edge.world import World, governed
 
 # Between them: every kind of plan, gate, significance and curriculum, a stage of two epochs, channel choice, augmentation,
@@ -46,10 +58,11 @@ def uninterrupted(case):
 @pytest.mark.parametrize(
     "case", ["frozen-file", "sundew101-staged", *(pytest.param(case, marks=pytest.mark.slow) for case in THE_OTHERS)]
 )
-def test_a_run_stopped_at_any_boundary_ends_the_same(case, tmp_path):
+@third_or_all
+def test_a_run_stopped_at_any_boundary_ends_the_same(case, apart, tmp_path):
     expected, boundaries = uninterrupted(case)
     assert boundaries > 8
-    for boundary in range(1, boundaries + 1):
+    for boundary in range(1, boundaries + 1, apart):
         out = tmp_path / str(boundary)
         stopped = start(case, out, should_stop=StopAt(boundary)).run()
         assert stopped["stopped"] == "signal" and not stopped["shipped"]
@@ -59,10 +72,11 @@ def test_a_run_stopped_at_any_boundary_ends_the_same(case, tmp_path):
 
 
 @pytest.mark.parametrize("every_s", [0.1, 7.0], ids=["saved at each step", "saved now and then"])
-def test_a_run_killed_at_any_boundary_ends_the_same(every_s, tmp_path):
+@third_or_all
+def test_a_run_killed_at_any_boundary_ends_the_same(every_s, apart, tmp_path):
     case = "sundew-cumulative"
     expected, boundaries = uninterrupted(case)
-    for boundary in range(1, boundaries + 1):
+    for boundary in range(1, boundaries + 1, apart):
         out = tmp_path / str(boundary)
         with pytest.raises(Killed):
             start(case, out, listener=KillAt(boundary), checkpoint_every_s=every_s).run()
@@ -81,9 +95,10 @@ def test_killed_runs_do_continue(tmp_path):
 
 
 @every_case
-def test_a_run_interrupted_three_times_ends_the_same(case, tmp_path):
+@third_or_all
+def test_a_run_interrupted_three_times_ends_the_same(case, apart, tmp_path):
     expected, boundaries = uninterrupted(case)
-    for first in range(1, boundaries - 1, 3):
+    for first in range(1, boundaries - 1, 2 * apart):
         out = tmp_path / str(first)
         start(case, out, should_stop=StopAt(first)).run()
         with pytest.raises(Killed):

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.ship import LEAST_ANCHORS, REMEMBERED
-from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session, without_anchors
+from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session, third_or_all, without_anchors
 
 CLOSED = {"plan": "closed"}
 FULL = {"plan": "closed,full", "epochs": 2, "learning_rate": 1e-2, "gate": "off", "curriculum": "off"}
@@ -92,11 +92,12 @@ def test_two_images_never_replace_a_model(tmp_path):
     assert not result["shipped"] and result["evidence"]["images"] == len(images)
 
 
-def test_the_evidence_of_an_interrupted_run_is_the_same(tmp_path):
+@third_or_all
+def test_the_evidence_of_an_interrupted_run_is_the_same(apart, tmp_path):
     tape = Tape()
     whole = session(tmp_path / "one", images=digits(150), listener=tape, **CLOSED).run()
     expected = outcome(tmp_path / "one")
-    for boundary in range(1, len(tape.of("step")) + 1):
+    for boundary in range(1, len(tape.of("step")) + 1, apart):
         out = tmp_path / str(boundary)
         session(out, images=digits(150), should_stop=StopAt(boundary), **CLOSED).run()
         result = session(out, images=digits(150), resume=True, **CLOSED).run()

@@ -9,7 +9,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.governor.limits import EnergyBudget
 from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.engines.ort import OrtEngine
-from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, resolved, session
+from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, resolved, session, third_or_all
 from tests.edge.train.stages import AUTO, PACKS, RUINOUS, STAGES, automatic_run, decided, every_pack, without
 from tests.edge.world import World, governed
 
@@ -158,9 +158,10 @@ def boundaries(base):
 
 
 @every_pack
-def test_an_automatic_run_stopped_anywhere(base, tmp_path):
+@third_or_all
+def test_an_automatic_run_stopped_anywhere(base, apart, tmp_path):
     assert len(boundaries(base)) > 15
-    for boundary in boundaries(base)[::2]:
+    for boundary in boundaries(base)[::apart]:
         out = tmp_path / str(boundary)
         session(out, base=PACKS[base], should_stop=StopAt(boundary), **AUTO).run()
         result = session(out, base=PACKS[base], **AUTO, resume=True).run()

@@ -22,7 +22,18 @@ from edge_sel.runs.checkpoint import load_checkpoint
 from edge_sel.runs.flatten import unflatten
 from edge_sel.sel.ridge import fit_head
 from tests.edge.recording import Recording
-from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session, without_anchors
+from tests.edge.sessions import (
+    KillAt,
+    Killed,
+    StopAt,
+    Tape,
+    digits,
+    outcome,
+    pack,
+    session,
+    third_or_all,
+    without_anchors,
+)
 from tests.edge.world import World, governed
 
 GIVEN = {"curriculum": "off", "batch_size": 32, "learning_rate": None}
@@ -129,13 +140,14 @@ def test_a_class_of_the_device_gets_a_row(tmp_path):
     [pytest.param({}, marks=pytest.mark.slow), FILE, pytest.param(NOWHERE, marks=pytest.mark.slow)],
     ids=["memory", "file", "nowhere"],
 )
-def test_stopped_or_killed_anywhere_it_ends_the_same(place, tmp_path):
+@third_or_all
+def test_stopped_or_killed_anywhere_it_ends_the_same(place, apart, tmp_path):
     given = {**GIVEN, **place, "batch_size": 16, "plan": "closed,last", "epochs": 1, "gate": "off"}
     tape = Tape()
     session(tmp_path / "one", listener=tape, **given).run()
     expected = outcome(tmp_path / "one")
     assert len(tape.of("step")) > 12
-    for boundary in range(1, len(tape.of("step"))):  # after the last one nothing is left to be killed
+    for boundary in range(1, len(tape.of("step")), apart):  # after the last one nothing is left to be killed
         out = tmp_path / str(boundary)
         session(out, should_stop=StopAt(boundary), **given).run()
         with pytest.raises(Killed):

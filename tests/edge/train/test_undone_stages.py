@@ -12,7 +12,18 @@ from edge_sel.edge.governor.decision import Decision, Limit
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
-from tests.edge.sessions import StopAt, Tape, digits, events, no_meter, outcome, pack, session, without_anchors
+from tests.edge.sessions import (
+    StopAt,
+    Tape,
+    digits,
+    events,
+    no_meter,
+    outcome,
+    pack,
+    session,
+    third_or_all,
+    without_anchors,
+)
 from tests.edge.train.stages import AUTO, IMPROVING, PACKS, RUINOUS, STAGES, decided, every_pack, validation_loss
 
 # Undone
@@ -56,12 +67,13 @@ def test_nothing_is_undone_where_every_training_stage_was_better(tmp_path):
     assert not tape.of("reverted") and validation_loss(result, "after") == result["epochs"][-1]["guard_loss"]
 
 
-def test_undone_training_stages_stopped_anywhere(tmp_path):
+@third_or_all
+def test_undone_training_stages_stopped_anywhere(apart, tmp_path):
     given = {**RUINOUS, "plan": "bn,full,head"}
     tape = Tape()
     session(tmp_path / "one", listener=tape, **given).run()
     expected = outcome(tmp_path / "one")
-    for boundary in range(1, len(tape.of("step")) + 1):
+    for boundary in range(1, len(tape.of("step")) + 1, apart):
         out = tmp_path / str(boundary)
         session(out, should_stop=StopAt(boundary), **given).run()
         session(out, **given, resume=True).run()

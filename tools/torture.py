@@ -2,6 +2,7 @@
 
     python tools/torture.py --kills 200 --faults          # 10 to 15 minutes on one core
     python tools/torture.py --faults 40 --seed 3          # 40 runs, evenly spread over all calls and faults
+    python tools/torture.py --long 12                     # kills in runs of some twenty seconds, for their joules
     python tools/torture.py --leak 60                     # an hour of sessions in one process
 
 Every run is ``edge-sel finetune`` on the built-in digits, in processes of its own. After each interruption the run is
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from abuse.faults import KINDS, MODES
 from abuse.leak import leaks
-from abuse.runs import FAULTY, KILLED_AT_RANDOM, Fault, Verdict, Victim, own_meter, small_field
+from abuse.runs import FAULTY, KILLED_AT_RANDOM, LONG, Fault, Verdict, Victim, own_meter, small_field
 
 from edge_sel.power import EnergyRecorder
 
@@ -35,12 +36,14 @@ MOST_KILLS = 4
 """Of one run, before it is let go."""
 
 
-def random_kills(victims: Sequence[Victim], kills: int, rng: np.random.Generator) -> Iterator[Verdict]:
+def random_kills(
+    victims: Sequence[Victim], kills: int, rng: np.random.Generator, what: str = "kill -9 at a random moment"
+) -> Iterator[Verdict]:
     """Runs that are killed so many times in all."""
     while kills > 0:
         victim = victims[int(rng.integers(len(victims)))]
         most = min(kills, int(rng.integers(1, MOST_KILLS + 1)))
-        verdict = victim.killed_at(rng.uniform(0, victim.seconds, most).tolist())
+        verdict = victim.killed_at(rng.uniform(0, victim.seconds, most).tolist(), what)
         kills -= verdict.hit
         yield verdict
 
@@ -106,7 +109,9 @@ def table(victims: Sequence[Victim], verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def torture(kills: int, faults: int, rng: np.random.Generator, scratch: Path, recorder: EnergyRecorder) -> bool:
+def torture(
+    kills: int, long: int, faults: int, rng: np.random.Generator, scratch: Path, recorder: EnergyRecorder
+) -> bool:
     """Interrupt runs and print what became of them; whether all is well."""
     victims: list[Victim] = []
     verdicts: list[Verdict] = []
@@ -126,6 +131,10 @@ def torture(kills: int, faults: int, rng: np.random.Generator, scratch: Path, re
         ]
         victims += chosen
         note(random_kills(chosen, kills, rng))
+    if long:
+        victim = Victim(LONG, scratch / "long", None, recorder)
+        victims.append(victim)
+        note(random_kills([victim], long, rng, "kill -9 in a longer run"))
     if faults:
         victim = Victim(FAULTY, scratch / "faulty", small_field(scratch / "images"), recorder)
         victims.append(victim)
@@ -140,6 +149,7 @@ def torture(kills: int, faults: int, rng: np.random.Generator, scratch: Path, re
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=0, help="how many kill -9 at random moments")
+    parser.add_argument("--long", type=int, default=0, help="how many of them in runs of some twenty seconds")
     parser.add_argument(
         "--faults",
         type=int,
@@ -151,14 +161,14 @@ def main() -> None:
     parser.add_argument("--leak", type=float, metavar="MINUTES", help="sessions in one process for so long")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if not (given.kills or given.faults or given.leak):
-        parser.error("say what to do: --kills, --faults or --leak")
+    if not (given.kills or given.long or given.faults or given.leak):
+        parser.error("say what to do: --kills, --long, --faults or --leak")
     well = True
     with tempfile.TemporaryDirectory() as scratch:
-        if given.kills or given.faults:
+        if given.kills or given.long or given.faults:
             rng = np.random.default_rng(given.seed)
             with own_meter() as recorder:
-                well = torture(given.kills, given.faults, rng, Path(scratch), recorder)
+                well = torture(given.kills, given.long, given.faults, rng, Path(scratch), recorder)
         if given.leak:
             well &= leaks(given.leak * 60, Path(scratch) / "leak")
     raise SystemExit(0 if well else 1)

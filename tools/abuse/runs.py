@@ -39,6 +39,8 @@ KILLED_AT_RANDOM = (
     "--plan head,full --epochs 1 --batch-size 64 --checkpoint-every 0.1s --seed 4",
 )
 """On the built-in digits. ``auto`` at a worth that asks for no price, since a price is a matter of joules."""
+LONG = "--plan bn,full --epochs 80 --batch-size 16 --checkpoint-every 5s --seed 5"
+"""Some twenty seconds: a process books its joules every tenth of a second, and every five if it has run for minutes."""
 FAULTY = "--plan head,last-c25 --epochs 1 --batch-size 32 --feature-cache-mb 0 --checkpoint-every 0.000001s"
 """On 80 of the digits; a checkpoint at every step, so that each run makes the same calls. Features go to a file."""
 
@@ -185,9 +187,9 @@ class Victim:
     def _watch(self) -> Watch:
         return Watch(self._recorder)
 
-    def killed_at(self, moments_s: Sequence[float]) -> Verdict:
+    def killed_at(self, moments_s: Sequence[float], what: str = "kill -9 at a random moment") -> Verdict:
         """Start, kill after so many seconds, go on, kill …, and let it come to its end."""
-        verdict = Verdict("kill -9 at a random moment")
+        verdict = Verdict(what)
         with self.folder() as out:
             for moment_s in (*moments_s, None):
                 verdict.parts.append(self.part(out, kill_after_s=moment_s))

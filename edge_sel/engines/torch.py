@@ -19,11 +19,18 @@ from edge_sel.pack.reader import Pack
 
 
 class TorchEngine:
-    """Rebuilds the pack's model by name and trains it with autograd."""
+    """Rebuilds the pack's model by name and trains it with autograd.
+
+    Args:
+        threads: of the processor, 0 for torch's own choice.
+        device: ``cpu``, ``cuda``, or ``auto`` for the better one.
+        dtype: of weights, activations and gradients; float64 to tell what rounding is.
+    """
 
     name = "torch"
 
-    def __init__(self, threads: int = 0, device: str = "auto") -> None:
+    def __init__(self, threads: int = 0, device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
+        self._dtype = dtype
         if threads:
             torch.set_num_threads(threads)
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -36,7 +43,7 @@ class TorchEngine:
         model = build(info.name, classes, info.image_size)
         missing = model.load_state_dict({n: torch.tensor(v) for n, v in weights.items()}, strict=False)
         assert not missing.unexpected_keys, missing
-        return model.to(self.device).eval()
+        return model.to(self.device, self._dtype).eval()
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> TorchTrainer:
         """Start a plan from the given full set of weights."""
@@ -54,7 +61,7 @@ class TorchEngine:
 
         @torch.inference_mode()
         def predict(images: np.ndarray) -> np.ndarray:
-            logits: np.ndarray = model(torch.from_numpy(images).to(self.device)).cpu().numpy()
+            logits: np.ndarray = model(torch.from_numpy(images).to(self.device, self._dtype)).cpu().numpy()
             return logits
 
         return cast(Predict, predict)
@@ -73,7 +80,7 @@ class TorchTrainer:
     ) -> None:
         self.plan = plan
         self._model = model
-        self._device = device
+        self._device, self._dtype = device, next(model.parameters()).dtype
         self._optimizer = optimizer
         self._steps = 0
         self._computed = computed_elements(plan, weights)
@@ -89,7 +96,7 @@ class TorchTrainer:
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         """Forward only, with the current weights and running statistics."""
         with torch.inference_mode():
-            logits = self._model.eval()(torch.from_numpy(images).to(self._device))
+            logits = self._model.eval()(torch.from_numpy(images).to(self._device, self._dtype))
             losses = F.cross_entropy(logits, torch.from_numpy(labels).to(self._device), reduction="none")
         return Scores(losses.cpu().numpy(), logits.cpu().numpy())
 
@@ -110,6 +117,7 @@ class TorchTrainer:
 
     def _gradients(self, batch: Batch, hyper: Hyper) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         images, labels, weights = (torch.from_numpy(a).to(self._device) for a in batch)
+        images, weights = images.to(self._dtype), weights.to(self._dtype)
         self._model.train(self.plan.bn_mode == "batch")
         for module in self._model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -186,5 +186,10 @@ def _provenance(info: WarmupInfo, now: datetime) -> dict[str, object]:
 
 def _parity(pack: Pack, forward: Forward, images: ImageSet, rng: np.random.Generator) -> dict[str, object]:
     batches = parity_batches(images, pack.manifest.model, rng)
-    differences = check_parity(pack, forward, batches, engine=OrtEngine(), reference=TorchEngine(device="cpu"))
-    return {"images": len(batches[0].labels), "largest_relative_difference": differences}
+    reference, twin = (TorchEngine(device="cpu", dtype=dtype) for dtype in (torch.float32, torch.float64))
+    found = check_parity(pack, forward, batches, engine=OrtEngine(), reference=reference, twin=twin)
+    return {
+        "images": len(batches[0].labels),
+        "error_to_float64": {name: agreement.ours for name, agreement in found.items()},
+        "error_of_torch": {name: agreement.torch for name, agreement in found.items()},
+    }

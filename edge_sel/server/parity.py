@@ -30,8 +30,6 @@ ROUNDING = 1e-5
 """Errors of torch below this count as this: a tensor may be lucky."""
 SURE = 1e-2
 """A batch on which torch itself is off by more has a kink and cannot tell."""
-POOLED = 3
-"""How many times torch's error it may be where every batch has a kink: the lower quartile of one over the other's."""
 NOISE = 1e-4
 """A tensor whose gradients are this much smaller than the largest gradient is compared on that scale instead."""
 RULE_TOLERANCE = 1e-4
@@ -119,15 +117,15 @@ def _too_far(errors: Errors) -> bool:
 
 
 def _require_explained(plan: str, seen: Sequence[Errors], pack: Pack, forward: Forward) -> None:
-    """No batch was without a kink: each rule must be right on its own, and the whole hardly worse than torch is.
+    """No batch was without a kink: each rule must be right on its own, and each tensor on the batch that suits it best.
 
     Raises:
         GraphError: it is not.
     """
     bad, far = "", 0.0
     for name in seen[0].ours:
-        ours, torch = (float(np.quantile([errors[k][name] for errors in seen], 0.25)) for k in (0, 1))
-        if not ours <= POOLED * max(torch, ROUNDING):
+        ours, torch = (min(errors[k][name] for errors in seen) for k in (0, 1))
+        if not ours <= MULTIPLE * max(torch, ROUNDING):
             bad, far = name, ours
             break
     mode = pack.plan(plan).bn_mode

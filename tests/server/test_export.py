@@ -14,10 +14,22 @@ from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError, UsageError
 from edge_sel.graphs.rules import RULES
+from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import open_pack
 from edge_sel.server import export, warmup
+from edge_sel.server.exact_step import exact_step
 from edge_sel.server.export import DEFAULT_PLANS, export_pack
-from edge_sel.server.parity import BATCH_SIZE, MULTIPLE, ROUNDING, TRIES, blame, check_parity, parity_batches
+from edge_sel.server.parity import (
+    BATCH_SIZE,
+    EXACT,
+    MULTIPLE,
+    ROUNDING,
+    STEP,
+    TRIES,
+    blame,
+    check_parity,
+    parity_batches,
+)
 from tests.server.conftest import CLASSES, NOW, noise_images
 
 
@@ -281,16 +293,41 @@ def test_a_batch_with_rounding_across_a_kink_refuses_no_right_graph(checked, exp
     pack, batches = checked
     report = check_parity(pack, exported_forward, batches, engine=KinkedEngine(TRIES - 1), **TWINS)
     assert all(ours < 1e-4 for ours, _ in report.values())
-    with pytest.raises(GraphError, match=r"plan head differs from torch by 5\.0e-02.*each right on its own"):
+    with pytest.raises(GraphError, match=r"plan head differs from torch by 5\.0e-02.*in float32 alone"):
         check_parity(pack, exported_forward, batches, engine=KinkedEngine(TRIES), **TWINS)
 
 
-def test_where_every_batch_has_a_kink_each_rule_must_be_right_on_its_own(checked, exported_forward, monkeypatch):
+@pytest.mark.parametrize("optimizer", ("sgd", "adam"))
+def test_a_step_in_float64_is_that_of_torch_in_float64(optimizer, quick_export, warm, tmp_path):
+    """Of every plan: with a frozen backbone, with guilty channels, with batch statistics."""
+    export_pack(warm, noise_images(), tmp_path / "pack", plans=DEFAULT_PLANS, optimizer=optimizer, now=NOW)
+    pack = open_pack(tmp_path / "pack")
+    batch = parity_batches(noise_images(), pack.manifest.model, np.random.default_rng(0))[0]
+    for plan in pack.manifest.plans:
+        found = exact_step(pack, plan, pack.weights(), batch, STEP)
+        trainer = TWINS["twin"].trainer(pack, plan, pack.weights())
+        losses, state = trainer.step(batch, STEP).losses, trainer.state()
+        np.testing.assert_allclose(found["loss"], losses, rtol=1e-9)
+        slot = OPTIMIZER_STATE[optimizer][0]
+        for name in (*(f"{slot}::{name}" for name in trainer.plan.trainable), *trainer.plan.buffers):
+            largest = np.abs(state[name]).max()
+            np.testing.assert_allclose(found[f"new::{name}"], state[name], rtol=0, atol=EXACT * largest, err_msg=name)
+
+
+def test_where_every_batch_has_a_kink_the_graph_must_be_right_in_float64(
+    checked, exported_forward, quick_export, warm, tmp_path, monkeypatch
+):
     """Then torch in float32 is off by percents, and its error alone would hide much."""
     pack, batches = checked
-    given = {"reference": KinkedEngine(TRIES), "twin": TWINS["twin"], "engine": OrtEngine(1)}
-    report = check_parity(pack, exported_forward, batches, **given)
+    report = check_parity(
+        pack, exported_forward, batches, engine=OrtEngine(1), **TWINS | {"reference": KinkedEngine(TRIES)}
+    )
     assert all(report[plan].ours < 1e-3 < 0.04 < report[plan].torch for plan in ("head", "full"))
     monkeypatch.setitem(RULES, "Gemm", bent("Gemm", 1, 1.01))
-    with pytest.raises(GraphError, match="operator Gemm, node"):
-        check_parity(pack, exported_forward, batches, **given | {"reference": KinkedEngine(TRIES)})
+    monkeypatch.setattr(export, "_parity", lambda *_: {})
+    export_pack(warm, noise_images(), tmp_path / "wrong", plans=("head",), now=NOW)
+    with pytest.raises(GraphError, match=r"by 1\.0e-02 at head\.weight: operator Gemm, node"):
+        check_parity(
+            open_pack(tmp_path / "wrong"), exported_forward, batches, engine=OrtEngine(1),
+            **TWINS | {"reference": KinkedEngine(TRIES)},
+        )  # fmt: skip

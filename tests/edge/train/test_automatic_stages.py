@@ -161,7 +161,7 @@ def boundaries(base):
 @third_or_all
 def test_an_automatic_run_stopped_anywhere(base, apart, tmp_path):
     assert len(boundaries(base)) > 15
-    for boundary in boundaries(base)[::apart]:
+    for boundary in boundaries(base)[:: 2 * apart]:
         out = tmp_path / str(boundary)
         session(out, base=PACKS[base], should_stop=StopAt(boundary), **AUTO).run()
         result = session(out, base=PACKS[base], **AUTO, resume=True).run()
@@ -172,7 +172,7 @@ def test_an_automatic_run_stopped_anywhere(base, apart, tmp_path):
 @every_pack
 def test_an_automatic_run_killed_anywhere(base, tmp_path):
     """Saved at some of the steps, so that a decision may have to be made again."""
-    for boundary in boundaries(base)[1::5]:
+    for boundary in boundaries(base)[1::8]:
         out = tmp_path / str(boundary)
         with pytest.raises(Killed):
             session(out, base=PACKS[base], listener=KillAt(boundary), checkpoint_every_s=7.0, **AUTO).run()

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from edge_sel.data.builtin import load_digits
-from edge_sel.server.export import DEFAULT_PLANS, export_pack
+from edge_sel.server.export import export_pack
 from edge_sel.server.pretrain import PretrainOptions, pretrain
+from edge_sel.server.source.torch_model import from_checkpoint
 
 OUT = Path(__file__).parents[1] / "edge_sel" / "pack" / "assets" / "digits.edgepack"
 
@@ -31,7 +32,7 @@ def main() -> None:
         pretrain(images, checkpoint, options, on_epoch=print)
         calibration = images.subset(np.arange(len(images)))
         OUT.parent.mkdir(parents=True, exist_ok=True)
-        export_pack(checkpoint, calibration, OUT, plans=DEFAULT_PLANS, now=datetime.now(timezone.utc), note=print)
+        export_pack(from_checkpoint(checkpoint), calibration, OUT, now=datetime.now(timezone.utc), note=print)
     print(f"wrote {OUT}: {OUT.stat().st_size / 1e3:.0f} kB")
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.data.dataset import ImageSet
     from edge_sel.pack.manifest import GainRow
     from edge_sel.pack.reader import Pack
-    from edge_sel.server.warmup import WarmupInfo
+    from edge_sel.server.source.base import WarmupInfo
 
 TRAINED_ON, JUDGED_BY = 1700, 1000
 """Most images of a rehearsal: as many as a device may have, and as many as tell half a point from chance."""
@@ -82,14 +82,15 @@ def command(
     from edge_sel.data.split import stratified_split
     from edge_sel.edge.rehearsal import rehearse
     from edge_sel.engines.ort import OrtEngine
-    from edge_sel.server.export import DEFAULT_PLANS, export_pack
+    from edge_sel.server.export import export_pack
     from edge_sel.server.simulate import simulate_fields
-    from edge_sel.server.warmup import load
+    from edge_sel.server.source.torch_model import from_checkpoint
 
     def note(line: str) -> None:
         click.echo(line, err=True)
 
-    _, info = load(checkpoint)
+    source = from_checkpoint(checkpoint)
+    info = source.info
     images = load_folder(
         data, info.image_size, classes=info.classes, limit_per_class=limit_per_class, max_pixels=max_pixels
     )
@@ -113,8 +114,8 @@ def command(
         return rehearse(pack, OrtEngine(), fields, note)
 
     manifest = export_pack(
-        checkpoint, images, out,
-        plans=[p.strip() for p in plans.split(",")] if plans else DEFAULT_PLANS,
+        source, images, out,
+        plans=[p.strip() for p in plans.split(",")] if plans else (),
         optimizer=optimizer, gamma_percentile=gamma_percentile, seed=seed, now=datetime.now(timezone.utc),
         rehearse=measure_gains, note=note,
     )  # fmt: skip
@@ -122,10 +123,10 @@ def command(
         echo_json({"schema": 1, "pack": str(out), **asdict(manifest)})
         return
     for plan in manifest.plans.values():
-        ours, torch = (manifest.parity[key][plan.name] for key in ("error_to_float64", "error_of_torch"))
+        ours, other = (manifest.parity[key][plan.name] for key in ("error_to_float64", "error_of_reference"))
         click.echo(
             f"{plan.name:10} trains {len(plan.trainable):3} tensors  {plan.flops_train / 1e6:8.1f} MFLOP/image"
-            f"  {ours:.0e} from float64, torch {torch:.0e}"
+            f"  {ours:.0e} from float64, reference {other:.0e}"
         )
     size = sum(f.bytes for f in manifest.files.values())
     gamma = manifest.calibration.gamma

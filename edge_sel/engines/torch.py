@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
@@ -17,6 +17,9 @@ from edge_sel.models.registry import build
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack
 
+BuildModel = Callable[[str, int, tuple[int, int]], nn.Module]
+"""Name, classes and image size (height, width) to a model; see ``models.registry.build``."""
+
 
 class TorchEngine:
     """Rebuilds the pack's model by name and trains it with autograd.
@@ -25,12 +28,19 @@ class TorchEngine:
         threads: of the processor, 0 for torch's own choice.
         device: ``cpu``, ``cuda``, or ``auto`` for the better one.
         dtype: of weights, activations and gradients; float64 to tell what rounding is.
+        build: makes the pack's model, without its weights.
     """
 
     name = "torch"
 
-    def __init__(self, threads: int = 0, device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
-        self._dtype = dtype
+    def __init__(
+        self,
+        threads: int = 0,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        build: BuildModel = build,
+    ) -> None:
+        self._dtype, self._build = dtype, build
         if threads:
             torch.set_num_threads(threads)
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -40,7 +50,7 @@ class TorchEngine:
         """The pack's model with the given weights."""
         info = pack.manifest.model
         classes = weights[info.head[-1]].shape[0]
-        model = build(info.name, classes, info.image_size)
+        model = self._build(info.name, classes, info.image_size)
         missing = model.load_state_dict({n: torch.tensor(v) for n, v in weights.items()}, strict=False)
         assert not missing.unexpected_keys, missing
         return model.to(self.device, self._dtype).eval()

@@ -1,8 +1,9 @@
-"""Turn a warmup checkpoint into a pack: export, calibrate, compile every plan, check parity, write."""
+"""Turn a classifier into a pack: compile every plan, calibrate, check, write."""
 
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -13,28 +14,28 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 
 from edge_sel import __version__
+from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError
 from edge_sel.graphs.executed_flops import executed_flops
 from edge_sel.graphs.ir import Forward
-from edge_sel.graphs.plans import head_names, make_plan, with_probes
+from edge_sel.graphs.optimizers import require_optimizer
+from edge_sel.graphs.plans import head_names, make_plan, parameters, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.pack.anchors import ANCHORS, choose_anchors, read_anchors, write_anchors
-from edge_sel.pack.manifest import EVAL, GainRow, Manifest, ModelInfo, PlanInfo, PrefixInfo
+from edge_sel.pack.manifest import EVAL, Calibration, GainRow, Manifest, ModelInfo, PlanInfo, PrefixInfo
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import refuse_foreign, write_pack
-from edge_sel.server.calibrate import calibrate
-from edge_sel.server.forward import export_forward
-from edge_sel.server.parity import check_parity, parity_batches
+from edge_sel.server.calibrate import calibrate, frozen_gradients
+from edge_sel.server.new_head import NewHead, fit_new_head
+from edge_sel.server.parity import parity_batches
 from edge_sel.server.quantized_variant import IMAGES, make_quantized_variant
-from edge_sel.server.warmup import WarmupInfo, load
+from edge_sel.server.source.base import Source, WarmupInfo
 
 DEFAULT_PLANS = (
     "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",
@@ -42,11 +43,11 @@ DEFAULT_PLANS = (
 
 
 def export_pack(
-    checkpoint: Path,
+    source: Source,
     images: ImageSet,
     out: Path,
     *,
-    plans: Sequence[str] = DEFAULT_PLANS,
+    plans: Sequence[str] = (),
     optimizer: str = "sgd",
     gamma_percentile: float = 40.0,
     seed: int = 0,
@@ -54,46 +55,82 @@ def export_pack(
     rehearse: Callable[[Pack], tuple[GainRow, ...]] = lambda pack: (),
     note: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Export ``checkpoint`` as a pack at ``out``; ``images`` calibrate it and feed the parity check.
+    """Export ``source`` as a pack at ``out``; ``images`` calibrate it and feed the parity check.
 
-    ``rehearse`` makes the table of gains with the pack as a device would load it.
+    ``rehearse`` makes the table of gains with the pack as a device would load it. Without ``plans`` the pack gets
+    those of ``DEFAULT_PLANS`` that this model can have; of named plans each must be possible.
 
     Raises:
-        GraphError: an operator has no rule, or a compiled graph differs from torch: nothing is written then.
-        DataError: the images' classes are not the checkpoint's.
+        GraphError: an operator has no rule, or a compiled graph is wrong: nothing is written then.
+        DataError: the images' classes are not the source's.
     """
     refuse_foreign(out)
-    model, info = load(checkpoint)
+    info, forward, weights = source.info, source.forward, dict(source.weights)
     if images.classes != info.classes:
-        raise DataError(
-            "the calibration images have other classes than the checkpoint", where=", ".join(images.classes)
-        )
-    note("exporting the forward graph")
-    forward = export_forward(model, info.image_size)
+        raise DataError("the calibration images have other classes than the model", where=", ".join(images.classes))
     compiled = compile_plans(forward, plans, optimizer, len(info.classes), note)
-    note("calibrating")
     rng = np.random.default_rng(seed)
-    calibration = calibrate(model, images, info.mean, info.std, gamma_percentile=gamma_percentile, rng=rng)
-    weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    described = ModelInfo(
+        info.model, sum(weights[name].size for name in parameters(forward)), info.classes, info.image_size, info.mean,
+        info.std, head_names(forward), bool(info.training.get("flip", False)),
+    )  # fmt: skip
+    unknown = Calibration(0.0, gamma_percentile, (0.0,), (None,) * len(info.classes), 0.0, 0)
+    manifest = Manifest(
+        described, optimizer, unknown, compiled.plans, {}, compiled.prefixes, provenance=_provenance(info, now)
+    )
+    new_head = None
+    if source.new_head:
+        note("fitting a new head")
+        new_head = fit_new_head(_as_loaded(manifest, weights, compiled), images, OrtEngine(), rng)
+        weights |= new_head.weights
     chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:IMAGES])
     _add_quantized_variants(compiled, forward, weights, normalise(images.read(chosen), info.mean, info.std), note)
-    described = ModelInfo(
-        info.model, sum(p.numel() for p in model.parameters()), info.classes, info.image_size, info.mean, info.std,
-        head_names(forward), bool(info.training.get("flip", False)),
-    )  # fmt: skip
-    manifest = Manifest(
-        described, optimizer, calibration, compiled.plans, {}, compiled.prefixes, provenance=_provenance(info, now)
-    )
-    with TemporaryDirectory() as scratch:  # what is compared and rehearsed is what a device would load
-        write_pack(Path(scratch) / "pack", manifest, weights, compiled.graphs)
-        pack = open_pack(Path(scratch) / "pack")
+    pack = _as_loaded(manifest, weights, compiled)
+    note("calibrating")
+    calibration = _calibrate(pack, forward, images, new_head, gamma_percentile, rng)
+    manifest = replace(manifest, calibration=calibration)
+    pack = pack.with_manifest(replace(pack.manifest, calibration=calibration))
     note("choosing anchors")
     others = make_anchors(pack, images, np.random.default_rng(seed))
-    note("checking one step of every plan against torch")
-    parity = _parity(pack, forward, images, rng)
+    note("checking one step of every plan")
+    found = source.check(pack, forward, parity_batches(images, described, rng))
+    parity = {
+        "error_to_float64": {name: agreement.ours for name, agreement in found.items()},
+        "error_of_reference": {name: agreement.reference for name, agreement in found.items()},
+    }
     manifest = replace(manifest, parity=parity, gains=rehearse(pack))
     write_pack(out, manifest, weights, compiled.graphs, others)
     return open_pack(out).manifest
+
+
+def _as_loaded(manifest: Manifest, weights: Arrays, compiled: Compiled) -> Pack:
+    """What is calibrated, compared and rehearsed is what a device would load."""
+    with TemporaryDirectory() as scratch:
+        write_pack(Path(scratch) / "pack", manifest, weights, compiled.graphs)
+        return open_pack(Path(scratch) / "pack")
+
+
+def _calibrate(
+    pack: Pack, forward: Forward, images: ImageSet, new_head: NewHead | None, percentile: float,
+    rng: np.random.Generator,
+) -> Calibration:  # fmt: skip
+    """Where the head is new, logits are of heads that did not see the image."""
+    model, weights = pack.manifest.model, pack.weights()
+    predict = OrtEngine().predictor(pack, weights)
+    try:
+        gradients = frozen_gradients(forward, weights)
+    except GraphError:  # an early operator has no rule: what the largest plan trains
+        largest = max((plan.trainable for plan in pack.manifest.plans.values()), key=len)
+        gradients = frozen_gradients(forward, weights, largest)
+
+    def logits_of(rows: np.ndarray) -> np.ndarray:
+        return predict(normalise(images.read(rows), model.mean, model.std))
+
+    if new_head is None:
+        return calibrate(images, model, logits_of, gradients, gamma_percentile=percentile, rng=rng)
+    left_out = new_head.left_out
+    fitted = images.subset(new_head.rows)
+    return calibrate(fitted, model, lambda rows: left_out[rows], gradients, gamma_percentile=percentile, rng=rng)
 
 
 def make_anchors(pack: Pack, images: ImageSet, rng: np.random.Generator) -> dict[str, bytes]:
@@ -123,25 +160,37 @@ def compile_plans(
 ) -> Compiled:
     """Compile the graphs of every plan; a plan that finds nothing to change in this model is left out and noted.
 
-    A prefix has the name of the first plan that is cut there; others share it.
+    So is one of the default plans, taken where ``names`` is empty, that has an operator without a gradient rule. A
+    prefix has the name of the first plan that is cut there; others share it.
+
+    Raises:
+        GraphError: no plan is left, or a named one has an operator without a gradient rule.
+        UsageError: unknown plan or optimizer.
     """
+    require_optimizer(optimizer)
     graphs = {EVAL: compile_eval(forward)}
     compiled: dict[str, PlanInfo] = {}
     prefixes: dict[str, PrefixInfo] = {}
     cuts: dict[Cut, str] = {}
-    for name in with_probes(names):
+    for name in with_probes(names or DEFAULT_PLANS):
         try:
             plan = make_plan(forward, name)
         except GraphError as error:
             note(f"plan {name} left out: {error}")
             continue
         cut = find_cut(forward, plan)
+        trained = tail(forward, cut)
+        try:
+            train = compile_train(trained, plan, optimizer)
+        except GraphError as error:
+            if names:
+                raise
+            note(f"plan {name} left out: {error}")
+            continue
         if cut and cut not in cuts:
             cuts[cut], file = name, f"prefix-{name}.onnx"
             graphs[file] = compile_prefix(forward, cut)
             prefixes[name] = PrefixInfo(file, cut.shape, cut.constants, executed_flops(graphs[file], classes))
-        trained = tail(forward, cut)
-        train = compile_train(trained, plan, optimizer)
         score = compile_score(trained, (*plan.trainable, *plan.buffers))
         graphs |= {f"train-{name}.onnx": train, f"score-{name}.onnx": score}
         compiled[name] = PlanInfo(
@@ -149,6 +198,8 @@ def compile_plans(
             f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
             cuts[cut] if cut else "",
         )  # fmt: skip
+    if not compiled:
+        raise GraphError("no plan can train this model", fix="`edge-sel export --dry-run` tells why")
     return Compiled(graphs, compiled, prefixes, {name: cut for cut, name in cuts.items()})
 
 
@@ -173,23 +224,11 @@ def _add_quantized_variants(
 
 
 def _provenance(info: WarmupInfo, now: datetime) -> dict[str, object]:
+    torch = sys.modules.get("torch")  # a source without it needs none
+    versions = {"edge_sel": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    if torch is not None:
+        versions["torch"] = torch.__version__
     return {
-        "created": now.isoformat(timespec="seconds"),
-        "edge_sel": __version__,
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "python": platform.python_version(),
+        "created": now.isoformat(timespec="seconds"), **versions, "python": platform.python_version(),
         "training": info.training,
-    }
-
-
-def _parity(pack: Pack, forward: Forward, images: ImageSet, rng: np.random.Generator) -> dict[str, object]:
-    batches = parity_batches(images, pack.manifest.model, rng)
-    reference, twin = (TorchEngine(device="cpu", dtype=dtype) for dtype in (torch.float32, torch.float64))
-    found = check_parity(pack, forward, batches, engine=OrtEngine(), reference=reference, twin=twin)
-    return {
-        "images": len(batches[0].labels),
-        "error_to_float64": {name: agreement.ours for name, agreement in found.items()},
-        "error_of_torch": {name: agreement.torch for name, agreement in found.items()},
-    }
+    }  # fmt: skip

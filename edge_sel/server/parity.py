@@ -1,8 +1,9 @@
-"""Before a graph ships, one step of it must be as near to a float64 twin as torch's own float32 is.
+"""Before a graph ships, one step of it must be as near to a float64 twin as another float32 program is.
 
 Two right float32 programs differ by percents where rounding carries an activation across the kink of a ReLU, and deep
-networks with batch statistics over few images have such activations in most batches. So torch's own distance from
-torch in float64, on the same batch, is the yardstick, tensor by tensor.
+networks with batch statistics over few images have such activations in most batches. So the distance of torch from
+torch in float64, on the same batch, is the yardstick, tensor by tensor. Where the source is an ONNX file without a
+torch model, ONNX's reference implementation stands in for torch.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from edge_sel.graphs.rules import RULES, STEPWISE
 from edge_sel.pack.manifest import OPTIMIZER_STATE, ModelInfo, PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.server.exact_step import exact_step
+from edge_sel.server.source.base import Agreement
 
 MULTIPLE = 8
-"""How many times torch's error a tensor's error may be, on a batch without a kink; 4 at most were seen."""
+"""How many times the reference's error a tensor's error may be, on a batch without a kink; 4 at most were seen."""
 ROUNDING = 1e-5
-"""Errors of torch below this count as this: a tensor may be lucky."""
+"""Errors of the reference below this count as this: a tensor may be lucky."""
 SURE = 1e-2
-"""A batch on which torch itself is off by more has a kink and cannot tell."""
+"""A batch on which the reference itself is off by more has a kink and cannot tell."""
 NOISE = 1e-4
 """A tensor whose gradients are this much smaller than the largest gradient is compared on that scale instead."""
 EXACT = 1e-7
@@ -47,14 +49,7 @@ class Errors(NamedTuple):
     """Distances from the float64 twin by tensor, relative to the twin's largest value."""
 
     ours: dict[str, float]
-    torch: dict[str, float]
-
-
-class Agreement(NamedTuple):
-    """Of a plan, over all tensors: the largest distances from the float64 twin, on the batch that told most."""
-
-    ours: float
-    torch: float
+    reference: dict[str, float]
 
 
 def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator) -> list[Batch]:
@@ -70,19 +65,19 @@ def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator)
 def check_parity(
     pack: Pack, forward: Forward, batches: Sequence[Batch], *, engine: Engine, reference: Engine, twin: Engine
 ) -> dict[str, Agreement]:
-    """Compare one step of every plan with torch's, and both with the twin's.
+    """Compare one step of every plan with the reference's, and both with the twin's.
 
     The first optimizer state after one step from zero is the gradient times a constant, so comparing it compares
     gradients, without Adam's division blowing up differences of tiny ones. What stands in the pack in two halves is
-    compared with the whole that torch computes.
+    compared with the whole that the reference computes.
 
     Args:
         pack: as a device would load it.
         forward: what its graphs were compiled from.
         batches: one is enough if it has no kink.
         engine: of the compiled graphs.
-        reference: torch in float32.
-        twin: torch in float64.
+        reference: another program, in float32.
+        twin: the same in float64.
 
     Raises:
         GraphError: a plan is farther from the twin than float32 explains; the message names the plan, the weight and
@@ -102,27 +97,28 @@ def check_parity(
                 trainer.load_state(start)
                 fed = batch._replace(images=prefix(batch.images)) if prefix else batch
                 results.append(_results(trainer, fed, slot))
-            ours, torch, double = results
-            seen.append(_errors(ours, torch, double, pack.plan(name)))
+            ours, other, double = results
+            seen.append(_errors(ours, other, double, pack.plan(name)))
             if not _too_far(seen[-1]):
                 break
         else:
-            _require_explained(name, seen, pack, forward, weights, batch, double)
+            _require_explained(name, seen, pack, forward, weights, batch, double, reference.name)
         told = min(seen, key=lambda errors: max(errors.ours.values()))
-        report[name] = Agreement(max(told.ours.values()), max(told.torch.values()))
+        report[name] = Agreement(max(told.ours.values()), max(told.reference.values()))
     return report
 
 
 def _too_far(errors: Errors) -> bool:
     """Whether this batch does not show that all is right."""
-    if max(errors.torch.values()) > SURE:
+    if max(errors.reference.values()) > SURE:
         return True
-    return any(error > MULTIPLE * max(errors.torch[name], ROUNDING) for name, error in errors.ours.items())
+    return any(error > MULTIPLE * max(errors.reference[name], ROUNDING) for name, error in errors.ours.items())
 
 
 def _require_explained(
-    plan: str, seen: Sequence[Errors], pack: Pack, forward: Forward, weights: Arrays, batch: Batch, double: Arrays
-) -> None:
+    plan: str, seen: Sequence[Errors], pack: Pack, forward: Forward, weights: Arrays, batch: Batch, double: Arrays,
+    reference: str,
+) -> None:  # fmt: skip
     """No batch was without a kink: the graph itself, in float64, must do what the twin did on the last of them.
 
     Raises:
@@ -134,9 +130,9 @@ def _require_explained(
     found |= {name: exact[f"new::{name}"] for name in info.buffers}
     errors = _errors(found, double, double, info).ours
     bad = next((name for name, error in errors.items() if error > EXACT), "")
-    ours, torch = (float(np.median([max(errors[k].values()) for errors in seen])) for k in (0, 1))
-    if bad or not ours <= MULTIPLE * max(torch, ROUNDING):
-        told = f"differs from torch by {errors[bad] if bad else ours:.1e}" + (f" at {bad}" if bad else "")
+    ours, theirs = (float(np.median([max(errors[k].values()) for errors in seen])) for k in (0, 1))
+    if bad or not ours <= MULTIPLE * max(theirs, ROUNDING):
+        told = f"differs from {reference} by {errors[bad] if bad else ours:.1e}" + (f" at {bad}" if bad else "")
         raise GraphError(
             f"plan {plan} {told}",
             where=blame(forward, bad, info.bn_mode, np.random.default_rng(0)) if bad else "in float32 alone",
@@ -152,13 +148,12 @@ def _results(trainer: Trainer, batch: Batch, slot: str) -> Arrays:
     return {"loss": losses, **gradients, **{name: state[name] for name in trainer.plan.buffers}}
 
 
-def _errors(ours: Arrays, torch: Arrays, twin: Arrays, plan: PlanInfo) -> Errors:
+def _errors(ours: Arrays, reference: Arrays, twin: Arrays, plan: PlanInfo) -> Errors:
     largest = max((float(np.abs(twin[name]).max()) for name in plan.trainable), default=0.0)
     scales = dict.fromkeys(plan.trainable, NOISE * largest)
     for mean, variance in zip(plan.buffers[::2], plan.buffers[1::2], strict=True):
         scales[mean] = float(np.sqrt(np.abs(twin[variance]).max()))
-    ours_, torch_ = ({n: _relative(found[n], twin[n], scales.get(n, 0.0)) for n in twin} for found in (ours, torch))
-    return Errors(ours_, torch_)
+    return Errors(*({n: _relative(found[n], twin[n], scales.get(n, 0.0)) for n in twin} for found in (ours, reference)))
 
 
 def _relative(a: np.ndarray, b: np.ndarray, scale: float) -> float:
@@ -171,7 +166,7 @@ def _relative(a: np.ndarray, b: np.ndarray, scale: float) -> float:
 def blame(forward: Forward, bad: str, bn_mode: str, rng: np.random.Generator) -> str:
     """The operator whose rule is wrong: check each kind of node between the logits and the first bad weight."""
     if bad == "loss":
-        return "the forward pass (an operator that ONNX Runtime and torch compute differently)"
+        return "the forward pass (an operator that ONNX Runtime computes differently)"
     suspects: list[Node] = []
     for node in reversed(forward.nodes):
         suspects.append(node)

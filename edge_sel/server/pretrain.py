@@ -21,8 +21,8 @@ from edge_sel.models.registry import build, parameter_count
 from edge_sel.server import warmup
 from edge_sel.server.batches import Augmentation, Batches, TrainingBatch
 from edge_sel.server.device import autocast, device_of
+from edge_sel.server.source.base import WarmupInfo
 from edge_sel.server.teacher import Teacher, distillation_loss, open_teacher
-from edge_sel.server.warmup import WarmupInfo
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from edge_sel.sel.ridge import fit_head
 from edge_sel.server import warmup
 from edge_sel.server.batches import Batches
 from edge_sel.server.device import autocast
-from edge_sel.server.warmup import WarmupInfo
+from edge_sel.server.source.base import WarmupInfo
 
 TEMPERATURE = 4.0
 LABEL_WEIGHT = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,9 @@ from torch import nn
 from edge_sel.errors import BadInputError
 from edge_sel.files import write_durably
 from edge_sel.models.registry import build
+from edge_sel.server.source.base import WarmupInfo
 
 FORMAT = "edge-sel-warmup-1"
-
-
-@dataclass(frozen=True)
-class WarmupInfo:
-    """What the weights are: model name, class names, input geometry and how they were trained.
-
-    ``held_out`` are the ids of the images that training never saw.
-    """
-
-    model: str
-    classes: tuple[str, ...]
-    image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    training: dict[str, object]
-    held_out: tuple[str, ...] = ()
 
 
 def save(path: Path, model: nn.Module, info: WarmupInfo) -> None:

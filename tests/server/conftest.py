@@ -27,10 +27,11 @@ def make_checkpoint(one_thread: None, tmp_path_factory: pytest.TempPathFactory):
 
     from edge_sel.models.registry import build
     from edge_sel.server import warmup
+    from edge_sel.server.source.base import WarmupInfo
 
     def make(name: str) -> Path:
         torch.manual_seed(0)
-        info = warmup.WarmupInfo(name, CLASSES, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), {"flip": True})
+        info = WarmupInfo(name, CLASSES, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), {"flip": True})
         path = tmp_path_factory.mktemp("warm") / f"{name}.safetensors"
         warmup.save(path, build(name, len(CLASSES), info.image_size), info)
         return path
@@ -55,9 +56,9 @@ def exported_forward(warm: Path):
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch, exported_forward) -> None:
     """Exports of ``warm`` take its forward graph as it is: the slow part of an export."""
-    from edge_sel.server import export
+    from edge_sel.server.source import torch_model
 
-    monkeypatch.setattr(export, "export_forward", lambda model, size: exported_forward)
+    monkeypatch.setattr(torch_model, "export_forward", lambda model, size: exported_forward)
 
 
 def colours(count: int = 60) -> ImageSet:

@@ -9,9 +9,12 @@ from torch import nn
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
+from edge_sel.graphs.plans import head_names
+from edge_sel.pack.manifest import ModelInfo
 from edge_sel.sel.embarrassment import TEMPERATURE
 from edge_sel.server import calibrate as module
-from edge_sel.server.calibrate import GAMMA_BATCH, calibrate
+from edge_sel.server.calibrate import GAMMA_BATCH, calibrate, frozen_gradients
+from edge_sel.server.forward import export_forward
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -33,6 +36,19 @@ def images(count: int = 100, present: int = 4, classes: int = 4) -> ImageSet:
     )
 
 
+def measured(model: nn.Module, given: ImageSet, percentile: float, seed: int):
+    """The calibration of a model, as an export does it."""
+    forward = export_forward(model, (4, 4))
+    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    info = ModelInfo("linear", 1, given.classes, (4, 4), MEAN, STD, head_names(forward))
+
+    def logits_of(rows: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(normalise(given.read(rows), MEAN, STD))).detach().numpy()
+
+    gradients = frozen_gradients(forward, weights)
+    return calibrate(given, info, logits_of, gradients, gamma_percentile=percentile, rng=np.random.default_rng(seed))
+
+
 def by_hand(model: Linear, given: ImageSet, rows: np.ndarray):
     """Logits, probabilities and losses in float64."""
     x = normalise(given.read(rows), MEAN, STD).reshape(len(rows), -1).astype(np.float64)
@@ -50,7 +66,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_every_number_by_hand(one_thread, percentile):
     torch.manual_seed(0)
     model, given = Linear(4), images()
-    result = calibrate(model, given, MEAN, STD, gamma_percentile=percentile, rng=np.random.default_rng(5))
+    result = measured(model, given, percentile, 5)
     x, logits = by_hand(model, given, np.arange(100))
     labels = given.labels
     losses = -np.log(softmax(logits)[np.arange(100), labels])
@@ -66,14 +82,14 @@ def test_every_number_by_hand(one_thread, percentile):
 
 
 def test_a_class_without_images_has_no_embarrassment(one_thread):
-    result = calibrate(Linear(4), images(present=3), MEAN, STD, gamma_percentile=40, rng=np.random.default_rng(0))
+    result = measured(Linear(4), images(present=3), 40, 0)
     assert result.embarrassment[3] is None and all(isinstance(e, float) for e in result.embarrassment[:3])
 
 
 def test_a_large_set_is_sampled(one_thread, monkeypatch):
     monkeypatch.setattr(module, "MAX_IMAGES", 30)
     model, given = Linear(4), images()
-    result = calibrate(model, given, MEAN, STD, gamma_percentile=40, rng=np.random.default_rng(7))
+    result = measured(model, given, 40, 7)
     chosen = np.random.default_rng(7).permutation(100)[:30]
     _, logits = by_hand(model, given, chosen)
     assert result.images == 30
@@ -82,10 +98,15 @@ def test_a_large_set_is_sampled(one_thread, monkeypatch):
     assert result.difficulty[-1] == pytest.approx(losses.max(), rel=1e-4)
 
 
-def test_statistics_of_the_model_are_used_not_changed(one_thread):
+def test_gradients_are_those_of_frozen_statistics(one_thread):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm2d(3), Linear(4)).train()
-    before = {n: v.clone() for n, v in model.state_dict().items()}
-    calibrate(model, images(), MEAN, STD, gamma_percentile=40, rng=np.random.default_rng(0))
-    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
-    assert all(p.grad is None for p in model.parameters())
+    model, given = nn.Sequential(nn.BatchNorm2d(3), Linear(4)).eval(), images(40)
+    forward = export_forward(model, (4, 4))
+    weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    x = normalise(given.read(np.arange(40)), MEAN, STD)
+    found = frozen_gradients(forward, weights)(x, given.labels)
+    loss = nn.functional.cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(given.labels))
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    assert list(found) == [name for name, _ in model.named_parameters()]
+    for (name, gradient), wanted in zip(found.items(), expected, strict=True):
+        np.testing.assert_allclose(gradient, wanted.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)

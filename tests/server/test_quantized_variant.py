@@ -14,12 +14,13 @@ from edge_sel.pack.reader import open_pack
 from edge_sel.quantize import MOST_ERROR, relative_error
 from edge_sel.server import quantized_variant
 from edge_sel.server.export import export_pack
+from edge_sel.server.source.torch_model import from_checkpoint
 from tests.server.conftest import NOW, noise_images
 
 
 def exported(warm, out, plans=("bn", "head", "last")):
     lines = []
-    export_pack(warm, noise_images(), out, plans=plans, now=NOW, note=lines.append)
+    export_pack(from_checkpoint(warm), noise_images(), out, plans=plans, now=NOW, note=lines.append)
     return open_pack(out), [line for line in lines if "quantized variant" in line]
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from edge_sel.errors import BadInputError, SetupError, UsageError
 from edge_sel.models.registry import MODELS, build
 from edge_sel.server import warmup
-from edge_sel.server.warmup import FORMAT, WarmupInfo
+from edge_sel.server.source.base import WarmupInfo
+from edge_sel.server.warmup import FORMAT
 
 INFO = WarmupInfo(
     "resnet-c-small", ("ä", "b c"), (16, 12), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), {"flip": True, "epochs": 3}

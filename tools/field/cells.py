@@ -172,7 +172,8 @@ def digits_start(shift: str, *, robust: bool, work: Path) -> Start:
     if robust:
         raise UsageError("the built-in pack is plain", fix="leave out --short")
     from edge_sel.engines.torch import TorchEngine
-    from edge_sel.server.warmup import WarmupInfo, save
+    from edge_sel.server.source.base import WarmupInfo
+    from edge_sel.server.warmup import save
 
     if shift == "unseen_class":
         raise UsageError("the built-in pack knows all of its classes", where=shift, fix="leave out --short")

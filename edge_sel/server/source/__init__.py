@@ -1,0 +1,1 @@
+"""Where a classifier comes from before it becomes a pack."""

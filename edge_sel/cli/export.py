@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,37 +18,77 @@ from edge_sel.cli.common import (
     echo_json,
     json_option,
     max_pixels_option,
-    require_server_extra,
 )
-from edge_sel.config.settings import Settings
-from edge_sel.errors import DataError, escaped
+from edge_sel.errors import UsageError, escaped
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
-    from edge_sel.data.dataset import ImageSet
     from edge_sel.pack.manifest import GainRow
     from edge_sel.pack.reader import Pack
-    from edge_sel.server.source.base import WarmupInfo
+    from edge_sel.server.source.base import Source
 
-TRAINED_ON, JUDGED_BY = 1700, 1000
-"""Most images of a rehearsal: as many as a device may have, and as many as tell half a point from chance."""
-LEAST_UNSEEN = 200
-"""Images; a rehearsal judged by fewer tells more of chance than of training."""
+FEW_RIGHT = 0.5
+"""Share of the calibration images; a model that gets fewer right may have its classes in another order."""
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic only in newer clicks
+    """Three numbers in 0..1, one for each colour."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers, or an error."""
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+            self.fail(f"{value} is not three numbers such as 0.485,0.456,0.406", param, ctx)
+        if param is not None and param.name == "std" and min(numbers) <= 0:
+            self.fail(f"{value}: a standard deviation is above 0", param, ctx)
+        return numbers
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    """One number of pixels, or height and width."""
+
+    name = "224"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Height and width, or an error."""
+        match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", str(value))
+        size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if min(size) < 1:
+            self.fail(f"{value} is not a size such as 224 or 192x256", param, ctx)
+        return size
 
 
 @click.command()
-@click.argument("checkpoint", type=GivenPath())
+@click.argument("source")
 @click.option(
     "--data",
-    required=True,
     type=GivenPath(),
-    help="Image folder of clean images with the checkpoint's classes, for calibration.",
+    help="Image folder of clean images of the model's classes, for calibration. [required]",
 )
 @click.option(
-    "--out",
-    required=True,
-    type=GivenPath(),
-    help="Pack to write: a folder, or one file if it ends in .edgepack.",
+    "--out", type=GivenPath(), help="Pack to write: a folder, or one file if it ends in .edgepack. [required]"
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only tell which plans this model can have, and what each costs; --data is optional.",
+)
+@click.option(
+    "--weights", type=GivenPath(), help="Weights for a model made by name: .safetensors, or .pth with a state dict."
+)
+@click.option(
+    "--classes", type=GivenPath(), help="File with the model's class names, a line each, in the order of its logits."
+)
+@click.option(
+    "--new-head", is_flag=True, help="Fit a new head for the classes of --data, whatever classes the model has."
+)
+@click.option("--image-size", type=_Size(), help="Pixels, or HEIGHTxWIDTH. [default: what the model was published for]")
+@click.option("--mean", type=_Numbers(), help="Mean of each colour, 0..1, that images were normalised by.")
+@click.option("--std", type=_Numbers(), help="Standard deviation, likewise.")
 @click.option(
     "--plans",
     help="Comma-separated, also with a budget of channels such as last2-c50. [default: all; c25, c50 of last and full]",
@@ -71,53 +113,58 @@ LEAST_UNSEEN = 200
 @max_pixels_option
 @json_option
 def command(
-    checkpoint: Path, data: Path, out: Path, plans: str | None, optimizer: str, gamma_percentile: float,
+    source: str, data: Path | None, out: Path | None, dry_run: bool, weights: Path | None, classes: Path | None,
+    new_head: bool, image_size: tuple[int, int] | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    plans: str | None, optimizer: str, gamma_percentile: float, limit_per_class: int, rehearsals: int, seed: int,
+    max_pixels: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Turn a classifier into a pack that a device can fine-tune without torch.
+
+    SOURCE is a checkpoint of `edge-sel pretrain`, torchvision:NAME or timm:NAME, a function that makes a torch model
+    (path/to/model.py:make_model), or a forward .onnx file. Of an ONNX file a pack is made without torch.
+    """
+    from edge_sel.cli.show_forecast import show_forecast
+    from edge_sel.pack.writer import refuse_foreign
+    from edge_sel.server.source.names import folder_classes, read_classes
+    from edge_sel.server.source.open import Asked, open_source
+
+    wanted = tuple(plan.strip() for plan in plans.split(",")) if plans else ()
+    if not dry_run and (data is None or out is None):
+        raise UsageError("--data and --out are needed", fix="or --dry-run, to only tell what a pack would hold")
+    if out is not None:
+        refuse_foreign(out)
+    names = None if classes is None else read_classes(classes)
+    folders = None if data is None else folder_classes(data)
+    asked = Asked(names, folders, image_size, mean, std, weights, new_head, dry_run)
+    opened = open_source(source, asked)
+    if dry_run:
+        show_forecast(opened, wanted, optimizer, as_json=as_json)
+        return
+    assert data is not None and out is not None
+    _export(
+        opened, data, out, wanted, optimizer, gamma_percentile, limit_per_class, rehearsals, seed, max_pixels, as_json
+    )
+
+
+def _export(
+    source: Source, data: Path, out: Path, plans: tuple[str, ...], optimizer: str, gamma_percentile: float,
     limit_per_class: int, rehearsals: int, seed: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Turn a warmup CHECKPOINT into a pack that a device can fine-tune without torch."""
-    require_server_extra("export")
-    import numpy as np
-
+    from edge_sel.cli.rehearse import load_unseen, rehearse_pack
     from edge_sel.data.folder import load_folder
-    from edge_sel.data.split import stratified_split
-    from edge_sel.edge.rehearsal import rehearse
-    from edge_sel.engines.ort import OrtEngine
     from edge_sel.server.export import export_pack
-    from edge_sel.server.simulate import simulate_fields
-    from edge_sel.server.source.torch_model import from_checkpoint
 
-    def note(line: str) -> None:
-        click.echo(line, err=True)
-
-    source = from_checkpoint(checkpoint)
     info = source.info
     images = load_folder(
         data, info.image_size, classes=info.classes, limit_per_class=limit_per_class, max_pixels=max_pixels
     )
 
     def measure_gains(pack: Pack) -> tuple[GainRow, ...]:
-        if not rehearsals:
-            return ()
-        rng, unseen = np.random.default_rng(seed), load_unseen(data, info, max_pixels)
-        held = set() if unseen is None else set(unseen.ids)
-        others = np.array([row for row, name in enumerate(images.ids) if name not in held], np.int64)
-        if not len(others):  # the folder holds nothing else
-            unseen, others = None, np.arange(len(images))
-        known = images.subset(rng.permutation(others)[:TRAINED_ON])
-        if unseen is None:
-            rest, judged = stratified_split(known.labels, 0.4, rng, cap=JUDGED_BY)
-            known, unseen, seen = known.subset(rest), known.subset(judged), "which training may have seen"
-        else:
-            unseen, seen = unseen.subset(rng.permutation(len(unseen))[:JUDGED_BY]), "which training never saw"
-        note(f"rehearsing on {len(known)} images, judged by {len(unseen)}, {seen}")
-        fields = simulate_fields(known, unseen, rehearsals, seed)
-        return rehearse(pack, OrtEngine(), fields, note)
+        return rehearse_pack(pack, images, load_unseen(data, info, max_pixels), rehearsals, seed, _note)
 
     manifest = export_pack(
-        source, images, out,
-        plans=[p.strip() for p in plans.split(",")] if plans else (),
-        optimizer=optimizer, gamma_percentile=gamma_percentile, seed=seed, now=datetime.now(timezone.utc),
-        rehearse=measure_gains, note=note,
+        source, images, out, plans=plans, optimizer=optimizer, gamma_percentile=gamma_percentile, seed=seed,
+        now=datetime.now(timezone.utc), rehearse=measure_gains, note=_note,
     )  # fmt: skip
     if as_json:
         echo_json({"schema": 1, "pack": str(out), **asdict(manifest)})
@@ -129,19 +176,13 @@ def command(
             f"  {ours:.0e} from float64, reference {other:.0e}"
         )
     size = sum(f.bytes for f in manifest.files.values())
+    right = manifest.calibration.accuracy
+    click.echo(f"{right:.0%} of {manifest.calibration.images} calibration images right")
+    if right < FEW_RIGHT:
+        click.echo("that is few: are the classes in the order of the model's logits? see --classes, --mean and --std")
     gamma = manifest.calibration.gamma
     click.echo(f"wrote {escaped(str(out))}: {len(manifest.plans)} plans, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
 
 
-def load_unseen(data: Path, info: WarmupInfo, max_pixels: int = Settings.max_pixels) -> ImageSet | None:
-    """The images that pretraining held out, if there are enough of them in the folder."""
-    from edge_sel.data.folder import load_folder
-
-    if len(info.held_out) < LEAST_UNSEEN:
-        return None
-    try:
-        found = load_folder(data, info.image_size, classes=info.classes, only=set(info.held_out),
-                            max_pixels=max_pixels)  # fmt: skip
-    except DataError:  # none is there
-        return None
-    return found if len(found) >= LEAST_UNSEEN else None
+def _note(line: str) -> None:
+    click.echo(line, err=True)

@@ -19,7 +19,7 @@ def executed_flops(model: onnx.ModelProto, classes: int) -> int:
 
     Elementwise work is not counted, as is usual; it is visible in the joules.
     """
-    shapes = _static_shapes(model, classes)
+    shapes = static_shapes(model, classes, _BATCH_SIZE)
     total = 0
     for node in model.graph.node:
         transposed = any(at.name == "transA" and at.i for at in node.attribute)
@@ -52,13 +52,14 @@ def _product_flops(
     return 2 * prod(y) * a[-1]
 
 
-def _static_shapes(model: onnx.ModelProto, classes: int) -> dict[str, tuple[int, ...]]:
+def static_shapes(model: onnx.ModelProto, classes: int, batch: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a compiled graph, as far as they can be inferred, for so many images and classes."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in [*fixed.graph.input, *fixed.graph.output]:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == BATCH:
-                dim.dim_value = _BATCH_SIZE
+                dim.dim_value = batch
             elif dim.dim_param == CLASSES:
                 dim.dim_value = classes
     fixed = shape_inference.infer_shapes(fixed, data_prop=True)

@@ -8,15 +8,15 @@ torch model, ONNX's reference implementation stands in for torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.engines.base import Batch, Engine, Hyper, Trainer
+from edge_sel.engines.base import Batch, Hyper, Prefix, StepResult
 from edge_sel.errors import GraphError
 from edge_sel.graphs.check import rule_error
 from edge_sel.graphs.ir import Forward, Node
@@ -45,6 +45,33 @@ TRIES = 12
 """How many batches may have a kink. A wrong rule is off on every batch."""
 
 
+class OneStep(Protocol):
+    """What is compared: the state after one step; any trainer of an engine is one."""
+
+    plan: PlanInfo
+
+    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+        """One update."""
+
+    def state(self) -> Arrays:
+        """Copies of weights, optimizer state and running statistics."""
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Begin from a saved state."""
+
+
+class Program(Protocol):
+    """Something that makes a plan's step: an engine, or another implementation."""
+
+    name: str
+
+    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> OneStep:
+        """Start a plan from the given full set of weights."""
+
+    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
+        """What makes the images that the trainer takes; None where it takes images as they are."""
+
+
 class Errors(NamedTuple):
     """Distances from the float64 twin by tensor, relative to the twin's largest value."""
 
@@ -63,7 +90,7 @@ def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator)
 
 
 def check_parity(
-    pack: Pack, forward: Forward, batches: Sequence[Batch], *, engine: Engine, reference: Engine, twin: Engine
+    pack: Pack, forward: Forward, batches: Sequence[Batch], *, engine: Program, reference: Program, twin: Program
 ) -> dict[str, Agreement]:
     """Compare one step of every plan with the reference's, and both with the twin's.
 
@@ -89,7 +116,7 @@ def check_parity(
         engines = (engine, reference, twin)
         trainers = [e.trainer(pack, name, weights) for e in engines]
         prefixes = [e.prefix(pack, name, weights) for e in engines]
-        start, slot = reference.trainer(pack, name, weights).state(), OPTIMIZER_STATE[pack.manifest.optimizer][0]
+        start, slot = engine.trainer(pack, name, weights).state(), OPTIMIZER_STATE[pack.manifest.optimizer][0]
         seen: list[Errors] = []
         for batch in batches:
             results = []
@@ -140,7 +167,7 @@ def _require_explained(
         )
 
 
-def _results(trainer: Trainer, batch: Batch, slot: str) -> Arrays:
+def _results(trainer: OneStep, batch: Batch, slot: str) -> Arrays:
     """Losses, gradients and running statistics after one step; gradients come closest to the loss first."""
     losses = trainer.step(batch, STEP).losses
     state = trainer.state()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge_sel.cli import export
+from edge_sel.cli import export, rehearse
 from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import write_folder
 from edge_sel.pack.reader import open_pack
@@ -57,14 +57,14 @@ def test_it_is_judged_by_what_training_never_saw(run, warm, data, tmp_path, monk
     ids = load_folder(data, (16, 16), classes=CLASSES).ids
     half = with_held_out(warm, tmp_path / "half.safetensors", ids[::2])
     assert "judged by 9, which training may have seen" in run("--rehearsals", 1, checkpoint=half)[1]
-    monkeypatch.setattr(export, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
     told = run("--rehearsals", 1, checkpoint=half)[1]
     assert "rehearsing on 12 images, judged by 12, which training never saw" in told
 
 
 @pytest.mark.parametrize(("seen", "count"), [(12, 12), (0, 15)], ids=["half held out", "nothing else there"])
 def test_no_image_is_both_trained_on_and_judged_by(seen, count, run, warm, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
     fields = []
     monkeypatch.setattr(simulate, "simulate_fields", lambda *given: fields.append(given) or ())
     ids = load_folder(data, (16, 16), classes=CLASSES).ids
@@ -76,18 +76,18 @@ def test_no_image_is_both_trained_on_and_judged_by(seen, count, run, warm, data,
 
 
 def test_a_rehearsal_has_no_more_images_than_it_needs(run, warm, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "LEAST_UNSEEN", 12)
-    monkeypatch.setattr(export, "TRAINED_ON", 8)
-    monkeypatch.setattr(export, "JUDGED_BY", 6)
+    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearse, "TRAINED_ON", 8)
+    monkeypatch.setattr(rehearse, "JUDGED_BY", 6)
     half = with_held_out(warm, tmp_path / "half.safetensors", load_folder(data, (16, 16), classes=CLASSES).ids[::2])
     assert "rehearsing on 8 images, judged by 6" in run("--rehearsals", 1, checkpoint=half)[1]
 
 
 @pytest.mark.parametrize("there", [0, 11, 12])
 def test_images_that_are_no_more_in_the_folder_are_not_counted(there, warm, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
     ids = load_folder(data, (16, 16), classes=CLASSES).ids
     gone = [f"{CLASSES[0]}/gone{n}.png" for n in range(12)]
     info = replace(warmup.load(warm)[1], held_out=(*np.array(ids)[:there].tolist(), *gone))
-    found = export.load_unseen(data, info)
+    found = rehearse.load_unseen(data, info)
     assert (None if found is None else list(found.ids)) == (list(ids[:12]) if there == 12 else None)

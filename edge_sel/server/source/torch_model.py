@@ -1,25 +1,104 @@
-"""Classifiers that torch can build: warmup checkpoints, torchvision, timm, and a factory in a user's file."""
+"""Classifiers that torch can build: warmup checkpoints, and models of torchvision and timm."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import BuildModel, TorchEngine
+from edge_sel.errors import BadInputError, EdgeSelError, SetupError
 from edge_sel.models.registry import build
 from edge_sel.server.forward import export_forward
 from edge_sel.server.parity import check_parity
 from edge_sel.server.source.base import Source, WarmupInfo
+from edge_sel.server.source.weight_file import read_weights
 from edge_sel.server.warmup import load
+
+if TYPE_CHECKING:
+    from edge_sel.server.source.open import Asked
+
+_USUAL_CLASSES = 1000
+"""Of published models; a dry run without images shows these."""
 
 
 def from_checkpoint(path: Path) -> Source:
     """A warmup checkpoint of ``edge-sel pretrain``."""
     return from_module(*load(path))
+
+
+def from_name(info: WarmupInfo, asked: Asked) -> Source:
+    """``torchvision:NAME`` or ``timm:NAME``, with a file of weights, or with its published ones and a new head.
+
+    Raises:
+        BadInputError: the weights do not fit the model.
+        UsageError: unknown model, or another number of classes than the weights have.
+        SetupError: the library is missing, or published weights cannot be had.
+    """
+    if asked.weights is not None:
+        return from_weights(build, info, asked)
+    classes = info.classes or tuple(f"class {number}" for number in range(_USUAL_CLASSES))
+    try:
+        model = build(info.model, len(classes), info.image_size, pretrained=not asked.dry)
+    except EdgeSelError:
+        raise
+    except Exception as error:  # of torch's hub, timm's, the network and the files: they have nothing in common
+        told = (str(error).strip() or repr(error)).splitlines()[0]
+        fix = "load them once with a network, or give a file with --weights"
+        raise SetupError(f"no published weights of {info.model}", where=told, fix=fix) from error
+    return from_module(model, replace(info, classes=classes), new_head=not asked.dry)
+
+
+def from_weights(build: BuildModel, info: WarmupInfo, asked: Asked) -> Source:
+    """A model that ``build`` makes, with the weights of the file ``asked.weights``."""
+    path = asked.weights
+    assert path is not None
+    given = read_weights(path)
+    few, more = (dict(build(info.model, count, info.image_size).state_dict()) for count in (2, 3))
+    head = [name for name in few if few[name].shape != more[name].shape]
+    logits = {given[name].shape[0] for name in head if name in given}
+    if not head or len(logits) != 1:
+        raise BadInputError("the file has no weights for the model's head", where=f"{path} ({info.model})")
+    names, new_head = asked.class_names(logits.pop(), path)
+    model = build(info.model, len(names), info.image_size)
+    fill(
+        model,
+        given if not new_head else {n: v for n, v in given.items() if n not in head},
+        head if new_head else (),
+        path,
+    )
+    training = {**info.training, "weights": path.name}
+    return from_module(model, replace(info, classes=names, training=training), new_head=new_head, build=build)
+
+
+def fill(model: nn.Module, given: Mapping[str, torch.Tensor], but: object, path: Path) -> None:
+    """Load the weights; only those named in ``but`` may be missing.
+
+    Raises:
+        BadInputError: a weight is missing, of another shape, or not the model's.
+    """
+    own = model.state_dict()
+    assert isinstance(but, (list, tuple))
+    missing = [
+        name for name in own if name not in given and name not in but and not name.endswith("num_batches_tracked")
+    ]
+    other = [name for name in given if name in own and own[name].shape != given[name].shape]
+    unknown = [name for name in given if name not in own]
+    for names, what in (
+        (missing, "lacks"),
+        (unknown, "has a weight that the model has not,"),
+        (other, "has another shape of"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BadInputError(f"the weights do not fit the model: the file {what} {names[0]}{more}", where=path)
+    model.load_state_dict({name: value.to(own[name].dtype) for name, value in given.items()}, strict=False)
 
 
 def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, build: BuildModel = build) -> Source:

@@ -1,0 +1,72 @@
+"""What a pack of this source would hold and cost, before any image is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.executed_flops import executed_flops
+from edge_sel.graphs.liveness import peak_activation_bytes
+from edge_sel.graphs.plans import make_plan, with_probes
+from edge_sel.graphs.prefix import compile_prefix, find_cut, tail
+from edge_sel.graphs.train import compile_score, compile_train
+from edge_sel.pack.writer import externalise
+from edge_sel.server.source.base import Source
+
+
+class PlanForecast(NamedTuple):
+    """Of one plan.
+
+    Attributes:
+        name: of the plan.
+        reason: why this model cannot have it; empty where it can.
+        parameters: scalars that it trains.
+        flops: of a step per image; of a plan with a frozen backbone, from its features on.
+        prefix_flops: of the frozen backbone per image, once.
+        activation_bytes: largest sum of activations and gradients that are alive at once in a step.
+        pack_bytes: of its own graphs in the pack.
+    """
+
+    name: str
+    reason: str = ""
+    parameters: int = 0
+    flops: int = 0
+    prefix_flops: int = 0
+    activation_bytes: int = 0
+    pack_bytes: int = 0
+
+
+def forecast(source: Source, plans: Sequence[str], optimizer: str, batch: int) -> list[PlanForecast]:
+    """Of every plan, for steps of ``batch`` images. Nothing is computed with the weights, and nothing is checked."""
+    return [_plan(source, name, optimizer, batch) for name in with_probes(plans)]
+
+
+def _plan(source: Source, name: str, optimizer: str, batch: int) -> PlanForecast:
+    forward, classes = source.forward, len(source.info.classes)
+    try:
+        plan = make_plan(forward, name)
+        cut = find_cut(forward, plan)
+        trained = tail(forward, cut)
+        train = compile_train(trained, plan, optimizer)
+    except GraphError as error:
+        return PlanForecast(name, reason=str(error))
+    graphs = [train, compile_score(trained, (*plan.trainable, *plan.buffers))]
+    prefix_flops = 0
+    if cut is not None:
+        graphs.append(compile_prefix(forward, cut))
+        prefix_flops = executed_flops(graphs[-1], classes)
+    outside = {name: (0, value.nbytes) for name, value in source.weights.items()}
+    return PlanForecast(
+        name,
+        parameters=sum(source.weights[weight].size for weight in plan.trainable),
+        flops=executed_flops(train, classes),
+        prefix_flops=prefix_flops,
+        activation_bytes=peak_activation_bytes(train, classes, batch),
+        pack_bytes=sum(externalise(graph, outside).ByteSize() for graph in graphs),
+    )
+
+
+def weight_bytes(source: Source) -> int:
+    """Of the weights, which stand once in a pack."""
+    return sum(value.nbytes for value in source.weights.values())

@@ -1,0 +1,117 @@
+"""A classifier that is a forward ONNX file alone: read, brought into form, and checked without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from edge_sel.engines.base import Batch
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.errors import GraphError
+from edge_sel.graphs.ir import OPSET, Forward, read_forward
+from edge_sel.graphs.plans import running_statistics
+from edge_sel.graphs.train import compile_eval
+from edge_sel.pack.reader import Pack
+from edge_sel.server.derivative import check_gradients
+from edge_sel.server.parity import check_parity
+from edge_sel.server.reference_engine import ReferenceEngine
+from edge_sel.server.source.base import Agreement, Source, WarmupInfo
+from edge_sel.server.source.canonical import name_weights, with_linear_head
+from edge_sel.server.source.onnx_file import dimensions, image_input, load_onnx, to_opset
+from edge_sel.server.source.onnx_rewrites import choose_logits, fold_constants, free_batch, name_image, set_image_size
+
+SAME = 1e-4
+"""Largest difference of logits, relative to the largest logit, between the file and what was made of it."""
+CHECKED_IMAGES, CHECKED_BATCHES = 2, 3
+"""Images of a batch and batches; the reference implementation is slow."""
+
+
+def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | None) -> tuple[Forward, tuple[int, int]]:
+    """The file's classifier as a forward graph, and its image size.
+
+    Args:
+        path: of the file.
+        image_size: height and width, where the file leaves them open.
+        classes: how many logits are expected, to choose among several outputs.
+
+    Raises:
+        BadInputError: not an ONNX file.
+        GraphError: it is no classifier that can be trained; the message says what to change.
+    """
+    original = load_onnx(path)
+    image = image_input(original, path)
+    batch = dimensions(image)[0]
+    model = onnx.ModelProto()
+    model.CopyFrom(original)
+    model = to_opset(model, path)
+    size = set_image_size(model, image_size, path)
+    fold_constants(model)
+    name_image(model, path)
+    name = choose_logits(model, classes, path)
+    free_batch(model, batch)
+    try:
+        forward, _ = name_weights(with_linear_head(read_forward(model)))
+    except onnx.shape_inference.InferenceError as error:
+        raise GraphError("the graph's shapes contradict each other", where=f"{path}: {error}") from error
+    _require_same(original, name, forward, size, path)
+    return forward, size
+
+
+def from_onnx(path: Path, info: WarmupInfo, forward: Forward, *, new_head: bool = False) -> Source:
+    """The source of a file that was read; ``info`` says what its logits are."""
+    names = {*forward.parameters, *running_statistics(forward)}
+    weights = {name: value for name, value in forward.initializers.items() if name in names}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    info = replace(info, training={**info.training, "sha256": digest})
+    return Source(info, forward, weights, _check, new_head)
+
+
+def _check(pack: Pack, forward: Forward, batches: Sequence[Batch]) -> dict[str, Agreement]:
+    """Every plan's gradients against numerical derivatives in float64, and its float32 step against a float64 one."""
+    few = [Batch(*(values[:CHECKED_IMAGES] for values in batch)) for batch in batches[:CHECKED_BATCHES]]
+    check_gradients(pack, forward, few[0], np.random.default_rng(0))
+    reference, twin = (ReferenceEngine(dtype) for dtype in (np.float32, np.float64))
+    return check_parity(pack, forward, few, engine=OrtEngine(), reference=reference, twin=twin)
+
+
+def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: tuple[int, int], path: Path) -> None:
+    """What was made of the file must compute what the file computes."""
+    pixels = np.random.default_rng(0).standard_normal((3, 3, *size)).astype(np.float32)
+    expected = _logits_of_file(original, name, pixels, path)
+    session = OrtEngine().session(compile_eval(forward).SerializeToString(), {})
+    asked = {given.name for given in session.get_inputs()}
+    feeds = {"x": pixels, **{n: v for n, v in forward.initializers.items() if n in asked}}
+    try:
+        (found,) = session.run(["logits"], feeds)
+    except Exception as error:  # of onnxruntime, which has no common exception type
+        told = str(error).splitlines()[0]
+        raise GraphError("the graph does not run with another batch size", where=f"{path}: {told}",
+                         fix="export it with a dynamic batch axis") from error  # fmt: skip
+    difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+    if not difference <= SAME:
+        raise GraphError(f"brought into form, the graph computes other logits (by {difference:.1e})", where=path,
+                         fix=f"export it with a dynamic batch axis and opset {OPSET}")  # fmt: skip
+
+
+def _logits_of_file(original: onnx.ModelProto, name: str, pixels: np.ndarray, path: Path) -> np.ndarray:
+    """The tensor ``name`` of the file as it is, for each image."""
+    shown = onnx.ModelProto()
+    shown.CopyFrom(original)
+    del shown.graph.output[:]
+    shown.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    image = image_input(original, path)
+    batch, channels = dimensions(image)[0] or 1, dimensions(image)[1]
+    pixels = pixels if channels == 3 else pixels.transpose(0, 2, 3, 1)
+    try:
+        session = OrtEngine().session(shown.SerializeToString(), {})
+        rows = [session.run([name], {image.name: np.repeat(row[None], batch, 0)})[0][:1] for row in pixels]
+    except Exception as error:  # of onnxruntime, or ours around it
+        told = (str(error) or repr(error)).splitlines()[0]
+        raise GraphError("onnxruntime cannot run the file", where=f"{path}: {told}") from error
+    return np.concatenate(rows).reshape(len(pixels), -1)

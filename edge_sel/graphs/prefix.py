@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.executed_flops import node_flops
 from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
-from edge_sel.graphs.plans import Plan
+from edge_sel.graphs.plans import Plan, head_names, running_statistics
 
 MIN_SHARE = 0.1
 """Least share of the forward pass that a prefix must save: a stem is cheaper to compute again than to keep."""
@@ -44,9 +44,10 @@ def find_cut(forward: Forward, plan: Plan) -> Cut | None:
 
     Nothing before a cut depends on what the plan changes, no weight serves on both sides, and the logits depend on the
     image through it alone: in a residual network only what follows a join will do. Of those the latest, or one that
-    is hardly earlier and smaller.
+    is hardly earlier and smaller; where only the head is trained, what the head takes.
     """
     changing = {*plan.trainable, *plan.buffers}
+    weights = {*forward.parameters, *running_statistics(forward)}
     found = []
     for node in forward.nodes[:-1] if plan.trainable else ():
         tensor = node.outputs[0]
@@ -59,12 +60,16 @@ def find_cut(forward: Forward, plan: Plan) -> Cut | None:
         if forward.input not in ours or forward.input in theirs or ours.keys() & changing:
             continue
         constants = tuple(name for name in ours if name in forward.initializers)
-        if not any(name in theirs and ("." in name or name in forward.parameters) for name in constants):
+        if not any(name in theirs and name in weights for name in constants):
             flops = sum(node_flops(node, forward.shapes) for node in before)
             found.append((Cut(tensor, tuple(size or 0 for size in shape), constants), flops))
     least = MIN_SHARE * sum(node_flops(node, forward.shapes) for node in forward.nodes)
-    least = max(least, NEARLY_ALL * max((flops for _, flops in found), default=0))
+    only_head = set(plan.trainable) <= set(head_names(forward))
+    share = 1.0 if only_head else NEARLY_ALL  # the closed form needs what the head itself takes
+    least = max(least, share * max((flops for _, flops in found), default=0))
     late = [cut for cut, flops in reversed(found) if flops >= least]
+    if only_head:
+        return late[0] if late else None
     return min(late, key=lambda cut: prod(cut.shape), default=None)
 
 

@@ -26,7 +26,7 @@ from edge_sel.pack.manifest import CLOSED, EVAL, MANIFEST, RIDGE, WEIGHTS, Manif
 from edge_sel.pack.manifest_check import check_content, check_files
 from edge_sel.pack.manifest_json import from_json, to_json
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
-from edge_sel.pack.tensor_file import not_finite, read_tensors, tensor_places
+from edge_sel.pack.tensor_file import TensorPlace, not_finite, read_tensors, tensor_places
 
 MOST_MANIFEST_BYTES = 4 << 20
 
@@ -81,11 +81,21 @@ class Pack:
         """Of every plan: those in the manifest, and those in closed form where only the head follows the features."""
         plans = self.manifest.plans
         head, bn = plans.get("head"), plans.get("bn")
-        vector = head is not None and head.prefix and len(self.manifest.prefixes[head.prefix].shape) == 1
+        shape = self.manifest.prefixes[head.prefix].shape if head is not None and head.prefix else ()
+        vector = len(shape) == 1 and self._head_takes(shape[0])
         closed_form = [RIDGE] if vector else []
         if vector and bn is not None and bn.buffers:
             closed_form.append(CLOSED)
         return (*plans, *closed_form)
+
+    def _head_takes(self, width: int) -> bool:
+        """Whether the head is one linear layer on this many features."""
+        head = self.manifest.model.head
+        return len(head) == 2 and self._places[head[0]].shape[1:] == (width,)
+
+    @cached_property
+    def _places(self) -> dict[str, TensorPlace]:
+        return tensor_places(self._content[WEIGHTS])
 
     def _closed_form_plan(self, name: str) -> PlanInfo:
         """The plan ``head`` without its graphs; for ``closed`` the statistics come with it, but not their FLOPs.

@@ -21,7 +21,7 @@ from edge_sel.server.parity import EXACT, STEP, blame
 DIRECTIONS = 4
 """Random directions in the space of all weights; a right rule fails none, a wrong one is off in nearly all."""
 STEPS = (1e-6, 1e-7, 1e-8, 1e-9)
-"""Lengths of the numerical step to try, relative to each weight: a short one crosses fewer kinks, a long one rounds less."""
+"""Lengths of the numerical step to try, relative to each weight: short ones cross fewer kinks, long ones round less."""
 TOLERANCE = 1e-4
 """Largest error of a directional derivative, relative to the norm of what the weights contribute to it.
 

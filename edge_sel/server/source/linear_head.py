@@ -1,77 +1,12 @@
-"""Give a foreign graph what plans look for: weights with the names of layers, and a linear head as one Gemm."""
+"""Give a foreign graph a linear head in the one form that plans look for: a Gemm with weight [C, F] and bias [C]."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
 
 from edge_sel.graphs.ir import Forward, Node
-
-_WEIGHT_PLACES = {
-    "Conv": ("weight", "bias"),
-    "ConvTranspose": ("weight", "bias"),
-    "Gemm": ("weight", "bias"),
-    "MatMul": ("weight",),
-    "BatchNormalization": ("scale", "shift", "mean", "variance"),
-    "InstanceNormalization": ("scale", "shift"),
-    "LayerNormalization": ("scale", "shift"),
-    "GroupNormalization": ("scale", "shift"),
-    "PRelu": ("slope",),
-}
-"""What the operands of an operator are, from the second on (for a MatMul whichever is constant)."""
-_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
-_A_PATH = re.compile(r"[A-Za-z_][\w]*(\.\w+)+")
-"""Names as torch gives them, such as ``layer1.0.conv1.weight``."""
-
-
-def name_weights(forward: Forward) -> tuple[Forward, tuple[str, ...]]:
-    """Weights and running statistics under the names of layers, and all of them in forward order.
-
-    A weight is a float operand of a convolution, a product or a normalisation; behind the first of these also one of
-    more than one element of an addition or a multiplication. Names that are paths stay as they are; another becomes
-    ``layerN.weight``, N counting the layers.
-    """
-    roles: dict[str, tuple[int, str]] = {}
-    layer = 0
-    for node in forward.nodes:
-        found = _weights_of(forward, node, behind=layer > 0)
-        layer += bool(found) and node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-        for name, role in found.items():
-            roles.setdefault(name, (max(layer, 1), role))
-    new: dict[str, str] = {}
-    taken = set(forward.shapes) | set(forward.initializers)
-    for name, (number, role) in roles.items():
-        fresh = f"layer{number}.{role}"
-        while fresh in taken:
-            fresh += "_"
-        new[name] = name if _A_PATH.fullmatch(name) else fresh
-        taken.add(new[name])
-    kept = tuple(new[name] for name in roles)
-    parameters = {new[n] for n, (_, role) in roles.items() if role not in ("mean", "variance")}
-    return _renamed(forward, new, frozenset(parameters)), kept
-
-
-def _weights_of(forward: Forward, node: Node, *, behind: bool) -> dict[str, str]:
-    floats = [
-        name for name in node.inputs if name in forward.initializers and forward.initializers[name].dtype.kind == "f"
-    ]
-    if node.op == "MatMul":
-        return dict.fromkeys(floats, "weight")
-    if node.op in _WEIGHT_PLACES:
-        places = zip(node.inputs[1:], _WEIGHT_PLACES[node.op], strict=False)
-        return {name: role for name, role in places if name in floats}
-    if node.op in _ARITHMETIC and behind:
-        return {name: node.op.lower() for name in floats if forward.initializers[name].size > 1}
-    return {}
-
-
-def _renamed(forward: Forward, new: dict[str, str], parameters: frozenset[str]) -> Forward:
-    nodes = tuple(replace(node, inputs=tuple(new.get(name, name) for name in node.inputs)) for node in forward.nodes)
-    initializers = {new.get(name, name): value for name, value in forward.initializers.items()}
-    shapes = {new.get(name, name): shape for name, shape in forward.shapes.items()}
-    return replace(forward, nodes=nodes, initializers=initializers, shapes=shapes, parameters=parameters)
 
 
 def with_linear_head(forward: Forward) -> Forward:
@@ -121,6 +56,10 @@ class _Head:
         """One pixel per channel that is flattened: the layer before it makes the logits."""
         if not self._only_read_by(last.inputs[0], last):
             return False
+        turned = before
+        if before.op == "Transpose":  # of one pixel: Keras turns the channels last
+            made = self._producer(before.inputs[0])
+            before = made if made is not None and self._only_read_by(turned.inputs[0], turned) else before
         if before.op == "Conv" and self.forward.shape(before.inputs[0])[2:] == (1, 1):
             kernel, *bias = (self._constant(name) for name in before.inputs[1:])
             if kernel.shape[2:] != (1, 1) or before.attribute("group", 1) != 1:
@@ -130,10 +69,13 @@ class _Head:
             flatten = Node("Flatten", before.inputs[:1], (flat,), {"axis": 1}, flat)
             self.forward = replace(self.forward, shapes={**self.forward.shapes, flat: (None, width)},
                                    per_image=self.forward.per_image | {flat})  # fmt: skip
-            return self._replace(
-                (before, last), [flatten, self._gemm(last.outputs[0], flat, before.inputs[1], kernel[:, :, 0, 0], bias)]
-            )
-        if before.op in ("Add", "Gemm", "MatMul") and len(self.forward.shape(before.outputs[0])) == 2:
+            gemm = self._gemm(last.outputs[0], flat, before.inputs[1], kernel[:, :, 0, 0], bias)
+            return self._replace((before, turned, last), [flatten, gemm])
+        if (
+            before is turned
+            and before.op in ("Add", "Gemm", "MatMul")
+            and len(self.forward.shape(before.outputs[0])) == 2
+        ):
             return self._replace((before, last), [replace(before, outputs=last.outputs)])
         return False
 

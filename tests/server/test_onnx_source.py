@@ -1,0 +1,333 @@
+"""A classifier that is an ONNX file alone: whatever its exporter did to it, it becomes a pack that is right."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_sel.data.shifts import write_folder
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.errors import BadInputError, GraphError, UsageError
+from edge_sel.graphs.plans import head_names, running_statistics
+from edge_sel.graphs.rules import RULES
+from edge_sel.graphs.train import compile_eval
+from edge_sel.pack.reader import open_pack
+from edge_sel.server.export import export_pack
+from edge_sel.server.source.onnx_model import read_onnx
+from edge_sel.server.source.open import Asked, open_source
+from tests.server import onnx_files as files
+from tests.server.conftest import CLASSES, NOW, noise_images
+from tests.server.test_export import bent, relu_that_forgets_its_mask, wrong_on_one_element
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+ASKED = Asked(classes=CLASSES, mean=MEAN, std=STD)
+
+
+def plain(path, **options):
+    return files.torch_file(path, files.settled(), **options)
+
+
+FORMS = {
+    "plain": plain,
+    "of operator set 9": lambda path: plain(path, opset=9),
+    "of operator set 13": lambda path: plain(path, opset=13),
+    "folded, of a fixed batch": lambda path: plain(path, folded=True, dynamic=False),
+    "softmax": lambda path: files.changed(plain(path), files.with_softmax),
+    "two outputs": lambda path: files.changed(plain(path), files.with_features_too),
+    "channels last": lambda path: files.changed(plain(path), files.channels_last),
+    "channels last, scaled": lambda path: files.changed(plain(path), files.scaled_inside),
+    "MatMul and Add": lambda path: files.changed(plain(path), files.product_and_sum),
+    "a convolution for a head": lambda path: files.torch_file(path, files.settled(files.ConvHead)),
+    "the same, turned": lambda path: files.changed(
+        files.torch_file(path, files.settled(files.ConvHead)), files.turned_head
+    ),
+    "a head without bias": lambda path: files.torch_file(path, files.settled(files.NoBias)),
+    "weights as inputs": lambda path: files.changed(plain(path), files.weights_as_inputs),
+    "equal biases stored once": lambda path: files.changed(plain(path), files.equal_biases_once),
+}
+
+
+def of_file(path, pixels):
+    """What onnxruntime makes of the file as it is: logits, or log-probabilities of its probabilities."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    given = pixels if image.shape[1] == 3 else pixels.transpose(0, 2, 3, 1)
+    return np.concatenate([session.run(None, {image.name: row[None]})[0] for row in given]), session.get_outputs()[
+        0
+    ].name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_form_of_a_file_computes_the_same_and_has_a_linear_head(form, tmp_path):
+    path = FORMS[form](tmp_path / "net.onnx")
+    forward, size = read_onnx(path, None, len(CLASSES))
+    assert size == (files.SIZE, files.SIZE)
+    pixels = np.random.default_rng(1).standard_normal((5, 3, *size)).astype(np.float32)
+    session = OrtEngine(1).session(compile_eval(forward).SerializeToString(), {})
+    (found,) = session.run(["logits"], {"x": pixels, **{n: forward.initializers[n] for n in head_names(forward)}})
+    expected, name = of_file(path, pixels)
+    if name == "probabilities":
+        shift = np.log(expected) - found
+        np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1], shift.shape), atol=1e-4)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    weight, bias = (forward.initializers[name] for name in head_names(forward))
+    assert weight.shape == (3, 12) and bias.shape == (3,)
+    assert all(re.fullmatch(r"\w+(\.\w+)+", name) for name in (*forward.parameters, *running_statistics(forward)))
+    biases = [node.inputs[2] for node in forward.nodes if node.op == "Conv" and len(node.inputs) == 3]
+    assert len(set(biases)) == len(biases), "a layer has no weight of another"
+
+
+@pytest.mark.parametrize("form", ("folded, of a fixed batch", "channels last, scaled", "of operator set 9"))
+@pytest.mark.parametrize("optimizer", ("sgd", "adam"))
+def test_a_pack_of_a_file_trains_as_torch_does(form, optimizer, one_thread, tmp_path):
+    """Torch is not asked by the export; here it is, of the same network."""
+    path = FORMS[form](tmp_path / "net.onnx")
+    source = open_source(str(path), ASKED)
+    manifest = export_pack(source, noise_images(24), tmp_path / "pack", optimizer=optimizer, now=NOW)
+    assert {"head", "last", "full", "full-c25"} <= manifest.plans.keys()
+    assert ("bn" in manifest.plans) == (form != "folded, of a fixed batch")
+    pack = open_pack(tmp_path / "pack")
+    assert "ridge" in pack.plan_names and ("closed" in pack.plan_names) == ("bn" in manifest.plans)
+    limits = manifest.parity["error_of_reference"]
+    assert all(error < 1e-3 for error in limits.values())
+
+
+@pytest.mark.parametrize(
+    ("op", "rule"),
+    (
+        ("Relu", relu_that_forgets_its_mask), ("Conv", bent("Conv", 0)), ("Conv", bent("Conv", 1)),
+        ("Conv", wrong_on_one_element), ("BatchNormalization", bent("BatchNormalization", 0)),
+        ("BatchNormalization", bent("BatchNormalization", 2)), ("Gemm", bent("Gemm", 1)), ("Gemm", bent("Gemm", 0)),
+        ("HardSwish", bent("HardSwish", 0, 1.01)), ("Add", bent("Add", 1)),
+    ),
+)  # fmt: skip
+def test_a_wrong_rule_is_refused_without_torch(op, rule, tmp_path, monkeypatch):
+    source = open_source(str(plain(tmp_path / "net.onnx")), ASKED)
+    monkeypatch.setitem(RULES, op, rule)
+    with pytest.raises(GraphError, match="differs from a numerical derivative") as error:
+        export_pack(source, noise_images(24), tmp_path / "pack", now=NOW)
+    assert op in error.value.where
+    assert not (tmp_path / "pack").exists()
+
+
+def test_a_new_head_is_fitted_to_the_folder(one_thread, tmp_path):
+    """Of four classes, where the file has three."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 4
+    pixels = rng.integers(0, 60, (80, 16, 16, 3))
+    pixels[np.arange(80), :, :8, labels % 3] += 120
+    pixels[labels == 3] += 60
+    from edge_sel.data.dataset import ImageSet
+
+    images = ImageSet.from_arrays(pixels.astype(np.uint8), labels, ("a", "b", "c", "d"))
+    path = plain(tmp_path / "net.onnx")
+    wanted = Asked(folders=images.classes, mean=MEAN, std=STD)
+    with pytest.raises(UsageError, match="the model has 3 logits, the folder has 4 classes"):
+        open_source(str(path), wanted)
+    source = open_source(str(path), Asked(folders=images.classes, mean=MEAN, std=STD, new_head=True))
+    manifest = export_pack(source, images, tmp_path / "pack", now=NOW)
+    assert manifest.model.classes == images.classes and manifest.calibration.accuracy > 0.7
+    pack = open_pack(tmp_path / "pack")
+    assert pack.weights()[manifest.model.head[0]].shape == (4, 12)
+
+
+def quantize(model):
+    model.graph.node.insert(0, helper.make_node("DynamicQuantizeLinear", ["pictures"], ["q", "s", "z"]))
+
+
+def half(model):
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+
+
+def foreign_operator(model):
+    model.graph.node[1].domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def no_classifier(model):
+    """A segmenter: a map of logits."""
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(conv.output[0], TensorProto.FLOAT, None))
+
+
+def two_inputs(model):
+    model.graph.input.append(helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, 4]))
+
+
+def grey(model):
+    del model.graph.input[:]
+    model.graph.input.append(helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["n", 1, 16, 16]))
+
+
+def any_size(model):
+    for place in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = f"side{place}"
+
+
+def sigmoid(model):
+    model.graph.node.append(helper.make_node("Sigmoid", ["scores"], ["each"]))
+    model.graph.output[0].name = "each"
+
+
+def branches(model):
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["scores"], ["then"])], "body", [],
+        [helper.make_tensor_value_info("then", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.append(helper.make_node("If", ["yes"], ["chosen"], then_branch=body, else_branch=body))
+    model.graph.output[0].name = "chosen"
+
+
+def too_old(model):
+    model.opset_import[0].version = 5
+
+
+def too_new(model):
+    """Operator set 20 made GELU an operator."""
+    model.opset_import[0].version = 20
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type = "Gelu"
+
+
+BAD = {
+    "quantized": (quantize, GraphError, "quantized"),
+    "float16": (half, GraphError, "float16"),
+    "another domain": (foreign_operator, GraphError, "not a standard ONNX operator"),
+    "a segmenter": (no_classifier, GraphError, "no output is a batch of logits"),
+    "two inputs": (two_inputs, GraphError, "one input, this file has 2"),
+    "grey images": (grey, GraphError, "no batch of colour images"),
+    "any size": (any_size, GraphError, "image size is dynamic"),
+    "independent classes": (sigmoid, GraphError, "ends in a Sigmoid"),
+    "a branch": (branches, GraphError, "holds a graph"),
+    "too old": (too_old, GraphError, "operator set 5 is too old"),
+    "too new": (too_new, GraphError, "Gelu of operator set 20 is newer than 18"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_file_that_cannot_be_trained_is_one_line(bad, tmp_path):
+    change, kind, told = BAD[bad]
+    path = files.changed(plain(tmp_path / "net.onnx"), change)
+    with pytest.raises(kind, match=told) as error:
+        open_source(str(path), ASKED)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_size_left_open_may_be_given(tmp_path):
+    path = files.changed(plain(tmp_path / "net.onnx"), any_size)
+    assert read_onnx(path, (24, 16), 3)[1] == (24, 16)
+    with pytest.raises(GraphError, match="fixed at 16×16"):
+        read_onnx(plain(tmp_path / "fixed.onnx"), (24, 16), 3)
+
+
+def test_what_is_no_onnx_file_is_one_line(tmp_path):
+    for content in (b"", b"no protobuf at all" * 50, b"\x08\x07"):
+        (tmp_path / "net.onnx").write_bytes(content)
+        with pytest.raises(BadInputError, match="not an ONNX file"):
+            open_source(str(tmp_path / "net.onnx"), ASKED)
+    with pytest.raises(BadInputError, match="no such ONNX file"):
+        open_source(str(tmp_path / "other.onnx"), ASKED)
+
+
+def test_external_data_are_read_and_missed(tmp_path):
+    path = plain(tmp_path / "net.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert read_onnx(path, None, 3)[1] == (16, 16)
+    (tmp_path / "net.data").unlink()
+    with pytest.raises(BadInputError, match="external data cannot be read"):
+        read_onnx(path, None, 3)
+
+
+def test_how_images_were_normalised_must_be_told(tmp_path):
+    path = plain(tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match="how images were normalised is not known"):
+        open_source(str(path), Asked(classes=CLASSES))
+    assert open_source(str(path), Asked(dry=True)).info.classes == ("class 0", "class 1", "class 2")
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "torchvision", "onnxscript", "timm"):
+    sys.modules[name] = None
+from importlib import util
+find = util.find_spec
+util.find_spec = lambda name, *rest: None if name in sys.modules and sys.modules[name] is None else find(name, *rest)
+sys.argv = ["edge-sel", *sys.argv[1:]]
+from edge_sel.__main__ import main
+main()
+"""
+
+
+def without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *(str(part) for part in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+
+
+def test_from_a_file_to_a_fine_tuned_model_without_torch(tmp_path):
+    path, data = plain(tmp_path / "net.onnx"), tmp_path / "data"
+    write_folder(noise_images(60), data)
+    dry = without_torch("export", path, "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    told = json.loads(dry.stdout)
+    assert {plan["name"] for plan in told["plans"] if plan["trainable"]} >= {"bn", "head", "full"}
+    assert all(plan["flops"] > 0 and plan["activation_bytes"] > 0 for plan in told["plans"] if plan["name"] == "full")
+    given = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3", "--plans", "bn,head", "--out", tmp_path / "m.edgepack")
+    made = without_torch("export", path, "--data", data, *given)
+    assert made.returncode == 0 and "rehearsals: simulated cameras need torch" in made.stderr, made.stderr
+    run = without_torch("finetune", tmp_path / "m.edgepack", "--data", data, "--out", tmp_path / "run", "--json")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "model.onnx").is_file()
+
+
+def test_a_checkpoint_without_torch_says_what_is_missing(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    result = without_torch("export", tmp_path / "w.safetensors", "--dry-run")
+    assert result.returncode == 3 and "needs torch and onnxscript" in result.stderr
+
+
+def test_nothing_is_written_and_nothing_lost_when_a_file_is_refused(tmp_path):
+    path, data, out = files.changed(plain(tmp_path / "net.onnx"), half), tmp_path / "data", tmp_path / "m.edgepack"
+    write_folder(noise_images(12), data)
+    out.write_bytes(b"")
+    result = without_torch("export", path, "--data", data, "--out", out, "--mean", "0,0,0", "--std", "1,1,1")
+    assert result.returncode == 2 and "is not a pack" in result.stderr
+    out.unlink()
+    result = without_torch("export", path, "--data", data, "--out", out, "--mean", "0,0,0", "--std", "1,1,1")
+    assert result.returncode == 4 and result.stderr.count("\n") == 1 and "float16" in result.stderr
+    assert not out.exists()
+
+
+def test_weights_have_no_meaning_beside_an_onnx_file(tmp_path):
+    with pytest.raises(UsageError, match="--weights has no meaning"):
+        open_source(str(plain(tmp_path / "net.onnx")), Asked(classes=CLASSES, weights=Path("w.pth")))
+
+
+def test_of_torch_the_step_is_the_same(one_thread, tmp_path):
+    """The gradient of the file's first convolution is that of the torch model it was made of."""
+    model = files.settled()
+    source = open_source(str(files.torch_file(tmp_path / "net.onnx", model)), ASKED)
+    export_pack(source, noise_images(24), tmp_path / "pack", plans=("full",), now=NOW)
+    pack = open_pack(tmp_path / "pack")
+    from edge_sel.engines.base import Batch, Hyper
+
+    x = np.random.default_rng(2).standard_normal((6, 3, 16, 16)).astype(np.float32)
+    labels = np.arange(6) % 3
+    trainer = OrtEngine(1).trainer(pack, "full", pack.weights())
+    trainer.step(Batch(x, labels, np.ones(6, np.float32)), Hyper(1e-3))
+    loss = torch.nn.functional.cross_entropy(model.train()(torch.from_numpy(x)), torch.from_numpy(labels))
+    (expected,) = torch.autograd.grad(loss, [model.stem.weight])
+    np.testing.assert_allclose(trainer.state()["momentum::stem.weight"], expected.numpy(), rtol=1e-3, atol=1e-5)

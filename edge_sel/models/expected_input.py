@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib
+from typing import Any, NamedTuple
 
-from edge_sel.errors import UsageError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from edge_sel.errors import SetupError, UsageError
 
 
 class ExpectedInput(NamedTuple):
@@ -22,17 +21,26 @@ def expected_input(name: str) -> ExpectedInput:
 
     Raises:
         UsageError: the library has no such classifier, or says nothing about it.
+        SetupError: the library cannot be imported.
     """
     library, _, model = name.partition(":")
-    if library == "timm":
-        import timm
+    try:
+        found = importlib.import_module(library)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        extra = "timm" if library == "timm" else "server"
+        fix = f"pip install 'edge-sel[{extra}]'"
+        raise SetupError(f"{library} cannot be imported", where=error, fix=fix) from error
+    return _of_timm(found, model) if library == "timm" else _of_torchvision(found.models, model)
 
-        if not timm.is_model(model):
-            raise UsageError("timm has no such model", where=model)
-        config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
-        return ExpectedInput(tuple(config["input_size"][1:]), tuple(config["mean"]), tuple(config["std"]))
-    from torchvision import models
 
+def _of_timm(timm: Any, model: str) -> ExpectedInput:
+    if not timm.is_model(model):
+        raise UsageError("timm has no such model", where=model)
+    config = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
+    return ExpectedInput(tuple(config["input_size"][1:]), tuple(config["mean"]), tuple(config["std"]))
+
+
+def _of_torchvision(models: Any, model: str) -> ExpectedInput:
     try:
         transforms = models.get_model_weights(model).DEFAULT.transforms()
         size, mean, std = transforms.crop_size[0], transforms.mean, transforms.std

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from edge_sel.errors import GraphError
 from edge_sel.graphs.executed_flops import executed_flops
 from edge_sel.graphs.liveness import peak_activation_bytes
@@ -13,6 +15,7 @@ from edge_sel.graphs.prefix import compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_score, compile_train
 from edge_sel.pack.writer import externalise
 from edge_sel.server.source.base import Source
+from edge_sel.server.source.unfold import unfold
 
 
 class PlanForecast(NamedTuple):
@@ -39,6 +42,8 @@ class PlanForecast(NamedTuple):
 
 def forecast(source: Source, plans: Sequence[str], optimizer: str, batch: int) -> list[PlanForecast]:
     """Of every plan, for steps of ``batch`` images. Nothing is computed with the weights, and nothing is checked."""
+    if source.folded:
+        source = unfold(source, None, np.random.default_rng(0))
     return [_plan(source, name, optimizer, batch) for name in with_probes(plans)]
 
 

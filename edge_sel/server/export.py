@@ -36,6 +36,7 @@ from edge_sel.server.new_head import NewHead, fit_new_head
 from edge_sel.server.parity import parity_batches
 from edge_sel.server.quantized_variant import IMAGES, make_quantized_variant
 from edge_sel.server.source.base import Source, WarmupInfo
+from edge_sel.server.source.unfold import unfold
 
 DEFAULT_PLANS = (
     "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",
@@ -65,11 +66,14 @@ def export_pack(
         DataError: the images' classes are not the source's.
     """
     refuse_foreign(out)
-    info, forward, weights = source.info, source.forward, dict(source.weights)
+    info, rng = source.info, np.random.default_rng(seed)
     if images.classes != info.classes:
         raise DataError("the calibration images have other classes than the model", where=", ".join(images.classes))
+    if source.folded:
+        note("batch normalisation was folded into the convolutions: giving it back")
+        source = unfold(source, images, rng)
+    forward, weights = source.forward, dict(source.weights)
     compiled = compile_plans(forward, plans, optimizer, len(info.classes), note)
-    rng = np.random.default_rng(seed)
     described = ModelInfo(
         info.model, sum(weights[name].size for name in parameters(forward)), info.classes, info.image_size, info.mean,
         info.std, head_names(forward), bool(info.training.get("flip", False)),

@@ -49,6 +49,7 @@ class Source:
         weights: parameters and running statistics by name.
         check: how its packs are checked.
         new_head: whether its head is still to be fitted to the classes.
+        folded: whether its batch normalisation was folded into the convolutions.
     """
 
     info: WarmupInfo
@@ -56,3 +57,4 @@ class Source:
     weights: Arrays
     check: Check
     new_head: bool = False
+    folded: bool = False

@@ -26,6 +26,7 @@ from edge_sel.server.source.layer_names import name_weights, unshare
 from edge_sel.server.source.linear_head import with_linear_head
 from edge_sel.server.source.onnx_file import dimensions, image_input, load_onnx, to_opset
 from edge_sel.server.source.onnx_rewrites import choose_logits, fold_constants, free_batch, name_image, set_image_size
+from edge_sel.server.source.unfold import is_folded
 
 SAME = 1e-4
 """Largest difference of logits, relative to the largest logit, between the file and what was made of it."""
@@ -70,7 +71,7 @@ def from_onnx(path: Path, info: WarmupInfo, forward: Forward, *, new_head: bool 
     weights = {name: value for name, value in forward.initializers.items() if name in names}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     info = replace(info, training={**info.training, "sha256": digest})
-    return Source(info, forward, weights, _check, new_head)
+    return Source(info, forward, weights, _check, new_head, is_folded(forward))
 
 
 def _check(pack: Pack, forward: Forward, batches: Sequence[Batch]) -> dict[str, Agreement]:

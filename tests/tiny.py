@@ -9,8 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_sel.graphs.executed_flops import executed_flops
-from edge_sel.graphs.ir import BATCH, CLASSES, OPSET, read_forward
+from edge_sel.graphs.ir import BATCH, CLASSES, OPSET
 from edge_sel.graphs.plans import head_names, make_plan
+from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.pack.manifest import EVAL, Calibration, Manifest, ModelInfo, PlanInfo
 

@@ -51,8 +51,10 @@ class TorchEngine:
         info = pack.manifest.model
         classes = weights[info.head[-1]].shape[0]
         model = self._build(info.name, classes, info.image_size)
-        missing = model.load_state_dict({n: torch.tensor(v) for n, v in weights.items()}, strict=False)
-        assert not missing.unexpected_keys, missing
+        state = model.state_dict()  # with the versions of its layers, which some of them ask for
+        assert weights.keys() <= state.keys(), weights.keys() - state.keys()
+        state.update({n: torch.tensor(v) for n, v in weights.items()})
+        model.load_state_dict(state)
         return model.to(self.device, self._dtype).eval()
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> TorchTrainer:

@@ -11,6 +11,9 @@ from edge_sel.graphs.ir import Forward, Node
 from edge_sel.pack.manifest import split_plan_name
 
 PLANS = ("bn", "head", "affine", "last", "last2", "first", "full")
+_OF_ONE = ("Identity", "Relu", "GlobalAveragePool", "ReduceMean", "Flatten", "Squeeze")
+_KEEP_CLASSES = (*_OF_ONE, "Add", "Mul", "Div")
+"""Operators that leave each class on its own; the first take one tensor, the others may join two."""
 _NORMS = ("BatchNormalization", "LayerNormalization")
 
 
@@ -74,15 +77,48 @@ def running_statistics(forward: Forward) -> tuple[str, ...]:
 
 
 def head_names(forward: Forward) -> tuple[str, ...]:
-    """Weight and bias of the linear layer that makes the logits; their class axis is symbolic.
+    """Weights and biases of what makes the logits; the first axis of each is that of the classes.
+
+    Mostly one linear layer. It may also be a 1×1 convolution that is averaged over the map, or a mean of several.
 
     Raises:
-        GraphError: the logits do not come from one linear layer.
+        GraphError: the logits come from something else.
     """
-    last = forward.nodes[-1]
-    if last.op != "Gemm" or last.outputs[0] != forward.logits or last.inputs[1] not in forward.initializers:
-        raise GraphError("the logits must come from a linear layer", where=f"{last.op} {last.name}")
-    return tuple(last.inputs[1:])
+    found: dict[str, None] = {}
+    for node in head_layers(forward):
+        found.update(dict.fromkeys(node.inputs[1:]))
+    return tuple(found)
+
+
+def head_layers(forward: Forward) -> list[Node]:
+    """The linear layers and 1×1 convolutions whose outputs, averaged or added up, are the logits.
+
+    Raises:
+        GraphError: something else is between them and the logits.
+    """
+    made = {name: node for node in forward.nodes for name in node.outputs}
+    waiting, layers = [forward.logits], []
+    while waiting:
+        name = waiting.pop(0)
+        node = made.get(name)
+        if node is not None and _is_linear(forward, node):
+            layers.append(node)
+        elif node is not None and node.op in _KEEP_CLASSES:
+            waiting += [given for given in node.inputs if given in made][: 1 if node.op in _OF_ONE else None]
+        else:
+            what = f"{node.op} {node.name}" if node is not None else name
+            raise GraphError("the logits must come from a linear layer", where=what)
+    return layers
+
+
+def _is_linear(forward: Forward, node: Node) -> bool:
+    """A layer with one row of its weight for each class."""
+    weights = [forward.initializers.get(name) for name in node.inputs[1:]]
+    if any(value is None for value in weights) or not weights or weights[0] is None:
+        return False
+    if node.op == "Gemm":
+        return bool(node.attribute("transB", 0))
+    return node.op == "Conv" and weights[0].shape[2:] == (1, 1) and node.attribute("group", 1) == 1
 
 
 def _trainable(forward: Forward, base: str) -> tuple[str, ...]:

@@ -83,10 +83,8 @@ def compile_eval(forward: Forward) -> onnx.ModelProto:
 def weight_shape(forward: Forward, name: str) -> list[int | str]:
     """Shape of a weight, its class axis symbolic."""
     shape: list[int | str] = list(forward.initializers[name].shape)
-    head = head_names(forward)
-    if name in head:
-        transposed = forward.nodes[-1].attribute("transB", 0)
-        shape[0 if name != head[0] or transposed else 1] = CLASSES
+    if name in head_names(forward):
+        shape[0] = CLASSES
     return shape
 
 

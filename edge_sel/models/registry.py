@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.models.fast_net import FastNet
+from edge_sel.models.prepare import prepare
 from edge_sel.models.resnet import SmallImageResNet
 from edge_sel.models.simple import SimpleCNN, SmallImageMobileNet
 from edge_sel.models.wide_resnet import WideResNet
@@ -49,9 +50,9 @@ def build(name: str, classes: int, image_size: tuple[int, int], *, pretrained: b
     """
     library, _, model_name = name.rpartition(":")
     if library == "torchvision":
-        return _torchvision(model_name, classes, pretrained)
+        return _torchvision(model_name, classes, image_size, pretrained)
     if library == "timm":
-        return _timm(model_name, classes, pretrained)
+        return _timm(model_name, classes, image_size, pretrained)
     known = {**MODELS, **REFERENCE_MODELS}
     if library or name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -67,21 +68,31 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _torchvision(name: str, classes: int, pretrained: bool) -> nn.Module:
+def _torchvision(name: str, classes: int, image_size: tuple[int, int], pretrained: bool) -> nn.Module:
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise SetupError("torchvision cannot be imported", where=error, fix="pip install 'edge-sel[server]'") from error
     if name not in models.list_models(module=models):
         raise UsageError("torchvision has no such classifier", where=name)
-    model = models.get_model(name, weights="DEFAULT" if pretrained else None)
-    _replace_last_linear(model, classes)
-    _disable_stochastic_layers(model)
-    return cast(nn.Module, model)
+    given: dict[str, Any] = {"image_size": image_size[0]} if name.startswith("vit_") else {}
+    if name in ("googlenet", "inception_v3"):
+        given["init_weights"] = False  # slow, and warned about
+    model = models.get_model(name, weights=None, num_classes=classes, **given)
+    if pretrained:
+        published = models.get_model(name, weights="DEFAULT").state_dict()
+        own = model.state_dict()
+        own.update({n: v for n, v in published.items() if n in own and own[n].shape == v.shape})  # all but the head
+        model.load_state_dict(own)
+    return prepare(model)
 
 
-def _timm(name: str, classes: int, pretrained: bool) -> nn.Module:
-    return cast(nn.Module, _timm_having(name).create_model(name, pretrained=pretrained, num_classes=classes))
+def _timm(name: str, classes: int, image_size: tuple[int, int], pretrained: bool) -> nn.Module:
+    timm = _timm_having(name)
+    published = timm.get_pretrained_cfg(name)
+    # Transformers and mixers are made for one size; others take any, and have no such option.
+    given = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
+    return prepare(timm.create_model(name, pretrained=pretrained, num_classes=classes, **given))
 
 
 class Backbone(NamedTuple):
@@ -131,19 +142,3 @@ def _timm_having(name: str) -> Any:
     if not timm.is_model(name):
         raise UsageError("timm has no such model", where=name)
     return timm
-
-
-def _replace_last_linear(model: nn.Module, classes: int) -> None:
-    for path, module in reversed(list(model.named_modules())):
-        if isinstance(module, nn.Linear):
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, nn.Linear(module.in_features, classes))
-            return
-    raise UsageError("model has no linear head", where=type(model).__name__, fix="choose a classifier that has")
-
-
-def _disable_stochastic_layers(model: nn.Module) -> None:
-    """Dropout and stochastic depth have no place in a compiled, replayable training step."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
-            module.p = 0.0

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import BATCH, OPSET, Forward, read_forward
+from edge_sel.graphs.ir import BATCH, OPSET, Forward
+from edge_sel.graphs.read import read_forward
 
 
 def export_forward(model: nn.Module, image_size: tuple[int, int]) -> Forward:

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edge_sel.errors import GraphError, UsageError
 from edge_sel.graphs.executed_flops import executed_flops
-from edge_sel.graphs.ir import BATCH, CLASSES, read_forward
+from edge_sel.graphs.ir import BATCH, CLASSES
 from edge_sel.graphs.plans import head_names, make_plan
+from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.models.registry import MODELS
 from edge_sel.pack.manifest import OPTIMIZER_SCALARS as SCALARS

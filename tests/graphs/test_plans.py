@@ -9,8 +9,8 @@ from onnx import helper
 from torch import nn
 
 from edge_sel.errors import GraphError, UsageError
-from edge_sel.graphs.ir import read_forward
 from edge_sel.graphs.plans import PLANS, head_names, make_plan, with_probes
+from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_train
 from edge_sel.models.registry import MODELS
 from tests.graphs.conftest import SIZE
@@ -137,14 +137,14 @@ def test_only_plain_and_depthwise_convolutions_have_a_budget():
 
 
 def head_variants():
-    relu = helper.make_node("Relu", ["scores"], ["logits"], "late")
+    late = helper.make_node("Sigmoid", ["scores"], ["logits"], "late")
     gemm = helper.make_node("Gemm", ["features", "head.weight", "head.bias"], ["scores"], "inner", transB=1)
     product = helper.make_node("MatMul", ["features", "turned"], ["logits"], "product")
     computed = [
         helper.make_node("Relu", ["head.weight"], ["made"], "maker"),
         helper.make_node("Gemm", ["features", "made", "head.bias"], ["logits"], "hyper", transB=1),
     ]
-    yield "Relu late", [*LAYERS[:3], gemm, relu]
+    yield "Sigmoid late", [*LAYERS[:3], gemm, late]
     yield "MatMul product", [*LAYERS[:3], product]
     yield "Gemm hyper", [*LAYERS[:3], *computed]
 

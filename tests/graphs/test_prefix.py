@@ -11,9 +11,10 @@ import torch
 from onnx import helper
 
 from edge_sel.graphs.executed_flops import executed_flops, node_flops
-from edge_sel.graphs.ir import BATCH, read_forward
+from edge_sel.graphs.ir import BATCH
 from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.prefix import MIN_SHARE, NEARLY_ALL, compile_prefix, find_cut, tail
+from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_score, compile_train
 from edge_sel.models.registry import MODELS
 from edge_sel.pack.manifest import OPTIMIZER_STATE

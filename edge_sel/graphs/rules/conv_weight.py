@@ -60,7 +60,7 @@ def weight_gradient(g: Gradients, c: ConvShape, x: str, w: str, dy: str) -> str:
         return _per_position(g, c, _shifted_gradients(g, c, layout, dy, rows), [_flat(g, layout, x)], rows)
     padded = _pad(g, layout, _channels_first(g, layout, x), c.begin, c.end)
     windows = [g.op("Reshape", v, g.ints(c.channels_in, -1)) for v in _windows(g, c, layout, padded)]
-    return _per_position(g, c, [_flat(g, layout, dy, rows)], windows, rows)
+    return _per_position(g, c, [_flat(g, layout, dy)], windows, rows)
 
 
 def _per_position(g: Gradients, c: ConvShape, left: list[str], right: list[str], rows: int) -> str:
@@ -69,7 +69,7 @@ def _per_position(g: Gradients, c: ConvShape, left: list[str], right: list[str],
     pairs = zip(left * (count // len(left)), right * (count // len(right)), strict=True)
     products = [g.op("Gemm", a, b, transB=1) for a, b in pairs]
     if count == 1:
-        return g.op("Reshape", products[0], g.ints(rows, c.channels_in, 1, 1))
+        return g.op("Reshape", products[0], g.ints(-1, c.channels_in, 1, 1))  # a head has a row for each class
     shaped = g.op("Reshape", g.op("Concat", *products, axis=0), g.ints(*c.kernel, rows, c.channels_in))
     return g.op("Transpose", shaped, perm=[2, 3, 0, 1])
 
@@ -79,7 +79,7 @@ def _from_columns(g: Gradients, c: ConvShape, layout: Layout, x: str, dy: str, r
     padded = _pad(g, layout, _channels_first(g, layout, x), c.begin, c.end)
     windows = g.op("Concat", *_windows(g, c, layout, padded), axis=0)
     columns = g.op("Reshape", windows, g.ints(c.kernel[0] * c.kernel[1] * c.channels_in, -1))
-    product = g.op("Gemm", columns, _flat(g, layout, dy, rows), transB=1)
+    product = g.op("Gemm", columns, _flat(g, layout, dy), transB=1)
     shaped = g.op("Reshape", product, g.ints(*c.kernel, c.channels_in, rows))
     return g.op("Transpose", shaped, perm=[3, 2, 0, 1])
 
@@ -99,10 +99,9 @@ def _channels_first(g: Gradients, layout: Layout, tensor: str) -> str:
     return g.cached(("layout", tensor, layout), lambda: g.op("Transpose", tensor, perm=list(layout.perm)))
 
 
-def _flat(g: Gradients, layout: Layout, tensor: str, channels: int | None = None) -> str:
+def _flat(g: Gradients, layout: Layout, tensor: str) -> str:
     """[N, C, H, W] → [C, every pixel of the batch]."""
-    count = g.shape(tensor)[1] if channels is None else channels
-    return g.op("Reshape", _channels_first(g, layout, tensor), g.ints(count or -1, -1))
+    return g.op("Reshape", _channels_first(g, layout, tensor), g.ints(0, -1))
 
 
 def _pad(g: Gradients, layout: Layout, tensor: str, begin: tuple[int, int], end: tuple[int, int]) -> str:

@@ -8,6 +8,9 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
 from edge_sel.graphs.rules.registry import Gradients, Grads, forward_form, rule
 
+_SMALLEST = 1e-30
+"""A norm that is less is that of zeros."""
+
 
 def _spread(g: Gradients, dy: str, x: str, count: int) -> str:
     return g.op("Expand", g.op("Mul", dy, g.scalar(1 / count)), g.op("Shape", x))
@@ -40,6 +43,19 @@ def reduce_sum(g: Gradients, node: Node, dy: str) -> Grads:
     if not node.attribute("keepdims", 1):
         dy = g.op("Unsqueeze", dy, g.ints(*axes))
     return [g.op("Expand", dy, g.op("Shape", x)), *[None] * (len(node.inputs) - 1)]
+
+
+@rule("ReduceL2")
+def reduce_l2(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = √Σx²``; ``dx = dy·x/y``, 0 where all of x is."""
+    x, y = node.inputs[0], node.outputs[0]
+    rank = len(g.shape(x))
+    given = len(node.inputs) > 1 and node.inputs[1]
+    axes = sorted(int(a) % rank for a in (g.value(node.inputs[1]).ravel() if given else range(rank)))
+    if not node.attribute("keepdims", 1):
+        dy, y = (g.op("Unsqueeze", tensor, g.ints(*axes)) for tensor in (dy, y))
+    share = g.op("Div", dy, g.op("Max", y, g.scalar(_SMALLEST)))
+    return [g.op("Mul", x, share), *[None] * (len(node.inputs) - 1)]
 
 
 @rule("GlobalAveragePool")

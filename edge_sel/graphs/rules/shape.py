@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import Node
+from edge_sel.graphs.ir import Node, Shape
 from edge_sel.graphs.rules.elementwise import unbroadcast
 from edge_sel.graphs.rules.registry import Gradients, Grads, rule
 
@@ -49,18 +49,56 @@ def slice_(g: Gradients, node: Node, dy: str) -> Grads:
     shape = g.shape(x)
     begin, end = g.value(starts).ravel(), g.value(ends).ravel()
     axes = g.value(rest[0]).ravel() if rest and rest[0] else np.arange(len(begin))
-    if len(rest) > 1 and np.any(g.value(rest[1]) != 1):
-        raise GraphError("Slice with a step", where=node.name)
+    steps = g.value(rest[1]).ravel() if len(rest) > 1 and rest[1] else np.ones(len(begin), np.int64)
+    if np.any(steps < 1):
+        raise GraphError("Slice backwards", where=node.name)
     before, after = [0] * len(shape), [0] * len(shape)
-    for axis, b, e in zip(axes % len(shape), begin, end, strict=True):
+    for axis, b, e, step in zip(axes % len(shape), begin, end, steps, strict=True):
         size = shape[axis]
-        if b == 0 and e >= _END:
+        if b == 0 and e >= _END and step == 1:
             continue
         if size is None:
             raise GraphError("Slice along an axis of unknown size", where=node.name)
         first, last, _ = slice(int(b), int(e)).indices(size)
+        if step > 1:
+            count = len(range(first, last, int(step)))
+            dy = _spread_out(g, dy, int(axis), count, int(step), g.shape(node.outputs[0]))
+            last = first + (count - 1) * int(step) + 1
         before[axis], after[axis] = first, size - max(first, last)
     return [g.op("Pad", dy, g.ints(*before, *after)), *[None] * (len(node.inputs) - 1)]
+
+
+def _spread_out(g: Gradients, dy: str, axis: int, count: int, step: int, shape: Shape) -> str:
+    """Zeros between the ``count`` places of an axis, so that they are ``step`` apart."""
+    apart = g.op("Unsqueeze", dy, g.ints(axis + 1))
+    padded = g.op("Pad", apart, g.ints(*[0] * (len(shape) + 1 + axis + 1), step - 1, *[0] * (len(shape) - axis - 1)))
+    head = g.op("Slice", g.op("Shape", dy), g.ints(0), g.ints(axis), g.ints(0))
+    tail = g.op("Slice", g.op("Shape", dy), g.ints(axis + 1), g.ints(_END), g.ints(0))
+    joined = g.op("Reshape", padded, g.op("Concat", head, g.ints(count * step), tail, axis=0))
+    return g.op("Slice", joined, g.ints(0), g.ints((count - 1) * step + 1), g.ints(axis))
+
+
+@rule("ScatterND")
+def scatter_nd(g: Gradients, node: Node, dy: str) -> Grads:
+    """``y = x`` with updates in the places of the indices: no gradient to what was replaced."""
+    if node.attribute("reduction", b"none") not in (b"none", "none"):
+        raise GraphError("ScatterND that adds or multiplies", where=node.name)
+    x, indices, updates = node.inputs
+    dx = None
+    if g.needs(x):
+        zeros = g.op("Expand", g.scalar(0.0), g.op("Shape", updates))
+        dx = g.op("ScatterND", dy, indices, zeros)
+    return [dx, None, g.op("GatherND", dy, indices) if g.needs(updates) else None]
+
+
+@rule("GatherND")
+def gather_nd(g: Gradients, node: Node, dy: str) -> Grads:
+    """Add the gradient back where it was taken from."""
+    if node.attribute("batch_dims", 0):
+        raise GraphError("GatherND with batch dimensions", where=node.name)
+    x, indices = node.inputs
+    zeros = g.op("Expand", g.scalar(0.0), g.op("Shape", x))
+    return [g.op("ScatterND", zeros, indices, dy, reduction="add"), None]
 
 
 @rule("Pad")

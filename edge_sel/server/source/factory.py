@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from edge_sel.errors import BadInputError
+from edge_sel.models.prepare import prepare
 from edge_sel.server.source.base import Source, WarmupInfo
 from edge_sel.server.source.torch_model import from_module, from_weights
 
@@ -81,7 +82,7 @@ def _call(make: Callable[..., object], given: dict[str, int], where: str) -> nn.
         raise BadInputError("the function fails", where=f"{where}: {error!r}"[:300]) from error
     if not isinstance(model, nn.Module):
         raise BadInputError(f"the function returns {type(model).__name__}, not a torch module", where=where)
-    return model.eval()
+    return prepare(model).eval()
 
 
 def _logits(model: nn.Module, image_size: tuple[int, int], where: str) -> int:

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 from edge_sel.engines.base import Batch
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import OPSET, Forward, read_forward
+from edge_sel.graphs.ir import OPSET, Forward
 from edge_sel.graphs.plans import running_statistics
+from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_eval
 from edge_sel.pack.reader import Pack
 from edge_sel.server.derivative import check_gradients

@@ -98,7 +98,8 @@ def fill(model: nn.Module, given: Mapping[str, torch.Tensor], but: object, path:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInputError(f"the weights do not fit the model: the file {what} {names[0]}{more}", where=path)
-    model.load_state_dict({name: value.to(own[name].dtype) for name, value in given.items()}, strict=False)
+    own.update({name: value.to(own[name].dtype) for name, value in given.items()})
+    model.load_state_dict(own)
 
 
 def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, build: BuildModel = build) -> Source:

@@ -1,0 +1,85 @@
+"""Compute what a graph says about its own sizes, where these are known: a slice's bounds, a roll's shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from edge_sel.graphs.ir import OPSET
+
+_OPERATORS = frozenset(
+    ("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze",
+     "Cast", "Identity", "Reshape", "ReduceProd")
+)  # fmt: skip
+_ROUNDS = 64
+"""Each makes more sizes known; in a network that rolls its maps, one of them after the other."""
+_MOST = 64
+"""Numbers of a tensor; one that tells sizes is small."""
+
+
+def fold_known_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its integer arithmetic on known sizes done, and with the shapes of its tensors."""
+    for _ in range(_ROUNDS):
+        model = shape_inference.infer_shapes(model, data_prop=True)
+        if not _fold(model.graph):
+            break
+        del model.graph.value_info[:]
+    return model
+
+
+def _fold(graph: onnx.GraphProto) -> bool:
+    """One pass; whether anything was known."""
+    values = [*graph.value_info, *graph.input]
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in values if v.type.tensor_type.HasField("shape")}
+    known = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.INT64}
+    known = {name: value for name, value in known.items() if value.size <= _MOST}
+    kept, fresh = [], {}
+    for node in graph.node:
+        value = _value(node, shapes, known)
+        if value is None:
+            kept.append(node)
+        else:
+            known[node.output[0]] = fresh[node.output[0]] = value
+    if not fresh:
+        return False
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in fresh.items())
+    return True
+
+
+def _value(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[Any]], known: dict[str, np.ndarray]
+) -> np.ndarray | None:
+    """What the node makes, if that is a known list of integers."""
+    if node.op_type == "Constant":
+        value = constant_value(node)
+        return value if value.dtype == np.int64 and value.size <= _MOST else None
+    if node.op_type == "Shape" and node.input[0] in shapes:
+        dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in shapes[node.input[0]]]
+        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        wanted = dims[bounds.get("start", 0) : bounds.get("end", len(dims))]
+        return None if None in wanted else np.array(wanted, np.int64)
+    if node.op_type not in _OPERATORS or not node.input or not all(n in known for n in node.input if n):
+        return None
+    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, None) for n in dict.fromkeys(node.input) if n]
+    outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.INT64, None)]
+    graph = helper.make_graph([node], "one", inputs, outputs)
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
+    (made,) = evaluator.run(None, {n: known[n] for n in node.input if n})
+    value = np.asarray(made)
+    return value if value.dtype == np.int64 and value.size <= _MOST else None
+
+
+def constant_value(node: onnx.NodeProto) -> np.ndarray:
+    """Of a ``Constant``."""
+    attribute = node.attribute[0]
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return np.asarray(numpy_helper.to_array(value))
+    return np.asarray(value, np.int64 if attribute.name.startswith("value_int") else np.float32)

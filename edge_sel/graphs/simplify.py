@@ -1,0 +1,122 @@
+"""Rewrite nodes that training has no use for, or that have a plainer form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.ir import OPSET, Node, Shape
+
+_END = 2**31 - 1
+
+
+def simplify(nodes: Sequence[Node], shapes: dict[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
+    """The nodes, each in its plainest form; initializers and shapes that these need are added."""
+    plain = []
+    for node in nodes:
+        node = _without_zero_bias(node, initializers)
+        node = _with_constant_shape(node, shapes, initializers)
+        node = _flatten_of_one_pixel(node, shapes)
+        if _takes_all(node, initializers) or _turns_nothing(node):
+            node = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
+        plain += _resize_as_products(node, shapes, initializers) if node.op == "Resize" else [node]
+    return plain
+
+
+def split_into_slices(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
+    """A Split as one Slice per output, as far as the sizes are known: every rule has one output."""
+    axis = node.attribute("axis", 0)
+    sizes = [shapes[name][axis] if name in shapes else None for name in node.outputs]
+    if None in sizes:
+        return [node]
+    ends = np.cumsum([size or 0 for size in sizes])
+    slices = []
+    for name, start, end in zip(node.outputs, [0, *ends[:-1]], ends, strict=True):
+        bounds = {f"{name}::start": start, f"{name}::end": end, f"{name}::axis": axis}
+        initializers.update({key: np.array([value], np.int64) for key, value in bounds.items()})
+        slices.append(Node("Slice", (node.inputs[0], *bounds), (name,), {}, f"{node.name}::{name}"))
+    return slices
+
+
+def _takes_all(node: Node, initializers: Mapping[str, np.ndarray]) -> bool:
+    """A Slice from the beginning to the end."""
+    if node.op != "Slice" or not all(name in initializers for name in node.inputs[1:] if name):
+        return False
+    _, start, end, *rest = node.inputs
+    steps = initializers[rest[1]] if len(rest) > 1 and rest[1] else np.ones(1)
+    return not initializers[start].any() and bool((initializers[end] >= _END).all() and (steps == 1).all())
+
+
+def _turns_nothing(node: Node) -> bool:
+    order = list(node.attribute("perm", [])) if node.op == "Transpose" else []
+    return bool(order) and order == sorted(order)
+
+
+def _flatten_of_one_pixel(node: Node, shapes: Mapping[str, Shape]) -> Node:
+    """A Reshape of [N, C, 1, 1] to [N, C] as Flatten: it names no number of classes, which a device may raise."""
+    if node.op != "Reshape":
+        return node
+    given, made = shapes.get(node.inputs[0], ()), shapes.get(node.outputs[0], ())
+    if len(given) == 4 and given[2:] == (1, 1) and given[0] is None and made == given[:2]:
+        return Node("Flatten", node.inputs[:1], node.outputs, {"axis": 1}, node.name)
+    return node
+
+
+def _resize_as_products(node: Node, shapes: dict[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
+    """``y = A·x·Bᵀ`` over the last two axes: interpolation is linear, along each axis on its own.
+
+    A [H', H] and B [W', W] are what ONNX's reference implementation makes of the identity matrix.
+
+    Raises:
+        GraphError: the sizes are not known.
+    """
+    x, y = node.inputs[0], node.outputs[0]
+    old, new = shapes.get(x, ()), shapes.get(y, ())
+    if len(old) != 4 or old[1] != new[1] or None in (*old[1:], *new[1:]):
+        raise GraphError("Resize to a size that is not known", where=node.name, fix="export at a fixed image size")
+    rows, columns, between = f"{y}::rows", f"{y}::columns", f"{y}::wide"
+    initializers[rows] = _interpolation(node, old[2] or 0, new[2] or 0)
+    initializers[columns] = np.ascontiguousarray(_interpolation(node, old[3] or 0, new[3] or 0).T)
+    shapes |= {rows: initializers[rows].shape, columns: initializers[columns].shape, between: (*old[:3], new[3])}
+    return [
+        Node("MatMul", (x, columns), (between,), {}, f"{node.name}::columns"),
+        Node("MatMul", (rows, between), (y,), {}, f"{node.name}::rows"),
+    ]
+
+
+def _interpolation(node: Node, old: int, new: int) -> np.ndarray:
+    """[new, old]: row i holds the share of each old place in the new place i."""
+    kept = {k: v for k, v in node.attributes.items() if k not in ("axes", "keep_aspect_ratio_policy")}
+    proto = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], **kept)
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("sizes", TensorProto.INT64, [3]),
+    ]
+    graph = helper.make_graph([proto], "one", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
+    given = {"x": np.eye(old, dtype=np.float32)[None], "sizes": np.array([1, old, new], np.int64)}
+    (made,) = evaluator.run(None, given)
+    return np.ascontiguousarray(np.asarray(made, np.float32)[0].T)
+
+
+def _with_constant_shape(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> Node:
+    """A Reshape whose target the exporter computes from the batch size, with the target itself."""
+    shape = shapes.get(node.outputs[0], ())
+    if node.op != "Reshape" or node.inputs[1] in initializers or not shape or shape.count(None) > 1 or 0 in shape:
+        return node
+    target = f"{node.outputs[0]}::shape"
+    initializers[target] = np.array([-1 if size is None else size for size in shape], np.int64)
+    return Node(node.op, (node.inputs[0], target), node.outputs, node.attributes, node.name)
+
+
+def _without_zero_bias(node: Node, initializers: dict[str, np.ndarray]) -> Node:
+    """Drop the all-zero bias that the torch exporter gives to a bias-free convolution."""
+    if node.op == "Conv" and len(node.inputs) == 3:
+        bias = node.inputs[2]
+        if "." not in bias and bias in initializers and not initializers[bias].any():
+            return Node(node.op, node.inputs[:2], node.outputs, node.attributes, node.name)
+    return node

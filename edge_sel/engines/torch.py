@@ -132,7 +132,7 @@ class TorchTrainer:
         images, weights = images.to(self._dtype), weights.to(self._dtype)
         self._model.train(self.plan.bn_mode == "batch")
         for module in self._model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = hyper.bn_momentum
         with torch.set_grad_enabled(bool(self.plan.trainable)):
             logits = self._model(images)

@@ -23,7 +23,12 @@ def simplify(nodes: Sequence[Node], shapes: dict[str, Shape], initializers: dict
         node = _flatten_of_one_pixel(node, shapes)
         if _takes_all(node, initializers) or _turns_nothing(node):
             node = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
-        plain += _resize_as_products(node, shapes, initializers) if node.op == "Resize" else [node]
+        if node.op == "Resize":
+            plain += _resize_as_products(node, shapes, initializers)
+        elif node.op == "Range":
+            plain += _range_as_sum(node, initializers)
+        else:
+            plain.append(node)
     return plain
 
 
@@ -64,6 +69,26 @@ def _flatten_of_one_pixel(node: Node, shapes: Mapping[str, Shape]) -> Node:
     if len(given) == 4 and given[2:] == (1, 1) and given[0] is None and made == given[:2]:
         return Node("Flatten", node.inputs[:1], node.outputs, {"axis": 1}, node.name)
     return node
+
+
+def _range_as_sum(node: Node, initializers: dict[str, np.ndarray]) -> list[Node]:
+    """0, 1 … n − 1 as a running sum of ones: a pack has no operator that makes numbers from nothing.
+
+    Raises:
+        GraphError: it counts otherwise.
+    """
+    start, limit, step = node.inputs
+    if any(name not in initializers for name in (start, step)) or (initializers[start] != 0) or initializers[step] != 1:
+        raise GraphError("Range that does not count from 0 by 1", where=node.name)
+    y = node.outputs[0]
+    one, axis = f"{y}::one", f"{y}::axis"
+    initializers |= {one: np.ones(1, np.int64), axis: np.array(0, np.int64)}
+    return [
+        Node("Reshape", (limit, one), (f"{y}::count",), {}, f"{node.name}::count"),
+        Node("Expand", (one, f"{y}::count"), (f"{y}::ones",), {}, f"{node.name}::ones"),
+        Node("CumSum", (f"{y}::ones", axis), (f"{y}::sum",), {}, f"{node.name}::sum"),
+        Node("Sub", (f"{y}::sum", one), (y,), {}, node.name),
+    ]
 
 
 def _resize_as_products(node: Node, shapes: dict[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:

@@ -9,13 +9,13 @@ import onnx
 from numpy.typing import DTypeLike
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper
 from edge_sel.graphs.check import Erf
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack
+from edge_sel.server.reference_operators import ConvTranspose, MaxPool, OneHot
 
 
 class ReferenceGraph:
@@ -42,7 +42,7 @@ class ReferenceGraph:
                 node.attribute[0].i = TensorProto.DOUBLE
         self._names = {name for node in model.graph.node for name in node.input}
         self._outputs = [output.name for output in model.graph.output]
-        self._evaluator = ReferenceEvaluator(model, new_ops=[Erf, OneHot])
+        self._evaluator = ReferenceEvaluator(model, new_ops=[Erf, OneHot, ConvTranspose, MaxPool])
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs by name; what the graph does not read may be fed too."""
@@ -113,15 +113,3 @@ def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
     inputs = [value for value in graph.input if value.name in read]
     del graph.input[:]
     graph.input.extend(inputs)
-
-
-class OneHot(OpRun):
-    """ONNX's own takes no depth of shape [1], which the standard allows."""
-
-    op_domain = ""
-
-    def _run(
-        self, indices: np.ndarray, depth: np.ndarray, values: np.ndarray, axis: int | None = None
-    ) -> tuple[np.ndarray]:
-        members = indices[..., None] == np.arange(int(depth.reshape(-1)[0]))
-        return (np.where(members, values[1], values[0]),)

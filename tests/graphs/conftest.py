@@ -34,13 +34,14 @@ def forward_of(one_thread: None) -> ForwardOf:
 
 @pytest.fixture(scope="session")
 def net_of(forward_of: ForwardOf) -> ForwardOf:
-    """The same, and of "PartsNet" and "SmallTransformer", which have five classes."""
+    """The same, and of the networks of ``nets.py``, which have five classes."""
     import torch
 
+    from edge_sel.models.prepare import prepare
     from edge_sel.server.forward import export_forward
-    from tests.graphs.nets import PartsNet, SmallTransformer
+    from tests.graphs.nets import Moved, PartsNet, PooledHead, SmallTransformer, TwoHeads
 
-    nets = {"PartsNet": PartsNet, "SmallTransformer": SmallTransformer}
+    nets = {net.__name__: net for net in (PartsNet, SmallTransformer, PooledHead, TwoHeads, Moved)}
     made: dict[str, tuple[object, Forward]] = {}
 
     def get(name: str) -> tuple[object, Forward]:
@@ -48,7 +49,7 @@ def net_of(forward_of: ForwardOf) -> ForwardOf:
             return forward_of(name)
         if name not in made:
             torch.manual_seed(0)
-            model = nets[name]().eval()
+            model = prepare(nets[name]()).eval()
             for parameter in model.parameters():  # no symmetric start: every parameter gets a gradient of its own
                 parameter.data += 0.1 * torch.randn_like(parameter)
             made[name] = model, export_forward(model, (SIZE, SIZE))

@@ -117,3 +117,64 @@ class PartsNet(nn.Module):
         x = self.slope(self.shuffle(x))
         x = F.elu(self.last(F.pad(x, (1, 1, 1, 1)))).flatten(1)
         return self.head(self.drop(F.softplus(self.hidden(x))))
+
+
+class PooledHead(nn.Module):
+    """As SqueezeNet: a 1×1 convolution, ReLU and a mean make the logits; nothing is normalised."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.wide = nn.ModuleList((nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 3, padding=1)))
+        self.deep = nn.Conv2d(12, 10, 3, stride=2, padding=1)
+        self.classifier = nn.Conv2d(10, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.deep(torch.cat([torch.relu(conv(x)) for conv in self.wide], 1)))
+        return F.adaptive_avg_pool2d(torch.relu(self.classifier(x)), 1).flatten(1)
+
+
+class TwoHeads(nn.Module):
+    """As LeViT and RepViT: the mean of two linear layers, each behind a normalisation of its own."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.body = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(12) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(12, classes) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.silu(self.body(torch.relu(self.norm(self.stem(x))))).mean((2, 3))
+        first, second = (head(norm(x)) for head, norm in zip(self.heads, self.norms, strict=True))
+        return (first + second) / 2
+
+
+class Moved(nn.Module):
+    """Windows that are rolled (Swin), tokens merged by steps, a global response (ConvNeXt V2), a part written over
+    (GhostNet), a map resized (MobileViT), and biases looked up in a table."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 2, 2)
+        self.table = nn.Parameter(torch.randn(9, 8))
+        self.register_buffer("places", torch.arange(64) % 9)
+        self.gain = nn.Parameter(torch.full((1, 8, 1, 1), 0.3))
+        self.merge = nn.Linear(32, 12, bias=False)
+        self.norm = nn.LayerNorm(12)
+        self.mix = nn.Conv2d(12, 6, 3, padding=1)
+        self.head = nn.Linear(12, classes, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + torch.roll(x, (-3, 2), (2, 3)) + self.table[self.places].T.reshape(1, 8, 8, 8)
+        norm = x.norm(dim=(2, 3), keepdim=True)
+        x = x + self.gain * x * norm / (norm.mean(1, keepdim=True) + 1e-6)
+        parts = [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        x = self.norm(self.merge(torch.cat(parts, 1).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        x = F.interpolate(F.interpolate(x, size=(6, 6), mode="bilinear"), size=(4, 4), mode="bilinear")
+        y = torch.cat([x.clone(), x * 0.5], 1)
+        y[:, :12] = torch.cat([self.mix(x)] * 2, 1)
+        return self.head(y[:, :12].mean((2, 3)) + y[:, 12:].mean((2, 3)))

@@ -60,7 +60,7 @@ def assert_step_is_autograds(model: nn.Module, forward: Forward, name: str, data
     got = run(compile_train(forward, plan, "adam"), step_feeds(model, plan, data))
     model = copy.deepcopy(model).double().eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # dropout stays off, as in the exported graph
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # dropout stays off, as in the exported graph
             module.train(plan.bn_mode == "batch").momentum = 1.0
     x, labels, weights = (torch.from_numpy(data[n]) for n in ("x", "labels", "sample_weight"))
     logits = model(x.double())

@@ -1,0 +1,210 @@
+"""Which published classifiers become packs, whether their steps are right, and what a step costs beside torch eager.
+
+    python -m venv zoo && zoo/bin/pip install . torch torchvision timm onnxscript
+    zoo/bin/python tools/model_zoo.py --work DIR                # builds, checks, times; hours on one core
+    zoo/bin/python tools/model_zoo.py --work DIR --no-timing    # builds and checks only
+    zoo/bin/python tools/model_zoo.py --work DIR --table        # docs/models.md from the CSV
+
+It needs torch with the torchvision of its own release, so it does not run beside the pinned test dependencies. Networks
+have random weights, and running statistics of some synthetic images: what is checked and timed does not depend on what
+they have learnt. A CSV that exists is added to: what stands in it is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CSV, PAGE = ROOT / "docs" / "models.csv", ROOT / "docs" / "models.md"
+PLANS = ("bn", "head", "affine", "last", "full")
+CLASSES = 10
+IMAGES = 32
+MODELS = {
+    **dict.fromkeys((
+        "torchvision:resnet18", "torchvision:resnet34", "torchvision:resnet50", "torchvision:mobilenet_v2",
+        "torchvision:mobilenet_v3_small", "torchvision:mobilenet_v3_large", "torchvision:efficientnet_b0",
+        "torchvision:shufflenet_v2_x1_0", "torchvision:squeezenet1_1", "torchvision:mnasnet1_0",
+        "torchvision:regnet_y_400mf", "torchvision:densenet121", "torchvision:googlenet", "torchvision:convnext_tiny",
+        "torchvision:swin_t", "timm:mobilenetv4_conv_small", "timm:efficientnet_lite0", "timm:ghostnet_100",
+        "timm:repvit_m0_9", "timm:mobilevit_xxs", "timm:edgenext_xx_small", "timm:convnextv2_atto", "timm:resnet50_gn",
+    ), 96),
+    **dict.fromkeys((
+        "timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224", "timm:mixer_s32_224", "timm:levit_128s",
+    ), 224),
+}  # fmt: skip
+"""Name and image size in pixels: 96, or what the model is made for."""
+TIMED = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0")
+"""Of torchvision; these are timed at 224 pixels too."""
+COLUMNS = (
+    "model", "size", "plan", "result", "parameters", "pack_mb", "error_to_float64", "error_of_torch",
+    "ort_cpu_ms_1", "torch_cpu_ms_1", "ort_cpu_ms_2", "torch_cpu_ms_2", "ort_mb", "torch_mb", "n",
+)  # fmt: skip
+
+
+def make_pack(model: str, size: int, out: Path) -> dict[str, Any]:
+    """Export a network with random weights; what the CSV says of each plan, or why there is no pack."""
+    import numpy as np
+    import torch
+
+    from edge_sel.data.dataset import ImageSet
+    from edge_sel.data.transforms import normalise
+    from edge_sel.errors import EdgeSelError
+    from edge_sel.models.registry import build
+    from edge_sel.server.export import export_pack
+    from edge_sel.server.source.base import WarmupInfo
+    from edge_sel.server.source.torch_model import from_module
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (IMAGES, 8, 8, 3)).repeat(size // 8, 1).repeat(size // 8, 2)
+    pixels = np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
+    images = ImageSet.from_arrays(pixels, np.arange(IMAGES) % CLASSES, tuple(f"class {i}" for i in range(CLASSES)))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    left_out: list[str] = []
+    try:
+        network = build(model, CLASSES, (size, size)).train()
+        seen = torch.from_numpy(normalise(images.read(np.arange(IMAGES)), mean, std))
+        with torch.no_grad():
+            for _ in range(20):
+                network(seen)
+        source = from_module(network.eval(), WarmupInfo(model, images.classes, (size, size), mean, std, {}))
+        now = datetime.now(timezone.utc)
+        manifest = export_pack(source, images, out, plans=(), now=now, note=left_out.append)
+    except EdgeSelError as error:
+        return {"reason": str(error), "plans": {}}
+    size_mb = sum(file.bytes for file in manifest.files.values()) / 1e6
+    weights = source.weights
+    plans = {
+        name: {
+            "parameters": sum(weights[weight].size for weight in plan.trainable), "pack_mb": round(size_mb, 1),
+            "error_to_float64": f"{manifest.parity['error_to_float64'][name]:.1e}",
+            "error_of_torch": f"{manifest.parity['error_of_reference'][name]:.1e}",
+        }
+        for name, plan in manifest.plans.items()
+    }  # fmt: skip
+    return {"reason": "; ".join(line for line in left_out if line.startswith("plan ")), "plans": plans}
+
+
+def rows_of(model: str, size: int, work: Path) -> list[dict[str, Any]]:
+    """A row for every plan, from a process of its own."""
+    pack = work / f"{model.partition(':')[2]}-{size}.pack"
+    command = [sys.executable, __file__, "--worker", model, "--size", str(size), "--work", str(pack)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["it died"]
+        found: dict[str, Any] = {"reason": lines[-1], "plans": {}}
+    else:
+        found = json.loads(result.stdout.splitlines()[-1])
+    rows = []
+    for plan in PLANS:
+        told = found["plans"].get(plan)
+        why = next((part for part in found["reason"].split("; ") if f"plan {plan} " in part), found["reason"])
+        rows.append({"model": model, "size": size, "plan": plan, "result": "ok" if told else why, **(told or {})})
+    return rows
+
+
+def time_row(row: dict[str, Any], work: Path, steps: int) -> None:
+    """Add CPU milliseconds and peak memory of a step of both engines, at one thread and at two."""
+    from bench_engines import compare
+
+    pack = work / f"{row['model'].partition(':')[2]}-{row['size']}.pack"
+    for threads in (1, 2):
+        found = compare(pack, row["plan"], steps, threads)
+        for engine in ("ort", "torch"):
+            row[f"{engine}_cpu_ms_{threads}"] = round(found[f"{engine}_cpu_ms"], 1)
+            if threads == 1:
+                row[f"{engine}_mb"] = round(found[f"{engine}_rss_mb"])
+    row["n"] = steps
+
+
+def read_csv() -> list[dict[str, Any]]:
+    """The rows that are there."""
+    if not CSV.exists():
+        return []
+    with CSV.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(rows: list[dict[str, Any]]) -> None:
+    """All rows, in the order of models and plans."""
+    order = {name: number for number, name in enumerate(MODELS)}
+    rows = sorted(rows, key=lambda row: (order.get(row["model"], 99), int(row["size"]), PLANS.index(row["plan"])))
+    with CSV.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def ratio(row: dict[str, Any], ours: str, theirs: str) -> str:
+    """Of two columns; empty where they were not measured."""
+    return f"{float(row[ours]) / float(row[theirs]):.2f}" if row.get(ours) and row.get(theirs) else ""
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line for each model and size: parity of its plans, and the ratios that were measured."""
+    lines = ["| model | pixels | MB | plans | largest error, torch's | CPU `full` | `last` | `head` | memory `full` |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for key in dict.fromkeys((row["model"], row["size"]) for row in rows):
+        mine = {row["plan"]: row for row in rows if (row["model"], row["size"]) == key}
+        good = [row for row in mine.values() if row["result"] == "ok"]
+        missing = sorted({row["result"] for row in mine.values()} - {"ok"})
+        told = ", ".join(row["plan"] for row in good) or missing[0]
+        worst = max(good, key=lambda row: float(row["error_to_float64"]), default=None)
+        errors = f"{worst['error_to_float64']}, {worst['error_of_torch']}" if worst else ""
+        speeds = [ratio(mine[plan], "ort_cpu_ms_1", "torch_cpu_ms_1") for plan in ("full", "last", "head")]
+        memory = ratio(mine["full"], "ort_mb", "torch_mb")
+        size = good[0]["pack_mb"] if good else ""
+        lines.append(f"| {key[0]} | {key[1]} | {size} | {told} | {errors} | {' | '.join(speeds)} | {memory} |")
+    return "\n".join(lines)
+
+
+def write_page(rows: list[dict[str, Any]]) -> None:
+    """Put the table between the markers of the page."""
+    begin, end = "<!-- table -->", "<!-- end of the table -->"
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(begin)
+    PAGE.write_text(f"{before}{begin}\n{table(rows)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="Folder for the packs.")
+    parser.add_argument("--models", help="Comma-separated; all by default.")
+    parser.add_argument("--steps", type=int, default=9, help="Timed steps of each engine.")
+    parser.add_argument("--no-timing", action="store_true")
+    parser.add_argument("--table", action="store_true", help="Only write the page.")
+    parser.add_argument("--size", type=int, help="Pixels, instead of the model's own.")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(make_pack(arguments.worker, arguments.size, arguments.work)))
+        return
+    rows = read_csv()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    wanted = arguments.models.split(",") if arguments.models else list(MODELS)
+    for model in () if arguments.table else wanted:
+        size = arguments.size or MODELS[model]
+        mine = [row for row in rows if (row["model"], int(row["size"])) == (model, size)]
+        if not mine:
+            mine = rows_of(model, size, arguments.work)
+            rows += mine
+            write_csv(rows)
+        for row in mine:
+            if not arguments.no_timing and row["result"] == "ok" and row["plan"] != "bn" and not row.get("n"):
+                time_row(row, arguments.work, arguments.steps)
+                write_csv(rows)
+        print(f"{model} {size}: {', '.join(row['plan'] + ' ' + row['result'][:60] for row in mine)}", flush=True)
+    write_page(rows)
+    print(f"{platform.machine()}, {len(rows)} rows", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

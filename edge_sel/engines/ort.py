@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,9 @@ from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.quantize import quantize_prefix
 
+WHOLE = 8
+"""Batches of a multiple of this have a blocked form of their own; others, as at the end of an epoch, are rare."""
+
 
 class OrtEngine:
     """Executes on the CPU with a fixed number of threads that sleep, not spin, between operators.
@@ -27,6 +30,8 @@ class OrtEngine:
     """
 
     name = "ort"
+    blocked_from_flops = 2e9
+    """Of a step; a smaller one is over before the blocked form of its graph is loaded."""
 
     def __init__(self, threads: int = 0, *, spinning: bool = False) -> None:
         self.threads, self.spinning = threads, spinning
@@ -122,6 +127,24 @@ def _refusal(what: str, error: Exception) -> EdgeSelError:
     return PackError(what, where=lines[0], fix="`edge-sel pack verify` tells more; export the pack again")
 
 
+class _Form(NamedTuple):
+    """A training graph as it is loaded, and what is bound to it: reading the one set of buffers, or the other."""
+
+    session: ort.InferenceSession
+    bindings: list[Any]
+
+
+def _blocked_session(
+    engine: OrtEngine, graph: bytes, constants: Mapping[str, np.ndarray], batch: int
+) -> ort.InferenceSession | None:
+    """The graph in blocked convolutions; None where this machine or this graph has none."""
+    from edge_sel.engines.blocked import block_size, rewrite  # it needs onnx, which takes long to import
+
+    block = block_size()
+    rewritten = None if block is None else rewrite(graph, batch, block)
+    return None if rewritten is None else engine.session(rewritten, constants)
+
+
 class OrtTrainer:
     """Weights and optimizer state live in two sets of buffers; a step reads one and writes the other."""
 
@@ -146,10 +169,29 @@ class OrtTrainer:
         self._names = {i.name for i in self._train.get_inputs()}
         outputs = [o.name for o in self._train.get_outputs()]
         self._free_outputs = [o for o in outputs if not o.startswith("new::")]
-        self._bindings = [self._bind(*self._buffers), self._bind(*reversed(self._buffers))]
+        self._forms: dict[int, _Form] = {}
+        self._blocked_from_flops = engine.blocked_from_flops
+        self._make_form = partial(_blocked_session, engine, pack.graph(plan.train), constants)
+        self._plain = _Form(self._train, [self._bind(self._train, *pair) for pair in self._pairs()])
+        self._turned = False
 
-    def _bind(self, read: Arrays, write: Arrays) -> Any:
-        binding = self._train.io_binding()
+    def _pairs(self) -> list[tuple[Arrays, Arrays]]:
+        """Which set of buffers is read and which is written, in turns."""
+        return [self._buffers, (self._buffers[1], self._buffers[0])]
+
+    def _form(self, batch: int) -> _Form:
+        """The fastest form of the graph for batches of this size: the same one in a run that is resumed."""
+        if batch % WHOLE or batch * self.plan.flops_train < self._blocked_from_flops:
+            return self._plain
+        if batch not in self._forms:
+            session = self._make_form(batch)
+            pairs = self._pairs()[:: -1 if self._turned else 1]
+            form = self._plain if session is None else _Form(session, [self._bind(session, *pair) for pair in pairs])
+            self._forms[batch] = form
+        return self._forms[batch]
+
+    def _bind(self, session: ort.InferenceSession, read: Arrays, write: Arrays) -> Any:
+        binding = session.io_binding()
         for name, value in {**read, **self._fixed}.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
         for name, value in write.items():
@@ -159,7 +201,8 @@ class OrtTrainer:
         return binding
 
     def _run(self, batch: Batch, scalars: Mapping[str, float]) -> Arrays:
-        binding = self._bindings[0]
+        form = self._form(len(batch.labels))
+        binding = form.bindings[self._turned]
         feeds: Arrays = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights}
         feeds |= {name: np.float32(value).reshape(()) for name, value in scalars.items()}
         feeds |= {f"index::{name}": index for name, index in self._channels.index.items()}
@@ -169,7 +212,7 @@ class OrtTrainer:
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
             binding.bind_output(name)
         with _told("run"):
-            self._train.run_with_iobinding(binding)
+            form.session.run_with_iobinding(binding)
         outputs = binding.get_outputs()[-len(self._free_outputs) :]
         return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}
 
@@ -199,7 +242,7 @@ class OrtTrainer:
         self._steps += 1
         self._channels.advance()
         self._buffers = (self._buffers[1], self._buffers[0])
-        self._bindings.reverse()
+        self._turned = not self._turned
         kept = int(outputs["kept"]) if "kept" in outputs else 0
         return StepResult(outputs["loss"], outputs["logits"], kept, self._computed)
 

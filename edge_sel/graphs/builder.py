@@ -22,14 +22,16 @@ class Builder:
         self._count = 0
 
     def op(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """Append an operator with one output."""
+        """Append an operator with one output; ``node_name`` is the name of the node itself."""
         return self.multi(op, *inputs, names=[name], **attributes)[0]
 
-    def multi(self, op: str, *inputs: str, names: Sequence[str | None], **attributes: Any) -> list[str]:
+    def multi(
+        self, op: str, *inputs: str, names: Sequence[str | None], node_name: str | None = None, **attributes: Any
+    ) -> list[str]:
         """Append an operator with several outputs; ``None`` in ``names`` asks for a fresh name."""
         self._count += 1
         outputs = [name or f"{op}_{self._count}_{i}" for i, name in enumerate(names)]
-        self.nodes.append(helper.make_node(op, list(inputs), outputs, f"{op}_{self._count}", **attributes))
+        self.nodes.append(helper.make_node(op, list(inputs), outputs, node_name or f"{op}_{self._count}", **attributes))
         return outputs
 
     def copy(self, node: Node) -> None:

@@ -19,7 +19,18 @@ from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
 from tests.engines.reference import network
 
-ENGINES = {"ort": lambda: OrtEngine(1), "torch": lambda: TorchEngine(1, device="cpu")}
+
+class BlockedOrt(OrtEngine):
+    """Takes the blocked form of its graphs also for the smallest step."""
+
+    blocked_from_flops = 0
+
+
+ENGINES = {
+    "ort": lambda: OrtEngine(1),
+    "ort, blocked": lambda: BlockedOrt(1),
+    "torch": lambda: TorchEngine(1, device="cpu"),
+}
 OPTIMIZERS = ("sgd", "adam")
 
 

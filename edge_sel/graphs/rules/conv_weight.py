@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from edge_sel.errors import GraphError
+from edge_sel.graphs.annotations import DepthwiseGradient
 from edge_sel.graphs.rules.conv_shape import ConvShape
 from edge_sel.graphs.rules.registry import Gradients
 
@@ -128,7 +129,8 @@ def _depthwise(g: Gradients, c: ConvShape, x: str, dy: str, rows: int) -> str:
     """A product and a sum per kernel position."""
     windows = _windows(g, c, AS_IT_IS, _pad(g, AS_IT_IS, x, c.begin, c.end))
     sums = [g.op("ReduceSum", g.op("Mul", dy, window), g.ints(0, 2, 3), keepdims=1) for window in windows]
-    return g.op("Reshape", g.op("Concat", *sums, axis=2), g.ints(rows, 1, *c.kernel))
+    told = DepthwiseGradient(x, dy, c.kernel, c.stride, c.dilation, c.begin)
+    return g.op("Reshape", g.op("Concat", *sums, axis=2), g.ints(rows, 1, *c.kernel), node_name=told.name())
 
 
 def _grouped(g: Gradients, c: ConvShape, x: str, dy: str) -> str:

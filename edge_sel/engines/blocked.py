@@ -119,6 +119,8 @@ class _Rewriter:
         depthwise = 1 < group == w[0] and w[1] == 1
         if (group != 1 and not depthwise) or w[0] % 4 or (x[1] % 4 and x[1] >= self.block):
             return None
+        if not depthwise and np.prod(w) > np.prod(x):  # a small map: to lay the weights out anew costs more
+            return None
         return _Conv(x[1], w[0], depthwise, (w[2], w[3]))
 
     def _conv(self, node: onnx.NodeProto, conv: _Conv) -> None:

@@ -119,7 +119,7 @@ def test_modelled_energy_may_be_refused(edge_sel):
 def test_without_torch_it_says_what_to_install(command, here, tmp_path):
     arguments = {
         "pretrain": ["pretrain", "--data", "x", "--out", "y"],
-        "export": ["export", "x", "--data", "y", "--out", "z"],
+        "export": ["export", "--dry-run", "torchvision:resnet18"],
         "finetune": ["finetune", "--engine", "torch"],
     }[command]
     result = run(*arguments, cwd=here, PYTHONPATH=block(tmp_path / "blocked", "torch", "torchvision"))

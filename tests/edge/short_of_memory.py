@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,7 @@ from edge_sel.edge.train.statistics_stage import estimate
 from edge_sel.engines.base import Batch
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
-from tests.edge.sessions import StopAt, Tape, digits, pack, session
+from tests.edge.sessions import Tape, digits, pack, session
 
 IMAGES = 400
 SETTINGS = {
@@ -47,19 +48,31 @@ def room(megabytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
+class CutTape(Tape):
+    """Copies the run as a power failure would leave it: at the first checkpoint after each shortage."""
+
+    def __init__(self, out: Path, to: Path) -> None:
+        super().__init__()
+        self.out, self.to = out, to
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        super().__call__(event)
+        if event["event"] == "checkpoint" and self.events[-2]["event"] == "memory_short":
+            shutil.rmtree(self.to, ignore_errors=True)
+            shutil.copytree(self.out, self.to)
+
+
 def told(tape: Tape) -> list[int]:
     return [event["batch_limit"] for event in tape.of("memory_short")]
 
 
 def run(
-    megabytes: int, out: Path, *, stop_at: int = -1, resume: bool = False, floor: int = 8, **settings: Any
+    megabytes: int, out: Path, *, cut: str = "", resume: bool = False, floor: int = 8, **settings: Any
 ) -> dict[str, Any]:
-    """A session under a limit, 0 for none; to its end, or to a step boundary. ``floor``: the smallest batch."""
+    """A session under a limit, 0 for none. ``floor``: the smallest batch. ``cut``: where to copy the run to."""
     batch_limit.FLOOR = floor
-    tape = Tape()
-    made = session(
-        out, images=digits(IMAGES), listener=tape, should_stop=StopAt(stop_at), resume=resume, **SETTINGS | settings
-    )
+    tape = CutTape(out, Path(cut)) if cut else Tape()
+    made = session(out, images=digits(IMAGES), listener=tape, resume=resume, **SETTINGS | settings)
     with room(megabytes) if megabytes else nullcontext():
         try:
             result = made.run()

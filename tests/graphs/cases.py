@@ -146,6 +146,8 @@ CASES = [
     Case("Slice", ((6, 4), ints(-4), ints(2**63 - 1), ints(0), ints(3)), lambda x: x[-4::3], {}, (0,)),
     Case("GatherND", ((5, 3), ints(4, 1, 1).reshape(3, 1)), lambda x: x[[4, 1, 1]], {}, (0,)),
     Case("GatherND", ((4, 3, 2), ints(1, 2, 3, 0).reshape(2, 2)), lambda x: x[[1, 3], [2, 0]], {}, (0,)),
+    Case("GatherND", ((4, 3, 2), ints(-1, 2, 3, -3, 3, -3, 0, 1).reshape(2, 2, 2)),
+         lambda x: x[[[-1, 3], [3, 0]], [[2, -3], [-3, 1]]], {}, (0,)),
     Case("ScatterND", ((4, 3), ints(2, 0).reshape(2, 1), (2, 3)), lambda x, u: x.index_copy(0, torch.tensor([2, 0]), u), {}, (0, 2)),
     Case("ReduceL2", ((2, 3, 4, 5), ints(2, 3)), lambda x: x.square().sum((2, 3), keepdim=True).sqrt(), {}, (0,)),
     Case("ReduceL2", ((2, 3, 4), ints(-1)), lambda x: x.square().sum(-1).sqrt(), {"keepdims": 0}, (0,)),

@@ -30,6 +30,32 @@ def wanted_of(case: Case) -> list[str]:
     return [f"i{k}" for k in (case.wanted if case.wanted is not None else range(len(case.inputs)))]
 
 
+class OnDevice:
+    """The gradients of one node with ONNX Runtime."""
+
+    def __init__(
+        self, node: Node, arrays: dict[str, np.ndarray], dy: np.ndarray, wanted: list[str],
+        bn_mode: str = "frozen", threads: int = 1,
+    ) -> None:  # fmt: skip
+        d, gradients = differentiate_node(node, arrays, wanted, bn_mode)
+        self.names = [gradients[name] for name in wanted]
+        self.feeds = arrays | {"dy": dy} | ({"bn_momentum": np.float32(0.1)} if bn_mode == "batch" else {})
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype), array.shape)
+            for name, array in self.feeds.items()
+        ]
+        outputs = [helper.make_empty_tensor_value_info(name) for name in self.names]
+        model = d.builder.model(inputs, outputs, {}, "case")
+        model.ir_version = IR_VERSION
+        assert model.opset_import[0].version == OPSET
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self) -> list[np.ndarray]:
+        return list(self.session.run(self.names, {name: np.asarray(array) for name, array in self.feeds.items()}))
+
+
 def test_every_rule_has_a_case():
     assert {case.op for case in CASES} == set(RULES)
 
@@ -50,19 +76,25 @@ def test_rule_matches_torch_autograd(case):
     dy = np.random.default_rng(3).standard_normal(tuple(y.shape)).astype(np.float32)
     expected = torch.autograd.grad(y, leaves, torch.from_numpy(dy))
 
-    d, gradients = differentiate_node(node, arrays, wanted, case.bn_mode)
-    feeds = {**arrays, "dy": dy}
-    if case.bn_mode == "batch":
-        feeds["bn_momentum"] = np.float32(0.1)
-    inputs = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(np.asarray(a).dtype), a.shape)
-        for n, a in feeds.items()
-    ]
-    outputs = [helper.make_empty_tensor_value_info(gradients[n]) for n in wanted]
-    model = d.builder.model(inputs, outputs, {}, "case")
-    model.ir_version = IR_VERSION
-    assert model.opset_import[0].version == OPSET
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    got = session.run([gradients[n] for n in wanted], {n: np.asarray(a) for n, a in feeds.items()})
+    got = OnDevice(node, arrays, dy, wanted, case.bn_mode)()
     for g, e in zip(got, expected, strict=True):
         np.testing.assert_allclose(g, e.numpy(), rtol=2e-4, atol=2e-4 * float(e.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("op", "index", "width"),
+    [("GatherND", (3000, 1), 1024), ("Gather", (3000,), 1024), ("GatherND", (200_000, 2), 1)],
+    ids=["rows of GatherND", "rows of Gather", "numbers"],
+)
+def test_threads_do_not_overwrite_each_others_sums(op, index, width):
+    """Each place is taken often: the sum has whole numbers, so no order of summation changes it."""
+    rng = np.random.default_rng(0)
+    shape = (7, 9, width) if index[1:] == (2,) else (50, width)
+    indices = rng.integers(0, shape[: len(shape) - 1], index)
+    arrays = {"x": np.zeros(shape, np.float32), "i": indices}
+    dy = np.ones((index[0], width), np.float32)
+    gradient = OnDevice(Node(op, ("x", "i"), ("y",), {}, "rows"), arrays, dy, ["x"], threads=2)
+    expected = np.zeros(shape, np.float32)
+    np.add.at(expected, tuple(indices.T) if op == "GatherND" else indices, dy)
+    for _ in range(30):
+        np.testing.assert_array_equal(gradient()[0], expected)

@@ -97,8 +97,18 @@ def gather_nd(g: Gradients, node: Node, dy: str) -> Grads:
     if node.attribute("batch_dims", 0):
         raise GraphError("GatherND with batch dimensions", where=node.name)
     x, indices = node.inputs
-    zeros = g.op("Expand", g.scalar(0.0), g.op("Shape", x))
-    return [g.op("ScatterND", zeros, indices, dy, reduction="add"), None]
+    depth = g.shape(indices)[-1]
+    if depth is None:
+        raise GraphError("GatherND with indices of unknown length", where=node.name)
+    shape = g.op("Shape", x)
+    row = g.ints(0)
+    for axis in range(depth):  # the row of x, if its first ``depth`` axes were one
+        size = g.op("Slice", shape, g.ints(axis), g.ints(axis + 1))
+        place = g.op("Reshape", g.op("Gather", indices, g.ints(axis), axis=-1), g.ints(-1))
+        row = g.op("Add", g.op("Mul", row, size), g.op("Mod", place, size))  # Mod: a negative place counts from the end
+    flat = g.op("Concat", g.ints(-1), g.op("Slice", shape, g.ints(depth), g.ints(_END)), axis=0)
+    rows = g.op("Reshape", x, flat)
+    return [g.op("Reshape", _add_rows(g, rows, len(g.shape(x)) - depth + 1, row, dy), shape), None]
 
 
 @rule("Pad")
@@ -124,7 +134,7 @@ def gather(g: Gradients, node: Node, dy: str) -> Grads:
     size = g.shape(x)[axis]
     index = g.constants.get(indices)
     if axis == 0 and (size is None or index is None or index.ndim > 1):
-        return [_add_rows(g, x, indices, dy), None]
+        return [_add_rows(g, x, len(g.shape(x)), indices, dy), None]
     if size is None or index is None or index.ndim > 1:
         raise GraphError("Gather along a later axis of unknown size, or with computed indices", where=node.name)
     if index.ndim == 0:
@@ -137,11 +147,14 @@ def gather(g: Gradients, node: Node, dy: str) -> Grads:
     return [g.op("Transpose", moved, perm=[int(i) for i in np.argsort(last)]), None]
 
 
-def _add_rows(g: Gradients, x: str, indices: str, dy: str) -> str:
-    """Zeros in the shape of x, and each row of dy added to the row that its index names."""
+def _add_rows(g: Gradients, x: str, rank: int, indices: str, dy: str) -> str:
+    """Zeros in the shape of x, and each row of dy added to the row that its index names.
+
+    Not with ScatterND, whose threads overwrite each other's sums where an index occurs twice (onnxruntime 1.31, 1.32).
+    """
     shape = g.op("Shape", x)
     rows = g.op("Reshape", dy, g.op("Concat", g.ints(-1), g.op("Slice", shape, g.ints(1), g.ints(_END)), axis=0))
-    column = g.op("Reshape", indices, g.ints(-1, *[1] * (len(g.shape(x)) - 1)))
+    column = g.op("Reshape", indices, g.ints(-1, *[1] * (rank - 1)))
     spread = g.op("Expand", column, g.op("Shape", rows))
     return g.op("ScatterElements", g.op("Expand", g.scalar(0.0), shape), spread, rows, axis=0, reduction="add")
 

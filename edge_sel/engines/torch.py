@@ -130,10 +130,10 @@ class TorchTrainer:
     def _gradients(self, batch: Batch, hyper: Hyper) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         images, labels, weights = (torch.from_numpy(a).to(self._device) for a in batch)
         images, weights = images.to(self._dtype), weights.to(self._dtype)
-        self._model.train(self.plan.bn_mode == "batch")
+        self._model.eval()  # also switches off dropout that is not a layer of its own
         for module in self._model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = hyper.bn_momentum
+                module.train(self.plan.bn_mode == "batch").momentum = hyper.bn_momentum
         with torch.set_grad_enabled(bool(self.plan.trainable)):
             logits = self._model(images)
             losses = F.cross_entropy(logits, labels, reduction="none")

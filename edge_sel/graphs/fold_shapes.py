@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from edge_sel.graphs.ir import OPSET
+from edge_sel.graphs.ir import BATCH, OPSET, Shape
 
 _OPERATORS = frozenset(
     ("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze",
@@ -18,6 +18,7 @@ _OPERATORS = frozenset(
 )  # fmt: skip
 _ROUNDS = 64
 """Each makes more sizes known; in a network that rolls its maps, one of them after the other."""
+_BATCHES = (7, 11)
 _MOST = 64
 """Numbers of a tensor; one that tells sizes is small."""
 
@@ -30,6 +31,40 @@ def fold_known_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
             break
         del model.graph.value_info[:]
     return model
+
+
+def shapes_of_any_batch(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes by tensor: what is the same for two batch sizes stands for all, also where it is computed from the batch.
+
+    Sizes that change with the batch are None.
+    """
+    first, second = (_shapes(fold_known_shapes(_with_batch(model, size))) for size in _BATCHES)
+    return {
+        name: tuple(a if a == b else None for a, b in zip(shape, second[name], strict=True))
+        for name, shape in first.items()
+        if name in second and len(second[name]) == len(shape)
+    }
+
+
+def _with_batch(model: onnx.ModelProto, size: int) -> onnx.ModelProto:
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    del fixed.graph.value_info[:]
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == BATCH:
+                dim.dim_value = size
+    return fixed
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    return {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
+
+
+def shape_of(value: onnx.ValueInfoProto) -> Shape:
+    """Sizes of its axes; None for one that is not fixed."""
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
 
 
 def _fold(graph: onnx.GraphProto) -> bool:

@@ -9,7 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.fold_shapes import constant_value, fold_known_shapes
+from edge_sel.graphs.fold_shapes import constant_value, fold_known_shapes, shape_of, shapes_of_any_batch
 from edge_sel.graphs.ir import BATCH, LOGITS, Forward, Node, Shape, live_nodes
 from edge_sel.graphs.simplify import simplify, split_into_slices
 
@@ -33,13 +33,15 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     if len(inputs) != 1 or len(graph.output) != 1 or graph.output[0].name != LOGITS:
         raise GraphError("a forward graph needs one image input and one output named logits", where=graph.name)
     values = [*graph.value_info, *graph.input, *graph.output]
-    shapes = {v.name: _shape(v) for v in values if v.type.tensor_type.HasField("shape")}
+    shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
+    if any(None in shape[1:] for shape in shapes.values()):
+        shapes |= shapes_of_any_batch(model)
     types = {v.name: v.type.tensor_type.elem_type for v in values} | {i.name: i.data_type for i in graph.initializer}
     if parameters is None:
         parameters = {name for name, value in initializers.items() if "." in name and value.dtype.kind == "f"}
     nodes = _parse(graph, initializers, shapes, types, parameters)
     shapes.update({name: value.shape for name, value in initializers.items()})
-    nodes = simplify(nodes, shapes, initializers)
+    nodes = simplify(nodes, shapes, initializers, parameters)
     nodes = live_nodes(nodes, graph.output[0].name)
     used = {name for node in nodes for name in node.inputs}
     initializers = {name: value for name, value in initializers.items() if name in used}
@@ -74,10 +76,6 @@ def _parse(
         else:
             nodes.append(node)
     return nodes
-
-
-def _shape(value: onnx.ValueInfoProto) -> Shape:
-    return tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
 
 
 def _batched(value: onnx.ValueInfoProto) -> bool:

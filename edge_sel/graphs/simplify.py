@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -12,12 +12,30 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import OPSET, Node, Shape
 
 _END = 2**31 - 1
+_CONSTANT = frozenset(
+    ("Add", "And", "Cast", "Concat", "ConstantOfShape", "CumSum", "Div", "Equal", "Expand", "Gather", "Greater", "Less",
+     "Mod", "Mul", "Not", "Range", "Reshape", "ScatterND", "Slice", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze",
+     "Where")
+)  # fmt: skip
+"""Of constants alone these are computed at once, such as the mask of a shifted window."""
 
 
-def simplify(nodes: Sequence[Node], shapes: dict[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
-    """The nodes, each in its plainest form; initializers and shapes that these need are added."""
+def simplify(
+    nodes: Sequence[Node],
+    shapes: dict[str, Shape],
+    initializers: dict[str, np.ndarray],
+    parameters: Collection[str] = frozenset(),
+) -> list[Node]:
+    """The nodes, each in its plainest form; initializers and shapes that these need are added.
+
+    What is computed from ``parameters`` changes with them, so it stays.
+    """
     plain = []
     for node in nodes:
+        if node.op in _CONSTANT and _is_constant(node, initializers, parameters):
+            initializers[node.outputs[0]] = value = _computed(node, initializers)
+            shapes[node.outputs[0]] = value.shape
+            continue
         node = _without_zero_bias(node, initializers)
         node = _with_constant_shape(node, shapes, initializers)
         node = _flatten_of_one_pixel(node, shapes)
@@ -36,6 +54,8 @@ def split_into_slices(node: Node, shapes: Mapping[str, Shape], initializers: dic
     """A Split as one Slice per output, as far as the sizes are known: every rule has one output."""
     axis = node.attribute("axis", 0)
     sizes = [shapes[name][axis] if name in shapes else None for name in node.outputs]
+    if len(node.inputs) > 1 and node.inputs[1] in initializers:
+        sizes = [int(size) for size in initializers[node.inputs[1]]]
     if None in sizes:
         return [node]
     ends = np.cumsum([size or 0 for size in sizes])
@@ -111,6 +131,25 @@ def _resize_as_products(node: Node, shapes: dict[str, Shape], initializers: dict
         Node("MatMul", (x, columns), (between,), {}, f"{node.name}::columns"),
         Node("MatMul", (rows, between), (y,), {}, f"{node.name}::rows"),
     ]
+
+
+def _is_constant(node: Node, initializers: Mapping[str, np.ndarray], parameters: Collection[str]) -> bool:
+    """Whether all that it takes is known, and never trained."""
+    return all(not name or (name in initializers and name not in parameters) for name in node.inputs)
+
+
+def _computed(node: Node, initializers: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Its one output, by ONNX's reference implementation."""
+    proto = helper.make_node(node.op, list(node.inputs), ["y"], **node.attributes)
+    names = dict.fromkeys(name for name in node.inputs if name)
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(initializers[name].dtype), None)
+        for name in names
+    ]
+    graph = helper.make_graph([proto], "one", inputs, [helper.make_empty_tensor_value_info("y")])
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
+    (made,) = evaluator.run(None, {name: initializers[name] for name in names})
+    return np.asarray(made)
 
 
 def _interpolation(node: Node, old: int, new: int) -> np.ndarray:

@@ -65,8 +65,11 @@ def test_joules_survive_a_kill_and_count_towards_the_budget(arguments, here):
 
 def test_joules_of_an_opening_that_is_cut_are_not_forgotten(arguments, here):
     """Images are read and compared there, which takes a slow device minutes."""
-    kill_when(lambda: spent_j(here) > 0, arguments, here)
-    assert not (here / "run" / "events.jsonl").exists(), "the run had not begun"
+    for _ in range(5):  # a quick machine may have opened them before this process looks
+        kill_when(lambda: spent_j(here) > 0, arguments, here)
+        if not (here / "run" / "events.jsonl").exists():
+            break
+        shutil.rmtree(here / "run")
     first_j = spent_j(here)
     kill_when(lambda: (here / "run" / "events.jsonl").exists(), arguments, here)
     (lost,) = [event for event in events(here / "run") if event["event"] == "lost"]

@@ -80,6 +80,8 @@ CASES = [
     _conv((2, 4, 10, 10), (4, 1, 3, 3), padding=1, stride=2, group=4),
     _conv((2, 4, 10, 10), (6, 2, 3, 3), padding=1, group=2),
     _conv((2, 3, 11, 11), (4, 3, 2, 2), stride=3),
+    _conv((2, 3, 8, 9), (4, 3, 2, 3), stride=(2, 3), bias=True),
+    _conv((2, 5, 11, 8), (4, 5, 3, 3), stride=3),
     _conv((2, 3, 12, 12), (2, 3, 1, 1), padding=1),
     _conv((2, 8, 6, 6), (4, 8, 3, 3), padding=1),
     _conv((2, 8, 6, 6), (9, 8, 3, 3), padding=1, bias=True),

@@ -1,4 +1,4 @@
-"""Two networks unlike the built-in ones: a small transformer, and a convolutional net of modern parts."""
+"""Networks unlike the built-in ones, of the parts that common classifiers are made of."""
 
 from __future__ import annotations
 
@@ -178,3 +178,30 @@ class Moved(nn.Module):
         y = torch.cat([x.clone(), x * 0.5], 1)
         y[:, :12] = torch.cat([self.mix(x)] * 2, 1)
         return self.head(y[:, :12].mean((2, 3)) + y[:, 12:].mean((2, 3)))
+
+
+class Masked(nn.Module):
+    """Patches that leave a border out, batch normalisation over tokens (LeViT), a mask of constants (Swin), and dropout
+    that is not a layer (GhostNet)."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.patchify = nn.Conv2d(3, 12, 3, 3)
+        self.joint = nn.Linear(12, 32, bias=False)
+        self.norm = nn.BatchNorm1d(32)
+        self.out = nn.Linear(16, 12)
+        self.head = nn.Linear(12, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patchify(x).flatten(2).transpose(1, 2)
+        n, tokens, _ = x.shape
+        joint = self.joint(x)
+        joint = self.norm(joint.flatten(0, 1)).reshape_as(joint)
+        q, k, v = joint.view(n, tokens, 4, -1).split([2, 2, 4], dim=3)
+        region = x.new_zeros((5, 5))
+        for number, rows in enumerate((slice(0, -2), slice(-2, -1), slice(-1, None))):
+            region[rows, 1:] = number
+        apart = region.flatten()[:, None] != region.flatten()[None]
+        score = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + x.new_zeros((25, 25)).masked_fill(apart, -5.0)
+        mixed = (score.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).reshape(n, tokens, 16)
+        return self.head(F.dropout((x + self.out(mixed)).mean(1), 0.5, self.training))

@@ -16,7 +16,7 @@ from tests.graphs.steps import assert_step_is_autograds, batch
 PLANS = ("head", "affine", "first", "last", "last2", "full", "full-c25")
 
 
-@pytest.fixture(scope="module", params=("SmallTransformer", "PartsNet", "PooledHead", "TwoHeads", "Moved"))
+@pytest.fixture(scope="module", params=("SmallTransformer", "PartsNet", "PooledHead", "TwoHeads", "Moved", "Masked"))
 def network(request, net_of):
     return net_of(request.param)
 

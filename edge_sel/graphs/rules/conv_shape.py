@@ -35,6 +35,12 @@ class ConvShape:
         return self.kernel == (1, 1) and self.begin == self.end == (0, 0)
 
     @property
+    def patches(self) -> bool:
+        """Windows side by side: each pixel is in one of them, or in none."""
+        plain = self.dilation == (1, 1) and self.begin == self.end == (0, 0)
+        return plain and self.group == 1 and self.kernel == self.stride != (1, 1)
+
+    @property
     def flip_pads(self) -> tuple[int, int, int, int]:
         """Padding that makes a convolution of the output gradient cover the input (stride 1)."""
         span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]

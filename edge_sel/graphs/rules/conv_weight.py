@@ -54,6 +54,8 @@ def weight_gradient(g: Gradients, c: ConvShape, x: str, w: str, dy: str) -> str:
         return _depthwise(g, c, x, dy, rows)
     if c.group > 1:
         return _grouped(g, c, x, dy)
+    if c.patches:
+        return _from_patches(g, c, x, dy, rows)
     layout = BATCH_LAST if c.stride != (1, 1) or c.size_in[0] <= SMALL_MAP else BATCH_SECOND
     if not c.pointwise and c.channels_in < FEW_CHANNELS:
         return _from_columns(g, c, layout, x, dy, rows)
@@ -83,6 +85,18 @@ def _from_columns(g: Gradients, c: ConvShape, layout: Layout, x: str, dy: str, r
     product = g.op("Gemm", columns, _flat(g, layout, dy), transB=1)
     shaped = g.op("Reshape", product, g.ints(*c.kernel, c.channels_in, rows))
     return g.op("Transpose", shaped, perm=[3, 2, 0, 1])
+
+
+def _from_patches(g: Gradients, c: ConvShape, x: str, dy: str, rows: int) -> str:
+    """Windows side by side are the map in another order; one product [rows, C_in·kh·kw]."""
+    (kh, kw), (height, width) = c.kernel, c.size_out
+    if c.size_in != (height * kh, width * kw):
+        x = g.op("Slice", x, g.ints(0, 0), g.ints(height * kh, width * kw), g.ints(2, 3))
+    split = g.op("Reshape", x, g.ints(-1, c.channels_in, height, kh, width, kw))
+    ordered = g.op("Transpose", split, perm=[1, 3, 5, 0, 2, 4])
+    columns = g.op("Reshape", ordered, g.ints(c.channels_in * kh * kw, -1))
+    product = g.op("Gemm", _flat(g, BATCH_SECOND, dy), columns, transB=1)
+    return g.op("Reshape", product, g.ints(rows, c.channels_in, kh, kw))
 
 
 def _shifted_gradients(g: Gradients, c: ConvShape, layout: Layout, dy: str, rows: int) -> list[str]:

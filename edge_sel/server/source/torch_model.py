@@ -112,7 +112,7 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
         build: makes the same model again, for the parity check.
     """
     forward = export_forward(model, info.image_size)
-    weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
     reference, twin = (TorchEngine(device="cpu", dtype=dtype, build=build) for dtype in (torch.float32, torch.float64))
     check = partial(check_parity, engine=OrtEngine(), reference=reference, twin=twin)
     return Source(info, forward, weights, check, new_head)

@@ -133,7 +133,7 @@ def build_session(
 
     return Session(
         pack=pack,
-        expert=None if expert is None else extend_head(expert.weights, pack.manifest.model.head, len(classes)),
+        expert=None if expert is None else extend_head(expert.weights, pack.manifest.model, len(classes)),
         classes=classes,
         training=to_train_on,
         engine=engine,

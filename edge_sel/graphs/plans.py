@@ -96,19 +96,31 @@ def head_layers(forward: Forward) -> list[Node]:
     Raises:
         GraphError: something else is between them and the logits.
     """
+    return [node for node in _behind_the_body(forward) if _is_linear(forward, node)]
+
+
+def rectified(forward: Forward) -> bool:
+    """Whether ReLU stands between the head and the logits."""
+    return any(node.op == "Relu" for node in _behind_the_body(forward))
+
+
+def _behind_the_body(forward: Forward) -> list[Node]:
+    """The layers of the head, and what makes the logits of them."""
     made = {name: node for node in forward.nodes for name in node.outputs}
-    waiting, layers = [forward.logits], []
+    waiting, passed = [forward.logits], []
     while waiting:
         name = waiting.pop(0)
         node = made.get(name)
+        if node is not None:
+            passed.append(node)
         if node is not None and _is_linear(forward, node):
-            layers.append(node)
-        elif node is not None and node.op in _KEEP_CLASSES:
+            continue
+        if node is not None and node.op in _KEEP_CLASSES:
             waiting += [given for given in node.inputs if given in made][: 1 if node.op in _OF_ONE else None]
         else:
             what = f"{node.op} {node.name}" if node is not None else name
             raise GraphError("the logits must come from a linear layer", where=what)
-    return layers
+    return passed
 
 
 def _is_linear(forward: Forward, node: Node) -> bool:

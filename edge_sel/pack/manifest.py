@@ -31,6 +31,8 @@ class ModelInfo:
     head: tuple[str, ...]
     flip: bool = False
     """Whether a mirrored image keeps its class."""
+    rectified: bool = False
+    """Whether ReLU makes the logits, as in SqueezeNet: a class whose logits are all 0 has no gradient."""
 
 
 def split_plan_name(name: str) -> tuple[str, float | None]:

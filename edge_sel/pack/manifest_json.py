@@ -19,6 +19,8 @@ FORMAT = 3
 def to_json(manifest: Manifest) -> str:
     """Serialise, with a digest over everything else so that a damaged manifest is noticed too."""
     body = {"format": FORMAT, **asdict(manifest)}
+    if not manifest.model.rectified:
+        del body["model"]["rectified"]
     if not manifest.gains:  # what an older version wrote keeps its digest, and can read this
         body["format"] = 2
         del body["gains"]

@@ -24,7 +24,7 @@ from edge_sel.errors import DataError, GraphError
 from edge_sel.graphs.executed_flops import executed_flops
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.optimizers import require_optimizer
-from edge_sel.graphs.plans import head_names, make_plan, parameters, with_probes
+from edge_sel.graphs.plans import head_names, make_plan, parameters, rectified, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.pack.anchors import ANCHORS, choose_anchors, read_anchors, write_anchors
@@ -76,7 +76,7 @@ def export_pack(
     compiled = compile_plans(forward, plans, optimizer, len(info.classes), note)
     described = ModelInfo(
         info.model, sum(weights[name].size for name in parameters(forward)), info.classes, info.image_size, info.mean,
-        info.std, head_names(forward), bool(info.training.get("flip", False)),
+        info.std, head_names(forward), bool(info.training.get("flip", False)), rectified(forward),
     )  # fmt: skip
     unknown = Calibration(0.0, gamma_percentile, (0.0,), (None,) * len(info.classes), 0.0, 0)
     manifest = Manifest(

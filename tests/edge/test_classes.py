@@ -69,7 +69,7 @@ def test_every_plan_takes_new_classes(plan, twelve, tmp_path):
     """With a threshold of 0 all that a plan may change is updated, the new rows of the head included."""
     result = session(tmp_path, images=twelve, plan=plan, gamma=0.0, gate="off", curriculum="off", epochs=1).run()
     (epoch,) = result["epochs"]
-    weights, info = extend_head(pack().weights(), MODEL.head, 12), pack().plan(plan)
+    weights, info = extend_head(pack().weights(), MODEL, 12), pack().plan(plan)
     values = {name: weights[name][: info.channels.get(name)].size for name in info.trainable}
     added = sum(weights[name].size - value.size for name, value in pack().weights().items())
     assert epoch["sparsity"] == pytest.approx(1 - sum(values.values()) / (MODEL.parameters + added))
@@ -88,7 +88,7 @@ def test_a_run_with_new_classes_can_be_resumed(twelve, tmp_path):
 @given(extra=st.integers(0, 4))
 def test_extending_keeps_what_is_known(extra):
     weights = pack().weights()
-    wide = extend_head(weights, MODEL.head, 10 + extra)
+    wide = extend_head(weights, MODEL, 10 + extra)
     assert wide.keys() == weights.keys()
     for name, value in weights.items():
         assert wide[name].dtype == value.dtype

@@ -67,7 +67,7 @@ def test_the_batch_size_may_be_another_in_every_step(trainer, predict, batch, pl
 @every_form
 def test_an_extended_head_learns_new_classes(engine, pack, batch, plan):
     head = pack.manifest.model.head
-    weights = extend_head(pack.weights(), head, 13)
+    weights = extend_head(pack.weights(), pack.manifest.model, 13)
     labels = np.where(np.arange(12) < 6, 10 + np.arange(12) % 3, batch.labels)
     trainer = engine.trainer(pack, plan, weights)
     scored = trainer.score(batch.images, labels)

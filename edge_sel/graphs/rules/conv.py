@@ -9,6 +9,7 @@ from __future__ import annotations
 from edge_sel.graphs.ir import Node
 from edge_sel.graphs.rules.conv_shape import ConvShape, conv_shape
 from edge_sel.graphs.rules.conv_weight import weight_gradient
+from edge_sel.graphs.rules.elementwise import sum_per_channel
 from edge_sel.graphs.rules.registry import Gradients, Grads, rule
 
 _BEGIN = -(2**31) + 1
@@ -21,7 +22,7 @@ def conv(g: Gradients, node: Node, dy: str) -> Grads:
     x, w, *bias = node.inputs
     dx = _input_gradient(g, c, w, dy) if g.needs(x) else None
     dw = weight_gradient(g, c, x, w, dy) if g.needs(w) else None
-    db = [g.op("ReduceSum", dy, g.ints(0, 2, 3), keepdims=0) if g.needs(b) else None for b in bias]
+    db = [sum_per_channel(g, dy, (None, c.channels_out, *c.size_out)) if g.needs(b) else None for b in bias]
     return [dx, dw, *db]
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from edge_sel.errors import GraphError
 from edge_sel.graphs.annotations import DepthwiseGradient
 from edge_sel.graphs.rules.conv_shape import ConvShape
+from edge_sel.graphs.rules.elementwise import sum_per_channel
 from edge_sel.graphs.rules.registry import Gradients
 
 FEW_CHANNELS = 8
@@ -142,9 +143,10 @@ def _inputs_of_channels(g: Gradients, c: ConvShape, x: str, index: str) -> str:
 def _depthwise(g: Gradients, c: ConvShape, x: str, dy: str, rows: int) -> str:
     """A product and a sum per kernel position."""
     windows = _windows(g, c, AS_IT_IS, _pad(g, AS_IT_IS, x, c.begin, c.end))
-    sums = [g.op("ReduceSum", g.op("Mul", dy, window), g.ints(0, 2, 3), keepdims=1) for window in windows]
+    sums = [sum_per_channel(g, g.op("Mul", dy, window), (None, rows, *c.size_out)) for window in windows]
     told = DepthwiseGradient(x, dy, c.kernel, c.stride, c.dilation, c.begin)
-    return g.op("Reshape", g.op("Concat", *sums, axis=2), g.ints(rows, 1, *c.kernel), node_name=told.name())
+    places = g.op("Concat", *(g.op("Unsqueeze", total, g.ints(1)) for total in sums), axis=1)
+    return g.op("Reshape", places, g.ints(rows, 1, *c.kernel), node_name=told.name())
 
 
 def _grouped(g: Gradients, c: ConvShape, x: str, dy: str) -> str:

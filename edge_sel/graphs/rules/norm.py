@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
+from edge_sel.graphs.rules.elementwise import sum_per_channel
 from edge_sel.graphs.rules.registry import Gradients, Grads, forward_form, rule
 
 
@@ -24,11 +25,6 @@ def _channels(g: Gradients, node: Node) -> int:
     if channels is None:
         raise GraphError("BatchNormalization over an unknown number of channels", where=node.name)
     return channels
-
-
-def _axes(g: Gradients, node: Node) -> str:
-    rank = len(g.shape(node.inputs[0]))
-    return g.ints(0, *range(2, rank))
 
 
 @forward_form("BatchNormalization")
@@ -65,7 +61,7 @@ def batch_norm(g: Gradients, node: Node, dy: str) -> Grads:
     ``dx = γ/σ·(dy − dβ/n − (x − μ)·dγ/(n·σ))``.
     """
     x, scale, bias, mean, variance = node.inputs
-    channels, axes = _channels(g, node), _axes(g, node)
+    channels, shape = _channels(g, node), g.shape(x)
     saved = g.saved(node.outputs[0])
     batch = bool(saved)
     var = saved["variance"] if batch else variance
@@ -74,10 +70,10 @@ def batch_norm(g: Gradients, node: Node, dy: str) -> Grads:
     gain = g.op("Mul", scale, inverse)
     dx = dscale = dbias = centred = None
     if g.needs(bias) or (batch and g.needs(x)):
-        dbias = g.op("ReduceSum", dy, axes, keepdims=0)
+        dbias = sum_per_channel(g, dy, shape)
     if g.needs(scale) or (batch and g.needs(x)):
         centred = per_channel(g, x, channels, shift=saved["mean"] if batch else mean)
-        dscale = g.op("Mul", g.op("ReduceSum", g.op("Mul", dy, centred), axes, keepdims=0), inverse)
+        dscale = g.op("Mul", sum_per_channel(g, g.op("Mul", dy, centred), shape), inverse)
     if g.needs(x) and not batch:
         dx = per_channel(g, dy, channels, scale=gain)
     elif g.needs(x):

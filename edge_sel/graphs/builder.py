@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edge_sel.graphs.ir import IR_VERSION, OPSET, Node
+from edge_sel.graphs.scalars import spread_scalars
 
 
 class Builder:
@@ -81,4 +82,5 @@ class Builder:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="edge-sel")
         model.ir_version = IR_VERSION
+        spread_scalars(model)
         return model

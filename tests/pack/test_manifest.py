@@ -133,7 +133,7 @@ def manifest_paths() -> list[tuple[str, ...]]:
 
 
 OPTIONAL = {
-    ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("prefixes",), ("gains",),
+    ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("model", "rectified"), ("prefixes",), ("gains",),
     ("plans", "full-c50", "prefix"),
 }  # fmt: skip
 
@@ -142,7 +142,8 @@ OPTIONAL = {
 def budgeted(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("budgeted") / "pack"
     manifest, weights, graphs = tiny_pack(("full-c50",))
-    write_pack(path, replace(manifest, gains=(ROW,)), weights, graphs)
+    model = replace(manifest.model, rectified=True)
+    write_pack(path, replace(manifest, model=model, gains=(ROW,)), weights, graphs)
     return path
 
 

@@ -8,6 +8,10 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
 from edge_sel.graphs.rules.registry import Gradients
 
+FEW_PIXELS = 16
+MANY_CHANNELS = 64
+"""From 3×3 pixels of 512 channels a third is saved; at 6×6 pixels of 256 there is nothing left to save."""
+
 
 @dataclass(frozen=True)
 class ConvShape:
@@ -39,6 +43,12 @@ class ConvShape:
         """Windows side by side: each pixel is in one of them, or in none."""
         plain = self.dilation == (1, 1) and self.begin == self.end == (0, 0)
         return plain and self.group == 1 and self.kernel == self.stride != (1, 1)
+
+    @property
+    def tiny(self) -> bool:
+        """Few output pixels and many channels: what is computed image by image is slow."""
+        plain = self.group == 1 and not self.pointwise and not self.patches
+        return plain and self.size_out[0] * self.size_out[1] <= FEW_PIXELS and self.channels_in >= MANY_CHANNELS
 
     @property
     def flip_pads(self) -> tuple[int, int, int, int]:

@@ -176,6 +176,9 @@ def main() -> None:
     photos = options.work / "photos"
     if options.worker:
         name, plan = options.worker.split()
+        if plan == "pack":
+            make_pack(name, photos, options.work / f"{name}.edgepack")
+            return
         train_torch(name, plan, photos, options.work / f"{name}.edgepack", options.epochs, options.threads)
         return
     if not photos.exists():
@@ -184,7 +187,10 @@ def main() -> None:
     print("| model | job | CPU s | peak MB | J |\n|---|---|---|---|---|")
     for name in options.models.split(","):
         if not (options.work / f"{name}.edgepack").exists():
-            make_pack(name, photos, options.work / f"{name}.edgepack")
+            # In a process of its own: a child's peak memory counts from that of its parent.
+            subprocess.run(
+                [sys.executable, __file__, "--work", str(options.work), "--worker", f"{name} pack"], check=True
+            )
         seen: dict[tuple[str, str], list[dict[str, Any]]] = {job: [] for job in JOBS}
         for _ in range(options.repeats):
             for job in JOBS:

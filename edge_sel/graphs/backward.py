@@ -9,6 +9,7 @@ import numpy as np
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import Forward, Shape
+from edge_sel.graphs.recompute import Recompute
 from edge_sel.graphs.rules import FORWARD, RULES, STEPWISE
 
 
@@ -63,17 +64,30 @@ class Differentiator:
             GraphError: a trainable weight does not influence the logits.
         """
         self._accumulate(self.forward.logits, dlogits)
+        recompute = Recompute(self.builder, self.forward, self._keeping_norms())
         for node in reversed(self.forward.nodes):
             dy = self._gradients.get(node.outputs[0])
             if dy is None or not any(name in self._wanted for name in node.inputs):
                 continue
-            for name, gradient in zip(node.inputs, RULES[node.op](self, node, dy), strict=False):
+            first = len(self.builder.nodes)
+            gradients = RULES[node.op](self, node, dy)
+            recompute.rewrite(first, dy)
+            for name, gradient in zip(node.inputs, gradients, strict=False):
                 if gradient is not None:
                     self._accumulate(name, gradient)
         unreached = sorted(set(trainable) - set(self._gradients))
         if unreached:
             raise GraphError("a trainable weight does not influence the logits", where=", ".join(unreached))
         return {name: self._gradients[name] for name in trainable}
+
+    def _keeping_norms(self) -> set[str]:
+        """Outputs of the batch normalisations whose gradient needs their input."""
+        norms = [node for node in self.forward.nodes if node.op == "BatchNormalization"]
+        return {
+            node.outputs[0]
+            for node in norms
+            if self.needs(node.inputs[1]) or (self.bn_mode == "batch" and self.needs(node.inputs[0]))
+        }
 
     def _accumulate(self, name: str, gradient: str) -> None:
         if name in self._wanted:

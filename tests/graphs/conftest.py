@@ -39,9 +39,9 @@ def net_of(forward_of: ForwardOf) -> ForwardOf:
 
     from edge_sel.models.prepare import prepare
     from edge_sel.server.forward import export_forward
-    from tests.graphs.nets import Masked, Moved, PartsNet, PooledHead, SmallTransformer, TwoHeads
+    from tests.graphs.nets import Inverted, Masked, Moved, PartsNet, PooledHead, SmallTransformer, TwoHeads
 
-    nets = {net.__name__: net for net in (PartsNet, SmallTransformer, PooledHead, TwoHeads, Moved, Masked)}
+    nets = {net.__name__: net for net in (PartsNet, SmallTransformer, PooledHead, TwoHeads, Moved, Masked, Inverted)}
     made: dict[str, tuple[object, Forward]] = {}
 
     def get(name: str) -> tuple[object, Forward]:

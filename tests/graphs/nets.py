@@ -205,3 +205,23 @@ class Masked(nn.Module):
         score = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + x.new_zeros((25, 25)).masked_fill(apart, -5.0)
         mixed = (score.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).reshape(n, tokens, 16)
         return self.head(F.dropout((x + self.out(mixed)).mean(1), 0.5, self.training))
+
+
+class Inverted(nn.Module):
+    """Inverted residuals as in EfficientNet: SiLU, a depthwise convolution, squeeze-and-excite, a shortcut."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (8, 24, 24, 8))
+        self.widen = nn.Conv2d(8, 24, 1, bias=False)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False)
+        self.excite = SqueezeExcite(24)
+        self.narrow = nn.Conv2d(24, 8, 1, bias=False)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu6(self.norms[0](self.stem(x)))
+        y = F.silu(self.norms[1](self.widen(x)))
+        y = self.excite(F.hardswish(self.norms[2](self.depthwise(y))))
+        return self.head((x + self.norms[3](self.narrow(y))).mean((2, 3)))

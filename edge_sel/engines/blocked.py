@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from edge_sel.graphs.annotations import DepthwiseGradient, read_depthwise_gradient
 from edge_sel.graphs.ir import BATCH
+from edge_sel.graphs.prune import prune
 
 DOMAIN = "com.microsoft.nchwc"
 _SAME = 1e-4
@@ -79,13 +80,9 @@ class _Rewriter:
         if not self.count:
             return None
         graph = self.model.graph
-        needed, kept = {value.name for value in graph.output}, []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.output):
-                needed |= set(node.input)
-                kept.append(node)
         del graph.node[:], graph.value_info[:]
-        graph.node.extend(kept[::-1])
+        graph.node.extend(self.nodes)
+        prune(graph, [value.name for value in graph.output])
         graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in self.added.items())
         self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         return bytes(self.model.SerializeToString())

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
-from edge_sel.graphs.ir import BATCH, OPSET, Shape
+from edge_sel.graphs.evaluate_node import evaluate_node
+from edge_sel.graphs.ir import BATCH, Shape
 
 _OPERATORS = frozenset(
     ("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze",
@@ -102,12 +102,7 @@ def _value(
         return None if None in wanted else np.array(wanted, np.int64)
     if node.op_type not in _OPERATORS or not node.input or not all(n in known for n in node.input if n):
         return None
-    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, None) for n in dict.fromkeys(node.input) if n]
-    outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.INT64, None)]
-    graph = helper.make_graph([node], "one", inputs, outputs)
-    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
-    (made,) = evaluator.run(None, {n: known[n] for n in node.input if n})
-    value = np.asarray(made)
+    (value,) = evaluate_node(node, known)
     return value if value.dtype == np.int64 and value.size <= _MOST else None
 
 

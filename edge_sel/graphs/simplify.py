@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from onnx import TensorProto, helper
-from onnx.reference import ReferenceEvaluator
+from onnx import helper
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import OPSET, Node, Shape
+from edge_sel.graphs.evaluate_node import evaluate_node
+from edge_sel.graphs.ir import Node, Shape
 
 _END = 2**31 - 1
 _CONSTANT = frozenset(
@@ -141,30 +141,20 @@ def _is_constant(node: Node, initializers: Mapping[str, np.ndarray], parameters:
 def _computed(node: Node, initializers: Mapping[str, np.ndarray]) -> np.ndarray:
     """Its one output, by ONNX's reference implementation."""
     proto = helper.make_node(node.op, list(node.inputs), ["y"], **node.attributes)
-    names = dict.fromkeys(name for name in node.inputs if name)
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(initializers[name].dtype), None)
-        for name in names
-    ]
-    graph = helper.make_graph([proto], "one", inputs, [helper.make_empty_tensor_value_info("y")])
-    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
-    (made,) = evaluator.run(None, {name: initializers[name] for name in names})
-    return np.asarray(made)
+    (made,) = evaluate_node(proto, initializers)
+    return made
 
 
 def _interpolation(node: Node, old: int, new: int) -> np.ndarray:
     """[new, old]: row i holds the share of each old place in the new place i."""
     kept = {k: v for k, v in node.attributes.items() if k not in ("axes", "keep_aspect_ratio_policy")}
     proto = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], **kept)
-    inputs = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
-        helper.make_tensor_value_info("sizes", TensorProto.INT64, [3]),
-    ]
-    graph = helper.make_graph([proto], "one", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
-    given = {"x": np.eye(old, dtype=np.float32)[None], "sizes": np.array([1, old, new], np.int64)}
-    (made,) = evaluator.run(None, given)
-    return np.ascontiguousarray(np.asarray(made, np.float32)[0].T)
+    given: dict[str, np.ndarray] = {
+        "x": np.eye(old, dtype=np.float32)[None],
+        "sizes": np.array([1, old, new], np.int64),
+    }
+    (made,) = evaluate_node(proto, given)
+    return np.ascontiguousarray(made[0].T, np.float32)
 
 
 def _with_constant_shape(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> Node:

@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper
 from edge_sel.graphs.check import Erf
+from edge_sel.graphs.prune import prune
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack
 from edge_sel.server.reference_operators import ConvTranspose, MaxPool, OneHot
@@ -99,17 +100,11 @@ def step_scalars(hyper: Hyper) -> Arrays:
 
 
 def _keep_only(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
-    needed, kept = set(outputs), []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed |= set(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept[::-1])
+    prune(graph, outputs)
     chosen = [output for output in graph.output if output.name in outputs]
     del graph.output[:]
     graph.output.extend(chosen)
-    read = {name for node in kept for name in node.input}
+    read = {name for node in graph.node for name in node.input}
     inputs = [value for value in graph.input if value.name in read]
     del graph.input[:]
     graph.input.extend(inputs)

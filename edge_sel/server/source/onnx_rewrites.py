@@ -6,16 +6,16 @@ that does not depend on the image. Each function changes the model in place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import BATCH, LOGITS, OPSET
+from edge_sel.graphs.evaluate_node import evaluate_node
+from edge_sel.graphs.ir import BATCH, LOGITS
+from edge_sel.graphs.prune import prune
 from edge_sel.server.source.onnx_file import attribute, dimensions, image_input
 
 _PROBABILITIES = ("Softmax", "LogSoftmax")
@@ -59,7 +59,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
         if random or not all(name in known and name not in given for name in names):
             kept.append(node)
             continue
-        values = _evaluate(node, {name: known[name] for name in names})
+        values = evaluate_node(node, known)
         if sum(value.nbytes for value in values) > _MOST_FOLDED_BYTES:
             kept.append(node)
             continue
@@ -75,15 +75,6 @@ def fold_constants(model: onnx.ModelProto) -> None:
     del graph.value_info[:]  # of another batch size, and of what is gone
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
-
-
-def _evaluate(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
-    inputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in values]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output if name]
-    graph = helper.make_graph([node], "one", inputs, outputs)
-    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
-    found: Sequence[np.ndarray] = evaluator.run(None, values)
-    return found
 
 
 def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
@@ -170,13 +161,7 @@ def _before_softmax(name: str, producers: dict[str, onnx.NodeProto]) -> str:
 
 def _finish(graph: onnx.GraphProto, name: str, rank: int) -> None:
     """Make ``name`` the one output, flat, and drop what only others needed."""
-    needed, kept = {name}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed |= set(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept[::-1])
+    prune(graph, [name])
     if rank > 2:
         graph.node.append(helper.make_node("Flatten", [name], [LOGITS], "logits", axis=1))
     else:

@@ -22,6 +22,10 @@ WHOLE = 8
 """Batches of a multiple of this have a blocked form of their own; others, as at the end of an epoch, are rare."""
 
 
+ROOM = 96 << 20
+"""Bytes that must be free before another form of a graph is made."""
+
+
 class OrtEngine:
     """Executes on the CPU with a fixed number of threads that sleep, not spin, between operators.
 
@@ -137,7 +141,13 @@ class _Form(NamedTuple):
 def _blocked_session(
     engine: OrtEngine, graph: bytes, constants: Mapping[str, np.ndarray], batch: int
 ) -> ort.InferenceSession | None:
-    """The graph in blocked convolutions; None where this machine or this graph has none."""
+    """The graph in blocked convolutions; None where this machine or this graph has none.
+
+    Raises:
+        MemoryError: there is no room to make it. To try would end the process: onnxruntime survives a lack of memory
+            while it computes, not while it loads.
+    """
+    np.empty(ROOM + 8 * len(graph) + sum(value.nbytes for value in constants.values()), np.uint8)
     from edge_sel.engines.blocked import block_size, rewrite  # it needs onnx, which takes long to import
 
     block = block_size()

@@ -13,11 +13,10 @@ def sum_per_channel(g: Gradients, x: str, shape: Shape) -> str:
 
     Over each map and then over the images: 2 to 2.4 times faster than all axes at once, and the same bits.
     """
-    if len(shape) < 3 or None in shape[1:]:
+    if len(shape) < 3 or None in shape[2:]:
         return g.op("ReduceSum", x, g.ints(0, *range(2, len(shape))), keepdims=0)
-    maps = g.op("Reshape", x, g.ints(-1, prod(size or 0 for size in shape[2:])))
-    by_image = g.op("Reshape", g.op("ReduceSum", maps, g.ints(1), keepdims=0), g.ints(-1, shape[1] or 0))
-    return g.op("ReduceSum", by_image, g.ints(0), keepdims=0)
+    maps = g.op("Reshape", x, g.ints(0, 0, prod(size or 0 for size in shape[2:])))  # a head has a channel per class
+    return g.op("ReduceSum", g.op("ReduceSum", maps, g.ints(2), keepdims=0), g.ints(0), keepdims=0)
 
 
 def unbroadcast(g: Gradients, dy: str, output: str, operand: str) -> str:
@@ -28,7 +27,7 @@ def unbroadcast(g: Gradients, dy: str, output: str, operand: str) -> str:
     if not axes:
         return dy
     if axes == [0, *range(2, len(out))] and shape[1 - lead] is not None:
-        return g.op("Reshape", sum_per_channel(g, dy, out), g.ints(*[size or 0 for size in shape]))
+        return g.op("Reshape", sum_per_channel(g, dy, out), g.op("Shape", operand))
     total = g.op("ReduceSum", dy, g.ints(*axes), keepdims=1)
     return g.op("Reshape", total, g.op("Shape", operand)) if lead else total
 

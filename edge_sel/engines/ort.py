@@ -34,7 +34,7 @@ class OrtEngine:
     """
 
     name = "ort"
-    blocked_from_flops = 1e9
+    blocked_from_flops = 5e8
     """Of a step; a smaller one is over before the blocked form of its graph is loaded."""
 
     def __init__(self, threads: int = 0, *, spinning: bool = False) -> None:

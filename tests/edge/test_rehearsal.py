@@ -104,7 +104,7 @@ def test_too_few_images_for_a_batch_tell_nothing():
     assert from_json(to_json(with_rows), "here") == with_rows
 
 
-@pytest.mark.parametrize(("rate", "gains"), [(1e5, [0.0, 0.0]), (1e30, [])], ids=["worse", "diverged"])
+@pytest.mark.parametrize(("rate", "gains"), [(1e3, [0.0, 0.0]), (1e30, [])], ids=["worse", "diverged"])
 def test_a_stage_that_was_undone_gained_nothing_and_one_that_diverged_has_no_row(rate, gains, monkeypatch):
     monkeypatch.setattr(learning_rate, "learning_rate", lambda *_: rate)
     assert [row.gain for row in rehearsed(digits(), without=("head",))[0]] == gains

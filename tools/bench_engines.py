@@ -1,11 +1,12 @@
 """Time and memory of one training step: stock ONNX Runtime against torch eager.
 
-    python tools/bench_engines.py PACK [--plans full,last,last-c25,head] [--steps 15] [--threads 1]
+    python tools/bench_engines.py PACK [--plans full,last,last-c25,head] [--steps 15] [--threads 1] [--int8]
 
 Same model, same batches. One process per engine and plan; the processes take turns, one step each, so that a noisy
 machine disturbs all of them alike. torch trains as a user would write it: frozen parameters without gradient, frozen
 batch normalisation in evaluation mode, ``torch.optim.Adam``. It has no channel budget: a ``-c25`` plan is compared
-with torch on the same plan without one. Ratios below 1 mean that ONNX Runtime is cheaper.
+with torch on the same plan without one. Ratios below 1 mean that ONNX Runtime is cheaper. ``--int8``: the frozen
+backbone is its quantized variant, which a run takes where it is faster and its features agree.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def peak_rss_mb() -> float:
     raise SystemExit("no VmHWM in /proc/self/status")
 
 
-def ort_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
+def ort_step(pack_path: Path, plan: str, threads: int, int8: bool) -> Callable[[], None]:
     """A step of the compiled graph, on images it sees for the first time: a frozen prefix is computed too."""
     import numpy as np
 
@@ -41,11 +42,13 @@ def ort_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
 
     pack = open_pack(pack_path)
     engine = OrtEngine(threads)
-    trainer, prefix = (make(pack, plan, pack.weights()) for make in (engine.trainer, engine.prefix))
+    trainer = engine.trainer(pack, plan, pack.weights())
     rng = np.random.default_rng(0)
     images = rng.standard_normal((BATCH, 3, *pack.manifest.model.image_size)).astype(np.float32)
     labels = rng.integers(0, len(pack.manifest.model.classes), BATCH)
     batch, hyper = Batch(images, labels, np.ones(BATCH, np.float32)), Hyper(1e-3)
+    limits = (float(images.min()), float(images.max())) if int8 else None
+    prefix = engine.prefix(pack, plan, pack.weights(), int8=limits)
     if prefix is None:
         return lambda: void(trainer.step(batch, hyper))
     return lambda: void(trainer.step(batch._replace(images=prefix(images)), hyper))
@@ -84,9 +87,9 @@ def void(_: object) -> None:
     """Drop a result."""
 
 
-def work(engine: str, pack: Path, plan: str, threads: int) -> None:
+def work(engine: str, pack: Path, plan: str, threads: int, int8: bool) -> None:
     """Worker process: one timed step per line on stdin; memory when the input ends."""
-    step = (ort_step if engine == "ort" else torch_step)(pack, plan, threads)
+    step = ort_step(pack, plan, threads, int8) if engine == "ort" else torch_step(pack, plan, threads)
     step()
     step()
     print("ready", flush=True)
@@ -97,11 +100,12 @@ def work(engine: str, pack: Path, plan: str, threads: int) -> None:
     print(json.dumps(peak_rss_mb()), flush=True)
 
 
-def compare(pack: Path, plan: str, steps: int, threads: int) -> dict[str, float]:
+def compare(pack: Path, plan: str, steps: int, threads: int, int8: bool = False) -> dict[str, float]:
     """Medians of both engines for one plan."""
+    given = ["--plans", plan, "--threads", str(threads), *(["--int8"] if int8 else [])]
     workers = {
         engine: subprocess.Popen(
-            [sys.executable, __file__, str(pack), "--worker", engine, "--plans", plan, "--threads", str(threads)],
+            [sys.executable, __file__, str(pack), "--worker", engine, *given],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for engine in ("ort", "torch")
@@ -132,10 +136,11 @@ def main() -> None:
     parser.add_argument("--plans", default="full,last,last-c25,head")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--int8", action="store_true", help="the quantized variant of the frozen backbone")
     parser.add_argument("--worker", choices=["ort", "torch"])
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker, arguments.pack, arguments.plans, arguments.threads)
+        work(arguments.worker, arguments.pack, arguments.plans, arguments.threads, arguments.int8)
         return
     import onnxruntime
     import torch
@@ -149,7 +154,7 @@ def main() -> None:
     )
     print("|" + "---|" * 10)
     for plan in arguments.plans.split(","):
-        r = compare(arguments.pack, plan, arguments.steps, arguments.threads)
+        r = compare(arguments.pack, plan, arguments.steps, arguments.threads, arguments.int8)
         cells = []
         for what in ("cpu_ms", "wall_ms", "rss_mb"):
             ours, theirs = r[f"ort_{what}"], r[f"torch_{what}"]

@@ -71,7 +71,9 @@ def make_pack(name: str, photos: Path, pack: Path) -> None:
     torch.save(network.state_dict(), weights)
     command = [sys.executable, "-m", "edge_sel", "export", f"torchvision:{name}", "--weights", str(weights)]
     size = f"{PIXELS}x{PIXELS}"
-    subprocess.run([*command, "--data", str(photos), "--image-size", size, "--out", str(pack)], cwd=ROOT, check=True)
+    # What random weights gain in rehearsals means nothing, but `auto` asks for a table.
+    command += ["--data", str(photos), "--image-size", size, "--plans", "bn,head,last,full", "--rehearsals", "1"]
+    subprocess.run([*command, "--out", str(pack)], cwd=ROOT, check=True)
     plans = open_pack(pack).manifest.plans
     pack.with_suffix(".json").write_text(json.dumps({n: (p.bn_mode, p.trainable) for n, p in plans.items()}))
 

@@ -148,7 +148,8 @@ def _blocked_session(
             while it computes, not while it loads.
     """
     np.empty(ROOM + 8 * len(graph) + sum(value.nbytes for value in constants.values()), np.uint8)
-    from edge_sel.engines.blocked import block_size, rewrite  # it needs onnx, which takes long to import
+    from edge_sel.engines.block_size import block_size  # it needs onnx, which takes long to import
+    from edge_sel.engines.blocked import rewrite
 
     block = block_size()
     rewritten = None if block is None else rewrite(graph, batch, block)

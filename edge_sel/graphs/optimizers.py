@@ -27,25 +27,26 @@ def require_optimizer(name: str) -> None:
 
 def emit_guilt_mask(b: Builder, gradient: str) -> tuple[str, str]:
     """``g·[|g| > γ]`` and the number of elements kept (SEL: small gradients carry no guilt)."""
-    guilty = b.op("Greater", b.op("Abs", gradient), "gamma")
-    kept = b.op("ReduceSum", b.op("Cast", guilty, to=1), keepdims=0)
-    return b.op("Where", guilty, gradient, b.scalar(0.0)), kept
+    guilty = b.op("Cast", b.op("Greater", b.op("Abs", gradient), "gamma"), to=1)
+    return b.op("Mul", gradient, guilty), b.op("ReduceSum", guilty, keepdims=0)  # onnxruntime's Where is 3 times slower
 
 
-def emit_update(b: Builder, optimizer: str, weight: str, gradient: str, index: str | None) -> None:
+def emit_update(b: Builder, optimizer: str, weight: str, gradient: str, index: str | None, *, after: str) -> None:
     """Append the update of one weight; with ``index``, of those output channels (rows) only.
 
-    Rows that are not in the index keep their weight and their optimizer state to the bit.
+    Rows that are not in the index keep their weight and their optimizer state to the bit. The scalar ``after``, a
+    finite one, is computed before the weight is.
     """
     old = {name: _rows(b, name, index) for name in (weight, *(f"{s}::{weight}" for s in STATE[optimizer]))}
+    nothing = b.op("Mul", after, b.scalar(0.0))
     if optimizer == "sgd":
-        updated = _sgd(b, weight, gradient, old)
+        updated = _sgd(b, weight, gradient, old, b.op("Add", "lr", nothing))
     else:
         scales = ("adam_scale1", "adam_scale2")
         if index is not None:
             # Only convolutions are limited: one count for each kernel [k, 1, 1, 1].
             scales = _bias_corrections(b, b.op("Reshape", f"steps::{weight}", b.ints(-1, 1, 1, 1)))
-        updated = _adam(b, weight, gradient, old, scales)
+        updated = _adam(b, weight, gradient, old, (b.op("Add", scales[0], nothing), scales[1]))
     for name, value in updated.items():
         if index is None:
             b.op("Identity", value, name=f"new::{name}")
@@ -57,12 +58,12 @@ def _rows(b: Builder, name: str, index: str | None) -> str:
     return name if index is None else b.op("Gather", name, index, axis=0)
 
 
-def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str]) -> dict[str, str]:
+def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str], lr: str) -> dict[str, str]:
     """``u ← μ·u + (g + λ·w)``, ``w ← w − lr·u`` (torch.optim.SGD)."""
     state = f"momentum::{weight}"
     decayed = b.op("Add", gradient, b.op("Mul", old[weight], "weight_decay"))
     velocity = b.op("Add", b.op("Mul", old[state], "momentum"), decayed)
-    return {weight: b.op("Sub", old[weight], b.op("Mul", velocity, "lr")), state: velocity}
+    return {weight: b.op("Sub", old[weight], b.op("Mul", velocity, lr)), state: velocity}
 
 
 def _adam(b: Builder, weight: str, gradient: str, old: dict[str, str], scales: tuple[str, str]) -> dict[str, str]:

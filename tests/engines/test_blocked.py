@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
-from edge_sel.engines import blocked, ort
-from edge_sel.engines.blocked import block_size, rewrite
+from edge_sel.engines import block_size as probe
+from edge_sel.engines import ort
+from edge_sel.engines.block_size import block_size
+from edge_sel.engines.blocked import rewrite
 from edge_sel.graphs.annotations import DepthwiseGradient, read_depthwise_gradient
 from edge_sel.graphs.check import differentiate_node
 from edge_sel.graphs.ir import Node
@@ -75,6 +79,28 @@ def test_a_depthwise_gradient_is_rewritten_and_its_shifted_maps_are_gone():
 
 
 @needs_blocks
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads", "size"),
+    [
+        ((3, 3), 1, (1, 1), (6, 6)),
+        ((3, 3), 1, (1, 1), (5, 12)),
+        ((3, 3), 2, (1, 1), (12, 10)),
+        ((5, 5), 2, (2, 2), (10, 12)),
+        ((2, 2), 2, (0, 0), (12, 12)),
+        ((7, 3), 3, (2, 0), (12, 15)),
+    ],
+)
+def test_an_input_gradient_is_made_of_the_blocks_of_the_forward_pass(kernel, stride, pads, size):
+    graph, feeds, names = step_of(20, 40, kernel, stride, 1, pads, size, False, 0)
+    changed = rewrite(graph, 8, block_size())
+    model = onnx.load_model_from_string(changed)
+    backwards = {t.name for t in model.graph.initializer if numpy_helper.to_array(t).ravel().tolist() == [-1, -1]}
+    assert not any(node.op_type == "ConvTranspose" or backwards & set(node.input) for node in model.graph.node)
+    for plain, found, name in zip(run(graph, feeds, names), run(changed, feeds, names), names, strict=True):
+        np.testing.assert_allclose(found, plain, rtol=0, atol=2e-5 * np.abs(plain).max(), err_msg=name)
+
+
+@needs_blocks
 def test_batches_of_any_size_go_on_from_each_other_and_a_resumed_run_has_the_same_bits(packs, batch):
     """Whole ones in the blocked form, others in the plain one."""
     pack, plan = packs["adam"], "full"
@@ -103,7 +129,7 @@ def test_batches_of_any_size_go_on_from_each_other_and_a_resumed_run_has_the_sam
 
 
 def test_a_machine_without_blocked_convolutions_trains_the_same(packs, batch, monkeypatch):
-    monkeypatch.setattr(blocked, "block_size", lambda: None)
+    monkeypatch.setattr(probe, "block_size", lambda: None)
     pack = packs["sgd"]
     found = []
     for engine in (BlockedOrt(1), ort.OrtEngine(1)):
@@ -117,7 +143,7 @@ def test_a_wrong_block_size_is_noticed():
     assert block_size() in (None, 8, 16)
     for block in {8, 16} - {block_size()}:
         try:
-            assert not blocked._agrees(block)
+            assert not probe._agrees(block)
         except AssertionError:
             raise
         except Exception as error:

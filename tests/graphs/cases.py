@@ -85,6 +85,9 @@ CASES = [
     _conv((2, 64, 3, 4), (3, 64, 3, 3), padding=1, bias=True),
     _conv((2, 64, 6, 5), (3, 64, 3, 3), padding=(1, 0), stride=2),
     _conv((3, 64, 4, 4), (70, 64, 3, 3), padding=2, dilation=2),
+    _conv((2, 64, 4, 4), (5, 64, 5, 5), padding=2),
+    _conv((2, 64, 2, 2), (5, 64, 5, 5), padding=2),  # the outer places of this kernel touch only padding
+    _conv((2, 64, 7, 5), (3, 64, 2, 3), stride=3),
     _conv((2, 3, 12, 12), (2, 3, 1, 1), padding=1),
     _conv((2, 8, 6, 6), (4, 8, 3, 3), padding=1),
     _conv((2, 8, 6, 6), (9, 8, 3, 3), padding=1, bias=True),

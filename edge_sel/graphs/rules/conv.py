@@ -7,7 +7,7 @@ cost the same, but ConvTranspose hardly uses a second one. Weight gradients stan
 from __future__ import annotations
 
 from edge_sel.graphs.ir import Node
-from edge_sel.graphs.rules import conv_columns
+from edge_sel.graphs.rules import conv_places
 from edge_sel.graphs.rules.conv_shape import ConvShape, conv_shape
 from edge_sel.graphs.rules.conv_weight import weight_gradient
 from edge_sel.graphs.rules.elementwise import sum_per_channel
@@ -30,7 +30,7 @@ def conv(g: Gradients, node: Node, dy: str) -> Grads:
 def _input_gradient(g: Gradients, c: ConvShape, w: str, dy: str) -> str:
     pads = c.flip_pads
     if c.tiny and c.stride == (1, 1) and g.needs(w):
-        return conv_columns.input_gradient(g, c, w, dy)
+        return conv_places.input_gradient(g, c, w, dy)
     if c.stride == (1, 1) and min(pads) >= 0:
         flipped = _swap_channels(g, c, _flip(g, c, w))
         return g.op("Conv", dy, flipped, pads=list(pads), dilations=list(c.dilation), group=c.group)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
@@ -12,21 +15,38 @@ FEW_PIXELS = 16
 MANY_CHANNELS = 64
 """From 3×3 pixels of 512 channels a third is saved; at 6×6 pixels of 256 there is nothing left to save."""
 
+Pair = tuple[int, int]
+"""(height, width)"""
+
+
+class Place(NamedTuple):
+    """A place of a kernel and the pixels that it touches.
+
+    Attributes:
+        first_in: of these the first pixel of the map.
+        first_out: the pixel of the result to which it counts.
+        pixels: how many there are of each; 0 where only padding is touched.
+    """
+
+    first_in: Pair
+    first_out: Pair
+    pixels: Pair
+
 
 @dataclass(frozen=True)
 class ConvShape:
-    """Static geometry of one 2-D convolution; pairs are (height, width)."""
+    """Static geometry of one 2-D convolution."""
 
     channels_in: int
     channels_out: int
     group: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    begin: tuple[int, int]
-    end: tuple[int, int]
-    size_in: tuple[int, int]
-    size_out: tuple[int, int]
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    begin: Pair
+    end: Pair
+    size_in: Pair
+    size_out: Pair
 
     @property
     def depthwise(self) -> bool:
@@ -48,7 +68,23 @@ class ConvShape:
     def tiny(self) -> bool:
         """Few output pixels and many channels: what is computed image by image is slow."""
         plain = self.group == 1 and not self.pointwise and not self.patches
-        return plain and self.size_out[0] * self.size_out[1] <= FEW_PIXELS and self.channels_in >= MANY_CHANNELS
+        small = self.size_out[0] * self.size_out[1] <= FEW_PIXELS and self.channels_in >= MANY_CHANNELS
+        return plain and small and all(min(place.pixels) > 0 for place in self.places)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """All places of the kernel, row by row."""
+        return [Place(*zip(*axes, strict=True)) for axes in product(self._axis(0), self._axis(1))]
+
+    def _axis(self, axis: int) -> list[tuple[int, int, int]]:
+        """For each place of one axis the first pixel of the map, the first of the result, and their number."""
+        stride, found = self.stride[axis], []
+        for place in range(self.kernel[axis]):
+            shift = place * self.dilation[axis] - self.begin[axis]
+            first = max(0, -(shift // stride))
+            last = min(self.size_out[axis] - 1, (self.size_in[axis] - 1 - shift) // stride)
+            found.append((first * stride + shift, first, last - first + 1))
+        return found
 
     @property
     def flip_pads(self) -> tuple[int, int, int, int]:

@@ -3,14 +3,14 @@
 One Gemm per kernel position over a shifted view of the map: 1.2 to 1.8 times faster than im2col with one large Gemm,
 which copies the map once more, and 2 to 5 times faster than a convolution over the batch. On small maps and at strides
 the batch is laid last, so that a shifted view is copied in long runs (15 to 30 % faster). im2col remains for maps of
-few channels, such as images, and for maps of few pixels, whose columns the forward pass has made already.
+few channels, such as images.
 """
 
 from __future__ import annotations
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.annotations import DepthwiseGradient
-from edge_sel.graphs.rules.conv_columns import columns
+from edge_sel.graphs.rules import conv_places
 from edge_sel.graphs.rules.conv_layout import (
     AS_IT_IS,
     BATCH_LAST,
@@ -46,8 +46,7 @@ def weight_gradient(g: Gradients, c: ConvShape, x: str, w: str, dy: str) -> str:
     if c.group > 1:
         return _grouped(g, c, x, dy)
     if c.tiny:
-        product = g.op("Gemm", flat(g, BATCH_LAST, dy), columns(g, c, x), transB=1)
-        return g.op("Reshape", product, g.ints(rows, c.channels_in, *c.kernel))
+        return conv_places.weight_gradient(g, c, x, dy, rows)
     if c.patches:
         return _from_patches(g, c, x, dy, rows)
     layout = BATCH_LAST if c.stride != (1, 1) or c.size_in[0] <= SMALL_MAP else BATCH_SECOND

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("pack", type=GivenPath())
 @click.option("--data", required=True, type=GivenPath(), help="Labelled images: DIR/<class>/*.jpg.")
 @click.option("--weights", type=GivenPath(), help="weights.safetensors of a run, instead of the pack's.")
-@click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "torch"]))
+@click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "ort-training", "torch"]))
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0, MAX_THREADS), help="0 for all.")
 @max_pixels_option
 @require_signature_option

@@ -154,6 +154,21 @@ def ort() -> Entry:
     return {"name": "ort", "usable": True, "why": f"onnxruntime {onnxruntime.__version__} runs a training graph"}
 
 
+def ort_training() -> Entry:
+    """The official training runtime; of two runtimes in one environment, how to mend it."""
+    from edge_sel.engines.ort_training_api import import_api, owners
+
+    installed = owners()
+    if len(installed) < 2 and "onnxruntime-training" not in installed:
+        why = "not installed; not needed, as ort trains without it"
+        return {"name": "ort-training", "usable": False, "why": why}
+    try:
+        import_api()
+    except Exception as error:
+        return {"name": "ort-training", "usable": False, "why": str(error) or type(error).__name__}
+    return {"name": "ort-training", "usable": True, "why": f"onnxruntime-training {installed['onnxruntime-training']}"}
+
+
 def torch() -> Entry:
     """Can torch be found?"""
     present = importlib.util.find_spec("torch") is not None
@@ -161,7 +176,7 @@ def torch() -> Entry:
     return {"name": "torch", "usable": present, "why": why}
 
 
-ENGINES: dict[str, Callable[[], Entry]] = {"ort": ort, "torch": torch}
+ENGINES: dict[str, Callable[[], Entry]] = {"ort": ort, "ort-training": ort_training, "torch": torch}
 
 
 def find_hints(report: Entry, device: Profile, root: Path, sysfs: Path) -> list[str]:

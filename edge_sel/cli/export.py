@@ -109,14 +109,21 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="Simulated field conditions in which to try what each stage of training gains; a device decides by that.",
 )
+@click.option(
+    "--with",
+    "extras",
+    multiple=True,
+    type=click.Choice(["ort-training"]),
+    help="Add the official artifacts of onnxruntime-training, for `--engine ort-training`.",
+)
 @click.option("--seed", default=0, show_default=True, type=SEED)
 @max_pixels_option
 @json_option
 def command(
     source: str, data: Path | None, out: Path | None, dry_run: bool, weights: Path | None, classes: Path | None,
     new_head: bool, image_size: tuple[int, int] | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    plans: str | None, optimizer: str, gamma_percentile: float, limit_per_class: int, rehearsals: int, seed: int,
-    max_pixels: int, as_json: bool,
+    plans: str | None, optimizer: str, gamma_percentile: float, limit_per_class: int, rehearsals: int,
+    extras: tuple[str, ...], seed: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a classifier into a pack that a device can fine-tune without torch.
 
@@ -129,6 +136,10 @@ def command(
     from edge_sel.server.source.open import Asked, open_source
 
     wanted = tuple(plan.strip() for plan in plans.split(",")) if plans else ()
+    if extras:
+        from edge_sel.engines.ort_training_api import require_training
+
+        require_training()
     if not dry_run and (data is None or out is None):
         raise UsageError("--data and --out are needed", fix="or --dry-run, to only tell what a pack would hold")
     if out is not None:
@@ -142,13 +153,24 @@ def command(
         return
     assert data is not None and out is not None
     _export(
-        opened, data, out, wanted, optimizer, gamma_percentile, limit_per_class, rehearsals, seed, max_pixels, as_json
+        opened,
+        data,
+        out,
+        wanted,
+        optimizer,
+        gamma_percentile,
+        limit_per_class,
+        rehearsals,
+        bool(extras),
+        seed,
+        max_pixels,
+        as_json,
     )
 
 
 def _export(
     source: Source, data: Path, out: Path, plans: tuple[str, ...], optimizer: str, gamma_percentile: float,
-    limit_per_class: int, rehearsals: int, seed: int, max_pixels: int, as_json: bool,
+    limit_per_class: int, rehearsals: int, ort_training: bool, seed: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     from edge_sel.cli.rehearse import load_unseen, rehearse_pack
     from edge_sel.data.folder import load_folder
@@ -164,7 +186,7 @@ def _export(
 
     manifest = export_pack(
         source, images, out, plans=plans, optimizer=optimizer, gamma_percentile=gamma_percentile, seed=seed,
-        now=datetime.now(timezone.utc), rehearse=measure_gains, note=_note,
+        ort_training=ort_training, now=datetime.now(timezone.utc), rehearse=measure_gains, note=_note,
     )  # fmt: skip
     if as_json:
         echo_json({"schema": 1, "pack": str(out), **asdict(manifest)})

@@ -85,7 +85,7 @@ class Settings:
     seed: int = key("seed of every random choice", 0, low=0, high=MAX_SEED)
     threads: int = key("threads to use, 0 for all", 0, low=0, high=MAX_THREADS)
     spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)
-    engine: Literal["auto", "ort", "torch"] = key("what computes", "auto")
+    engine: Literal["auto", "ort", "ort-training", "torch"] = key("what computes", "auto")
     meter: str = key("what measures energy", "auto", choices=("auto", *METERS))
     require_measured: bool = key("refuse to run on modelled energy", False, parse=_TRUTH.get)
     feature_cache_mb: int = key("memory for features of a frozen backbone, in MB", 64, low=0, high=_MAX_MB)

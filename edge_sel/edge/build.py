@@ -29,7 +29,7 @@ from edge_sel.edge.progress import start_progress
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.edge.train.gate import Gate, intensities
-from edge_sel.edge.train.ladder import Ladder
+from edge_sel.edge.train.ladder import Ladder, trainable_by
 from edge_sel.engines.base import Engine
 from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
@@ -138,7 +138,10 @@ def build_session(
         training=to_train_on,
         engine=engine,
         settings=settings,
-        ladder=ladder or auto_ladder(pack, settings, images=len(to_train_on), headless=engine.name == "torch"),
+        ladder=ladder
+        or auto_ladder(
+            trainable_by(pack, engine.name), settings, images=len(to_train_on), headless=engine.name == "torch"
+        ),
         gate=gate,
         judge=Judge(pack, engine, validation, test, recorder.phase, breathe, progress.batch_limit, witnesses),
         recorder=recorder,

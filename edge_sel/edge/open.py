@@ -20,7 +20,7 @@ from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, exhausted, look_into
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.edge.outputs.session_folder import Notice, refuse_used
 from edge_sel.edge.session import Session
-from edge_sel.edge.train.ladder import FixedLadder, fixed_ladder
+from edge_sel.edge.train.ladder import FixedLadder, fixed_ladder, trainable_by
 from edge_sel.engines.base import Engine
 from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.pack.expert import Expert
@@ -185,6 +185,7 @@ def _taken_back(book: Bookkeeper, *, new: bool) -> Iterator[None]:
 
 def _named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
     """The plans that the user named; None for ``auto``."""
+    pack = trainable_by(pack, settings.engine)
     if settings.plan == "auto":
         return None
     ladder = fixed_ladder(pack, settings.plan, settings.epochs)

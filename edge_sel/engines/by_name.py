@@ -12,7 +12,7 @@ def choose_engine(name: str, threads: int, *, spinning: bool = False) -> Engine:
     """``auto`` is ``ort``: it is the default engine and always installed. Torch's threads know no spinning.
 
     Raises:
-        SetupError: torch was asked for and is not installed.
+        SetupError: torch or onnxruntime-training was asked for and is not installed, or not as it must be.
     """
     if name == "torch":
         if importlib.util.find_spec("torch") is None:
@@ -20,6 +20,13 @@ def choose_engine(name: str, threads: int, *, spinning: bool = False) -> Engine:
         from edge_sel.engines.torch import TorchEngine
 
         return TorchEngine(threads)
+    if name == "ort-training":
+        from edge_sel.engines.ort_training_api import import_lightly
+
+        import_lightly()
+        from edge_sel.engines.ort_training import OrtTrainingEngine
+
+        return OrtTrainingEngine(threads, spinning=spinning)
     from edge_sel.engines.ort import OrtEngine
 
     return OrtEngine(threads, spinning=spinning)

@@ -11,7 +11,17 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_sel.arrays import Arrays, Range
-from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
+from edge_sel.engines.base import (
+    Batch,
+    GuiltyChannels,
+    Hyper,
+    Predict,
+    Prefix,
+    Scores,
+    StepResult,
+    Trainer,
+    computed_elements,
+)
 from edge_sel.engines.ort_arena import lacks_memory, share_arena, shrink_arena
 from edge_sel.errors import EdgeSelError, PackError, SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
@@ -40,8 +50,8 @@ class OrtEngine:
     def __init__(self, threads: int = 0, *, spinning: bool = False) -> None:
         self.threads, self.spinning = threads, spinning
 
-    def session(self, graph: bytes, constants: Mapping[str, np.ndarray]) -> ort.InferenceSession:
-        """Load a graph with the given values for the weights that it keeps constant."""
+    def options(self) -> ort.SessionOptions:
+        """Of every session."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -51,11 +61,16 @@ class OrtEngine:
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        return options
+
+    def session(self, graph: bytes, constants: Mapping[str, np.ndarray]) -> ort.InferenceSession:
+        """Load a graph with the given values for the weights that it keeps constant."""
+        options = self.options()
         values = [ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C")) for v in constants.values()]
         if values:
             options.add_external_initializers(list(constants), values)
         load = partial(ort.InferenceSession, graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-        with _told("load"):
+        with told("load"):
             try:
                 return load()
             except Exception as error:
@@ -64,7 +79,7 @@ class OrtEngine:
                 shrink_arena()
             return load()
 
-    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> OrtTrainer:
+    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
         """Start a plan from the given full set of weights."""
         return OrtTrainer(self, pack, pack.plan(plan), weights)
 
@@ -102,13 +117,13 @@ class OrtEngine:
 
 
 def _run(session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    with _told("run"):
+    with told("run"):
         values: list[np.ndarray] = session.run(outputs, dict(feeds))
     return values
 
 
 @contextmanager
-def _told(doing: str) -> Iterator[None]:
+def told(doing: str) -> Iterator[None]:
     """onnxruntime raises bare pybind exceptions: MemoryError where there was no room, else the graph is not as it was.
 
     Of a failed run the arena keeps what it has taken, which a smaller one may need in other pieces.
@@ -222,7 +237,7 @@ class OrtTrainer:
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
         for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
             binding.bind_output(name)
-        with _told("run"):
+        with told("run"):
             form.session.run_with_iobinding(binding)
         outputs = binding.get_outputs()[-len(self._free_outputs) :]
         return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}

@@ -7,13 +7,14 @@ Runtime, which would look for a file in the working directory, opens none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
 from edge_sel.pack.graph_form import (
+    BOOL,
     DOUBLE,
     FLOAT,
     INT8,
@@ -36,8 +37,9 @@ from edge_sel.pack.manifest import (
     Int8Info,
     Manifest,
     PlanInfo,
+    artifact_files,
 )
-from edge_sel.pack.operators import OPERATORS, SIZED_BY
+from edge_sel.pack.operators import OFFICIAL, OPERATORS, OPTIMIZERS, SIZED_BY
 from edge_sel.pack.tensor_file import TensorPlace
 from edge_sel.pack.wire import WireError
 
@@ -66,6 +68,7 @@ class Expected(NamedTuple):
         optional: outputs that may be there too.
         outside: weights that the engine supplies if the graph reads them.
         supplied: what it computes for the graph.
+        operators: those that it may use.
     """
 
     inputs: Declared
@@ -73,6 +76,7 @@ class Expected(NamedTuple):
     optional: Declared
     outside: Set[str]
     supplied: Declared
+    operators: Set[str] = OPERATORS
 
 
 def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], weights: Mapping[str, TensorPlace]) -> None:
@@ -86,13 +90,17 @@ def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], weights: Mappi
     parts = 0
     for file, expected in _expected(manifest, weights):
         try:
-            form = reader.read(graphs[file])
+            form = reader.read(graphs[file], contrib=expected.operators is OFFICIAL)
             parts += len(form.nodes) + len(form.initializers) + len(form.inputs) + len(form.outputs)
             if parts > MOST_PARTS:
                 raise WireError(f"the graphs have more than {MOST_PARTS} parts")
             _check(form, expected, weights)
         except WireError as error:
             raise WireError(f"{file}: {error}") from error
+    for plan in manifest.ort_training.parameters if manifest.ort_training else ():
+        file = artifact_files(plan).optimizer
+        if reader.read_operators(graphs[file]) != [OPTIMIZERS[manifest.optimizer]]:
+            raise WireError(f"{file}: it is not the optimizer of the manifest")
 
 
 def _expected(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Expected]]:
@@ -108,6 +116,10 @@ def _expected(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> Iterato
         if prefix.int8:
             supplied = description.integers(prefix.int8)
             yield prefix.int8.graph, Expected(image, features, {}, set(prefix.int8.constants), supplied)
+    for name, parameters in (manifest.ort_training.parameters if manifest.ort_training else {}).items():
+        plan, files = manifest.plans[name], artifact_files(name)
+        yield files.training, description.official_step(plan, parameters)
+        yield files.eval, description.official_score(plan, parameters)
 
 
 class _Description:
@@ -144,6 +156,26 @@ class _Description:
                 inputs[f"steps::{name}"] = (FLOAT, (count,))
         guilt: Declared = {f"guilt::{name}": (FLOAT, (None,)) for name in plan.trainable}
         return Expected(inputs, outputs, guilt, self._outside(plan, inputs), {})
+
+    def official_score(self, plan: PlanInfo, parameters: Sequence[str]) -> Expected:
+        """The eval model of onnxruntime-training; its head is of the pack's classes."""
+        shapes = {name: (FLOAT, self._weights[name].shape) for name in parameters}
+        given: Declared = {**self._begin(plan), "sample_weight": (FLOAT, (None,)), **shapes}
+        scores: Declared = {"objective": (FLOAT, ()), **self._scores}
+        return Expected(given, scores, {}, frozenset(), {}, OFFICIAL)
+
+    def official_step(self, plan: PlanInfo, parameters: Sequence[str]) -> Expected:
+        """The training model: gradients are added up in place, which an output without content tells."""
+        score = self.official_score(plan, parameters)
+        flag = (BOOL, (1,))
+        buffers = {f"{n}_grad.accumulation.buffer": (FLOAT, self._weights[n].shape) for n in plan.trainable}
+        rows = {f"rows::{n}": (FLOAT, (self._weights[n].shape[0], 1, 1, 1)) for n in plan.channels}
+        statistics = {f"batch::{n}": (FLOAT, self._weights[n].shape) for n in plan.buffers}
+        added = {f"{n}_grad.accumulation.out": flag for n in plan.trainable}
+        return score._replace(
+            inputs={**score.inputs, "gamma": (FLOAT, (1,)), **rows, **buffers, "lazy_reset_grad": flag},
+            outputs={**score.outputs, "kept": (FLOAT, ()), **statistics, **added},
+        )
 
     def integers(self, int8: Int8Info) -> Declared:
         """Of the weights that an integer convolution takes, and of the grid of its image."""
@@ -188,7 +220,7 @@ def _check(form: GraphForm, expected: Expected, weights: Mapping[str, TensorPlac
     for tensor in form.initializers:
         _check_tensor(tensor, expected, weights)
     for node in form.nodes:
-        if node.op not in OPERATORS:
+        if node.op not in expected.operators:
             raise WireError(f"operator {node.op[:40]} is not one that a pack may use")
         place = SIZED_BY.get(node.op)
         size = constants.get(node.inputs[place]) if place is not None and place < len(node.inputs) else None

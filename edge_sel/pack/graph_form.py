@@ -18,6 +18,8 @@ MOST_DIMENSIONS = 8
 MOST_ITEMS = 64
 """Fields of a small message, numbers of an attribute's list."""
 _LONGEST_WORD = 256
+CONTRIB = b"com.microsoft"
+"""Domain of ONNX Runtime's own operators, which artifacts of onnxruntime-training use."""
 _EXTERNAL = 1
 
 Dims = tuple[int | None, ...]
@@ -51,7 +53,7 @@ class Value(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """A node, without its attributes: these can hold numbers and words only."""
+    """A node, without its attributes: these can hold numbers and words only. ``op`` begins with a foreign domain."""
 
     op: str
     inputs: tuple[str, ...]
@@ -130,16 +132,14 @@ class GraphFormReader:
         self._tensors: dict[bytes, Tensor] = {}
         self._values: dict[bytes, Value] = {}
 
-    def read(self, content: bytes) -> GraphForm:
-        """The form of a serialised ``ModelProto``.
+    def read(self, content: bytes, *, contrib: bool = False) -> GraphForm:
+        """The form of a serialised ``ModelProto``; with ``contrib`` operators of ``CONTRIB`` may be in it.
 
         Raises:
             WireError: it is none, or holds what the graphs of a pack do not.
         """
         model = _MODEL.read(content, MOST_ITEMS)
-        opsets = [_OPSET.read(opset, 2) for opset in _all(model, 8)]
-        if len(opsets) != 1 or _content(opsets[0], 1):
-            raise WireError("it is not of the standard operators alone")
+        opset = _standard_opset(model, {b"", CONTRIB} if contrib else {b""})
         graph = _GRAPH.read(_content(model, 7), self._most_nodes + 3 * self._most_tensors + 1)
         nodes, tensors = _all(graph, 1), self._most_tensors
         if len(nodes) > self._most_nodes:
@@ -149,11 +149,24 @@ class GraphFormReader:
                 raise WireError(f"more than {tensors} {what}")
         values = [[_once(self._values, v, _value) for v in _all(graph, number)] for number in (11, 12)]
         initializers = [_once(self._tensors, tensor, _tensor) for tensor in _all(graph, 5)]
-        version, opset = _number(model, 1), _number(opsets[0], 2)
+        version = _number(model, 1)
         return GraphForm(version, opset, [self._node(node) for node in nodes], initializers, *values)
 
+    def read_operators(self, content: bytes) -> list[str]:
+        """Those of a graph whose inputs may be lists of tensors, and that holds no tensor itself.
+
+        Raises:
+            WireError: it is no graph, or holds more.
+        """
+        model = _MODEL.read(content, MOST_ITEMS)
+        _standard_opset(model, {b"", CONTRIB})
+        graph = _GRAPH.read(_content(model, 7), self._most_nodes + 3 * self._most_tensors + 1)
+        if _all(graph, 5):
+            raise WireError("it holds a tensor")
+        return [self._node(node).op for node in _all(graph, 1)]
+
     def _node(self, content: int | bytes) -> Operator:
-        op, inputs, outputs = "", [], []
+        domain, op, inputs, outputs = "", "", [], []
         for tag, value in _NODE.read(content, 2 * self._most_tensors + MOST_ITEMS):
             number, raw = tag >> 3, as_bytes(value)
             if number == 1:
@@ -165,9 +178,20 @@ class GraphFormReader:
             elif number == 5 and raw not in self._attributes:
                 _check_attribute(raw)
                 self._attributes.add(raw)
-            elif number == 7 and raw:
+            elif number == 7 and raw not in (b"", CONTRIB):
                 raise WireError("an operator of another domain")
-        return Operator(op, tuple(inputs), tuple(outputs))
+            elif number == 7 and raw:
+                domain = f"{CONTRIB.decode()}."
+        return Operator(domain + op, tuple(inputs), tuple(outputs))
+
+
+def _standard_opset(model: list[Field], domains: set[bytes]) -> int:
+    """The version of the standard operators; there may be others of these domains."""
+    opsets = [_OPSET.read(opset, 2) for opset in _all(model, 8)]
+    versions = {_content(opset, 1): _number(opset, 2) for opset in opsets}
+    if len(versions) < len(opsets) or b"" not in versions or not versions.keys() <= domains:
+        raise WireError("it is not of the standard operators alone")
+    return versions[b""]
 
 
 def _once(known: dict[bytes, T], content: int | bytes, make: Callable[[bytes], T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -148,6 +148,34 @@ class PrefixInfo:
 
 
 @dataclass(frozen=True)
+class OrtTrainingInfo:
+    """The official artifacts of onnxruntime-training that a pack may hold; see ``artifact_files``.
+
+    Attributes:
+        version: of the runtime that made them; artifacts of one version are for that version.
+        parameters: plan → the weights and statistics that its training model takes, in the order of its inputs.
+    """
+
+    version: str
+    parameters: dict[str, tuple[str, ...]]
+
+
+class ArtifactFiles(NamedTuple):
+    """Files of one plan's artifacts: three models, and a nominal checkpoint, which has names and shapes alone."""
+
+    training: str
+    eval: str
+    optimizer: str
+    checkpoint: str
+
+
+def artifact_files(plan: str) -> ArtifactFiles:
+    """What the artifacts of a plan are called in a pack."""
+    training, evaluation, optimizer = (f"ort-{what}-{plan}.onnx" for what in ("training", "eval", "optimizer"))
+    return ArtifactFiles(training, evaluation, optimizer, f"ort-checkpoint-{plan}")
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Measured by the server on clean images.
 
@@ -205,6 +233,7 @@ class Manifest:
     gains: tuple[GainRow, ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    ort_training: OrtTrainingInfo | None = None
     opset: int = 18
     ir_version: int = 9
 

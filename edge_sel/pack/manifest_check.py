@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from edge_sel.pack.anchors import ANCHORS
-from edge_sel.pack.manifest import EVAL, WEIGHTS, Calibration, Manifest, ModelInfo, PlanInfo
+from edge_sel.pack.manifest import EVAL, WEIGHTS, Calibration, Manifest, ModelInfo, PlanInfo, artifact_files
 from edge_sel.pack.tensor_file import TensorPlace
 
 MOST_BYTES = 1 << 30
@@ -30,14 +30,17 @@ def check_files(manifest: Manifest) -> None:
             raise ValueError(f"{name} would be of {info.bytes} bytes")
     if sum(info.bytes for info in manifest.files.values()) > MOST_BYTES:
         raise ValueError(f"it would take more than {MOST_BYTES >> 20} MB")
-    named = list(graph_files(manifest))
+    artifacts = manifest.ort_training.parameters if manifest.ort_training else {}
+    checkpoints = {artifact_files(plan).checkpoint for plan in artifacts}
+    named = [*graph_files(manifest), *(file for plan in artifacts for file in artifact_files(plan)[:3])]
     graphs = set(named)
     if len(graphs) < len(named) or len(named) > MOST_GRAPHS or len(manifest.files) > 2 * MOST_GRAPHS:
         raise ValueError("the manifest names a graph twice, or too many")
-    missing = sorted({WEIGHTS, *graphs} - manifest.files.keys())
+    missing = sorted({WEIGHTS, *graphs, *checkpoints} - manifest.files.keys())
     if missing:
         raise ValueError(f"the manifest does not list {', '.join(missing)}")
-    foreign = sorted(name for name in manifest.files.keys() - {WEIGHTS, ANCHORS} if not name.endswith(".onnx"))
+    known = {WEIGHTS, ANCHORS, *checkpoints}
+    foreign = sorted(name for name in manifest.files.keys() - known if not name.endswith(".onnx"))
     if foreign:  # a graph that no plan uses is never loaded
         raise ValueError(f"the manifest lists {foreign[0]}, which is no file of a pack")
     if not all(name.endswith(".onnx") for name in graphs):
@@ -63,6 +66,9 @@ def check_content(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> Non
     _check_calibration(manifest.calibration, len(manifest.model.classes))
     for key, plan in manifest.plans.items():
         _check_plan(key, plan, weights)
+    for name, parameters in (manifest.ort_training.parameters if manifest.ort_training else {}).items():
+        trained = manifest.plans[name].trainable if name in manifest.plans else ("",)
+        _require(set(trained) <= set(parameters) <= weights.keys(), f"the artifacts of plan {name}")
     for name, prefix in manifest.prefixes.items():
         int8 = prefix.int8.convolutions if prefix.int8 else ()
         _require(

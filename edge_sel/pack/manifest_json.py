@@ -12,8 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, Int8Info, Manifest
 
-FORMAT = 3
-"""Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains."""
+FORMAT = 4
+"""Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains,
+since 4 there may be artifacts of onnxruntime-training."""
 
 
 def to_json(manifest: Manifest) -> str:
@@ -21,8 +22,10 @@ def to_json(manifest: Manifest) -> str:
     body = {"format": FORMAT, **asdict(manifest)}
     if not manifest.model.rectified:
         del body["model"]["rectified"]
-    if not manifest.gains:  # what an older version wrote keeps its digest, and can read this
-        body["format"] = 2
+    if manifest.ort_training is None:  # what an older version wrote keeps its digest, and can read this
+        body["format"] = 3 if manifest.gains else 2
+        del body["ort_training"]
+    if not manifest.gains:
         del body["gains"]
     return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
 

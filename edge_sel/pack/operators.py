@@ -43,5 +43,21 @@ OPERATORS = frozenset(
         *("Transpose", "Trilu", "Unsqueeze", "Where", "Xor"),
     }
 )
+OFFICIAL = OPERATORS | {
+    "SoftmaxCrossEntropyLoss",
+    *(f"com.microsoft.{op}" for op in ("BatchNormInternal", "InPlaceAccumulatorV2", "Scale", "ConcatTraining")),
+    *(f"com.microsoft.{op}" for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "FusedMatMul", "BiasGeluGrad_dX")),
+    *(f"com.microsoft.{op}" for op in ("GatherElementsGrad", "GatherGrad", "GatherNDGrad", "SliceGrad")),
+    *(
+        f"com.microsoft.{op}Grad"
+        for op in ("AveragePool", "BatchNormalization", "Conv", "FastGelu", "Gelu", "HardSigmoid", "HardSwish",
+                   "LayerNormalization", "LeakyRelu", "LogSoftmax", "MaxPool", "QuickGelu", "Relu", "Sigmoid",
+                   "Softmax", "SoftmaxCrossEntropyLoss", "Tanh")
+    ),
+    *(f"com.microsoft.{op}Grad_13" for op in ("LogSoftmax", "Softmax")),
+}  # fmt: skip
+"""What the artifacts of onnxruntime-training may use."""
+OPTIMIZERS = {"sgd": "com.microsoft.SGDOptimizerV2", "adam": "com.microsoft.AdamWOptimizer"}
+"""The one operator of an optimizer model."""
 SIZED_BY = {"Expand": 1, "OneHot": 1, "Pad": 1}
 """Operand that tells the size of the output, where it is one."""

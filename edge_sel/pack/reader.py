@@ -48,9 +48,9 @@ class Pack:
         self.signers = signers
         self._content = content
 
-    def with_manifest(self, manifest: Manifest) -> Pack:
-        """The same files under another manifest, such as one with other classes or fewer plans; nothing is verified."""
-        return Pack(self.path, manifest, self._content, self.signers)
+    def with_manifest(self, manifest: Manifest, more: Mapping[str, bytes] | None = None) -> Pack:
+        """The same files, and more, under another manifest, such as one with fewer plans; nothing is verified."""
+        return Pack(self.path, manifest, {**self._content, **(more or {})}, self.signers)
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -63,7 +63,7 @@ class Pack:
         return self._content[EVAL]
 
     def graph(self, file: str) -> bytes:
-        """The bytes of the graph of a plan or of a prefix."""
+        """The bytes of the graph of a plan or of a prefix, or of an artifact."""
         return self._content[file]
 
     def plan(self, name: str) -> PlanInfo:

@@ -52,12 +52,14 @@ def export_pack(
     optimizer: str = "sgd",
     gamma_percentile: float = 40.0,
     seed: int = 0,
+    ort_training: bool = False,
     now: datetime,
     rehearse: Callable[[Pack], tuple[GainRow, ...]] = lambda pack: (),
     note: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Export ``source`` as a pack at ``out``; ``images`` calibrate it and feed the parity check.
 
+    With ``ort_training`` it gets the official artifacts of onnxruntime-training too, of each plan that these can train.
     ``rehearse`` makes the table of gains with the pack as a device would load it. Without ``plans`` the pack gets
     those of ``DEFAULT_PLANS`` that this model can have; of named plans each must be possible.
 
@@ -97,12 +99,21 @@ def export_pack(
     note("choosing anchors")
     others = make_anchors(pack, images, np.random.default_rng(seed))
     note("checking one step of every plan")
-    found = source.check(pack, forward, parity_batches(images, described, rng))
+    batches = parity_batches(images, described, rng)
+    found = source.check(pack, forward, batches, OrtEngine())
     parity = {
         "error_to_float64": {name: agreement.ours for name, agreement in found.items()},
         "error_of_reference": {name: agreement.reference for name, agreement in found.items()},
     }
     manifest = replace(manifest, parity=parity, gains=rehearse(pack))
+    if ort_training:
+        from edge_sel.server.ort_artifacts import add_artifacts
+
+        note("making artifacts of onnxruntime-training")
+        artifacts, official = add_artifacts(
+            pack, forward, lambda made, engine: source.check(made, forward, batches, engine), note
+        )
+        manifest, others = replace(manifest, ort_training=official), {**others, **artifacts}
     write_pack(out, manifest, weights, compiled.graphs, others)
     return open_pack(out).manifest
 

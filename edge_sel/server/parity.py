@@ -90,7 +90,7 @@ def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator)
 
 
 def check_parity(
-    pack: Pack, forward: Forward, batches: Sequence[Batch], *, engine: Program, reference: Program, twin: Program
+    pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Program, *, reference: Program, twin: Program
 ) -> dict[str, Agreement]:
     """Compare one step of every plan with the reference's, and both with the twin's.
 
@@ -102,7 +102,7 @@ def check_parity(
         pack: as a device would load it.
         forward: what its graphs were compiled from.
         batches: one is enough if it has no kink.
-        engine: of the compiled graphs.
+        engine: that runs what stands in the pack.
         reference: another program, in float32.
         twin: the same in float64.
 

@@ -32,7 +32,7 @@ def test_the_report_has_the_keys_of_the_contract(tmp_path):
     for key, keys in lists.items():
         assert report[key] and all(set(entry) == keys for entry in report[key]), key
     engines = {engine["name"]: engine for engine in report["engines"]}
-    assert engines["ort"]["usable"] and set(engines) == {"ort", "torch"}
+    assert engines["ort"]["usable"] and set(engines) == {"ort", "ort-training", "torch"}
     assert report["profile_why"] == "detected" and report["failed"] == []
     assert report["cpus"]["count"] >= report["cpus"]["allowed"] >= 1 and report["disk"]["free_bytes"] > 0
     assert report["python"].startswith("3.") and report["version"] and report["platform"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from edge_sel.errors import UsageError
@@ -63,6 +64,22 @@ class FixedLadder:
     def planned(self, stages_done: int) -> Sequence[PlannedStage]:
         """The stages named after that one."""
         return self.stages[stages_done + 1 :]
+
+
+def trainable_by(pack: Pack, engine: str) -> Pack:
+    """The pack with the plans that the named engine can train.
+
+    Raises:
+        UsageError: the engine is ``ort-training`` and the pack has no artifacts for it.
+    """
+    manifest = pack.manifest
+    if engine != "ort-training":
+        return pack
+    if manifest.ort_training is None:
+        raise UsageError("the pack has no artifacts of onnxruntime-training", where=pack.path,
+                         fix="export it with --with ort-training, or --engine ort")  # fmt: skip
+    able = {n: p for n, p in manifest.plans.items() if not p.trainable or n in manifest.ort_training.parameters}
+    return pack.with_manifest(replace(manifest, plans=able))
 
 
 def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from edge_sel.arrays import Arrays
-from edge_sel.engines.base import Batch
+from edge_sel.engines.base import Batch, Engine
 from edge_sel.graphs.ir import Forward
 from edge_sel.pack.reader import Pack
 
@@ -35,8 +35,8 @@ class Agreement(NamedTuple):
     reference: float
 
 
-Check: TypeAlias = Callable[[Pack, Forward, Sequence[Batch]], dict[str, Agreement]]
-"""Compares one step of every plan of a pack with another program that computes the same; raises GraphError."""
+Check: TypeAlias = Callable[[Pack, Forward, Sequence[Batch], Engine], dict[str, Agreement]]
+"""Compares one step of every plan of a pack, as an engine makes it, with another program; raises GraphError."""
 
 
 @dataclass(frozen=True)

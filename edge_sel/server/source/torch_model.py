@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import BuildModel, TorchEngine
 from edge_sel.errors import BadInputError, EdgeSelError, SetupError
 from edge_sel.models.registry import build
@@ -114,5 +113,5 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
     forward = export_forward(model, info.image_size)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
     reference, twin = (TorchEngine(device="cpu", dtype=dtype, build=build) for dtype in (torch.float32, torch.float64))
-    check = partial(check_parity, engine=OrtEngine(), reference=reference, twin=twin)
+    check = partial(check_parity, reference=reference, twin=twin)
     return Source(info, forward, weights, check, new_head)

@@ -1,0 +1,241 @@
+"""The engine of the official on-device training runtime, onnxruntime-training, for packs that hold its artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime as ort
+
+from edge_sel.arrays import Arrays
+from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Scores, StepResult, Trainer, computed_elements
+from edge_sel.engines.ort import OrtEngine, told
+from edge_sel.engines.ort_training_api import VERSION, import_api
+from edge_sel.engines.ort_training_classes import resized
+from edge_sel.engines.ort_training_state import read_moments, with_moments
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.pack.manifest import PlanInfo, artifact_files
+from edge_sel.pack.reader import Pack
+
+
+class OrtTrainingEngine(OrtEngine):
+    """Trains with the pack's official artifacts; computes everything else as ``ort`` does, in the same runtime.
+
+    Raises:
+        SetupError: onnxruntime-training is not installed, or not alone.
+    """
+
+    name = "ort-training"
+
+    def __init__(self, threads: int = 0, *, spinning: bool = False) -> None:
+        super().__init__(threads, spinning=spinning)
+        self.api = import_api()
+
+    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
+        """Start a plan from the given full set of weights; one that only estimates statistics has no artifacts.
+
+        Raises:
+            UsageError: the pack has no artifacts of this plan.
+            SetupError: they are of another version of the runtime.
+        """
+        info = pack.plan(plan)
+        if not info.trainable:
+            return super().trainer(pack, plan, weights)
+        official = pack.manifest.ort_training
+        if official is None or plan not in official.parameters:
+            raise UsageError(f"the pack has no artifacts of onnxruntime-training for plan {plan}", where=pack.path,
+                             fix="export it with --with ort-training, or --engine ort")  # fmt: skip
+        if official.version != VERSION:
+            raise SetupError(f"the pack's artifacts are of onnxruntime-training {official.version}, not {VERSION}",
+                             where=pack.path, fix="export it again, or --engine ort")  # fmt: skip
+        return OrtTrainingTrainer(self, pack, info, weights)
+
+
+class OrtTrainingTrainer:
+    """One plan's module and optimizer of the official API.
+
+    SGD's momentum is the official gradient accumulation: the buffer keeps the velocity, shrunk by μ before each step.
+    """
+
+    def __init__(
+        self, engine: OrtTrainingEngine, pack: Pack, plan: PlanInfo, weights: Mapping[str, np.ndarray]
+    ) -> None:
+        assert pack.manifest.ort_training
+        self.plan = plan
+        self._engine, self._optimizer_name = engine, pack.manifest.optimizer
+        self._files = {kind: pack.graph(name) for kind, name in artifact_files(plan.name)._asdict().items()}
+        self._order = pack.manifest.ort_training.parameters[plan.name]
+        head = pack.manifest.model.head
+        if len(weights[head[-1]]) != len(pack.manifest.model.classes):
+            self._files = resized(self._files, weights, self._order, plan.trainable, head)
+        self._steps = 0
+        self._computed = computed_elements(plan, weights)
+        self._channels = GuiltyChannels(plan, weights)
+        self._open(self._files["checkpoint"], weights)
+
+    def _open(self, checkpoint: bytes, weights: Mapping[str, np.ndarray] | None = None) -> None:
+        """Load the models with a checkpoint; a nominal one takes the weights."""
+        api, options = self._engine.api, self._engine.options()
+        with TemporaryDirectory() as folder, told("load"):  # the API takes paths, and reads them at once
+            paths = {kind: str(Path(folder) / kind) for kind in self._files}
+            for kind, content in (self._files | {"checkpoint": checkpoint}).items():
+                Path(paths[kind]).write_bytes(content)
+            self._state = api.CheckpointState.load_checkpoint(paths["checkpoint"])
+            self._module = api.Module(paths["training"], self._state, paths["eval"], session_options=options)
+            if weights is not None:
+                values = np.concatenate([np.ravel(weights[name]) for name in self._order]).astype(np.float32)
+                self._module.copy_buffer_to_parameters(ort.OrtValue.ortvalue_from_numpy(values)._ortvalue, False)
+            # Of a nominal checkpoint that is not filled yet it would keep null pointers.
+            self._optimizer = api.Optimizer(paths["optimizer"], self._module)
+        self._inputs = self._module.input_names()
+        self._outputs = self._module.output_names()
+        self._velocity: Arrays | None = {}
+        """What SGD continues from; None once it stands in the gradient buffers. The first run overwrites these."""
+
+    def _data(self, name: str) -> np.ndarray:
+        """A weight or statistic, as a writable view."""
+        view: np.ndarray = self._state.parameters[name].data
+        return view
+
+    def _buffer(self, name: str) -> np.ndarray:
+        """A weight's gradient buffer, as a writable view."""
+        view: np.ndarray = self._state.parameters[name].grad
+        return view
+
+    def _run(self, batch: Batch, gamma: float) -> Arrays:
+        """Forward and backward; gradients are added to their buffers."""
+        feeds: Arrays = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights}
+        feeds["gamma"] = np.array([gamma], np.float32)
+        for name, index in self._channels.index.items():
+            rows = np.zeros((len(self._data(name)), 1, 1, 1), np.float32)
+            rows[index] = 1
+            feeds[f"rows::{name}"] = rows
+        with told("run"):
+            values = self._module.train()(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
+        return dict(zip(self._outputs, values, strict=True))
+
+    def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
+        """Forward only, with the current weights and running statistics."""
+        ones = np.ones(len(labels), np.float32)
+        self._module.eval()
+        names = self._module.output_names()
+        with told("run"):
+            values = dict(zip(names, self._module(np.ascontiguousarray(images), labels, ones), strict=True))
+        return Scores(values["loss"], values["logits"])
+
+    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+        """One update."""
+        before = self._velocity
+        if self._optimizer_name == "adam":
+            self._module.lazy_reset_grad()
+        elif before is None:
+            for name in self.plan.trainable:
+                self._buffer(name)[self._rows(name)] *= hyper.momentum
+        outputs = self._run(batch, hyper.gamma)
+        if self._optimizer_name == "sgd":
+            self._velocity = None
+            self._finish_velocity(before or {}, hyper)
+        self._update(hyper)
+        for name in self.plan.buffers:
+            running = self._data(name)
+            running[...] = (1 - hyper.bn_momentum) * running + hyper.bn_momentum * outputs[f"batch::{name}"]
+        self._steps += 1
+        self._channels.advance()
+        return StepResult(outputs["loss"], outputs["logits"], int(outputs["kept"]), self._computed)
+
+    def _rows(self, name: str) -> slice | np.ndarray:
+        """The output channels of a weight that take part."""
+        return self._channels.index.get(name, slice(None))
+
+    def _finish_velocity(self, before: Arrays, hyper: Hyper) -> None:
+        """What a run leaves in the buffers of SGD, made into ``μ·u + g + λ·w``; other channels keep theirs."""
+        for name in self.plan.trainable:
+            buffer, rows = self._buffer(name), self._rows(name)
+            if name in before:
+                mine = before[name][rows] * hyper.momentum + buffer[rows]
+                buffer[...] = before[name]
+                buffer[rows] = mine
+            if hyper.weight_decay:
+                buffer[rows] += hyper.weight_decay * self._data(name)[rows]
+
+    def _update(self, hyper: Hyper) -> None:
+        """The official optimizer; channels outside of a budget and decay by Adam are not its business."""
+        resting: Arrays = {}
+        for name in self._channels.index:
+            others = np.ones(len(self._data(name)), bool)
+            others[self._rows(name)] = False
+            resting[name] = np.where(others[:, None, None, None], self._buffer(name), 0)
+            self._buffer(name)[others] = 0
+        if self._optimizer_name == "adam" and hyper.weight_decay:
+            for name in self.plan.trainable:
+                self._data(name)[...] *= 1 - hyper.learning_rate * hyper.weight_decay
+        self._optimizer.set_learning_rate(hyper.learning_rate)  # a loaded checkpoint has forgotten it
+        with told("run"):
+            self._optimizer.step()
+        for name, velocity in resting.items():
+            self._buffer(name)[...] += velocity
+
+    def guilt(self, batch: Batch) -> Arrays:
+        """Gradient norm of each output channel of each trained convolution; velocities are put back."""
+        if self.plan.channels:
+            return {}
+        velocity = self._velocities() if self._optimizer_name == "sgd" else {}
+        self._module.lazy_reset_grad()
+        self._run(batch, -1.0)
+        gradients = {name: self._buffer(name) for name in self.plan.trainable}
+        norms = {n: np.sqrt(np.square(g.reshape(len(g), -1)).sum(1)) for n, g in gradients.items() if g.ndim == 4}
+        if velocity:
+            self._set_velocities(velocity)
+        return norms
+
+    def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
+        """Choose the guilty output channels of a budgeted plan."""
+        self._channels.choose(channels)
+
+    def weights(self) -> Arrays:
+        """Copies of every weight and running statistic that the plan changes."""
+        return {name: self._data(name).copy() for name in (*self.plan.trainable, *self.plan.buffers)}
+
+    def state(self) -> Arrays:
+        """Weights, optimizer state, channel choice and step counts, by the names that every engine gives them."""
+        if self._optimizer_name == "adam":
+            kept = read_moments(self._saved(), self.plan.trainable)
+        else:
+            kept = {f"momentum::{name}": value for name, value in self._velocities().items()}
+        return {**self.weights(), **kept, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a saved state."""
+        self._channels.load_state(state)
+        self._steps = int(state["steps"])
+        if self._optimizer_name == "adam":
+            self._optimizer.set_learning_rate(0.0)
+            self._optimizer.step()  # a checkpoint of no step has no place for their number
+            self._open(with_moments(self._saved(), state))
+        else:
+            self._set_velocities({name: np.array(state[f"momentum::{name}"]) for name in self.plan.trainable})
+        for name in (*self.plan.trainable, *self.plan.buffers):
+            self._data(name)[...] = state[name]
+
+    def _velocities(self) -> Arrays:
+        """Copies."""
+        if self._velocity is None:
+            return {name: self._buffer(name).copy() for name in self.plan.trainable}
+        zero = {name: np.zeros_like(self._data(name)) for name in self.plan.trainable}
+        return {**zero, **{name: value.copy() for name, value in self._velocity.items()}}
+
+    def _set_velocities(self, velocity: Arrays) -> None:
+        if self._velocity is not None:
+            self._velocity = velocity
+            return
+        for name, value in velocity.items():
+            self._buffer(name)[...] = value
+
+    def _saved(self) -> bytes:
+        """An official checkpoint with the optimizer's state."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "checkpoint"
+            self._engine.api.CheckpointState.save_checkpoint(self._state, str(path), include_optimizer_state=True)
+            return path.read_bytes()

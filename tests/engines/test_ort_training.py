@@ -1,0 +1,154 @@
+"""What onnxruntime-training gets wrong, or gives in another form, and the engine does not. Its contract is that of all
+engines; this is what only it can get wrong. In an environment of its own: docs/engines.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_sel.engines.base import Batch, Hyper
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.errors import PackError, SetupError, UsageError
+from edge_sel.pack.manifest import OrtTrainingInfo, artifact_files
+from edge_sel.pack.reader import open_pack
+from tests.engines.conftest import OFFICIAL
+from tests.engines.plans import PLANS
+
+pytestmark = pytest.mark.skipif(not OFFICIAL, reason="onnxruntime-training is not installed")
+
+STEP = Hyper(learning_rate=1e-2, gamma=1e-4, weight_decay=1e-3)
+
+
+@pytest.fixture(scope="session")
+def engine(engines):
+    return engines["ort-training"]
+
+
+@pytest.fixture(scope="session")
+def ort(engines):
+    return engines["ort"]
+
+
+def steps(trainer, batch: Batch, count: int) -> None:
+    for _ in range(count):
+        trainer.step(batch, STEP)
+
+
+def test_a_device_imports_neither_torch_nor_onnx():
+    """The package's own ``__init__`` would import both."""
+    code = "import sys; from edge_sel.engines.by_name import choose_engine; choose_engine('ort-training', 1); print(sorted({'torch', 'onnx', 'flatbuffers'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("plan", [name for name in PLANS if PLANS[name].bn_mode == "batch"])
+def test_the_batchs_statistics_do_not_overwrite_the_running_ones(engine, ort, pack, batch, plan):
+    """The runtime writes them over the inputs of BatchNormalization if it can."""
+    trainers = [each.trainer(pack, plan, pack.weights()) for each in (engine, ort)]
+    for trainer in trainers:
+        trainer.guilt(batch)
+    mine, other = (trainer.state() for trainer in trainers)
+    for name in pack.plan(plan).buffers:
+        np.testing.assert_array_equal(mine[name], other[name])
+
+
+@pytest.mark.parametrize("plan", ["last", "full"])
+def test_gradient_norms_disturb_no_velocity(engine, pack, batch, plan):
+    """Velocities are gradients that the runtime has added up, and a probe adds one more."""
+    trainer, other = (engine.trainer(pack, plan, pack.weights()) for _ in range(2))
+    steps(trainer, batch, 2)
+    steps(other, batch, 2)
+    trainer.guilt(batch)
+    steps(trainer, batch, 1)
+    steps(other, batch, 1)
+    mine, expected = trainer.state(), other.state()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(mine[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("plan", ["affine", "full"])
+def test_a_saved_state_is_every_engines(engine, ort, pack, batch, plan):
+    """Its own checkpoint forgets the learning rate, and its API neither reads nor writes Adam's moments."""
+    for first, second in ((engine, ort), (ort, engine)):
+        begun, alone = (first.trainer(pack, plan, pack.weights()) for _ in range(2))
+        steps(begun, batch, 2)
+        steps(alone, batch, 4)
+        taken_over = second.trainer(pack, plan, pack.weights())
+        taken_over.load_state(begun.state())
+        steps(taken_over, batch, 2)
+        mine, expected = taken_over.state(), alone.state()
+        assert mine.keys() == expected.keys() and mine["steps"] == expected["steps"] == 4
+        for name in pack.plan(plan).trainable:
+            scale = np.abs(expected[name] - pack.weights()[name]).max()
+            assert np.abs(mine[name] - expected[name]).max() <= 0.02 * scale, name
+
+
+def test_artifacts_of_another_version_are_refused(engine, pack):
+    official = dataclasses.replace(pack.manifest.ort_training, version="1.18.0")
+    old = pack.with_manifest(dataclasses.replace(pack.manifest, ort_training=official))
+    with pytest.raises(SetupError, match=r"1\.18\.0"):
+        engine.trainer(old, "head", pack.weights())
+
+
+def test_a_plan_without_artifacts_is_refused(engine, pack):
+    none = pack.with_manifest(dataclasses.replace(pack.manifest, ort_training=OrtTrainingInfo("1.19.2", {})))
+    with pytest.raises(UsageError, match="no artifacts"):
+        engine.trainer(none, "head", pack.weights())
+
+
+@pytest.mark.parametrize("kind", ["training", "eval", "optimizer", "checkpoint"])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"\xff" * 1000], ids=["empty", "zeros", "ones"])
+def test_damaged_artifacts_end_in_one_line(engine, pack, kind, content):
+    """A hash says that a file is as the manifest has it, not that it is any good."""
+    name = getattr(artifact_files("head"), kind)
+    with pytest.raises(PackError) as caught:
+        engine.trainer(pack.with_manifest(pack.manifest, {name: content}), "head", pack.weights())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_parity_check_finds_what_frozen_batch_normalisation_would_be(packs, monkeypatch):
+    """Left to the runtime, its gradient is wrong without a word: such artifacts must not ship."""
+    from edge_sel.graphs.builder import Builder
+    from edge_sel.graphs.ir import Node
+    from edge_sel.server import ort_artifacts
+    from edge_sel.server.forward import export_forward
+    from edge_sel.server.parity import check_parity, parity_batches
+    from edge_sel.server.reference_engine import ReferenceEngine
+    from tests.engines.reference import network
+
+    def left_to_the_runtime(b: Builder, node: Node, rank: int) -> None:
+        b.copy(node)
+
+    pack = packs["sgd"]
+    model = pack.manifest.model
+    forward = export_forward(network(pack).eval(), model.image_size)
+    affine = pack.with_manifest(dataclasses.replace(pack.manifest, plans={"affine": pack.plan("affine")}))
+    from edge_sel.data.builtin import load_digits
+
+    batches = parity_batches(load_digits("field"), model, np.random.default_rng(0))[:2]
+    twin = ReferenceEngine(np.float64)
+
+    def check(made, engine):
+        return check_parity(made, forward, batches, engine, reference=OrtEngine(1), twin=twin)
+
+    told: list[str] = []
+    assert ort_artifacts.add_artifacts(affine, forward, check, told.append)[1].parameters.keys() == {"affine"}
+    assert not told
+    monkeypatch.setattr(ort_artifacts, "_frozen_statistics", left_to_the_runtime)
+    assert not ort_artifacts.add_artifacts(affine, forward, check, told.append)[1].parameters
+    assert len(told) == 1 and "affine" in told[0]
+
+
+def test_a_pack_with_artifacts_opens_without_the_runtime(packs, tmp_path):
+    """Every engine reads it; the closed description of a pack covers the artifacts too."""
+    for pack in packs.values():
+        opened = open_pack(pack.path)
+        assert opened.manifest.ort_training and Path(pack.path).exists()
+        assert opened.files.keys() >= {
+            file for plan in opened.manifest.ort_training.parameters for file in artifact_files(plan)
+        }

@@ -27,8 +27,13 @@ _BOARDS = (
     (r"xavier nx|p3668", "jetson-xavier-nx"),
     (r"agx xavier|jetson-agx\b|p2888|p2972", "jetson-agx-xavier"),
     (r"jetson[ -]nano|p3448|p3450", "jetson-nano"),
+    (r"jetson[ -]tx2|\bquill\b|p3310|p3489|p3636|p2771|tegra186", "jetson-tx2"),
     (r"raspberry pi (compute module )?5|bcm2712", "raspberry-pi-5"),
     (r"raspberry pi (compute module )?4|bcm2711", "raspberry-pi-4"),
+    (r"raspberry ?pi[ ,](model-)?zero[ -]2", "raspberry-pi-zero-2"),
+    (r"raspberry pi (compute module )?3|bcm2837", "raspberry-pi-3"),
+    (r"rk3588", "rk3588-board"),
+    (r"linux,dummy-virt", "cloud-vm"),
 )
 _PORTABLE = {"8", "9", "10", "14", "30", "31", "32"}  # SMBIOS: portable, laptop, notebook, sub-notebook, tablets
 _VIRTUAL = r"kvm|qemu|\bxen\b|vmware|virtual|bochs|amazon ec2|google compute|alibaba|openstack|droplet|vserver"
@@ -76,7 +81,8 @@ def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.envir
     """The name of the profile that fits this machine; ``root`` stands in for ``/`` in tests.
 
     A board is known by its device tree, a laptop by its battery or chassis. What remains is a virtual machine (also
-    one that was given a graphics card), a computer with an NVIDIA graphics card, or ``default``.
+    one that was given a graphics card), an unknown board (it has a device tree and no BIOS that tells of itself), a
+    computer with an NVIDIA graphics card, or ``default``.
     """
     sysfs = Path(environ.get("EDGE_SEL_SYSFS_ROOT") or root / "sys")
     board = _board(sysfs, root)
@@ -89,18 +95,25 @@ def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.envir
     flag = re.search(r"^flags\b.*\bhypervisor\b", _text(root / "proc/cpuinfo"), re.MULTILINE)
     if flag or re.search(_VIRTUAL, maker, re.IGNORECASE):
         return "cloud-vm"
+    if _device_tree(sysfs, root, "compatible") and not dmi.exists():
+        return "arm-board"
     return "desktop-gpu" if _has_nvidia_card(sysfs, root) else "default"
 
 
 def _board(sysfs: Path, root: Path) -> str | None:
-    """The profile of a board that its device tree names; containers may hide one of the two places where it is."""
+    """The profile of a board that its device tree names."""
     for file in ("compatible", "model"):
-        for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"):
-            told = _text(folder / file)
+        for told in _device_tree(sysfs, root, file):
             for pattern, profile in _BOARDS:
                 if re.search(pattern, told, re.IGNORECASE):
                     return profile
     return None
+
+
+def _device_tree(sysfs: Path, root: Path, file: str) -> list[str]:
+    """What a file of the device tree says; containers may hide one of the two places where it is."""
+    told = (_text(folder / file) for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"))
+    return [text for text in told if text]
 
 
 def _has_nvidia_card(sysfs: Path, root: Path) -> bool:

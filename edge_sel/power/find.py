@@ -42,14 +42,16 @@ def find_thermometer() -> Callable[[], float | None]:
     return lambda: max((c for c in (zones.hottest_c(), hottest_c()) if c is not None), default=None)
 
 
-def _board() -> str | None:
-    with suppress(OSError):
-        return Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0\n")
+def board_model(sysfs: Path, root: Path = Path("/")) -> str | None:
+    """What the device tree calls this board; containers may hide one of the two places where it is."""
+    for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"):
+        with suppress(OSError):
+            return (folder / "model").read_text(encoding="utf-8", errors="replace").strip("\0\n")
     return None
 
 
 OPENERS: Mapping[str, Opener] = {
-    "jetson": lambda profile: JetsonMeter(sysfs_root(), model=_board()),
+    "jetson": lambda profile: JetsonMeter(sysfs_root(), model=board_model(sysfs_root())),
     "rapl": lambda profile: RaplMeter(sysfs_root()),
     "nvml": lambda profile: NvmlMeter(),
     "battery": lambda profile: BatteryMeter(sysfs_root()),

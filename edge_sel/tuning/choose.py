@@ -10,11 +10,13 @@ import math
 import platform
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_sel.config.settings import Resolved
 from edge_sel.files import cannot_write, read_regular, write_durably
+from edge_sel.power.find import board_model, sysfs_root
 from edge_sel.runs.lock import hold_lock
 
 SCHEMA = 1
@@ -113,14 +115,11 @@ def machine(profile: str, cores: int, root: Path = Path("/")) -> dict[str, Any]:
     """
     import onnxruntime
 
-    cpu = ""
-    for name, pattern in (("proc/cpuinfo", r"^model name\s*:\s*(.*)$"), ("proc/device-tree/model", r"^([^\0\n]+)")):
-        try:
-            text = (root / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        match = re.search(pattern, text, re.MULTILINE)
-        cpu = cpu or (match[1].strip() if match else "")
+    told = ""
+    with suppress(OSError):
+        told = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    match = re.search(r"^model name\s*:\s*(.*)$", told, re.MULTILINE)
+    cpu = match[1].strip() if match else board_model(sysfs_root(root=root), root)
     return {
         "processor": cpu or platform.processor() or platform.machine(),
         "cores": cores,

@@ -4,11 +4,14 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, load_file
 
 from edge_sel.edge.governor.limits import Deadline
 from edge_sel.edge.outputs import model_files, session_folder
 from edge_sel.edge.progress import Progress
+from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint
 from edge_sel.runs.flatten import unflatten
@@ -228,3 +231,27 @@ def test_a_run_killed_after_its_first_checkpoint_keeps_what_its_end_takes(tmp_pa
         governed(tmp_path, World(), Deadline(1e9), listener=KillAt(1), plan="affine")
     progress = unflatten(Progress, *load_checkpoint(tmp_path / "checkpoints")[:2])
     assert progress.forecast["closing_s"] > 0 and progress.forecast["closing_j"] > 0
+
+
+def other_engine(name):
+    if name == "torch":
+        from edge_sel.engines.torch import TorchEngine
+
+        return TorchEngine(1, device="cpu")
+    return OrtEngine(1)
+
+
+@pytest.mark.parametrize(("first", "second"), [("ort", "torch"), ("torch", "ort")])
+@pytest.mark.parametrize("case", ["sundew-cumulative", "open-flipped"])
+def test_another_engine_goes_on_where_the_first_was_stopped(case, first, second, tmp_path):
+    """In the middle of a training stage, with its optimizer's state; not to the bit, so it is told."""
+    start(case, tmp_path, engine=other_engine(first), should_stop=StopAt(4)).run()
+    tape = Tape()
+    start(case, tmp_path, engine=other_engine(second), resume=True, listener=tape).run()
+    (told,) = tape.of("engine_changed")
+    assert (told["before"], told["now"]) == (first, second)
+    got, expected = load_file(tmp_path / "weights.safetensors"), load(uninterrupted(case)[0]["weights"])
+    original = pack().weights()
+    for name, value in expected.items():
+        moved = np.abs(value - original[name]).max()
+        assert np.abs(got[name] - value).max() <= 0.05 * moved + 1e-6, name

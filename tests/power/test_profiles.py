@@ -24,7 +24,8 @@ batch_size = 4
 
 
 SHIPPED = Path(__file__).parents[2] / "profiles"
-PIS = ("raspberry-pi-4", "raspberry-pi-5")
+PIS = ("raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-zero-2")
+OTHERS = ("arm-board", "rk3588-board")
 THROTTLES = {
     "jetson-nano": 97.0,
     "jetson-xavier-nx": 90.0,
@@ -33,6 +34,9 @@ THROTTLES = {
     "jetson-orin-nx": 99.0,
     "jetson-agx-orin": 99.0,
     "jetson-thor": 109.0,
+    "jetson-tx2": 95.5,
+    "raspberry-pi-3": 80.0,
+    "raspberry-pi-zero-2": 80.0,
     "raspberry-pi-4": 80.0,
     "raspberry-pi-5": 80.0,
 }
@@ -46,7 +50,7 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
 
 
 def test_the_shipped_profiles_are_valid() -> None:
-    assert list_profiles() == sorted(["cloud-vm", "default", "desktop-gpu", "laptop", *PIS, *JETSONS])
+    assert list_profiles() == sorted(["cloud-vm", "default", "desktop-gpu", "laptop", *PIS, *OTHERS, *JETSONS])
     for name in list_profiles():
         profile = load_profile(name)
         assert profile.name == name
@@ -176,7 +180,7 @@ def machine(root: Path, **files: str) -> Path:
 
 
 # What boards tell: their profile, model, and compatible. On the carrier of a Nano sits a Xavier NX; JetPack 5 leaves
-# out "Jetson"; one carrier's model names an Orin NX that is a Nano; the quill is a TX2, which has no profile.
+# out "Jetson"; one carrier's model names an Orin NX that is a Nano; the quill is a TX2.
 BOARDS = [
     tuple(part.strip() for part in line.split("|"))
     for line in """\
@@ -197,7 +201,7 @@ jetson-orin-nx | NVIDIA Orin NX Developer Kit |
 jetson-agx-orin | NVIDIA Jetson AGX Orin Developer Kit | nvidia,p3737-0000+p3701-0005 nvidia,p3701-0005 nvidia,tegra234
 jetson-agx-orin | Jetson AGX Orin |
 jetson-thor | NVIDIA Jetson AGX Thor Developer Kit | nvidia,p4071-0000+p3834-0008 nvidia,p3834-0008 nvidia,tegra264
-default | quill | nvidia,quill nvidia,p2597-0000+p3310-1000 nvidia,tegra186
+jetson-tx2 | quill | nvidia,quill nvidia,p2597-0000+p3310-1000 nvidia,tegra186
 raspberry-pi-5 | Raspberry Pi 5 Model B Rev 1.0 | raspberrypi,5-model-b brcm,bcm2712
 raspberry-pi-5 | Raspberry Pi 500 Rev 1.0 | raspberrypi,500 brcm,bcm2712
 raspberry-pi-5 | Raspberry Pi Compute Module 5 Rev 1.0 |
@@ -205,8 +209,17 @@ raspberry-pi-4 | Raspberry Pi 4 Model B Rev 1.4 | raspberrypi,4-model-b brcm,bcm
 raspberry-pi-4 | Raspberry Pi 4 Model B Rev 1.4 |
 raspberry-pi-4 | Raspberry Pi 400 Rev 1.0 | raspberrypi,400 brcm,bcm2711
 raspberry-pi-4 | Raspberry Pi Compute Module 4 Rev 1.0 |
-default | Raspberry Pi 3 Model B Plus Rev 1.3 | raspberrypi,3-model-b-plus brcm,bcm2837
-default | Radxa ROCK 5B | radxa,rock-5b rockchip,rk3588""".splitlines()
+jetson-tx2 | NVIDIA Jetson TX2 Developer Kit | nvidia,p2771-0000 nvidia,tegra186
+jetson-tx2 | lightning | nvidia,lightning nvidia,p3636-0001 nvidia,tegra186
+raspberry-pi-3 | Raspberry Pi 3 Model B Plus Rev 1.3 | raspberrypi,3-model-b-plus brcm,bcm2837
+raspberry-pi-3 | Raspberry Pi Compute Module 3 Rev 1.0 |
+raspberry-pi-zero-2 | Raspberry Pi Zero 2 W Rev 1.0 | raspberrypi,model-zero-2-w brcm,bcm2837
+raspberry-pi-zero-2 | Raspberry Pi Zero 2 W Rev 1.0 |
+rk3588-board | Radxa ROCK 5B | radxa,rock-5b rockchip,rk3588
+rk3588-board | Orange Pi 5 | xunlong,orangepi-5 rockchip,rk3588s
+arm-board | NXP i.MX8MPlus EVK board | fsl,imx8mp-evk fsl,imx8mp
+arm-board | Radxa ZERO 3 | radxa,zero-3w rockchip,rk3566
+cloud-vm | linux,dummy-virt | linux,dummy-virt""".splitlines()
 ]
 
 
@@ -233,7 +246,7 @@ def test_a_model_alone_is_enough(tmp_path: Path) -> None:
 
 
 def test_every_shipped_board_is_detected_by_something() -> None:
-    assert {profile for profile, _, _ in BOARDS} == {*JETSONS, *PIS, "default"}
+    assert {profile for profile, _, _ in BOARDS} == {*JETSONS, *PIS, *OTHERS, "cloud-vm"}
 
 
 def pci(vendor: str, kind: str, slot: str = "0000:01:00.0") -> dict[str, str]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sel.config.settings import resolve
+from edge_sel.power.find import board_model
 from edge_sel.tuning.choose import (
     REACH,
     TIE,
@@ -219,6 +220,15 @@ def test_the_machine_is_named_by_its_processor_or_its_board(tmp_path):
     assert (told["cores"], told["profile"]) == (4, "raspberry-pi-5") and set(told) == set(HERE)
     (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n")
     assert machine("p", 4, tmp_path)["processor"] == "AMD EPYC"
+
+
+def test_the_machine_is_that_of_the_given_sysfs(tmp_path, monkeypatch):
+    """A container may have no device tree of its own."""
+    (tmp_path / "firmware/devicetree/base").mkdir(parents=True)
+    (tmp_path / "firmware/devicetree/base/model").write_bytes(b"Radxa ROCK 5B\0")
+    monkeypatch.setenv("EDGE_SEL_SYSFS_ROOT", str(tmp_path))
+    assert machine("p", 4, tmp_path / "none")["processor"] == "Radxa ROCK 5B"
+    assert board_model(tmp_path, tmp_path / "none") == "Radxa ROCK 5B"
 
 
 def test_who_tunes_at_the_same_time_loses_nothing(tmp_path):

@@ -13,7 +13,7 @@ from edge_sel.edge.outputs import model_files
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import write_history
-from edge_sel.edge.outputs.session_identity import TUNED, require_same_session
+from edge_sel.edge.outputs.session_identity import ENGINE, TUNED, require_same_session
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine
 from edge_sel.errors import SetupError, UsageError
@@ -78,8 +78,8 @@ def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
     return result if result["stopped"] == "done" else None
 
 
-def unfinished_run(out: Path, identity: Identity) -> Progress | None:
-    """The state to continue from: of the newest checkpoint that this version of edge-sel can read.
+def unfinished_run(out: Path, identity: Identity) -> tuple[Progress, str] | None:
+    """The state to continue from, of the newest checkpoint that this version of edge-sel can read, and its engine.
 
     Raises:
         UsageError: there are checkpoints, but all are of another run or of another version.
@@ -88,7 +88,7 @@ def unfinished_run(out: Path, identity: Identity) -> Progress | None:
     for tensors, scalars, found, path in read_checkpoints(out / "checkpoints"):
         try:
             require_same_session(found, identity, path)
-            return unflatten(Progress, tensors, scalars)
+            return unflatten(Progress, tensors, scalars), str(found[ENGINE])
         except UsageError as error:
             refused = refused or error
         except (KeyError, TypeError) as error:
@@ -133,8 +133,11 @@ class SessionFolder:
         self.finished = finished_run(path, identity)
         self.broken = [] if self.finished is None else damaged_outputs(path, self.finished)
         if self.finished is None or not model_files.CAN_BE_MADE_AGAIN.issuperset(self.broken):
-            self.finished, self.found = None, unfinished_run(path, identity)
+            found = unfinished_run(path, identity)
+            self.finished, self.found = None, None if found is None else found[0]
             self._notice(bool(list_checkpoints(path / "checkpoints")))
+            if found is not None and found[1] != identity[ENGINE]:
+                self.notices.append(("engine_changed", {"before": found[1], "now": identity[ENGINE]}))
 
     def _notice(self, checkpoints: bool) -> None:
         if self.broken and self.found is None:

@@ -17,9 +17,12 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.
 
-The engine is compared by the name of the one that runs, and the images that were decoded by theirs. Which keys may have
-signed may change, as keys do; ``SIGNED`` sees to it that a signature is required as long as it was.
+The engine is told by the name of the one that runs, and the images that were decoded are compared by theirs. Which keys
+may have signed may change, as keys do; ``SIGNED`` sees to it that a signature is required as long as it was.
 """
+
+ENGINE = "engine"
+"""Key of an identity: every engine goes on from the state of another, though not with the same last bits."""
 
 TUNED = "tuned"
 """Key of an identity: what tuning gave the run. It is kept for those who resume, not compared: the values are."""
@@ -37,7 +40,7 @@ def identify(
         "pack": pack,
         "images": images.fingerprint(),
         "test images": None if test is None else test.fingerprint(),
-        "engine": engine,
+        ENGINE: engine,
         "expert": expert,
         **values,
         SIGNED: True if resolved.settings.require_signature else None,  # null in runs of before there were signatures
@@ -46,5 +49,6 @@ def identify(
 
 
 def require_same_session(found: Mapping[str, Any], identity: Identity, where: Path) -> None:
-    """As ``require_same``; a signature may be required that was not, but not the other way round."""
-    require_same(found, identity, where, ignored=(TUNED, SIGNED) if identity[SIGNED] else (TUNED,))
+    """As ``require_same``; the engine may change, and a signature be required that was not."""
+    ignored = (TUNED, ENGINE, SIGNED) if identity[SIGNED] else (TUNED, ENGINE)
+    require_same(found, identity, where, ignored=ignored)

@@ -140,7 +140,7 @@ def throttling(sysfs: Path) -> list[Entry]:
 
 
 def ort() -> Entry:
-    """The default engine: does it load a training graph?"""
+    """The default engine: where does it run a training graph? That a provider is built in says nothing."""
     try:
         import onnxruntime
 
@@ -151,7 +151,13 @@ def ort() -> Entry:
         OrtEngine(threads=1).trainer(pack, "head", pack.weights())
     except Exception as error:
         return {"name": "ort", "usable": False, "why": str(error) or type(error).__name__}
-    return {"name": "ort", "usable": True, "why": f"onnxruntime {onnxruntime.__version__} runs a training graph"}
+    from edge_sel.engines.ort_device import CUDA, why_no_cuda
+
+    told = f"onnxruntime {onnxruntime.__version__} runs a training graph on the processor"
+    if CUDA in onnxruntime.get_available_providers():
+        why = why_no_cuda()
+        told += ", and on the GPU" if why is None else f"; not on a GPU, though it is built for one: {why}"
+    return {"name": "ort", "usable": True, "why": told}
 
 
 def ort_training() -> Entry:

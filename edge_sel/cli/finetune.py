@@ -89,7 +89,14 @@ def command(
                 device,
                 folder,
                 read_images=lambda: load_images(opened, data, test, settings),
-                make_engine=partial(choose_engine, settings.engine, settings.threads, spinning=settings.spinning),
+                make_engine=partial(
+                    choose_engine,
+                    settings.engine,
+                    settings.threads,
+                    spinning=settings.spinning,
+                    device=settings.device,
+                    note=lambda why: notices.append(("device", {"device": "cpu", "why": why})),
+                ),
                 should_stop=stop,
                 listener=console,
                 expert=trained,
@@ -117,7 +124,7 @@ def find_tuning(untuned: Resolved, pack: Pack, profile: str, resumed: Path | Non
 
     tuned = None if resumed is None else tuned_at_start(resumed)
     path = tuning_file(pack.digest, "ort", os.environ)
-    if tuned is None and untuned.settings.engine != "torch" and path is not None:
+    if tuned is None and untuned.settings.engine in ("auto", "ort") and path is not None:
         costs, why = read_tuning(path, machine(profile, usable_cores()))
         tuned = {} if costs is None else tuned_settings(untuned, costs, untuned.settings.plan)
         if why:

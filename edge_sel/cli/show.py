@@ -70,6 +70,10 @@ class Console:
         elif kind == "lost":
             lost = f"{format_energy(event['energy_j'])} in {format_duration(event['seconds'])}"
             self._console.print(f"lost to interruptions so far: {lost}")
+        elif kind == "engine_changed":
+            self._console.print(f"goes on with the engine {event['now']}, it began with {event['before']}")
+        elif kind == "device":
+            self._console.print(f"computes on the processor: {event['why']}")
         elif kind == "unlocked":
             self._console.print(f"another process on this folder would not be noticed: {event['why']}")
         elif kind == "tuned":

@@ -86,6 +86,7 @@ class Settings:
     threads: int = key("threads to use, 0 for all", 0, low=0, high=MAX_THREADS)
     spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)
     engine: Literal["auto", "ort", "ort-training", "torch"] = key("what computes", "auto")
+    device: Literal["auto", "cpu", "cuda"] = key("where it computes; auto: on a GPU where one works", "auto")
     meter: str = key("what measures energy", "auto", choices=("auto", *METERS))
     require_measured: bool = key("refuse to run on modelled energy", False, parse=_TRUTH.get)
     feature_cache_mb: int = key("memory for features of a frozen backbone, in MB", 64, low=0, high=_MAX_MB)

@@ -198,10 +198,20 @@ def _named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
     return ladder
 
 
+def _may_use_gpu(settings: Settings) -> bool:
+    if settings.device == "cpu" or settings.engine == "ort-training":
+        return False
+    if settings.engine == "torch":
+        return True
+    from edge_sel.engines.ort_device import choose_device  # it imports onnxruntime, which takes long
+
+    return choose_device(settings.device)[0] == "cuda"
+
+
 def _open_meter(settings: Settings, profile: Profile) -> Meter | None:
     """The meter that the settings and the profile name; None if none works and none is required."""
-    # The default engine works on the processor: a graphics card's watts would be somebody else's, or idle ones.
-    meter, probes = find_meter(profile, settings.meter, skip=() if settings.engine == "torch" else ("nvml",))
+    # Of work on the processor a graphics card's watts say nothing: they would be somebody else's, or idle ones.
+    meter, probes = find_meter(profile, settings.meter, skip=() if _may_use_gpu(settings) else ("nvml",))
     if settings.require_measured and (meter is None or meter.source != "measured"):
         reasons = "; ".join(f"{probe.name}: {probe.why}" for probe in probes if probe.name != "psutil")
         raise SetupError("no meter measures energy here", where=reasons or None, fix="leave out --require-measured")

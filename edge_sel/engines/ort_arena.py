@@ -8,7 +8,13 @@ from functools import cache
 import numpy as np
 import onnxruntime as ort
 
-_NO_ROOM = ("Failed to allocate memory", "bad_alloc", "AllocateBuffer", "Resource temporarily unavailable")
+_NO_ROOM = (
+    "Failed to allocate memory",
+    "bad_alloc",
+    "AllocateBuffer",
+    "Resource temporarily unavailable",
+    "out of memory",
+)  # the last of a GPU
 _IDENTITY = (
     b'\x08\t:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01g'
     b"Z\x0b\n\x01x\x12\x06\n\x04\x08\x01\x12\x00b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\x12"

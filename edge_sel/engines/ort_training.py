@@ -11,7 +11,8 @@ import onnxruntime as ort
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Scores, StepResult, Trainer, computed_elements
-from edge_sel.engines.ort import OrtEngine, told
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.engines.ort_call import told
 from edge_sel.engines.ort_training_api import VERSION, import_api
 from edge_sel.engines.ort_training_classes import resized
 from edge_sel.engines.ort_training_state import read_moments, with_moments

@@ -12,6 +12,7 @@ from torch import nn
 
 from edge_sel.arrays import Arrays, Range
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
+from edge_sel.errors import SetupError
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.models.registry import build
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
@@ -43,7 +44,9 @@ class TorchEngine:
         self._dtype, self._build = dtype, build
         if threads:
             torch.set_num_threads(threads)
-        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        if device == "cuda" and not torch.cuda.is_available():
+            raise SetupError("torch cannot use a GPU here", where=f"torch {torch.__version__}", fix="--device cpu")
+        cuda = device != "cpu" and torch.cuda.is_available()
         self.device = torch.device("cuda" if cuda else "cpu")
 
     def model(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> nn.Module:

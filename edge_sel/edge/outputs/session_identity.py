@@ -12,7 +12,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.runs.identity import Identity, require_same
 
 MAY_CHANGE = {
-    "engine", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
+    "engine", "device", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
     "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours", "max_pixels", "require_signature",
 }  # fmt: skip
 """Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.

@@ -4,7 +4,7 @@
 
 Same model, same batches. One process per engine and plan; the processes take turns, one step each, so that a noisy
 machine disturbs all of them alike. torch trains as a user would write it: frozen parameters without gradient, frozen
-batch normalisation in evaluation mode, ``torch.optim.Adam``. It has no channel budget: a ``-c25`` plan is compared
+batch normalisation in evaluation mode, the pack's optimizer. It has no channel budget: a ``-c25`` plan is compared
 with torch on the same plan without one. Ratios below 1 mean that ONNX Runtime is cheaper. ``--int8``: the frozen
 backbone is its quantized variant, which a run takes where it is faster and its features agree.
 """
@@ -69,7 +69,12 @@ def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
     model = TorchEngine(device="cpu").model(pack, pack.weights()).train(info.bn_mode == "batch")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in info.trainable)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-3)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    kinds = {
+        "sgd": lambda: torch.optim.SGD(trained, 1e-3, momentum=0.9),
+        "adam": lambda: torch.optim.Adam(trained, 1e-3),
+    }
+    optimizer = kinds[pack.manifest.optimizer]()
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.standard_normal((BATCH, 3, *pack.manifest.model.image_size)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(0, len(pack.manifest.model.classes), BATCH))

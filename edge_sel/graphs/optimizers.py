@@ -12,11 +12,19 @@ the plan's count, as ``torch.optim.SparseAdam`` has it, the correction would be 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from edge_sel.errors import UsageError
 from edge_sel.graphs.builder import Builder
 from edge_sel.pack.manifest import OPTIMIZER_STATE as STATE
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+GAMMA_SQUARED = "gamma_squared"
+"""The tensor γ·|γ|."""
+
+Names = Mapping[str, str | None]
+"""What the new value of a weight, or of its state, is called; None: anything."""
 
 
 def require_optimizer(name: str) -> None:
@@ -25,32 +33,42 @@ def require_optimizer(name: str) -> None:
         raise UsageError("unknown optimizer", where=name, fix=f"one of {', '.join(STATE)}")
 
 
-def emit_guilt_mask(b: Builder, gradient: str) -> tuple[str, str]:
-    """``g·[|g| > γ]`` and the number of elements kept (SEL: small gradients carry no guilt)."""
-    guilty = b.op("Cast", b.op("Greater", b.op("Abs", gradient), "gamma"), to=1)
-    return b.op("Mul", gradient, guilty), b.op("ReduceSum", guilty, keepdims=0)  # onnxruntime's Where is 3 times slower
+class Masked(NamedTuple):
+    """A gradient under the guilt mask: ``g·[|g| > γ]``, how many elements are kept, and ``g²`` of all elements."""
+
+    gradient: str
+    kept: str
+    squares: str
+
+
+def emit_guilt_mask(b: Builder, gradient: str) -> Masked:
+    """The guilt mask (SEL: small gradients carry no guilt), as ``g² > γ·|γ|``: the squares make gradient norms too."""
+    squares = b.op("Mul", gradient, gradient)
+    guilty = b.op("Cast", b.op("Greater", squares, GAMMA_SQUARED), to=1)
+    masked = b.op("Mul", gradient, guilty)  # onnxruntime's Where is 3 times slower
+    return Masked(masked, b.op("ReduceSum", guilty, keepdims=0), squares)
 
 
 def emit_update(b: Builder, optimizer: str, weight: str, gradient: str, index: str | None, *, after: str) -> None:
     """Append the update of one weight; with ``index``, of those output channels (rows) only.
 
     Rows that are not in the index keep their weight and their optimizer state to the bit. The scalar ``after``, a
-    finite one, is computed before the weight is.
+    finite one, is computed before the weight is. Without an index the last operators write the outputs themselves: a
+    copy of every weight and its state would be a sixth of an update.
     """
     old = {name: _rows(b, name, index) for name in (weight, *(f"{s}::{weight}" for s in STATE[optimizer]))}
     nothing = b.op("Mul", after, b.scalar(0.0))
+    names = {name: None if index else f"new::{name}" for name in old}
     if optimizer == "sgd":
-        updated = _sgd(b, weight, gradient, old, b.op("Add", "lr", nothing))
+        updated = _sgd(b, weight, gradient, old, b.op("Add", "lr", nothing), names)
     else:
         scales = ("adam_scale1", "adam_scale2")
         if index is not None:
             # Only convolutions are limited: one count for each kernel [k, 1, 1, 1].
             scales = _bias_corrections(b, b.op("Reshape", f"steps::{weight}", b.ints(-1, 1, 1, 1)))
-        updated = _adam(b, weight, gradient, old, (b.op("Add", scales[0], nothing), scales[1]))
-    for name, value in updated.items():
-        if index is None:
-            b.op("Identity", value, name=f"new::{name}")
-        else:
+        updated = _adam(b, weight, gradient, old, (b.op("Add", scales[0], nothing), scales[1]), names)
+    if index is not None:
+        for name, value in updated.items():
             b.op("ScatterND", name, b.op("Unsqueeze", index, b.ints(1)), value, name=f"new::{name}")
 
 
@@ -58,32 +76,36 @@ def _rows(b: Builder, name: str, index: str | None) -> str:
     return name if index is None else b.op("Gather", name, index, axis=0)
 
 
-def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str], lr: str) -> dict[str, str]:
+def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str], lr: str, names: Names) -> dict[str, str]:
     """``u ← μ·u + (g + λ·w)``, ``w ← w − lr·u`` (torch.optim.SGD)."""
     state = f"momentum::{weight}"
     decayed = b.op("Add", gradient, b.op("Mul", old[weight], "weight_decay"))
-    velocity = b.op("Add", b.op("Mul", old[state], "momentum"), decayed)
-    return {weight: b.op("Sub", old[weight], b.op("Mul", velocity, lr)), state: velocity}
+    velocity = b.op("Add", b.op("Mul", old[state], "momentum"), decayed, name=names[state])
+    return {weight: b.op("Sub", old[weight], b.op("Mul", velocity, lr), name=names[weight]), state: velocity}
 
 
-def _adam(b: Builder, weight: str, gradient: str, old: dict[str, str], scales: tuple[str, str]) -> dict[str, str]:
+def _adam(
+    b: Builder, weight: str, gradient: str, old: dict[str, str], scales: tuple[str, str], names: Names
+) -> dict[str, str]:
     """Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019).
 
     ``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``,
     ``w ← w·(1 − lr·λ) − lr/(1−β₁ᵗ)·m / (√v/√(1−β₂ᵗ) + ε)``.
     """
     m, v = (f"{s}::{weight}" for s in STATE["adam"])
-    first = b.op("Add", b.op("Mul", old[m], b.scalar(BETA1)), b.op("Mul", gradient, b.scalar(1 - BETA1)))
+    added = b.op("Mul", gradient, b.scalar(1 - BETA1))
+    first = b.op("Add", b.op("Mul", old[m], b.scalar(BETA1)), added, name=names[m])
     squared = b.op("Mul", b.op("Mul", gradient, gradient), b.scalar(1 - BETA2))
-    second = b.op("Add", b.op("Mul", old[v], b.scalar(BETA2)), squared)
+    second = b.op("Add", b.op("Mul", old[v], b.scalar(BETA2)), squared, name=names[v])
     denominator = b.op("Add", b.op("Mul", b.op("Sqrt", second), scales[1]), b.scalar(EPSILON))
     change = b.op("Div", b.op("Mul", first, scales[0]), denominator)
     kept = b.op("Mul", old[weight], "decay_factor")
-    return {weight: b.op("Sub", kept, change), m: first, v: second}
+    return {weight: b.op("Sub", kept, change, name=names[weight]), m: first, v: second}
 
 
 def emit_shared(b: Builder, optimizer: str) -> None:
     """Append the scalars that every weight's update shares."""
+    b.op("Mul", "gamma", b.op("Abs", "gamma"), name=GAMMA_SQUARED)  # below 0 where the mask is off, as γ is
     if optimizer != "adam":
         return
     _bias_corrections(b, "step", names=("adam_scale1", "adam_scale2"))

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from edge_sel.edge.train.ladder import trainable_by
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import PackError, SetupError, UsageError
+from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.manifest import OrtTrainingInfo, artifact_files
 from edge_sel.pack.reader import open_pack
-from tests.engines.conftest import OFFICIAL
+from tests.edge.sessions import StopAt, Tape, session
+from tests.engines.conftest import OFFICIAL, official
 from tests.engines.plans import PLANS
 
 pytestmark = pytest.mark.skipif(not OFFICIAL, reason="onnxruntime-training is not installed")
@@ -152,3 +156,25 @@ def test_a_pack_with_artifacts_opens_without_the_runtime(packs, tmp_path):
         assert opened.files.keys() >= {
             file for plan in opened.manifest.ort_training.parameters for file in artifact_files(plan)
         }
+
+
+def test_a_run_and_one_that_is_taken_over_in_the_middle(packs, tmp_path):
+    """Through the whole session: gate, curriculum, validation, checkpoints; then from the default engine to this one."""
+    pack = packs["sgd"]
+    flags = {"plan": "bn,last-c25,full", "epochs": 1}
+    session(tmp_path / "whole", base=pack, engine=official(), **flags).run()
+    session(tmp_path / "taken", base=pack, engine=OrtEngine(1), should_stop=StopAt(6), **flags).run()
+    tape = Tape()
+    session(tmp_path / "taken", base=pack, engine=official(), resume=True, listener=tape, **flags).run()
+    assert tape.of("engine_changed")
+    whole, taken = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "taken"))
+    for name, value in pack.weights().items():
+        moved = np.abs(whole[name] - value).max()
+        assert np.abs(whole[name] - taken[name]).max() <= 0.05 * moved + 1e-6, name
+
+
+def test_plans_without_artifacts_are_refused_when_a_run_is_opened(packs):
+    able = trainable_by(packs["adam"], "ort-training")
+    assert "last" in able.manifest.plans and "last-c25" not in able.manifest.plans and "bn" in able.manifest.plans
+    with pytest.raises(UsageError, match="--with ort-training"):
+        trainable_by(builtin_pack(), "ort-training")

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from edge_sel.cli import export, rehearse
 from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import write_folder
+from edge_sel.engines.ort_training_api import owners
+from edge_sel.errors import SetupError
 from edge_sel.pack.reader import open_pack
 from edge_sel.server import simulate, warmup
 from tests.server.conftest import CLASSES, noise_images
@@ -91,3 +93,11 @@ def test_images_that_are_no_more_in_the_folder_are_not_counted(there, warm, data
     info = replace(warmup.load(warm)[1], held_out=(*np.array(ids)[:there].tolist(), *gone))
     found = rehearse.load_unseen(data, info)
     assert (None if found is None else list(found.ids)) == (list(ids[:12]) if there == 12 else None)
+
+
+@pytest.mark.skipif("onnxruntime-training" in owners(), reason="this is the environment of that runtime")
+def test_artifacts_without_their_runtime_are_refused_before_anything_is_done(warm, data, tmp_path):
+    arguments = [str(warm), "--data", str(data), "--out", str(tmp_path / "pack"), "--with", "ort-training"]
+    with pytest.raises(SetupError, match="environment of its own") as caught:
+        CliRunner().invoke(export.command, arguments, catch_exceptions=False)
+    assert "\n" not in str(caught.value) and not (tmp_path / "pack").exists()

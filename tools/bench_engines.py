@@ -1,23 +1,27 @@
-"""Time and memory of one training step: stock ONNX Runtime against torch eager.
+"""What one training step costs on every engine that this machine has: time, memory, start-up, and whether they agree.
 
-    python tools/bench_engines.py PACK [--plans full,last,last-c25,head] [--steps 15] [--threads 1] [--int8]
+    python tools/bench_engines.py PACK [--plans full,last,last-c25,head] [--engines ort,torch] [--steps 15]
+                                  [--threads 1] [--int8]
 
-Same model, same batches. One process per engine and plan; the processes take turns, one step each, so that a noisy
-machine disturbs all of them alike. torch trains as a user would write it: frozen parameters without gradient, frozen
-batch normalisation in evaluation mode, the pack's optimizer. It has no channel budget: a ``-c25`` plan is compared
-with torch on the same plan without one. Ratios below 1 mean that ONNX Runtime is cheaper. ``--int8``: the frozen
-backbone is its quantized variant, which a run takes where it is faster and its features agree.
+Same model, same batches, same optimizer. One process per engine and plan; the processes take turns, one step each, so
+that a noisy machine disturbs all of them alike. torch trains as a user would write it: frozen parameters without
+gradient, frozen batch normalisation in evaluation mode. It has no channel budget: a ``-c25`` plan is compared with
+torch on the same plan without one. Ratios to torch below 1 mean that an engine is cheaper. ``--int8``: the frozen
+backbone is its quantized variant, which a run takes where it is faster and its features agree. ``ort-training`` is
+there in its own environment (docs/engines.md). Start-up ends with the first step; ``loss`` is how far the first step's
+mean loss is from torch's.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -32,16 +36,16 @@ def peak_rss_mb() -> float:
     raise SystemExit("no VmHWM in /proc/self/status")
 
 
-def ort_step(pack_path: Path, plan: str, threads: int, int8: bool) -> Callable[[], None]:
-    """A step of the compiled graph, on images it sees for the first time: a frozen prefix is computed too."""
+def engine_step(name: str, pack_path: Path, plan: str, threads: int, int8: bool) -> Callable[[], float]:
+    """A step on images that are seen for the first time: a frozen prefix is computed too. It gives the mean loss."""
     import numpy as np
 
     from edge_sel.engines.base import Batch, Hyper
-    from edge_sel.engines.ort import OrtEngine
+    from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.reader import open_pack
 
+    engine = choose_engine(name, threads)
     pack = open_pack(pack_path)
-    engine = OrtEngine(threads)
     trainer = engine.trainer(pack, plan, pack.weights())
     rng = np.random.default_rng(0)
     images = rng.standard_normal((BATCH, 3, *pack.manifest.model.image_size)).astype(np.float32)
@@ -50,11 +54,11 @@ def ort_step(pack_path: Path, plan: str, threads: int, int8: bool) -> Callable[[
     limits = (float(images.min()), float(images.max())) if int8 else None
     prefix = engine.prefix(pack, plan, pack.weights(), int8=limits)
     if prefix is None:
-        return lambda: void(trainer.step(batch, hyper))
-    return lambda: void(trainer.step(batch._replace(images=prefix(images)), hyper))
+        return lambda: float(trainer.step(batch, hyper).losses.mean())
+    return lambda: float(trainer.step(batch._replace(images=prefix(images)), hyper).losses.mean())
 
 
-def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
+def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], float]:
     """The same step in eager torch."""
     import numpy as np
     import torch
@@ -79,25 +83,24 @@ def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], None]:
     images = torch.from_numpy(rng.standard_normal((BATCH, 3, *pack.manifest.model.image_size)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(0, len(pack.manifest.model.classes), BATCH))
 
-    def step() -> None:
+    def step() -> float:
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        return float(loss.detach())
 
     return step
 
 
-def void(_: object) -> None:
-    """Drop a result."""
-
-
 def work(engine: str, pack: Path, plan: str, threads: int, int8: bool) -> None:
     """Worker process: one timed step per line on stdin; memory when the input ends."""
-    step = ort_step(pack, plan, threads, int8) if engine == "ort" else torch_step(pack, plan, threads)
+    begin_s = time.perf_counter()
+    step = torch_step(pack, plan, threads) if engine == "torch" else engine_step(engine, pack, plan, threads, int8)
+    loss = step()
+    started_s = time.perf_counter() - begin_s
     step()
-    step()
-    print("ready", flush=True)
+    print(json.dumps([started_s, loss]), flush=True)
     for _ in sys.stdin:
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         step()
@@ -105,18 +108,25 @@ def work(engine: str, pack: Path, plan: str, threads: int, int8: bool) -> None:
     print(json.dumps(peak_rss_mb()), flush=True)
 
 
-def compare(pack: Path, plan: str, steps: int, threads: int, int8: bool = False) -> dict[str, float]:
-    """Medians of both engines for one plan."""
+def compare(
+    pack: Path, plan: str, steps: int, threads: int, int8: bool = False, engines: Sequence[str] = ("ort", "torch")
+) -> dict[str, float]:
+    """Medians of each engine for one plan, as ``ENGINE_cpu_ms``, ``_wall_ms``, ``_rss_mb``, ``_start_s``, ``_loss``."""
     given = ["--plans", plan, "--threads", str(threads), *(["--int8"] if int8 else [])]
     workers = {
         engine: subprocess.Popen(
             [sys.executable, __file__, str(pack), "--worker", engine, *given],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
-        for engine in ("ort", "torch")
+        for engine in engines
     }  # fmt: skip
-    for worker in workers.values():
-        assert worker.stdout and worker.stdout.readline().strip() == "ready"
+    row: dict[str, float] = {}
+    for engine, worker in workers.items():
+        assert worker.stdout
+        told = worker.stdout.readline()
+        if not told:
+            raise SystemExit(f"bench_engines: {engine} cannot make a step of {plan}")
+        row[f"{engine}_start_s"], row[f"{engine}_loss"] = json.loads(told)
     times: dict[str, list[list[float]]] = {engine: [] for engine in workers}
     for _ in range(steps):
         for engine, worker in workers.items():
@@ -124,7 +134,6 @@ def compare(pack: Path, plan: str, steps: int, threads: int, int8: bool = False)
             worker.stdin.write("\n")
             worker.stdin.flush()
             times[engine].append(json.loads(worker.stdout.readline()))
-    row: dict[str, float] = {}
     for engine, worker in workers.items():
         assert worker.stdin and worker.stdout
         worker.stdin.close()
@@ -135,6 +144,14 @@ def compare(pack: Path, plan: str, steps: int, threads: int, int8: bool = False)
     return row
 
 
+def available() -> list[str]:
+    """The engines that this environment has."""
+    from edge_sel.engines.ort_training_api import owners
+
+    official = ["ort-training"] if "onnxruntime-training" in owners() else []
+    return ["ort", *official, *(["torch"] if importlib.util.find_spec("torch") else [])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pack", type=Path)
@@ -142,29 +159,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--int8", action="store_true", help="the quantized variant of the frozen backbone")
-    parser.add_argument("--worker", choices=["ort", "torch"])
+    parser.add_argument("--engines", help="comma-separated; all that are there by default")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker, arguments.pack, arguments.plans, arguments.threads, arguments.int8)
         return
     import onnxruntime
-    import torch
 
+    engines = arguments.engines.split(",") if arguments.engines else available()
     print(
-        f"{platform.machine()}, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, batch {BATCH}, "
-        f"{arguments.threads} thread(s), medians of {arguments.steps} alternating steps"
+        f"{platform.machine()}, onnxruntime {onnxruntime.__version__}, batch {BATCH}, {arguments.threads} thread(s), "
+        f"medians of {arguments.steps} alternating steps; in brackets what torch takes as 1"
     )
-    print(
-        "| plan | ort CPU ms | torch CPU ms | ratio | ort wall ms | torch wall ms | ratio | ort MB | torch MB | ratio |"
-    )
-    print("|" + "---|" * 10)
+    print("| plan | engine | CPU ms | wall ms | peak MB | start s | loss |\n|" + "---|" * 7)
     for plan in arguments.plans.split(","):
-        r = compare(arguments.pack, plan, arguments.steps, arguments.threads, arguments.int8)
-        cells = []
-        for what in ("cpu_ms", "wall_ms", "rss_mb"):
-            ours, theirs = r[f"ort_{what}"], r[f"torch_{what}"]
-            cells += [f"{ours:.1f}", f"{theirs:.1f}", f"**{ours / theirs:.2f}**"]
-        print(f"| {plan} | {' | '.join(cells)} |", flush=True)
+        r = compare(arguments.pack, plan, arguments.steps, arguments.threads, arguments.int8, engines)
+        for engine in engines:
+            cells = []
+            for what in ("cpu_ms", "wall_ms", "rss_mb"):
+                value, reference = r[f"{engine}_{what}"], r.get(f"torch_{what}")
+                cells.append(
+                    f"{value:.1f}" + (f" ({value / reference:.2f})" if reference and engine != "torch" else "")
+                )
+            differs = abs(r[f"{engine}_loss"] - r["torch_loss"]) / r["torch_loss"] if "torch" in engines else 0.0
+            cells += [f"{r[f'{engine}_start_s']:.2f}", f"{differs:.0e}"]
+            print(f"| {plan} | {engine} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,12 @@ arm() {
 arm python3 -m venv /venv
 arm pip install -q --only-binary :all: --no-binary edge-sel /src
 arm edge-sel doctor
-arm edge-sel finetune --threads 1 --out /run
-(cd "$source" && "$python" -m edge_sel finetune --threads 1 --out "$root/here")
-"$python" - "$root/run" "$root/here" <<'P'
+for precision in fp32 int8; do  # given, as each machine would take what is faster on it
+  given=(finetune --threads 1 --plan head,last,full --epochs 1 --prefix-precision $precision --out)
+  rm -rf "$root/run" "$root/here"
+  arm edge-sel "${given[@]}" /run
+  (cd "$source" && "$python" -m edge_sel "${given[@]}" "$root/here")
+  "$python" - "$root/run" "$root/here" <<'P'
 import json, sys
 import numpy as np
 from safetensors.numpy import load_file
@@ -56,3 +59,4 @@ accuracy = [json.load(open(f"{run}/run.json"))["accuracy"]["after"] for run in s
 print(f"accuracy {accuracy}, weights differ by at most {worst:.3g}")
 sys.exit(not (accuracy[0] == accuracy[1] and worst < 1e-5))
 P
+done

@@ -27,8 +27,11 @@ from edge_sel.graphs.ir import BATCH, IR_VERSION, Forward, Node
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.graphs.plans import Plan, make_plan, running_statistics
 from edge_sel.graphs.prefix import find_cut, tail
-from edge_sel.pack.manifest import ArtifactFiles, OrtTrainingInfo, artifact_files
+from edge_sel.pack.graph_check import check_graphs
+from edge_sel.pack.manifest import WEIGHTS, ArtifactFiles, OrtTrainingInfo, artifact_files
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.tensor_file import tensor_places
+from edge_sel.pack.wire import WireError
 
 OFFICIAL = ArtifactFiles("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "nominal_checkpoint")
 """What ``generate_artifacts`` calls its files."""
@@ -64,8 +67,10 @@ def add_artifacts(
         try:
             made, order = make_artifacts(tail(forward, find_cut(forward, plan)), plan, manifest.optimizer)
             one = replace(manifest, plans={name: info}, ort_training=OrtTrainingInfo(VERSION, {name: order}))
-            check(pack.with_manifest(one, made), engine)
-        except EdgeSelError as error:
+            candidate = pack.with_manifest(one, made)
+            check_graphs(one, candidate.files, tensor_places(pack.files[WEIGHTS]))  # no device would open it else
+            check(candidate, engine)
+        except (EdgeSelError, WireError) as error:
             note(f"plan {name} without artifacts: {error}")
             continue
         files |= made

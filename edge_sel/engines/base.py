@@ -36,7 +36,6 @@ class Hyper:
 
     learning_rate: float
     gamma: float = -1.0
-    weight_decay: float = 0.0
     momentum: float = 0.9
     bn_momentum: float = 0.1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from functools import partial
 
@@ -17,6 +18,8 @@ from edge_sel.engines.ort_trainer import OrtTrainer
 from edge_sel.errors import SetupError
 from edge_sel.pack.reader import Pack
 from edge_sel.quantize import quantize_prefix
+
+X86 = ("x86_64", "AMD64")
 
 
 class OrtEngine:
@@ -51,9 +54,13 @@ class OrtEngine:
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         return options
 
-    def session(self, graph: bytes, constants: Mapping[str, np.ndarray]) -> ort.InferenceSession:
-        """Load a graph with the given values for the weights that it keeps constant."""
+    def session(self, graph: bytes, constants: Mapping[str, np.ndarray], *, int8: bool = False) -> ort.InferenceSession:
+        """Load a graph with the given values of its constant weights; ``int8``: it multiplies integers."""
         options = self.options()
+        if int8 and platform.machine() in X86:
+            from edge_sel.engines.exact_int8 import exact_int8
+
+            graph = exact_int8(graph, options)
         values = [ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C")) for v in constants.values()]
         if values:
             options.add_external_initializers(list(constants), values)
@@ -88,7 +95,7 @@ class OrtEngine:
             file, constants = info.int8.graph, quantize_prefix(info.int8, weights, int8)
         else:
             file, constants = info.graph, {n: weights[n] for n in info.constants if n in weights}
-        session = self.session(pack.graph(file), constants)
+        session = self.session(pack.graph(file), constants, int8=int8 is not None)
 
         def prefix(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place
             features: np.ndarray = run(session, ["features"], {"x": images})[0]

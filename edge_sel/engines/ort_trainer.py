@@ -14,7 +14,7 @@ from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Scores, StepResu
 from edge_sel.engines.ort_arena import shrink_arena
 from edge_sel.engines.ort_call import told
 from edge_sel.engines.ort_values import Values
-from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
+from edge_sel.pack.manifest import OPTIMIZER_STATE, RETIRED_SCALARS, PlanInfo
 from edge_sel.pack.reader import Pack
 
 if TYPE_CHECKING:
@@ -130,10 +130,10 @@ class OrtTrainer:
         return {
             "lr": hyper.learning_rate,
             "gamma": hyper.gamma,
-            "weight_decay": hyper.weight_decay,
             "momentum": hyper.momentum,
             "bn_momentum": hyper.bn_momentum,
             "step": float(self._steps + 1),
+            **RETIRED_SCALARS,
         }
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:

@@ -151,27 +151,22 @@ class OrtTrainingTrainer:
         return self._channels.index.get(name, slice(None))
 
     def _finish_velocity(self, before: Arrays, hyper: Hyper) -> None:
-        """What a run leaves in the buffers of SGD, made into ``μ·u + g + λ·w``; other channels keep theirs."""
+        """What a run leaves in the buffers of SGD, made into ``μ·u + g``; other channels keep theirs."""
         for name in self.plan.trainable:
             buffer, rows = self._buffer(name), self._rows(name)
             if name in before:
                 mine = before[name][rows] * hyper.momentum + buffer[rows]
                 buffer[...] = before[name]
                 buffer[rows] = mine
-            if hyper.weight_decay:
-                buffer[rows] += hyper.weight_decay * self._data(name)[rows]
 
     def _update(self, hyper: Hyper) -> None:
-        """The official optimizer; channels outside of a budget and decay by Adam are not its business."""
+        """The official optimizer; channels outside of a budget are not its business."""
         resting: Arrays = {}
         for name in self._channels.index:
             others = np.ones(len(self._data(name)), bool)
             others[self._rows(name)] = False
             resting[name] = np.where(others[:, None, None, None], self._buffer(name), 0)
             self._buffer(name)[others] = 0
-        if self._optimizer_name == "adam" and hyper.weight_decay:
-            for name in self.plan.trainable:
-                self._data(name)[...] *= 1 - hyper.learning_rate * hyper.weight_decay
         self._optimizer.set_learning_rate(hyper.learning_rate)  # a loaded checkpoint has forgotten it
         with told("run"):
             self._optimizer.step()

@@ -148,7 +148,6 @@ class TorchTrainer:
         weight = self._tensors[name]
         if self._optimizer == "sgd":
             velocity = self._slots[f"momentum::{name}"]
-            gradient = gradient + hyper.weight_decay * weight[rows]
             velocity[rows] = velocity[rows] * hyper.momentum + gradient
             weight[rows] = weight[rows] - hyper.learning_rate * velocity[rows]
             return
@@ -161,7 +160,7 @@ class TorchTrainer:
             steps = torch.from_numpy(taken).to(self._device).view(-1, 1, 1, 1)
         scale = hyper.learning_rate / (1 - BETA1**steps)
         denominator = v[rows].sqrt() / (1 - BETA2**steps) ** 0.5 + EPSILON
-        weight[rows] = weight[rows] * (1 - hyper.learning_rate * hyper.weight_decay) - scale * m[rows] / denominator
+        weight[rows] = weight[rows] - scale * m[rows] / denominator
 
     def guilt(self, batch: Batch) -> Arrays:
         """Gradient norm of each output channel of each trained convolution; running statistics are put back."""

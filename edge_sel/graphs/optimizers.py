@@ -1,10 +1,10 @@
 """Optimizers as ONNX nodes: the guilt mask, then SGD with momentum or Adam.
 
-Hyper-parameters are run-time scalars: ``lr``, ``gamma``, ``weight_decay`` and ``step`` (1, 2, …; Adam) or ``momentum``
+Hyper-parameters are run-time scalars: ``lr``, ``gamma`` and ``step`` (1, 2, …; Adam) or ``momentum``
 (SGD). State tensors are inputs ``NAME::WEIGHT`` and outputs ``new::NAME::WEIGHT``.
 
 Of a weight with a channel budget only the chosen rows take part in a step. For the others time stands still: weight,
-momentum and moments stay as they are, nothing decays, and a channel that comes back goes on as if it had never been
+momentum and moments stay as they are, and a channel that comes back goes on as if it had never been
 away. So that Adam is right about them, its bias correction counts each channel's own steps, ``steps::WEIGHT`` [k]. With
 the plan's count, as ``torch.optim.SparseAdam`` has it, the correction would be spent when a channel comes late, and as
 ``v`` grows slower than ``m`` its first steps would be 3 to 6.6 times too long.
@@ -77,20 +77,19 @@ def _rows(b: Builder, name: str, index: str | None) -> str:
 
 
 def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str], lr: str, names: Names) -> dict[str, str]:
-    """``u ← μ·u + (g + λ·w)``, ``w ← w − lr·u`` (torch.optim.SGD)."""
+    """``u ← μ·u + g``, ``w ← w − lr·u`` (torch.optim.SGD)."""
     state = f"momentum::{weight}"
-    decayed = b.op("Add", gradient, b.op("Mul", old[weight], "weight_decay"))
-    velocity = b.op("Add", b.op("Mul", old[state], "momentum"), decayed, name=names[state])
+    velocity = b.op("Add", b.op("Mul", old[state], "momentum"), gradient, name=names[state])
     return {weight: b.op("Sub", old[weight], b.op("Mul", velocity, lr), name=names[weight]), state: velocity}
 
 
 def _adam(
     b: Builder, weight: str, gradient: str, old: dict[str, str], scales: tuple[str, str], names: Names
 ) -> dict[str, str]:
-    """Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019).
+    """Adam (Kingma & Ba 2015).
 
     ``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``,
-    ``w ← w·(1 − lr·λ) − lr/(1−β₁ᵗ)·m / (√v/√(1−β₂ᵗ) + ε)``.
+    ``w ← w − lr/(1−β₁ᵗ)·m / (√v/√(1−β₂ᵗ) + ε)``.
     """
     m, v = (f"{s}::{weight}" for s in STATE["adam"])
     added = b.op("Mul", gradient, b.scalar(1 - BETA1))
@@ -99,17 +98,14 @@ def _adam(
     second = b.op("Add", b.op("Mul", old[v], b.scalar(BETA2)), squared, name=names[v])
     denominator = b.op("Add", b.op("Mul", b.op("Sqrt", second), scales[1]), b.scalar(EPSILON))
     change = b.op("Div", b.op("Mul", first, scales[0]), denominator)
-    kept = b.op("Mul", old[weight], "decay_factor")
-    return {weight: b.op("Sub", kept, change, name=names[weight]), m: first, v: second}
+    return {weight: b.op("Sub", old[weight], change, name=names[weight]), m: first, v: second}
 
 
 def emit_shared(b: Builder, optimizer: str) -> None:
     """Append the scalars that every weight's update shares."""
     b.op("Mul", "gamma", b.op("Abs", "gamma"), name=GAMMA_SQUARED)  # below 0 where the mask is off, as γ is
-    if optimizer != "adam":
-        return
-    _bias_corrections(b, "step", names=("adam_scale1", "adam_scale2"))
-    b.op("Sub", b.scalar(1.0), b.op("Mul", "lr", "weight_decay"), name="decay_factor")
+    if optimizer == "adam":
+        _bias_corrections(b, "step", names=("adam_scale1", "adam_scale2"))
 
 
 def _bias_corrections(b: Builder, steps: str, names: tuple[str | None, str | None] = (None, None)) -> tuple[str, str]:

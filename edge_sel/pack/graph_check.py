@@ -33,6 +33,7 @@ from edge_sel.pack.manifest import (
     IMAGE_GRID,
     OPTIMIZER_SCALARS,
     OPTIMIZER_STATE,
+    RETIRED_SCALARS,
     WEIGHTS,
     Int8Info,
     Manifest,
@@ -69,6 +70,7 @@ class Expected(NamedTuple):
         outside: weights that the engine supplies if the graph reads them.
         supplied: what it computes for the graph.
         operators: those that it may use.
+        retired: inputs that graphs of older packs may have.
     """
 
     inputs: Declared
@@ -77,6 +79,7 @@ class Expected(NamedTuple):
     outside: Set[str]
     supplied: Declared
     operators: Set[str] = OPERATORS
+    retired: Declared | None = None
 
 
 def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], weights: Mapping[str, TensorPlace]) -> None:
@@ -155,7 +158,8 @@ class _Description:
             if optimizer == "adam":
                 inputs[f"steps::{name}"] = (FLOAT, (count,))
         guilt: Declared = {f"guilt::{name}": (FLOAT, (None,)) for name in plan.trainable}
-        return Expected(inputs, outputs, guilt, self._outside(plan, inputs), {})
+        retired: Declared = dict.fromkeys(RETIRED_SCALARS, scalar) if plan.trainable else {}
+        return Expected(inputs, outputs, guilt, self._outside(plan, inputs), {}, retired=retired)
 
     def official_score(self, plan: PlanInfo, parameters: Sequence[str]) -> Expected:
         """The eval model of onnxruntime-training; its head is of the pack's classes."""
@@ -212,7 +216,7 @@ class _Description:
 def _check(form: GraphForm, expected: Expected, weights: Mapping[str, TensorPlace]) -> None:
     if form.opset not in VERSIONS[0] or form.ir_version not in VERSIONS[1]:
         raise WireError(f"it is of version {form.ir_version} and operator set {form.opset}")
-    _check_values("input", form.inputs, expected.inputs, {})
+    _check_values("input", form.inputs, expected.inputs, expected.retired or {})
     _check_values("output", form.outputs, expected.outputs, expected.optional)
     constants = {tensor.name: tensor for tensor in form.initializers}
     if len(constants) < len(form.initializers) or constants.keys() & expected.inputs.keys():

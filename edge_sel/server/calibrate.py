@@ -75,7 +75,7 @@ def frozen_gradients(forward: Forward, weights: Arrays, trainable: tuple[str, ..
     graph = compile_train(forward, Plan("full", names, "frozen"), "sgd").SerializeToString()
     session = OrtEngine().session(graph, {})
     asked = {given.name: given for given in session.get_inputs()}
-    scalars = {"lr": 0.0, "gamma": -1.0, "weight_decay": 0.0, "momentum": 0.0}
+    scalars = {"lr": 0.0, "gamma": -1.0, "momentum": 0.0}
     fixed = {name: np.array(value, np.float32) for name, value in scalars.items()}
     fixed |= {name: weights[name] for name in weights.keys() & asked.keys()}
     fixed |= {f"momentum::{name}": np.zeros_like(weights[name]) for name in names}

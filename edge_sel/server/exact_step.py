@@ -93,7 +93,7 @@ def reference_step(
 def step_scalars(hyper: Hyper) -> Arrays:
     """What a first step is fed besides arrays."""
     scalars = {
-        "lr": hyper.learning_rate, "gamma": hyper.gamma, "weight_decay": hyper.weight_decay,
+        "lr": hyper.learning_rate, "gamma": hyper.gamma,
         "momentum": hyper.momentum, "bn_momentum": hyper.bn_momentum, "step": 1.0,
     }  # fmt: skip
     return {name: np.array(value) for name, value in scalars.items()}

@@ -37,7 +37,7 @@ OFFICIAL = ArtifactFiles("training_model.onnx", "eval_model.onnx", "optimizer_mo
 """What ``generate_artifacts`` calls its files."""
 DOMAINS = ("", "com.microsoft")
 ADAM = {"adam_mode": 0, "alpha": BETA1, "beta": BETA2, "correct_bias": 1, "epsilon": EPSILON, "weight_decay": 0.0}
-"""Attributes of ``AdamWOptimizer`` that make it ``torch.optim.AdamW``; weight decay is known only at run time."""
+"""Attributes of ``AdamWOptimizer`` that make it ``torch.optim.AdamW``."""
 
 
 def add_artifacts(

@@ -65,7 +65,7 @@ def make_quantized_variant(
     image_range = float(pixels.min()), float(pixels.max())
     # Without the constants, which still stand in the graph. A session reads what it is given in place.
     given = quantize_prefix(replace(info, constants=()), weights, image_range)
-    session = OrtEngine(1).session(graph.SerializeToString(), given)
+    session = OrtEngine(1).session(graph.SerializeToString(), given, int8=True)
     found = np.concatenate([session.run(["features"], {forward.input: chunk})[0] for chunk in _chunks(pixels)])
     error = relative_error(found, expected)
     if not error <= MOST_ERROR:

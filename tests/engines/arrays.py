@@ -37,7 +37,7 @@ def assert_same(a: Arrays, b: Arrays) -> None:
 
 
 def first_gradients(trainer: Trainer, pack: Pack) -> Arrays:
-    """The (masked) gradients of a trainer's only step so far, made without weight decay; zero outside a budget."""
+    """The (masked) gradients of a trainer's only step so far; zero outside a budget."""
     optimizer, state = pack.manifest.optimizer, trainer.state()
     factor = 1.0 if optimizer == "sgd" else 1 - BETA1
     return {name: state[f"{SLOTS[optimizer][0]}::{name}"] / factor for name in trainer.plan.trainable}
@@ -50,7 +50,7 @@ def gradient_between(before: Arrays, after: Arrays, name: str, pack: Pack, hyper
     old, new = before[slot].astype(np.float64), after[slot].astype(np.float64)
     if optimizer == "adam":
         return (new - BETA1 * old) / (1 - BETA1)
-    return new - hyper.momentum * old - hyper.weight_decay * before[name].astype(np.float64)
+    return new - hyper.momentum * old
 
 
 def assert_gradients_agree(got: Arrays, expected: Arrays) -> None:

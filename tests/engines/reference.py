@@ -51,11 +51,10 @@ class Reference:
         named = dict(self.model.named_parameters())
         self.trained = {name: named[name] for name in self.plan.trainable}
         parameters = list(self.trained.values()) or [torch.zeros(1)]
-        given = {"lr": hyper.learning_rate, "weight_decay": hyper.weight_decay}
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(parameters, momentum=hyper.momentum, **given)
+            torch.optim.SGD(parameters, hyper.learning_rate, momentum=hyper.momentum)
             if pack.manifest.optimizer == "sgd"
-            else torch.optim.AdamW(parameters, **given)
+            else torch.optim.Adam(parameters, hyper.learning_rate)
         )
 
     def gradients(self, batch: Batch) -> tuple[np.ndarray, Arrays]:

@@ -36,9 +36,9 @@ PLAIN = {
     "sgd": Hyper(learning_rate=0.05, momentum=0.8),
     "adam": Hyper(learning_rate=1e-3),
 }
-DECAYING = {
-    "sgd": Hyper(learning_rate=0.05, momentum=0.8, weight_decay=0.1, bn_momentum=0.4),
-    "adam": Hyper(learning_rate=1e-2, weight_decay=0.1, bn_momentum=0.4),
+OTHER = {
+    "sgd": Hyper(learning_rate=0.05, momentum=0.8, bn_momentum=0.4),
+    "adam": Hyper(learning_rate=1e-2, bn_momentum=0.4),
 }
 
 
@@ -106,14 +106,14 @@ def test_steps_are_those_of_torch(pack, trainer, course, batch, plan):
 
 
 @pytest.mark.parametrize("plan", ("head", "last2", "full"))
-def test_steps_with_weight_decay_are_those_of_torch(pack, trainer, course, batch, plan):
-    assert_steps_agree(pack, trainer, course, batch, DECAYING[pack.manifest.optimizer])
+def test_long_steps_with_other_statistics_are_those_of_torch(pack, trainer, course, batch, plan):
+    assert_steps_agree(pack, trainer, course, batch, OTHER[pack.manifest.optimizer])
 
 
 @trained_plan
 def test_moments_of_several_steps_are_those_of_torch(pack, trainer, batch, plan):
     """The learning rate is zero: the gradients do not drift, so several steps agree as well as one."""
-    hyper = Hyper(learning_rate=0.0, momentum=0.8, weight_decay=0.0 if plan in BUDGETED else 0.1)
+    hyper = Hyper(learning_rate=0.0, momentum=0.8)
     reference = Reference(pack, plan, hyper)
     for bounds in PARTS:
         reference.step(part(batch, *bounds))

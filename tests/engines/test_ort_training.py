@@ -25,7 +25,7 @@ from tests.engines.plans import PLANS
 
 pytestmark = pytest.mark.skipif(not OFFICIAL, reason="onnxruntime-training is not installed")
 
-STEP = Hyper(learning_rate=1e-2, gamma=1e-4, weight_decay=1e-3)
+STEP = Hyper(learning_rate=1e-2, gamma=1e-4)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def batch(size: int | tuple[int, int], count: int = 6, classes: int = 5, seed: i
 def step_feeds(model: nn.Module, plan: Plan, data: Arrays) -> Arrays:
     """Everything that a first Adam step reads: fresh moments, no mask, the first channels of a budget."""
     tensors = {n: v.detach().numpy().copy() for n, v in model.state_dict().items()}
-    scalars = {"lr": 1e-3, "gamma": -1.0, "weight_decay": 0.0, "step": 1.0, "momentum": 0.9, "bn_momentum": 1.0}
+    scalars = {"lr": 1e-3, "gamma": -1.0, "step": 1.0, "momentum": 0.9, "bn_momentum": 1.0}
     feeds = {**data, **tensors, **{n: np.array(v, np.float32) for n, v in scalars.items()}}
     feeds |= {f"{slot}::{n}": np.zeros_like(tensors[n]) for n in plan.trainable for slot in ("m", "v", "momentum")}
     feeds |= {f"index::{n}": np.arange(k, dtype=np.int64) for n, k in plan.channels.items()}

@@ -193,7 +193,7 @@ def test_what_follows_no_small_change_passes_no_gradient():
     feeds = {
         **batch((HEIGHT, WIDTH), classes=CLASS_COUNT),
         **tiny_weights(),
-        **{n: np.array(v, np.float32) for n, v in {"lr": 0.1, "gamma": -1, "weight_decay": 0, "momentum": 0}.items()},
+        **{n: np.array(v, np.float32) for n, v in {"lr": 0.1, "gamma": -1, "momentum": 0}.items()},
         **{f"momentum::{n}": np.zeros_like(v) for n, v in tiny_weights().items()},
     }
     got, expected = (run(compile_train(f, make_plan(f, "full"), "sgd"), feeds) for f in (forward, plain))

@@ -40,7 +40,7 @@ def quantized_of(forward, cut, pixels, weights=None):
 
 
 def features_of(model, pixels, given=None):
-    session = OrtEngine(1).session(model.SerializeToString(), given := given or {})
+    session = OrtEngine(1).session(model.SerializeToString(), given := given or {}, int8=True)
     return session.run(["features"], {"x": pixels})[0]
 
 

@@ -167,7 +167,7 @@ def test_plain_onnxruntime_trains_from_the_folder(digits_folder, digits_pack, pl
         (x,) = session(digits_folder / prefix.graph).run(None, {"x": x})
     batch = Batch(x, np.array([1, 2, 3, 4]), np.ones(4, np.float32))
     runner = session(digits_folder / f"train-{plan}.onnx")
-    hyper = {"lr": 0.01, "gamma": -1.0, "weight_decay": 0.0, "step": 1.0, "momentum": 0.9, "bn_momentum": 0.1}
+    hyper = {"lr": 0.01, "gamma": -1.0, "step": 1.0, "momentum": 0.9, "bn_momentum": 0.1}
     feeds = {"x": batch.images, "labels": batch.labels, "sample_weight": batch.weights, **weights}
     feeds |= {n: np.array(v, np.float32) for n, v in hyper.items()}
     feeds |= {

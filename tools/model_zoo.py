@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="Folder for the packs.")
     parser.add_argument("--models", help="Comma-separated; all by default.")
     parser.add_argument("--steps", type=int, default=9, help="Timed steps of each engine.")
+    parser.add_argument("--plans", default="head,affine,last,full", help="Which to time.")
     parser.add_argument("--no-timing", action="store_true")
     parser.add_argument("--table", action="store_true", help="Only write the page.")
     parser.add_argument("--size", type=int, help="Pixels, instead of the model's own.")
@@ -198,7 +199,8 @@ def main() -> None:
             rows += mine
             write_csv(rows)
         for row in mine:
-            if not arguments.no_timing and row["result"] == "ok" and row["plan"] != "bn" and not row.get("n"):
+            asked = not arguments.no_timing and row["plan"] in arguments.plans.split(",")
+            if asked and row["result"] == "ok" and not row.get("n"):
                 time_row(row, arguments.work, arguments.steps)
                 write_csv(rows)
         print(f"{model} {size}: {', '.join(row['plan'] + ' ' + row['result'][:60] for row in mine)}", flush=True)

@@ -103,7 +103,7 @@ def names_called(module: str) -> Iterator[tuple[str, ast.Call]]:
 
 def test_there_is_something_to_check():
     assert len(MODULES) > 60 and {room(module) for module in MODULES} <= FLOOR.keys()
-    assert "edge_sel.edge.session" in MODULES and "onnxruntime" in imports("edge_sel.engines.ort")
+    assert "edge_sel.edge.session" in MODULES and "onnxruntime" in imports("edge_sel.engines.native")
 
 
 @every_module

@@ -142,8 +142,7 @@ def throttling(sysfs: Path) -> list[Entry]:
 def ort() -> Entry:
     """The default engine: where does it run a training graph? That a provider is built in says nothing."""
     try:
-        import onnxruntime
-
+        from edge_sel.engines.native import ort as onnxruntime
         from edge_sel.engines.ort import OrtEngine
         from edge_sel.pack.builtin import builtin_pack
 

@@ -91,7 +91,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 @click.option("--std", type=_Numbers(), help="Standard deviation, likewise.")
 @click.option(
     "--plans",
-    help="Comma-separated, also with a budget of channels such as last2-c50. [default: all; c25, c50 of last and full]",
+    help="Comma-separated, also with a budget: of channels as in last2-c50, of attention heads as in last-h25. "
+    "[default: all; c25, c50 of last and full]",
 )
 @click.option("--optimizer", default="sgd", show_default=True, type=click.Choice(["adam", "sgd"]))
 @click.option("--gamma-percentile", default=40.0, show_default=True, type=FiniteRange(0, 100))

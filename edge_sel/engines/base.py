@@ -71,10 +71,10 @@ class Trainer(Protocol):
         """One update. Losses and logits are those before the update."""
 
     def guilt(self, batch: Batch) -> Arrays:
-        """Gradient norm of each output channel [O] of each trained convolution; changes nothing."""
+        """Gradient norm of each row [O] of what ``measured`` tells: output channels, attention; changes nothing."""
 
     def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
-        """Choose the guilty output channels of a budgeted plan: weight → sorted int64 [k].
+        """Choose the guilty output channels (rows of heads) of a budgeted plan: weight → sorted int64 [k].
 
         A channel that leaves keeps its weights and its optimizer state, and goes on from them when it returns.
         """
@@ -111,6 +111,11 @@ class Engine(Protocol):
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         """Inference with the given full set of weights."""
+
+
+def measured(plan: PlanInfo, name: str, ndim: int) -> bool:
+    """Whether the guilt of this weight's rows is of interest: kernels, and queries, keys and values of attention."""
+    return ndim == 4 or name in plan.heads
 
 
 def computed_elements(plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> int:

@@ -27,8 +27,7 @@ def block_size() -> int | None:
 
 def _agrees(block: int) -> bool:
     """Whether a small convolution and a small depthwise gradient come out the same in either form."""
-    import onnxruntime
-
+    from edge_sel.engines.native import ort
     from edge_sel.graphs.builder import Builder
 
     rng = np.random.default_rng(0)
@@ -49,10 +48,10 @@ def _agrees(block: int) -> bool:
     names = ["plain", "deep", "dw"]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
     plain = b.model(inputs, outputs, {}, "probe").SerializeToString()
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     found = []
     for graph in (plain, rewrite(plain, 2, block)):
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         found.append(session.run(names, feeds))
     return all(np.abs(p - q).max() <= _SAME * np.abs(p).max() for p, q in zip(*found, strict=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import onnx
-import onnxruntime as ort
+
+from edge_sel.engines.native import ort
 
 EXACT: Final = ("session.x64quantprecision", "1")
 """On x86 without VNNI (AVX2 only) onnxruntime adds products of int8 in 16 bits, and the sums overflow: features

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
-import onnxruntime as ort
 
 from edge_sel.arrays import Range
 from edge_sel.engines.base import Predict, Prefix, Trainer
+from edge_sel.engines.native import ort
 from edge_sel.engines.ort_arena import lacks_memory, share_arena, shrink_arena
 from edge_sel.engines.ort_call import run, told
 from edge_sel.engines.ort_device import CUDA, providers

@@ -6,7 +6,8 @@ from contextlib import suppress
 from functools import cache
 
 import numpy as np
-import onnxruntime as ort
+
+from edge_sel.engines.native import ort
 
 _NO_ROOM = (
     "Failed to allocate memory",

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-import onnxruntime as ort
 
+from edge_sel.engines.native import ort
 from edge_sel.engines.ort_arena import lacks_memory, shrink_arena
 from edge_sel.engines.ort_device import gpu_failed
 from edge_sel.errors import EdgeSelError, PackError, SetupError

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from edge_sel.engines.native import ort
 from edge_sel.errors import EdgeSelError, SetupError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Scores, StepResult, computed_elements
+from edge_sel.engines.native import ort
 from edge_sel.engines.ort_arena import shrink_arena
 from edge_sel.engines.ort_call import told
 from edge_sel.engines.ort_values import Values

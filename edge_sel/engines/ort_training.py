@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import onnxruntime as ort
 
 from edge_sel.arrays import Arrays
-from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Scores, StepResult, Trainer, computed_elements
+from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Scores, StepResult, Trainer, computed_elements, measured
+from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.ort_call import told
 from edge_sel.engines.ort_training_api import VERSION, import_api
@@ -174,14 +174,15 @@ class OrtTrainingTrainer:
             self._buffer(name)[...] += velocity
 
     def guilt(self, batch: Batch) -> Arrays:
-        """Gradient norm of each output channel of each trained convolution; velocities are put back."""
+        """As every trainer; velocities are put back."""
         if self.plan.channels:
             return {}
         velocity = self._velocities() if self._optimizer_name == "sgd" else {}
         self._module.lazy_reset_grad()
         self._run(batch, -1.0)
         gradients = {name: self._buffer(name) for name in self.plan.trainable}
-        norms = {n: np.sqrt(np.square(g.reshape(len(g), -1)).sum(1)) for n, g in gradients.items() if g.ndim == 4}
+        squares = {n: np.square(g.reshape(len(g), -1)) for n, g in gradients.items() if measured(self.plan, n, g.ndim)}
+        norms = {name: np.sqrt(square.sum(1)) for name, square in squares.items()}
         if velocity:
             self._set_velocities(velocity)
         return norms

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 
 from edge_sel.errors import SetupError
@@ -54,15 +52,7 @@ def import_lightly() -> None:
         SetupError: see ``require_training``.
     """
     require_training()
-    if "onnxruntime" in sys.modules:
-        return
-    place = importlib.util.find_spec("onnxruntime")
-    assert place and place.submodule_search_locations
-    package = ModuleType("onnxruntime.training")
-    package.__path__ = [str(Path(place.submodule_search_locations[0]) / "training")]
-    sys.modules["onnxruntime.training"] = package
-    sys.modules["onnxruntime.training.ortmodule"] = None  # type: ignore[assignment]  # "it cannot be imported"
-    importlib.import_module("onnxruntime")
+    importlib.import_module("edge_sel.engines.native")
 
 
 def import_api() -> ModuleType:
@@ -72,9 +62,9 @@ def import_api() -> ModuleType:
         SetupError: see ``require_training``.
     """
     import_lightly()
-    import onnxruntime
+    from edge_sel.engines.native import ort
 
-    onnxruntime.set_default_logger_severity(4)  # errors are raised; told once is enough
+    ort.set_default_logger_severity(4)  # errors are raised; told once is enough
     return importlib.import_module("onnxruntime.training.api")
 
 

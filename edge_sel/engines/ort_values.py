@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnxruntime as ort
 
 from edge_sel.arrays import Arrays
+from edge_sel.engines.native import ort
 
 
 class Values:

@@ -11,7 +11,17 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from edge_sel.arrays import Arrays, Range
-from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Predict, Prefix, Scores, StepResult, computed_elements
+from edge_sel.engines.base import (
+    Batch,
+    GuiltyChannels,
+    Hyper,
+    Predict,
+    Prefix,
+    Scores,
+    StepResult,
+    computed_elements,
+    measured,
+)
 from edge_sel.errors import SetupError
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.models.registry import build
@@ -157,13 +167,13 @@ class TorchTrainer:
         steps: int | torch.Tensor = self._steps
         if name in self._channels.index:  # each channel's own count
             taken = self._channels.steps[name][self._channels.index[name]]
-            steps = torch.from_numpy(taken).to(self._device).view(-1, 1, 1, 1)
+            steps = torch.from_numpy(taken).to(self._device).view(-1, *[1] * (gradient.ndim - 1))
         scale = hyper.learning_rate / (1 - BETA1**steps)
         denominator = v[rows].sqrt() / (1 - BETA2**steps) ** 0.5 + EPSILON
         weight[rows] = weight[rows] - scale * m[rows] / denominator
 
     def guilt(self, batch: Batch) -> Arrays:
-        """Gradient norm of each output channel of each trained convolution; running statistics are put back."""
+        """As every trainer; running statistics are put back."""
         if self.plan.channels:
             return {}
         before = {name: self._tensors[name].clone() for name in self.plan.buffers}
@@ -171,7 +181,9 @@ class TorchTrainer:
         with torch.no_grad():
             for name, value in before.items():
                 self._tensors[name].copy_(value)
-        return {n: g.flatten(1).norm(dim=1).cpu().numpy() for n, g in gradients.items() if g.ndim == 4}
+        return {
+            n: g.flatten(1).norm(dim=1).cpu().numpy() for n, g in gradients.items() if measured(self.plan, n, g.ndim)
+        }
 
     def set_channels(self, channels: Mapping[str, np.ndarray]) -> None:
         """Choose the guilty output channels of a budgeted plan."""

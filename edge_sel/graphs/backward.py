@@ -34,7 +34,10 @@ class Differentiator:
         self.ints = self.builder.ints
         self.scalar = self.builder.scalar
         self.floats = self.builder.floats
-        self._channels = channels
+        self._limited = {name: (f"index::{name}", count) for name, count in channels.items()}
+        for node in forward.nodes:  # a linear layer of several tokens multiplies with the transposed weight
+            if node.op == "Transpose" and node.inputs[0] in channels:
+                self._limited[node.outputs[0]] = self._limited[node.inputs[0]]
         self._wanted = set(wanted)
         self._gradients: dict[str, str] = {}
         self._shared: dict[tuple[object, ...], str] = {}
@@ -118,9 +121,8 @@ class Differentiator:
         return self.forward.initializers[name]
 
     def channels(self, weight: str) -> tuple[str, int] | None:
-        """The run-time index input of a limited weight and its length."""
-        count = self._channels.get(weight)
-        return None if count is None else (f"index::{weight}", count)
+        """The run-time index input of a limited weight, also when it is transposed, and its length."""
+        return self._limited.get(weight)
 
     def cached(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
         """Emit once what several rules share."""

@@ -49,8 +49,10 @@ def emit_guilt_mask(b: Builder, gradient: str) -> Masked:
     return Masked(masked, b.op("ReduceSum", guilty, keepdims=0), squares)
 
 
-def emit_update(b: Builder, optimizer: str, weight: str, gradient: str, index: str | None, *, after: str) -> None:
-    """Append the update of one weight; with ``index``, of those output channels (rows) only.
+def emit_update(
+    b: Builder, optimizer: str, weight: str, gradient: str, index: str | None, *, rank: int, after: str
+) -> None:
+    """Append the update of one weight; with ``index``, of those output channels (rows) only; ``rank`` is the weight's.
 
     Rows that are not in the index keep their weight and their optimizer state to the bit. The scalar ``after``, a
     finite one, is computed before the weight is. Without an index the last operators write the outputs themselves: a
@@ -64,8 +66,8 @@ def emit_update(b: Builder, optimizer: str, weight: str, gradient: str, index: s
     else:
         scales = ("adam_scale1", "adam_scale2")
         if index is not None:
-            # Only convolutions are limited: one count for each kernel [k, 1, 1, 1].
-            scales = _bias_corrections(b, b.op("Reshape", f"steps::{weight}", b.ints(-1, 1, 1, 1)))
+            # One count for each kernel [k, 1, 1, 1], or row [k, 1].
+            scales = _bias_corrections(b, b.op("Reshape", f"steps::{weight}", b.ints(-1, *[1] * (rank - 1))))
         updated = _adam(b, weight, gradient, old, (b.op("Add", scales[0], nothing), scales[1]), names)
     if index is not None:
         for name, value in updated.items():

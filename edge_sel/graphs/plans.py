@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edge_sel.errors import GraphError, UsageError
+from edge_sel.graphs.attention import QUERY_KEY_VALUE, attention_heads
 from edge_sel.graphs.ir import Forward, Node
-from edge_sel.pack.manifest import split_plan_name
+from edge_sel.pack.manifest import limits_heads, split_plan_name
 
 PLANS = ("bn", "head", "affine", "last", "last2", "first", "full")
 _OF_ONE = ("Identity", "Relu", "GlobalAveragePool", "ReduceMean", "Flatten", "Squeeze")
@@ -22,11 +23,13 @@ class Plan:
     """What may change.
 
     Attributes:
-        name: ``last``, or ``last-c25`` for 25 % of the output channels of each convolution.
+        name: ``last``; or ``last-c25`` for 25 % of the output channels of each convolution, ``last-h25`` for 25 % of
+            the attention heads of each layer.
         trainable: initializers that get a gradient, in forward order.
         bn_mode: ``batch`` (statistics of the batch, running statistics updated) or ``frozen``.
-        channels: weight → number of guilty output channels, for budgeted plans.
+        channels: weight → number of guilty output channels (rows of guilty heads), for budgeted plans.
         buffers: running statistics that the plan changes.
+        heads: trained weights of attention and their number of heads; see ``attention_heads``.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Plan:
     bn_mode: str
     channels: dict[str, int] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
+    heads: dict[str, int] = field(default_factory=dict)
 
 
 def make_plan(forward: Forward, name: str) -> Plan:
@@ -49,21 +53,36 @@ def make_plan(forward: Forward, name: str) -> Plan:
     """
     base, budget = split_plan_name(name)
     if base not in PLANS:
-        raise UsageError("unknown plan", where=name, fix=f"one of {', '.join(PLANS)}, or such as last-c25")
+        raise UsageError("unknown plan", where=name, fix=f"one of {', '.join(PLANS)}, or such as last-c25, last-h25")
     trainable = _trainable(forward, base)
     bn_mode = "batch" if base in ("bn", "full") else "frozen"
     buffers = running_statistics(forward) if bn_mode == "batch" else ()
     if not trainable and not buffers:
         raise GraphError(f"plan {base} finds nothing to change in this graph")
-    channels = {}
+    heads = {weight: count for weight, count in attention_heads(forward).items() if weight in trainable}
+    channels: dict[str, int] = {}
     if budget is not None:
-        for node in forward.nodes:
-            if node.op == "Conv" and node.inputs[1] in trainable and _limitable(forward, node):
-                out = forward.initializers[node.inputs[1]].shape[0]
-                channels[node.inputs[1]] = max(1, round(budget * out))
+        channels = _head_rows(forward, heads, budget) if limits_heads(name) else _channels(forward, trainable, budget)
         if not channels:
-            raise GraphError(f"plan {name} finds no convolution to limit in this graph")
-    return Plan(name, trainable, bn_mode, channels, buffers)
+            what = "attention heads" if limits_heads(name) else "convolution"
+            raise GraphError(f"plan {name} finds no {what} to limit in this graph")
+    return Plan(name, trainable, bn_mode, channels, buffers, heads)
+
+
+def _channels(forward: Forward, trainable: tuple[str, ...], budget: float) -> dict[str, int]:
+    """How many output channels of each convolution."""
+    found = {}
+    for node in forward.nodes:
+        if node.op == "Conv" and node.inputs[1] in trainable and _limitable(forward, node):
+            found[node.inputs[1]] = max(1, round(budget * forward.initializers[node.inputs[1]].shape[0]))
+    return found
+
+
+def _head_rows(forward: Forward, heads: dict[str, int], budget: float) -> dict[str, int]:
+    """How many rows the queries, keys and values of so many heads have."""
+    rows = {weight: forward.initializers[weight].shape[0] // count for weight, count in heads.items()}
+    assert all(size % QUERY_KEY_VALUE == 0 for size in rows.values())
+    return {weight: rows[weight] * max(1, round(budget * count)) for weight, count in heads.items()}
 
 
 def with_probes(names: Iterable[str]) -> tuple[str, ...]:

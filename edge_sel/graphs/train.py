@@ -23,8 +23,8 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
     its optimizer state, running statistics that change, and for limited weights ``index::WEIGHT`` int64 [k] and, with
     Adam, ``steps::WEIGHT`` [k]: how many steps each of these channels has taken part in, with this one. Outputs:
     ``loss`` [batch], ``logits``, ``new::…`` for everything that changes, ``kept`` (how many gradient elements passed
-    the guilt mask) and, in plans without a channel budget, ``guilt::WEIGHT`` [O], the gradient norm of each output
-    channel of each convolution.
+    the guilt mask) and, in plans without a budget, ``guilt::WEIGHT`` [O], the gradient norm of each output channel of
+    each convolution and of each row of the attention's queries, keys and values.
 
     Raises:
         GraphError: an operator on the way has no gradient rule; the message names it.
@@ -110,8 +110,9 @@ def _emit_updates(b: Builder, forward: Forward, plan: Plan, optimizer: str, grad
     extra = ["kept"]
     for weight, each in masked.items():
         index = f"index::{weight}" if weight in plan.channels else None
-        optimizers.emit_update(b, optimizer, weight, each.gradient, index, after=each.kept)
-        if not plan.channels and forward.initializers[weight].ndim == 4:
+        rank = forward.initializers[weight].ndim
+        optimizers.emit_update(b, optimizer, weight, each.gradient, index, rank=rank, after=each.kept)
+        if not plan.channels and (rank == 4 or weight in plan.heads):
             rows = b.op("Reshape", each.squares, b.ints(0, -1))  # ReduceL2 is 3 times slower
             extra.append(b.op("Sqrt", b.op("ReduceSum", rows, b.ints(1), keepdims=0), name=f"guilt::{weight}"))
     return extra

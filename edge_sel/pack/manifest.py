@@ -38,9 +38,14 @@ class ModelInfo:
 
 
 def split_plan_name(name: str) -> tuple[str, float | None]:
-    """A plan's base and its channel budget: ``last-c25`` is ``last`` at 0.25, ``last`` itself has none."""
-    match = re.fullmatch(r"(.*)-c(\d\d?)", name, re.DOTALL)
+    """A plan's base and its budget: ``last-c25`` and ``last-h25`` are ``last`` at 0.25, ``last`` itself has none."""
+    match = re.fullmatch(r"(.*)-[ch](\d\d?)", name, re.DOTALL)
     return (match[1], int(match[2]) / 100) if match else (name, None)
+
+
+def limits_heads(name: str) -> bool:
+    """Whether a plan's budget is of attention heads, as in ``last-h25``, and not of output channels."""
+    return re.fullmatch(r".*-h\d\d?", name, re.DOTALL) is not None
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class PlanInfo:
 
     ``flops_forward`` and ``flops_train`` count 2 operations per multiply-add of every Conv, ConvTranspose, Gemm and
     MatMul in the graph, per image. With a ``prefix`` both graphs begin at its features, and so do their counts.
+    ``channels`` is how many rows of a limited weight a step trains: output channels, or those of attention heads.
     """
 
     name: str
@@ -62,6 +68,8 @@ class PlanInfo:
     flops_forward: int
     prefix: str = ""
     """Which of the manifest's prefixes; none where the graphs begin at the image."""
+    heads: dict[str, int] = field(default_factory=dict)
+    """Trained weights that make query, key and value of attention, and their heads H; the rows are [3, H, D]."""
 
     @property
     def base(self) -> str:
@@ -75,7 +83,7 @@ class PlanInfo:
 
     @property
     def budget(self) -> float | None:
-        """Share of each convolution's output channels that is trained; None: no budget, all of them."""
+        """Share of each convolution's output channels, or of attention heads, that is trained; None: all of them."""
         return split_plan_name(self.name)[1]
 
 

@@ -113,6 +113,9 @@ def _check_plan(key: str, plan: PlanInfo, weights: Mapping[str, TensorPlace]) ->
     for name, count in plan.channels.items():
         limited = name in plan.trainable and weights[name].shape and 1 <= count <= weights[name].shape[0]
         _require(limited, f"the channels of plan {key}")
+    for name, heads in plan.heads.items():
+        shape = weights[name].shape if name in plan.trainable else ()
+        _require(len(shape) == 2 and heads >= 1 and shape[0] % (3 * heads) == 0, f"the heads of plan {key}")
 
 
 def _finite(values: Iterable[float]) -> bool:

@@ -12,9 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, Int8Info, Manifest
 
-FORMAT = 4
+FORMAT = 5
 """Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains,
-since 4 there may be artifacts of onnxruntime-training."""
+since 4 there may be artifacts of onnxruntime-training, since 5 plans may tell of attention heads."""
 
 
 def to_json(manifest: Manifest) -> str:
@@ -22,8 +22,13 @@ def to_json(manifest: Manifest) -> str:
     body = {"format": FORMAT, **asdict(manifest)}
     if not manifest.model.rectified:
         del body["model"]["rectified"]
-    if manifest.ort_training is None:  # what an older version wrote keeps its digest, and can read this
-        body["format"] = 3 if manifest.gains else 2
+    # What an older version wrote keeps its digest, and can read this.
+    heads = any(plan.heads for plan in manifest.plans.values())
+    if not heads:
+        body["format"] = 4 if manifest.ort_training else 3 if manifest.gains else 2
+        for plan in body["plans"].values():
+            del plan["heads"]
+    if manifest.ort_training is None:
         del body["ort_training"]
     if not manifest.gains:
         del body["gains"]

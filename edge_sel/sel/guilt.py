@@ -122,3 +122,40 @@ def guilty_channels(guilt: Array, k: int) -> Array:
         raise ValueError(f"cannot choose {k} channels")
     xp = array_namespace(guilt)
     return xp.astype(xp.sort(stable_order(guilt, descending=True)[:k]), xp.int64)
+
+
+def head_guilt(rows: Array, heads: int) -> Array:
+    """The gradient norm of each attention head, of those of the rows that make its query, key and value.
+
+    Formula: ``sqrt(sum over parts and rows of the head of norm²)``, with the rows as [3, heads, D]
+
+    Args:
+        rows: float[3·H·D], the gradient norm of each row.
+        heads: H.
+
+    Returns:
+        float[H].
+    """
+    xp = array_namespace(rows)
+    return xp.sqrt(xp.sum(xp.reshape(rows, (3, heads, -1)) ** 2, axis=(0, 2)))
+
+
+def rows_of_heads(chosen: Array, heads: int, rows: int) -> Array:
+    """The rows that make query, key and value of these heads.
+
+    Args:
+        chosen: int64[k], ascending.
+        heads: H, how many there are.
+        rows: 3·H·D, how many rows there are.
+
+    Returns:
+        int64[3·k·D], ascending.
+
+    Example:
+        >>> import numpy as np
+        >>> rows_of_heads(np.array([1]), 2, 12).tolist()
+        [2, 3, 6, 7, 10, 11]
+    """
+    xp = array_namespace(chosen)
+    all_rows = xp.reshape(xp.arange(rows, dtype=xp.int64), (3, heads, -1))
+    return xp.reshape(xp.take(all_rows, chosen, axis=1), (-1,))

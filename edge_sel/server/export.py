@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from edge_sel import __version__
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
+from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import DataError, GraphError
 from edge_sel.graphs.executed_flops import executed_flops
@@ -211,7 +211,7 @@ def compile_plans(
         compiled[name] = PlanInfo(
             name, plan.trainable, plan.buffers, plan.bn_mode, plan.channels, f"train-{name}.onnx",
             f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
-            cuts[cut] if cut else "",
+            cuts[cut] if cut else "", plan.heads,
         )  # fmt: skip
     if not compiled:
         raise GraphError("no plan can train this model", fix="`edge-sel export --dry-run` tells why")
@@ -240,7 +240,7 @@ def _add_quantized_variants(
 
 def _provenance(info: WarmupInfo, now: datetime) -> dict[str, object]:
     torch = sys.modules.get("torch")  # a source without it needs none
-    versions = {"edge_sel": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    versions = {"edge_sel": __version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__}
     if torch is not None:
         versions["torch"] = torch.__version__
     return {

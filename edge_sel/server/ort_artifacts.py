@@ -61,7 +61,7 @@ def add_artifacts(
     files: dict[str, bytes] = {}
     parameters: dict[str, tuple[str, ...]] = {}
     for name, info in manifest.plans.items():
-        if not info.trainable or (info.channels and manifest.optimizer == "adam"):
+        if not info.trainable or (info.channels and (manifest.optimizer == "adam" or info.heads)):
             continue
         plan = make_plan(forward, name)
         try:

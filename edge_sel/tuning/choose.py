@@ -113,7 +113,7 @@ def machine(profile: str, cores: int, root: Path = Path("/")) -> dict[str, Any]:
 
     ``root`` stands in for ``/`` in tests.
     """
-    import onnxruntime
+    from edge_sel.engines.native import ort
 
     told = ""
     with suppress(OSError):
@@ -123,7 +123,7 @@ def machine(profile: str, cores: int, root: Path = Path("/")) -> dict[str, Any]:
     return {
         "processor": cpu or platform.processor() or platform.machine(),
         "cores": cores,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": ort.__version__,
         "profile": profile,
     }
 

@@ -69,7 +69,7 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
     Raises:
         EdgeSelError: they differ; this would be a bug.
     """
-    import onnxruntime as ort
+    from edge_sel.engines.native import ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

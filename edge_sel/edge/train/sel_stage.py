@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edge_sel.arrays import Arrays
 from edge_sel.edge.batch_limit import FLOOR
-from edge_sel.edge.train.channels import choose_channels
+from edge_sel.edge.train.channels import Choice, choose_channels
 from edge_sel.edge.train.learning_rate import step_hyper
 from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
 from edge_sel.engines.base import Scores
@@ -154,12 +153,13 @@ class SelStage(TrainingStage):
         some = order[: 2 * inputs.settings.batch_size]
         probe = inputs.pack.plan(self._plan.base)
 
-        def choose(size: int) -> Arrays:
+        def choose(size: int) -> Choice:
             parts = np.array_split(some, max(2, -(-len(some) // size)))
             batches = [self._as_they_are(part) for part in parts]
             with inputs.phase("train"):
                 return choose_channels(inputs.engine, inputs.pack, self._plan, probe, self.weights(), batches)
 
         chosen = inputs.batch_limit.whole(inputs.settings.batch_size, choose, "a probe for guilty channels")
-        self._trainer.set_channels(chosen)
+        self._trainer.set_channels(chosen.rows)
+        self.state.guilt = chosen.guilt
         self.state.totals.probe_flops += len(some) * probe.flops_train

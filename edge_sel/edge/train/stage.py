@@ -20,6 +20,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.features.cache import FeatureCache, open_features
 from edge_sel.edge.features.precision import EnterPhase, Precision, choose_precision
+from edge_sel.edge.train.channels import told
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.state import EpochTotals, StageState, TrainingMemory
@@ -204,7 +205,7 @@ class TrainingStage(ABC):
 
     def _end_epoch(self, curriculum_stage: int, name: str) -> EpochDone:
         state, totals = self.state, self.state.totals
-        figures = {
+        figures: dict[str, Any] = {
             "plan": state.plan,
             "stage": curriculum_stage,
             "stage_name": name,
@@ -212,6 +213,8 @@ class TrainingStage(ABC):
             "train_loss": totals.mean_loss,
             **work_done(self.inputs.pack, self._plan, totals, self._start, whole=self._features.takes_images),
         }
+        if state.guilt:
+            figures["guilty"] = told(self._plan, state.guilt, self._start)
         state.epoch += 1
         state.cursor = 0
         state.totals, state.sums = EpochTotals(), init_sums(len(self.memory.class_e))

@@ -79,6 +79,7 @@ class StageState:
         pool_loss: loss of every image at the start (orders the curriculum); empty before that is known.
         featured: which features of the frozen backbone have been computed and kept; see ``FeatureCache``.
         left_out: logits of the images ``left_out_of`` under the head that was fitted without each; empty without such.
+        guilt: of a plan with a budget, gradient norm of each channel or head, which the epoch's choice was made by.
         precision: of the frozen backbone, "fp32" or "int8"; empty before the choice.
         sums: of embarrassment over the current epoch.
     """
@@ -97,6 +98,7 @@ class StageState:
     featured: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     left_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     left_out_of: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    guilt: Arrays = field(default_factory=dict)
     precision: str = ""
     sums: EmbarrassmentSums = field(default_factory=lambda: init_sums(0))
     totals: EpochTotals = field(default_factory=EpochTotals)

@@ -43,6 +43,8 @@ def matmul(g: Gradients, node: Node, dy: str) -> Grads:
             rows, columns = g.shape(b)
             flat_a = g.op("Reshape", a, g.ints(-1, _known(rows, b)))
             flat_dy = g.op("Reshape", dy, g.ints(-1, _known(columns, b)))
+            if guilty := g.channels(b):  # of a transposed weight, whose rows are the columns here
+                flat_dy = g.op("Gather", flat_dy, guilty[0], axis=1)
             db = g.op("Gemm", flat_a, flat_dy, transA=1)
         else:
             db = _sum_leading(g, g.op("MatMul", _swap(g, a, rank_a), dy), max(rank_a, rank_b), b)

@@ -47,7 +47,7 @@ class Gradients(Protocol):
         """The value of a constant; GraphError when it is not one."""
 
     def channels(self, weight: str) -> tuple[str, int] | None:
-        """The run-time index input and the count of guilty output channels, when the plan limits this weight."""
+        """The run-time index and the count of guilty output channels (rows), when the plan limits this weight."""
 
     def cached(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
         """Emit once what several rules can share, such as an im2col matrix."""

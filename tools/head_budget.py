@@ -4,7 +4,8 @@
 
 A small vision transformer (6 heads in each of 6 blocks) is trained on the clean built-in digits and exported. It is
 then fine-tuned on the digits that a field camera sees: ``last`` trains the last two blocks, ``last-h17`` the query, key
-and value of one head in each of them, ``last-h50`` of three; the rest of the two blocks trains in each. Seeds are 0, 1, ….
+and value of one head in each of them, ``last-h50`` of three; the rest of the two blocks trains in each. Seeds are
+0, 1, ….
 """
 
 from __future__ import annotations

@@ -63,10 +63,12 @@ def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], float]:
     import numpy as np
     import torch
     import torch.nn.functional as F  # noqa: N812
+    from cpu_torchvision import import_torchvision
 
     from edge_sel.engines.torch import TorchEngine
     from edge_sel.pack.reader import open_pack
 
+    import_torchvision()
     torch.set_num_threads(threads)
     pack = open_pack(pack_path)
     info = pack.plan(pack.plan(plan).base)

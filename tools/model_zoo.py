@@ -1,13 +1,14 @@
 """Which published classifiers become packs, whether their steps are right, and what a step costs beside torch eager.
 
-    python -m venv zoo && zoo/bin/pip install . torch torchvision timm onnxscript
+    python -m venv zoo && zoo/bin/pip install . torch onnxscript --extra-index-url https://download.pytorch.org/whl/cpu
+    zoo/bin/pip install --no-deps torchvision timm && zoo/bin/pip install pyyaml huggingface_hub
     zoo/bin/python tools/model_zoo.py --work DIR                # builds, checks, times; hours on one core
     zoo/bin/python tools/model_zoo.py --work DIR --no-timing    # builds and checks only
     zoo/bin/python tools/model_zoo.py --work DIR --table        # docs/models.md from the CSV
 
-It needs torch with the torchvision of its own release, so it does not run beside the pinned test dependencies. Networks
-have random weights, and running statistics of some synthetic images: what is checked and timed does not depend on what
-they have learnt. A CSV that exists is added to: what stands in it is not done again.
+torch is its CPU build, so that memory is compared fairly: the libraries of the CUDA build take 370 MB. Networks have
+random weights, and running statistics of some synthetic images: what is checked and timed does not depend on what they
+have learnt. A CSV that exists is added to: what stands in it is not done again.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def make_pack(model: str, size: int, out: Path) -> dict[str, Any]:
     """Export a network with random weights; what the CSV says of each plan, or why there is no pack."""
     import numpy as np
     import torch
+    from cpu_torchvision import import_torchvision
 
+    import_torchvision()
     from edge_sel.data.dataset import ImageSet
     from edge_sel.data.transforms import normalise
     from edge_sel.errors import EdgeSelError

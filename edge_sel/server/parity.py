@@ -129,7 +129,7 @@ def check_parity(
             if not _too_far(seen[-1]):
                 break
         else:
-            _require_explained(name, seen, pack, forward, weights, batch, double, reference.name)
+            _require_explained(name, seen, pack, forward, weights, batch, double, (engine.name, reference.name))
         told = min(seen, key=lambda errors: max(errors.ours.values()))
         report[name] = Agreement(max(told.ours.values()), max(told.reference.values()))
     return report
@@ -144,9 +144,11 @@ def _too_far(errors: Errors) -> bool:
 
 def _require_explained(
     plan: str, seen: Sequence[Errors], pack: Pack, forward: Forward, weights: Arrays, batch: Batch, double: Arrays,
-    reference: str,
+    names: tuple[str, str],
 ) -> None:  # fmt: skip
     """No batch was without a kink: the graph itself, in float64, must do what the twin did on the last of them.
+
+    ``names`` are those of the engine and of the reference.
 
     Raises:
         GraphError: it does not, or in float32 it is farther from the twin than a kink explains.
@@ -159,10 +161,13 @@ def _require_explained(
     bad = next((name for name, error in errors.items() if error > EXACT), "")
     ours, theirs = (float(np.median([max(errors[k].values()) for errors in seen])) for k in (0, 1))
     if bad or not ours <= MULTIPLE * max(theirs, ROUNDING):
-        told = f"differs from {reference} by {errors[bad] if bad else ours:.1e}" + (f" at {bad}" if bad else "")
+        worst = bad or max(seen[-1].ours, key=lambda name: seen[-1].ours[name])
+        told = f"differs from {names[1]} by {errors[bad] if bad else ours:.1e}" + f" at {worst}"
         raise GraphError(
             f"plan {plan} {told}",
-            where=blame(forward, bad, info.bn_mode, np.random.default_rng(0)) if bad else "in float32 alone",
+            where=blame(forward, bad, info.bn_mode, np.random.default_rng(0))
+            if bad
+            else f"the graph is right in float64, what {names[0]} makes of it is not",
             fix="the pack was not written; mend the rule in edge_sel/graphs/rules" if bad else "another onnxruntime",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from tempfile import gettempdir
 
 import numpy as np
 
@@ -31,6 +32,9 @@ def told(doing: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, EdgeSelError):
             raise
+        if isinstance(error, OSError):  # the official runtime takes its files from a temporary folder
+            raise SetupError("the engine cannot write its temporary files", where=f"{gettempdir()}, {error.strerror}",
+                             fix="free some room there, or set TMPDIR to another folder") from error  # fmt: skip
         if lacks_memory(error):
             shrink_arena()
             raise MemoryError from error

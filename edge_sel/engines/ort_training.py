@@ -79,7 +79,7 @@ class OrtTrainingTrainer:
     def _open(self, checkpoint: bytes, weights: Mapping[str, np.ndarray] | None = None) -> None:
         """Load the models with a checkpoint; a nominal one takes the weights."""
         api, options = self._engine.api, self._engine.options()
-        with TemporaryDirectory() as folder, told("load"):  # the API takes paths, and reads them at once
+        with told("load"), TemporaryDirectory() as folder:  # the API takes paths, and reads them at once
             paths = {kind: str(Path(folder) / kind) for kind in self._files}
             for kind, content in (self._files | {"checkpoint": checkpoint}).items():
                 Path(paths[kind]).write_bytes(content)
@@ -232,7 +232,7 @@ class OrtTrainingTrainer:
 
     def _saved(self) -> bytes:
         """An official checkpoint with the optimizer's state."""
-        with TemporaryDirectory() as folder:
+        with told("save"), TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint"
             self._engine.api.CheckpointState.save_checkpoint(self._state, str(path), include_optimizer_state=True)
             return path.read_bytes()

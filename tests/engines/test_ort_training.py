@@ -19,7 +19,7 @@ from edge_sel.errors import PackError, SetupError, UsageError
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.manifest import OrtTrainingInfo, artifact_files
 from edge_sel.pack.reader import open_pack
-from tests.edge.sessions import StopAt, Tape, session
+from tests.edge.sessions import StopAt, Tape, full_disk, session
 from tests.engines.conftest import OFFICIAL, official
 from tests.engines.plans import PLANS
 
@@ -178,3 +178,9 @@ def test_plans_without_artifacts_are_refused_when_a_run_is_opened(packs):
     assert "last" in able.manifest.plans and "last-c25" not in able.manifest.plans and "bn" in able.manifest.plans
     with pytest.raises(UsageError, match="--with ort-training"):
         trainable_by(builtin_pack(), "ort-training")
+
+
+def test_a_full_temporary_folder_is_told_as_one(engine, pack, monkeypatch):
+    monkeypatch.setattr("edge_sel.engines.ort_training.TemporaryDirectory", full_disk)
+    with pytest.raises(SetupError, match=r"cannot write its temporary files.*No space left.*TMPDIR"):
+        engine.trainer(pack, "head", pack.weights())

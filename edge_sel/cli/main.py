@@ -20,6 +20,7 @@ COMMANDS = {
         "edge_sel.cli.evaluate",
         "Accuracy and embarrassment (per-class loss at temperature 1.5) of a pack on images.",
     ),
+    "predict": ("edge_sel.cli.predict", "The class of each image, by a run's model or a pack."),
     "pretrain": ("edge_sel.cli.pretrain", "Train a dense warmup checkpoint (needs edge-sel[server])."),
     "export": ("edge_sel.cli.export", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
     "signature": ("edge_sel.cli.signature", "What this device's images look like, as numbers that show none."),

@@ -14,7 +14,9 @@ import re
 import stat
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
@@ -78,12 +80,23 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int], *, max_pixel
     Raises:
         UnreadableImage: missing, empty, truncated, too large, not an image: see its ``reason``.
     """
+    return _read(lambda: _open_regular(Path(path)), size, max_pixels)
+
+
+def decode_image(content: bytes, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> UInt8Array:
+    """``read_image`` of a file's content, such as a frame that a camera's program pipes."""
+    if not content:
+        raise UnreadableImage("empty")
+    return _read(lambda: BytesIO(content), size, max_pixels)
+
+
+def _read(opened: Callable[[], BinaryIO], size: tuple[int, int], max_pixels: int) -> UInt8Array:
     if min(size) < 1:
         raise ValueError(f"size must be at least 1 x 1 pixel, not {size}")
     try:
         with _silence, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open_regular(Path(path)) as file:
+            with opened() as file:
                 return _decode(file, size, max_pixels)
     except UnreadableImage:
         raise

@@ -67,6 +67,21 @@ def list_images(root: Path, known: Collection[str] = ()) -> tuple[dict[str, list
     return {name: sorted(files.items()) for name, files in listing.items()}, skipped
 
 
+def list_loose_images(root: Path) -> tuple[list[tuple[str, Path]], list[Skipped]]:
+    """Every image file below a folder, whatever its layout, as (id, file) sorted by id; and what was passed over.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    skipped: list[Skipped] = []
+    files = {_relative(path, root): path for path in _walk(root, root, set(), skipped)}
+    if not files and skipped and skipped[0].path == ".":
+        raise DataError(f"cannot list the folder, {skipped[0].reason}", where=root)
+    other = [name for name, path in files.items() if path.suffix.lower() not in IMAGE_SUFFIXES]
+    skipped += [Skipped(name, "not an image suffix") for name in other]
+    return sorted((name, path) for name, path in files.items() if name not in set(other)), skipped
+
+
 def printable(name: str) -> str:
     """Composed Unicode (macOS decomposes), with escapes for control characters and bytes that are not UTF-8."""
     return escaped(unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace")))

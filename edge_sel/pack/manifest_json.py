@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -89,6 +90,10 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+_hints = cache(get_type_hints)
+"""Slow, and asked for each of thousands of plans."""
+
+
 def _typed(kind: Any, value: Any, key: str) -> Any:
     """``value`` as the annotated type says, lists as tuples.
 
@@ -107,7 +112,7 @@ def _typed(kind: Any, value: Any, key: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {name: _typed(arguments[1], v, f"{key}.{name}") for name, v in value.items()}
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         return kind(**{name: _typed(hints.get(name, Any), v, f"{key}.{name}") for name, v in value.items()})
     if type(value) not in ((int, float) if kind is float else (kind,)):
         raise ValueError(f"{key.lstrip('.')} is {value!r}")

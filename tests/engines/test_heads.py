@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +14,16 @@ from edge_sel.edge.train.channels import choose_channels
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
+from edge_sel.errors import PackError
+from edge_sel.pack.manifest import MANIFEST
+from edge_sel.pack.manifest_json import FORMAT
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.sel.guilt import head_guilt, rows_of_heads
 from edge_sel.server.export import export_pack
 from edge_sel.server.source.base import WarmupInfo
 from edge_sel.server.source.torch_model import from_module
 from tests.graphs.nets import SmallTransformer
+from tests.pack.conftest import rewrite_manifest
 from tests.server.conftest import CLASSES, NOW, noise_images
 
 HEADS = 3
@@ -72,6 +79,19 @@ def test_the_manifest_tells_the_heads_and_survives_being_written(pack):
     (weight,) = plan.channels
     assert plan.heads == pack.plan("last").heads == {weight: HEADS}
     assert (plan.base, plan.budget, plan.channels[weight]) == ("last", 0.34, 12)
+
+
+def test_older_versions_are_told_that_they_cannot_read_it(pack):
+    assert json.loads((pack.path / MANIFEST).read_text())["format"] == FORMAT == 5
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 7, 1.0, None, "1"])
+def test_heads_that_the_rows_do_not_make_are_refused(pack, tmp_path, wrong):
+    shutil.copytree(pack.path, tmp_path / "pack")
+    (name,) = pack.plan("last").heads
+    rewrite_manifest(tmp_path / "pack", lambda body: body["plans"]["last"]["heads"].update({name: wrong}))
+    with pytest.raises(PackError):
+        open_pack(tmp_path / "pack")
 
 
 def test_guilt_is_the_norm_of_each_row(pack, engine, batch):

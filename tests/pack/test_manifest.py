@@ -35,7 +35,7 @@ def test_a_table_of_gains_comes_back(tmp_path, contents):
     opened = open_pack(tmp_path / "pack")
     assert opened.manifest.gains == rows
     body = json.loads((tmp_path / "pack" / MANIFEST).read_text())
-    assert body["format"] == FORMAT - 1 == 3 and body["gains"][1] == asdict(ROW)
+    assert body["format"] == 3 and body["gains"][1] == asdict(ROW)
     write_pack(tmp_path / "without", manifest, weights, graphs)
     assert open_pack(tmp_path / "without").digest != opened.digest, "a device decides by it"
 
@@ -131,6 +131,7 @@ def manifest_paths() -> list[tuple[str, ...]]:
     files = {name: FileInfo(1, "0") for name in (WEIGHTS, *graphs)}
     body = asdict(Manifest(**{**manifest.__dict__, "files": files, "gains": (ROW,)}))
     del body["ort_training"]  # test_artifacts.py
+    del body["plans"]["full-c50"]["heads"]  # tests/engines/test_heads.py
     return [*entries(body)]
 
 

@@ -86,6 +86,8 @@ HOT = {
     "guilt.element_mask": lambda i: guilt.element_mask(i.grads[0], guilt.calibrate_gamma(i.grads, 40)),
     "guilt.kept_fraction": lambda i: guilt.kept_fraction(i.bools, i.correct),
     "guilt.guilty_channels": lambda i: guilt.guilty_channels(i.loss, 3),
+    "guilt.head_guilt": lambda i: guilt.head_guilt(i.loss[:12], 2),
+    "guilt.rows_of_heads": lambda i: guilt.rows_of_heads(guilt.guilty_channels(i.loss[:4], 2), 4, 24),
     "schedule.sel_learning_rate": lambda i: schedule.sel_learning_rate(1e-3, i.loss),
     "selection.middle_rank": lambda i: selection.middle_rank(i.loss),
     "selection.odds": lambda i: [

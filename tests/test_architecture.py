@@ -26,6 +26,8 @@ MODULES = {
 FLOORS = (
     {"__main__"},
     {"cli"},
+    {"__init__"},
+    {"api"},
     {"server", "edge", "reference", "tuning"},
     {"engines"},
     {"graphs"},
@@ -36,8 +38,7 @@ FLOORS = (
     {"sel"},
     {"config"},
     {"units", "files", "arrays"},
-    {"errors"},
-    {"__init__"},
+    {"errors", "version"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MAY_IMPORT_TORCH = ("edge_sel.server.", "edge_sel.reference.", "edge_sel.models.", "edge_sel.engines.torch")

@@ -42,7 +42,7 @@ def open_recorder(meter: str | None) -> Any:
 
 def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     """Seconds of the session alone: the imports, the pack and the images are there before."""
-    from edge_sel.cli.common import load_images
+    from edge_sel.api.inputs import load_images
     from edge_sel.config.settings import resolve
     from edge_sel.edge.build import build_session
     from edge_sel.edge.train.ladder import fixed_ladder
@@ -51,7 +51,7 @@ def finetune(meter: str | None, epochs: int) -> dict[str, float]:
 
     resolved = resolve(flags={"epochs": epochs, "threads": 1})
     pack = builtin_pack()
-    images, test, source = load_images(pack, None, None, "strict")
+    images, test, source = load_images(pack, None, None, resolved.settings)
     ladder = fixed_ladder(pack, resolved.settings.plan, epochs)
     engine, recorder = choose_engine("auto", 1), open_recorder(meter)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""What several commands share: options, how they open a pack, a profile and images, how they print."""
+"""What several commands share: options, and how they print."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,14 +15,10 @@ import click
 
 from edge_sel.config.schema import KeySpec, schema_of, shown
 from edge_sel.config.settings import MAX_SEED, Settings, resolve_one
-from edge_sel.errors import SetupError, UsageError
-from edge_sel.files import open_no_link
+from edge_sel.errors import SetupError
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
-    from edge_sel.config.profiles import Profile
-    from edge_sel.edge.open import RunImages
     from edge_sel.pack.keys import TrustedKeys
-    from edge_sel.pack.reader import Pack
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -117,89 +113,11 @@ def require_server_extra(command: str, *packages: str) -> None:
         raise SetupError(f"`edge-sel {command}` needs {' and '.join(missing)}", fix="pip install 'edge-sel[server]'")
 
 
-def open_profile(asked: str | None) -> Profile:
-    """The device profile that was asked for, or the one that fits this machine."""
-    from edge_sel.config.profiles import detect_profile, load_profile
-
-    return load_profile(detect_profile() if asked is None else asked)
-
-
-def trusted_keys(files: Sequence[str] | None) -> TrustedKeys | None:
-    """The public keys of which one must have signed what is opened; None where none is required."""
-    from edge_sel.pack.keys import read_trusted_keys
-
-    return None if files is None else read_trusted_keys(files)
-
-
 def required_keys(flag: tuple[str, ...] | None) -> TrustedKeys | None:
     """The same for a command with ``require_signature_option``."""
+    from edge_sel.api.inputs import trusted_keys
+
     return trusted_keys(resolve_one("require_signature", os.environ, flag))
-
-
-def open_pack_or_builtin(path: Path | None, trusted: TrustedKeys | None = None) -> Pack:
-    """The pack, or the built-in one on handwritten digits."""
-    from edge_sel.pack.builtin import builtin_pack
-    from edge_sel.pack.reader import open_pack
-
-    return builtin_pack(trusted) if path is None else open_pack(path, trusted)
-
-
-def load_images(pack: Pack, data: Path | None, test: Path | None, settings: Settings) -> RunImages:
-    """The device's images and the test images, if there are any; without ``data`` the built-in digits."""
-    from edge_sel.data.folder import load_folder
-    from edge_sel.edge.open import RunImages
-
-    model = pack.manifest.model
-    tested = None
-    if data is None:
-        from edge_sel.data.builtin import load_digits
-        from edge_sel.data.shifts import apply_shift
-
-        images = apply_shift("field_camera", load_digits("field"), seed=0)
-        if test is None:
-            tested = apply_shift("field_camera", load_digits("test"), seed=0)
-    else:
-        images = load_folder(
-            data, model.image_size, classes=model.classes, new_classes=settings.new_classes,
-            max_pixels=settings.max_pixels,
-        )  # fmt: skip
-    if test is not None:
-        tested = load_folder(test, model.image_size, classes=images.classes, max_pixels=settings.max_pixels)
-    source = "built-in handwritten digits, re-lit as by a field camera" if data is None else str(data)
-    return RunImages(images, tested, source)
-
-
-def check_images(pack: Pack, data: Path | None, test: Path | None) -> None:
-    """Look whether the folders of images can be used at all, before anything is made or measured.
-
-    Raises:
-        DataError: one of them is not a folder of class folders.
-    """
-    from edge_sel.data.listing import list_images
-
-    for root in (data, test):
-        if root is not None:
-            list_images(root, pack.manifest.model.classes)
-
-
-def prepare_out(out: Path) -> None:
-    """Make the run's folder, or say at once why that will not work.
-
-    Raises:
-        UsageError: it is a file.
-        SetupError: it cannot be made or written to.
-    """
-    try:
-        if out.exists() and not out.is_dir():
-            raise UsageError("--out is a file", where=out, fix="name a folder")
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".edge-sel-write-test"
-        open_no_link(probe, "wb").close()
-        probe.unlink()
-    except OSError as error:
-        raise SetupError(
-            f"cannot write to --out ({error.strerror})", where=out, fix="choose a folder you may write to"
-        ) from error
 
 
 def echo_json(content: Mapping[str, Any]) -> None:

@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_sel import __version__
 from edge_sel.config.profiles import METERS, Profile, detect_profile, load_profile
 from edge_sel.power import access
 from edge_sel.power.find import find_meter, sysfs_root
 from edge_sel.power.processors import find_processors
 from edge_sel.power.throttle import read_throttling
 from edge_sel.power.zones import ZoneReader
+from edge_sel.version import __version__
 
 LEAST_FREE_BYTES = 500_000_000
 """Below this a run may not end: checkpoints, the model and the weights are each written beside their predecessors."""

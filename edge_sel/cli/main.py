@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from edge_sel import __version__
 from edge_sel.cli.streams import lost_output, protect_streams
 from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, SetupError, UsageError, on_one_line
+from edge_sel.version import __version__
 
 COMMANDS = {
     "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, open_profile, profile_option
+from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, profile_option
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -28,16 +28,11 @@ from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, open_profile,
 def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words: tuple[str, ...]) -> int:
     """Run COMMAND, then report its energy. The exit status is the command's; 127: not found, 126: no program."""
     from edge_sel.cli.child import run_child
-    from edge_sel.power.find import find_meter, find_thermometer
-    from edge_sel.power.recorder import EnergyRecorder
+    from edge_sel.power.monitor import EnergyMonitor
 
-    device = open_profile(profile)
-    found, probes = find_meter(device, meter)
-    with EnergyRecorder(found, profile=device, temperature=find_thermometer()) as recorder:
-        recorder.measure_idle(idle_s)
-        window = recorder.start_window("command")
+    with EnergyMonitor(meter, profile=profile, idle_s=idle_s) as monitor:
         status, cpu_s = run_child(words, stdout=sys.stderr if as_json else None)
-        figure = recorder.end_window(window)
+    figure, device = monitor.figure, monitor.profile
     energy = figure.to_json()
     if figure.source == "modelled":  # the model knows this process only; the command is its child
         energy["net_j"] = modelled_net_j(cpu_s, device.idle_w, device.max_w)
@@ -52,7 +47,7 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
     if as_json:
         echo_json(result)
     else:
-        print_measurement(result, [probe.why for probe in probes if not probe.usable])
+        print_measurement(result, [probe.why for probe in monitor.probes if not probe.usable])
     return status
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json, json_option, open_profile, profile_option, require_server_extra
+from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_option, require_server_extra
 from edge_sel.config.profiles import Profile
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 from edge_sel.power.meter import Meter
@@ -103,7 +103,7 @@ def _plan(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
 
 
 def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
-    from edge_sel.cli.common import prepare_out
+    from edge_sel.api.inputs import open_profile, prepare_out
     from edge_sel.cli.show_reference import ReferenceConsole, print_overview
     from edge_sel.cli.signals import StopSignal
     from edge_sel.power.find import find_thermometer

@@ -17,11 +17,8 @@ from edge_sel.cli.common import (
     GivenPath,
     echo_json,
     json_option,
-    open_pack_or_builtin,
-    open_profile,
     profile_option,
     require_signature_option,
-    trusted_keys,
 )
 from edge_sel.errors import SetupError, UsageError
 
@@ -54,6 +51,7 @@ def command(
     `edge-sel finetune` then uses the best ones, unless a flag, EDGE_SEL_* or the TOML file says otherwise. Let nothing
     else run meanwhile.
     """
+    from edge_sel.api.inputs import open_pack_or_builtin, open_profile, trusted_keys
     from edge_sel.config.settings import resolve
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.power.find import find_meter

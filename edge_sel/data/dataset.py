@@ -169,6 +169,10 @@ class ImageSet:
         rows = self._rows[chosen]
         return ImageSet(self._store, self.labels[chosen], self.classes, ids, self.size, rows=rows)
 
+    def relabelled(self, labels: npt.ArrayLike, classes: Sequence[str]) -> ImageSet:
+        """The same images under other labels, int [N], of other classes."""
+        return ImageSet(self._store, labels, classes, self.ids, self.size, rows=self._rows)
+
     def map(self, function: MapFunction) -> ImageSet:
         """The same samples with ``function(images, ids)`` applied, which must keep shape and dtype.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Classifier:
         return probabilities
 
 
-def open_classifier(path: Path, threads: int = 0, trusted: TrustedKeys | None = None) -> Classifier:
+def open_classifier(path: str | PathLike[str], threads: int = 0, trusted: TrustedKeys | None = None) -> Classifier:
     """Open what a run or an export has written.
 
     Args:
@@ -57,7 +58,7 @@ def open_classifier(path: Path, threads: int = 0, trusted: TrustedKeys | None = 
         BadInputError: there is no model, or it does not tell its classes and how images are normalised.
         PackError: the pack is damaged, or not signed by any of the keys.
     """
-    engine = OrtEngine(threads)
+    path, engine = Path(path), OrtEngine(threads)
     file = path / MODEL if path.is_dir() else path
     if file.name.endswith(".onnx") and trusted is not None:
         raise BadInputError(

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
-import edge_sel
 from edge_sel.arrays import Arrays
 from edge_sel.errors import EdgeSelError, PackError, SetupError
 from edge_sel.pack.manifest import WEIGHTS, PlanInfo
@@ -37,7 +36,7 @@ def try_pack(pack: Pack) -> None:
         SetupError: the runtime lacks an operator.
     """
     memory_bytes, cpu_s = limits(pack)
-    source = os.pathsep.join([str(Path(edge_sel.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    source = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "edge_sel.engines.trial", str(pack.path.absolute()), str(memory_bytes), str(cpu_s)]
     environment = {**os.environ, "PYTHONPATH": source.rstrip(os.pathsep), "OMP_NUM_THREADS": "1"}
     with TemporaryDirectory() as empty:  # the working directory, which holds nothing to read

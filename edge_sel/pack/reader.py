@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ class Pack:
         return hashlib.sha256(to_json(self.manifest).encode()).hexdigest()[:16]
 
 
-def open_pack(path: Path, trusted: TrustedKeys | None = None) -> Pack:
+def open_pack(path: str | PathLike[str], trusted: TrustedKeys | None = None) -> Pack:
     """Read and verify a pack: sizes before bytes, hashes before content, content before anything is loaded.
 
     Args:
@@ -145,6 +146,7 @@ def open_pack(path: Path, trusted: TrustedKeys | None = None) -> Pack:
         PackError: missing, unreadable, damaged, incomplete, other than described, written by a newer version, or not
             signed as required.
     """
+    path = Path(path)
     try:
         if not path.exists():
             raise PackError("no such pack", where=path, fix="make one with `edge-sel export`")

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from edge_sel import __version__
 from edge_sel.reference import parallel
+from edge_sel.version import __version__
 
 
 def environment(device: torch.device) -> dict[str, Any]:

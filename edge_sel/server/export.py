@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from edge_sel import __version__
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
@@ -37,6 +36,7 @@ from edge_sel.server.parity import parity_batches
 from edge_sel.server.quantized_variant import IMAGES, make_quantized_variant
 from edge_sel.server.source.base import Source, WarmupInfo
 from edge_sel.server.source.unfold import unfold
+from edge_sel.version import __version__
 
 DEFAULT_PLANS = (
     "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",

@@ -114,7 +114,7 @@ def test_two_at_once_are_one(arguments, here):
 
 
 def test_a_used_folder_is_told_before_anything_is_measured_or_read(edge_sel, here, monkeypatch, digits_folder):
-    from edge_sel.cli import finetune
+    from edge_sel.api import finetune
     from edge_sel.power.recorder import EnergyRecorder
 
     (here / "run").mkdir()

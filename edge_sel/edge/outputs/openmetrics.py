@@ -20,10 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edge_sel import __version__
 from edge_sel.files import open_no_link, refuse_device
 from edge_sel.power.figure import EnergyFigure
 from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.version import __version__
 
 WRITTEN_AT_ONCE = frozenset({"started", "resumed", "epoch", "governor", "guard", "finished", "stopped"})
 """Events that do not wait for the next period."""

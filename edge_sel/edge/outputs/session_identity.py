@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_sel import __version__
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.runs.identity import Identity, require_same
+from edge_sel.version import __version__
 
 MAY_CHANGE = {
     "engine", "device", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",

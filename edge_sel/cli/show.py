@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.status import Status
 from rich.table import Table
 
+from edge_sel.cli.live import LiveLine
 from edge_sel.errors import escaped
 from edge_sel.units import format_duration, format_energy, format_flops, format_power
 
@@ -26,7 +28,7 @@ class Console:
     def __init__(self, quiet: bool) -> None:
         self._console = _Stderr(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._status: Status | None = None
-        self._plan = ""
+        self._live = LiveLine(time.monotonic)
 
     def __enter__(self) -> Console:
         if self._console.is_terminal:
@@ -44,12 +46,12 @@ class Console:
         """Show one event."""
         kind = event["event"]
         if kind == "step":
-            if self._status is not None:
-                self._status.update(f"{self._plan}: epoch {event['plan_epoch'] + 1}, {event['cursor']} images seen")
+            if self._status is not None and (line := self._live.line(event)) is not None:
+                self._status.update(line)
         elif kind == "rung":
-            self._plan = event["plan"]
+            self._live.begin(event["plan"])
             if event["why"] != "as told":
-                self._console.print(f"ladder: {self._plan} ({event['why']})")
+                self._console.print(f"ladder: {event['plan']} ({event['why']})")
         elif kind == "prefix":
             self._console.print(f"frozen backbone of {event['plan']} in {event['precision']}: {event['why']}")
         elif kind == "climbed":

@@ -27,6 +27,7 @@ from edge_sel.edge.outputs.summary import run_summary, suspicious_block
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.ship import decide, keep_if_better
 from edge_sel.edge.stage_end import end_stage
+from edge_sel.edge.step_event import step_event
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.kinds import stage_kind
 from edge_sel.edge.train.ladder import Ladder
@@ -214,8 +215,7 @@ class Session:
         """Tell, ask signals and limits, save where it is time to; what stops the run, if anything."""
         self.book.tick()
         state = stage.state
-        at = {"plan_epoch": state.epoch, "cursor": state.cursor, "step": state.step}
-        self.host.listener({"event": "step", **at, "trained": state.totals.trained})
+        self.host.listener(step_event(stage, len(self.training), self.ledger, self.recorder))
         plan = self.pack.plan(state.plan)
         fitted = plan.trainable and not plan.stepped and state.epoch
         if not self._stepped and (state.totals.computed or fitted):

@@ -295,7 +295,7 @@ def test_a_batch_with_rounding_across_a_kink_refuses_no_right_graph(checked, exp
     pack, batches = checked
     report = check_parity(pack, exported_forward, batches, engine=KinkedEngine(TRIES - 1), **TWINS)
     assert all(ours < 1e-4 for ours, _ in report.values())
-    with pytest.raises(GraphError, match=r"plan head differs from torch by 5\.0e-02.*what ort makes of it"):
+    with pytest.raises(GraphError, match=r"plan head differs from torch by 5\.0e-02.*what torch makes of it"):
         check_parity(pack, exported_forward, batches, engine=KinkedEngine(TRIES), **TWINS)
 
 

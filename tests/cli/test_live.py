@@ -1,0 +1,98 @@
+"""The live line on a terminal; in a pipe there is none."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from edge_sel.cli.live import LiveLine
+
+ROOT = Path(__file__).parents[2]
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def live():
+    return LiveLine(Clock())
+
+
+def step(left, joules=None, **more):
+    spent = SimpleNamespace(total_j=joules, source="measured")
+    event = {"plan_epoch": 1, "epochs": 3, "cursor": 128, "images": 400, "candidates": 128, "passed": 32, "work_left": lambda: left,
+             "spent": lambda: spent, "temp_c": lambda: 51.4}  # fmt: skip
+    return {**event, **more}
+
+
+def test_progress_the_gate_watts_degrees_and_time_left(live):
+    live.begin("last")
+    assert live.line(step(1000.0, 50.0)) == (
+        "last: epoch 2 of 3, 128 of 400 images seen, gate holds back 75%, 50 J measured so far, 51 °C"
+    )
+    live._clock.now_s += 4.0
+    assert live.line(step(600.0, 90.0)) == (
+        "last: epoch 2 of 3, 128 of 400 images seen, gate holds back 75%, 10 W, 90 J measured so far, 51 °C, "
+        "about 6s left in this stage"
+    )
+
+
+def test_a_young_line_stays_and_costs_nothing(live):
+    live.begin("head")
+    assert live.line(step(1000.0))
+    live._clock.now_s += 0.1
+    assert live.line(step(900.0, spent=pytest.fail, temp_c=pytest.fail, work_left=pytest.fail)) is None
+
+
+def test_what_is_not_known_is_left_out(live):
+    live.begin("bn")
+    told = live.line(
+        step(1000.0, None, candidates=0, passed=0, epochs=1, plan_epoch=0, temp_c=lambda: None, spent=lambda: None)
+    )
+    assert told == "bn: epoch 1, 128 of 400 images seen"
+
+
+def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
+    main, other = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "edge_sel",
+        "finetune",
+        "--plan",
+        "full",
+        "--epochs",
+        "3",
+        "--threads",
+        "1",
+        "--out",
+        "run",
+    ]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=other,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "300", "PYTHONPATH": path},
+    ) as run:
+        os.close(other)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(main, 65536)
+            except OSError:  # the other side is closed
+                break
+        out = run.stdout.read()
+    assert run.returncode == 0
+    told = shown.decode()
+    assert re.search(r"full: epoch \d of 3, \d+ of 422 images seen, gate holds back \d+%", told)
+    assert b"\x1b[2K" not in out and "images seen" not in out.decode() and "accuracy on" in out.decode()

@@ -43,6 +43,8 @@ class Bookkeeper:
         self.failed: str | None = None
         """Why there is no journal any more."""
         self.runs = False
+        self.log: Callable[[Spent], None] = lambda spent: None
+        """Told with every line what the run has spent, once it runs."""
         self._path, self._clock, self._every_s = path, clock, every_s
         self._spent: Callable[[], Spent | None] = lambda: None
         self._forecast: Callable[[], Mapping[str, float | None]] = dict
@@ -151,6 +153,8 @@ class Bookkeeper:
             self._journal.append(entry, sync=sync)
         except (OSError, SetupError) as error:
             self._journal, self.failed = None, getattr(error, "strerror", None) or str(error)
+        if self.runs:
+            self.log(spent)
         self._line_s = now_s
         if sync:
             self._synced_s = now_s

@@ -22,6 +22,7 @@ from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier
 from edge_sel.edge.outputs.event_log import EventLog
+from edge_sel.edge.outputs.power_log import POWER, PowerLog
 from edge_sel.edge.outputs.session_folder import Notice, SessionFolder
 from edge_sel.edge.outputs.session_identity import identify
 from edge_sel.edge.outputs.summary import run_facts
@@ -114,6 +115,7 @@ def build_session(
     ledger = EnergyLedger(recorder, progress.run_spent, progress.epoch_spent)
     book = book or Bookkeeper(out / JOURNAL, host.clock, every_s=settings.checkpoint_every_s)
     book.cuts = folder.earlier.cuts(settings.checkpoint_every_s)
+    book.log = PowerLog(out / POWER, recorder.max_temperature_c).add
     governor = make_governor(limits, host, ledger, recorder, emit)
     governor.expect({**progress.forecast, **folder.earlier.forecast})
     facts = {

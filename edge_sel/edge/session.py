@@ -21,9 +21,10 @@ from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import epoch_entry
+from edge_sel.edge.outputs.insight import insight_block
 from edge_sel.edge.outputs.model_files import import_onnx
 from edge_sel.edge.outputs.session_folder import SessionFolder
-from edge_sel.edge.outputs.summary import run_summary, suspicious_block
+from edge_sel.edge.outputs.summary import run_summary, trouble_block
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.ship import decide, keep_if_better
 from edge_sel.edge.stage_end import end_stage
@@ -124,7 +125,7 @@ class Session:
             return self._finish("done")
         self.emit("stopped", reason=stop.reason)
         if stop.weights is None:
-            return self._summary(stop.reason, None, shipped=False, evidence=None)
+            return self._summary(stop.reason, None, None, shipped=False, evidence=None)
         summary = self._finish(stop.reason, stop.weights)
         self._save()  # once more, for the joules that the end took
         return summary
@@ -262,13 +263,12 @@ class Session:
         progress = self.progress  # and stays: whoever resumes goes on from where the stage stood
         if latest is not None:
             found = self.judge.validate(latest)
-            progress = keep_if_better(
-                progress, self.pack, self.judge, latest, found.to_json(self.classes), found.logits
-            )
-        shipped, told = decide(progress, self.pack, self.judge, self.training, self.settings)
+            told = found.to_json(self.classes)
+            progress = keep_if_better(progress, self.pack, self.judge, latest, told, found.logits)
+        shipped, evidence = decide(progress, self.pack, self.judge, self.training, self.settings)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]
-        self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped, why=told["why"])
+        self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped, why=evidence["why"])
         trim()
         with self.recorder.phase("checkpoint"):
             weights = progress.weights if shipped else original_weights(self.pack, len(self.classes))
@@ -280,21 +280,21 @@ class Session:
                 self.progress = replace(progress, history=history)
             self.folder.write_history(self.progress, self.classes)
         self._memory_short()
-        summary = self._summary(stopped, after, shipped=shipped, evidence=told)
+        summary = self._summary(stopped, after, progress, shipped=shipped, evidence=evidence)
         self.folder.write_summary(summary)
         self.emit("finished", shipped=shipped)
         return summary
 
     def _summary(
-        self, stopped: str, after: Mapping[str, Any] | None, *, shipped: bool, evidence: dict[str, Any] | None
-    ) -> dict[str, Any]:
+        self, stopped: str, after: Mapping[str, Any] | None, judged: Progress | None, *, shipped: bool,
+        evidence: dict[str, Any] | None,
+    ) -> dict[str, Any]:  # fmt: skip
         spent, figure = self.ledger.end_run()
         self.progress = replace(self.progress, run_spent=spent)
         throttled = new_throttling(self._throttled_before, self.host.throttling())
-        throttled += [f"{figure.meter}: {reason}" for reason in figure.throttled]
-        doubts = suspicious_block(self.progress, self.training, dropped=self.settings.drop_suspicious)
-        ended: dict[str, Any] = {"shipped": shipped, "evidence": evidence, "stopped": stopped, "throttled": throttled}
-        ended["batch_limit"] = self.progress.batch_limit.images or None
+        ended: dict[str, Any] = {"shipped": shipped, "evidence": evidence, "stopped": stopped}
+        ended |= trouble_block(self.progress, self.training, figure, throttled, self.settings)
         ended["outputs"] = {} if after is None else self.folder.digests()
-        facts = {**self.facts, **ended, "suspicious": doubts}
-        return run_summary(self.progress, after, figure, self.recorder.cost(), facts)
+        if judged is not None:
+            ended |= insight_block(replace(judged, run_spent=spent), self.pack, self.training, self.judge.validation)
+        return run_summary(self.progress, after, figure, self.recorder.cost(), {**self.facts, **ended})

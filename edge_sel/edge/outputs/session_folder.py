@@ -13,6 +13,7 @@ from edge_sel.edge.outputs import model_files
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import write_history
+from edge_sel.edge.outputs.power_log import POWER
 from edge_sel.edge.outputs.session_identity import ENGINE, TUNED, require_same_session
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine
@@ -30,7 +31,7 @@ from edge_sel.runs.flatten import flatten, unflatten
 from edge_sel.runs.identity import Identity
 from edge_sel.runs.tables import write_json
 
-FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", JOURNAL)
+FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", JOURNAL, POWER)
 """What a session leaves behind, beside its checkpoints."""
 
 Notice = tuple[str, dict[str, Any]]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edge_sel.config.settings import Resolved
+from edge_sel.config.settings import Resolved, Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.energy import LOST, Spent
 from edge_sel.edge.progress import Progress
@@ -64,6 +64,17 @@ def run_facts(
         "skipped_images": [{"path": skipped.path, "reason": skipped.reason} for skipped in images.skipped],
         "settings": resolved.to_json(),
         "identity": identity,
+    }
+
+
+def trouble_block(
+    progress: Progress, training: ImageSet, figure: EnergyFigure, throttled: Sequence[str], settings: Settings
+) -> dict[str, Any]:
+    """What slowed the run down, made its batches smaller, or looks wrong with its images."""
+    return {
+        "throttled": [*throttled, *(f"{figure.meter}: {reason}" for reason in figure.throttled)],
+        "batch_limit": progress.batch_limit.images or None,
+        "suspicious": suspicious_block(progress, training, dropped=settings.drop_suspicious),
     }
 
 

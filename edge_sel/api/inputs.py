@@ -48,15 +48,14 @@ def load_images(pack: Pack, data: Given, test: Given, settings: Settings) -> Run
     Raises:
         DataError: they are not of the model's classes or size, or cannot be read.
     """
+    from edge_sel.data.builtin import RELIT, load_relit
+
     model = pack.manifest.model
     tested = None
     if data is None:
-        from edge_sel.data.builtin import load_digits
-        from edge_sel.data.shifts import apply_shift
-
-        images = apply_shift("field_camera", load_digits("field"), seed=0)
+        images = load_relit("field")
         if test is None:
-            tested = apply_shift("field_camera", load_digits("test"), seed=0)
+            tested = load_relit("test")
     else:
         images = _read(
             data, model.image_size, classes=model.classes, new_classes=settings.new_classes,
@@ -66,7 +65,7 @@ def load_images(pack: Pack, data: Given, test: Given, settings: Settings) -> Run
         tested = _read(
             test, model.image_size, classes=images.classes, new_classes="strict", max_pixels=settings.max_pixels
         )
-    source = "built-in handwritten digits, re-lit as by a field camera" if data is None else _name(data)
+    source = RELIT if data is None else _name(data)
     return RunImages(images, tested, source)
 
 

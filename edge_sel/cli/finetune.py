@@ -29,11 +29,12 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
     type=GivenPath(dir_okay=False),
     help="Keep the live run's figures in this OpenMetrics text file.",
 )
+@click.option("--report", is_flag=True, help="Write report.html into the run's folder (needs edge-sel[report]).")
 @json_option
 @settings_options
 def command(
     pack: Path | None, data: Path | None, test: Path | None, expert: Path | None, out: Path | None, resume: bool,
-    profile: str | None, config: Path | None, metrics: Path | None, as_json: bool, **flags: Any,
+    profile: str | None, config: Path | None, metrics: Path | None, report: bool, as_json: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Fine-tune PACK on this device's own labelled images.
 
@@ -53,6 +54,13 @@ def command(
     given = {name: value for name, value in flags.items() if value is not None}
     resolve(profile=device, toml_file=config, environ=os.environ, flags=given)  # mistakes are told before all else
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    page = folder / "report.html"
+    if report:
+        from edge_sel.report.charts import require_matplotlib
+        from edge_sel.report.page import refuse_other, write_report
+
+        require_matplotlib()  # before hours of work
+        refuse_other(page)
     stop = StopSignal()
     with Console(quiet=as_json) as console, limited_memory():
         from edge_sel.api.finetune import finetune  # takes long, and a signal may come meanwhile
@@ -62,8 +70,10 @@ def command(
             metrics=metrics, resume=resume, listener=console, should_stop=stop, warn=partial(click.echo, err=True),
             **given,
         )  # fmt: skip
+    if report:
+        write_report(page, [folder], now=datetime.now())
     if as_json:
         echo_json(run.summary)
     else:
-        print_result(run.summary)
+        print_result(run.summary, page if report else None)
     return 0 if run.done else EXIT_STOPPED_RESUMABLE

@@ -16,6 +16,7 @@ from edge_sel.version import __version__
 COMMANDS = {
     "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),
     "runs": ("edge_sel.cli.runs", "The runs in a folder: verdict, accuracy before and after, joules."),
+    "report": ("edge_sel.cli.report", "A page about runs: verdict, joules, hard classes (needs edge-sel[report])."),
     "tune": ("edge_sel.cli.tune", "Find the threads and batch size that take the fewest joules, for finetune."),
     "evaluate": (
         "edge_sel.cli.evaluate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import click
 
 from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_option, require_server_extra
 from edge_sel.config.profiles import Profile
-from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
+from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError, escaped
 from edge_sel.power.meter import Meter
 from edge_sel.reference.options import SuiteOptions
 from edge_sel.reference.setup import FirstWeights, find_scale
 from edge_sel.reference.systems import System, find_systems
+
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class _Given:
     dry_run: bool
     comparing: bool
     edge: Path | None
+    report: bool
     as_json: bool
 
 
@@ -62,6 +66,7 @@ class _Given:
 @click.option("--dry-run", is_flag=True, help="Only say what would run.")
 @click.option("--compare", "comparing", is_flag=True, help="Run nothing: published figures beside those in --out.")
 @click.option("--edge", type=GivenPath(), help="With --compare: a fine-tune run, joule beside joule.")
+@click.option("--report", is_flag=True, help="Write report.html into --out (needs edge-sel[report]).")
 @json_option
 def command(**values: Any) -> int:
     """Run the systems of the source documents and set measured energy beside their claims.
@@ -79,6 +84,12 @@ def command(**values: Any) -> int:
         return _compare(given)
     if given.data == "":
         raise UsageError("--data is empty", fix="name a set or a folder")
+    if given.report:
+        from edge_sel.report.charts import require_matplotlib
+        from edge_sel.report.page import refuse_other
+
+        require_matplotlib()  # before hours of work
+        refuse_other(given.out / PAGE)
     data = given.data or scale.data
     if given.image_size is not None and data == "digits":
         raise UsageError("the built-in digits have 16 pixels each way", where="--image-size", fix="name other --data")
@@ -134,11 +145,17 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
         parallel.finish()
     if not first:
         return 0
+    if given.report:
+        from edge_sel.report.page import write_report
+
+        write_report(given.out / PAGE, [], reference=given.out, now=datetime.now())
     if given.as_json:
         kept = [{key: value for key, value in result.items() if key != "rows"} for result in results]
         echo_json({"schema": 1, "out": os.fspath(options.out), "systems": overview(results), "runs": kept})
     else:
         print_overview(overview(results), _labels(results))
+        told = f"report: {given.out / PAGE}" if given.report else f"a page: edge-sel report --reference {given.out}"
+        click.echo(escaped(told))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -144,8 +145,8 @@ def governor_line(event: dict[str, Any]) -> str:
     return f"governor: {doing} for the {limit}" + (f" ({event['why']})" if event["why"] else "")
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """The summary table and where the files are."""
+def print_result(result: dict[str, Any], page: Path | None = None) -> None:
+    """The summary table and where the files are; ``page``: the report, if there is one."""
     console = RichConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
     if result["epochs"]:
         console.print(_epoch_table(result["epochs"]))
@@ -160,6 +161,9 @@ def print_result(result: dict[str, Any]) -> None:
             f"stopped ({result['stopped']}); the same command with --resume --out {escaped(result['run'])} continues"
         )
     console.print(f"files: {escaped(result['run'])}")
+    console.print(
+        f"report: {escaped(str(page))}" if page else f"a page about it: edge-sel report {escaped(result['run'])}"
+    )
 
 
 def _epoch_table(epochs: list[dict[str, Any]]) -> Table:

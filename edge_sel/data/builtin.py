@@ -15,9 +15,14 @@ import numpy.typing as npt
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.images import UInt8Array
+from edge_sel.data.shifts import apply_shift
 
 PARTS = ("pretrain", "field", "test")
 _PAPER, _INK = 240, 20
+
+
+RELIT = "built-in handwritten digits, re-lit as by a field camera"
+"""How a run names them."""
 
 
 def load_digits(part: Literal["pretrain", "field", "test"]) -> ImageSet:
@@ -39,6 +44,11 @@ def load_digits(part: Literal["pretrain", "field", "test"]) -> ImageSet:
         ink, labels = arrays["images"][rows], arrays["labels"][rows]
     ids = [f"digits/{row:04d}" for row in rows]
     return ImageSet.from_arrays(_draw(ink), labels, [str(digit) for digit in range(10)], ids)
+
+
+def load_relit(part: Literal["pretrain", "field", "test"]) -> ImageSet:
+    """The same part as a field camera would see it: the images of a run without ``--data``."""
+    return apply_shift("field_camera", load_digits(part), seed=0)
 
 
 def _draw(ink: UInt8Array) -> UInt8Array:

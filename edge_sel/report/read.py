@@ -1,0 +1,111 @@
+"""Read a run for the report: ``run.json`` where there is one, else what the events tell of a run that is not over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_sel.edge.outputs.earlier import read_result
+from edge_sel.edge.outputs.power_log import POWER, PowerRow, read_power
+from edge_sel.edge.past_runs import PastRun, past_runs
+from edge_sel.errors import UsageError
+from edge_sel.files import read_regular
+
+LARGEST_LOG = 1 << 26
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run.
+
+    Attributes:
+        past: its verdict, accuracy and joules.
+        result: ``run.json``; of a run that is not over, as many of its keys as the events tell.
+        events: of ``events.jsonl``.
+        power: joules and degrees over time.
+    """
+
+    past: PastRun
+    result: dict[str, Any]
+    events: Sequence[dict[str, Any]]
+    power: Sequence[PowerRow]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.past.folder.resolve().name
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """An entry per finished epoch."""
+        found: list[dict[str, Any]] = self.result.get("epochs", [])
+        return found
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names."""
+        found: list[str] = self.result.get("classes", [])
+        return found
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values by name."""
+        return {name: setting["value"] for name, setting in self.result.get("settings", {}).items()}
+
+
+def read_records(paths: Sequence[Path]) -> list[Record]:
+    """The runs at these paths, each a run or a folder of runs; in this order, none twice.
+
+    Raises:
+        UsageError: a path is no folder, or has no runs.
+    """
+    found: dict[Path, Record] = {}
+    for path in paths:
+        runs = past_runs(path)
+        if not runs:
+            raise UsageError("no run of `edge-sel finetune`", where=path, fix="name the --out folder of a run")
+        for past in runs:
+            found.setdefault(past.folder.resolve(), _read(past))
+    return list(found.values())
+
+
+def _read(past: PastRun) -> Record:
+    events = _events(past.folder / "events.jsonl")
+    result = None if past.verdict == "damaged" else read_result(past.folder)[0]
+    return Record(past, _of_events(events) if result is None else result, events, read_power(past.folder / POWER))
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """Those that are whole."""
+    try:
+        lines = read_regular(path, LARGEST_LOG).split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError, RecursionError, KeyError, TypeError):
+            event = json.loads(line)
+            str(event["event"]), float(event["t_s"])
+            found.append(event)
+    return found
+
+
+def _of_events(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"epochs": [], "decisions": []}
+    for event in events:
+        details = {key: value for key, value in event.items() if key not in ("event", "t_s")}
+        if event["event"] == "started":
+            found["images"] = {"train": event.get("images"), "guard": event.get("guard")}
+        elif event["event"] == "evaluated":
+            found["accuracy"] = event.get("accuracy")
+        elif event["event"] == "epoch":
+            # A process that was cut may have finished an epoch that the next one did again.
+            earlier = [epoch for epoch in found["epochs"] if epoch.get("epoch") != event.get("epoch")]
+            found["epochs"] = [*earlier, details]
+        elif event["event"] == "rung":
+            found["decisions"].append(details)
+    return found

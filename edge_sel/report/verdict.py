@@ -1,0 +1,130 @@
+"""*Did it work?* The verdict of a run, what it cost, and what dense training would have cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_sel.report import words
+from edge_sel.report.blocks import Block, Card, Cards, Chart, Section, Table, Text
+from edge_sel.report.charts import INK, MUTED, SERIES, Charts, percent_axis, quiet_grid
+from edge_sel.report.read import Record
+
+VERDICTS = {
+    "shipped": "The new model ships", "kept": "The original model stays", "stopped": "Stopped before its end",
+    "unfinished": "Not finished", "damaged": "The result cannot be read",
+}  # fmt: skip
+
+
+def verdict_section(record: Record, charts: Charts) -> Section:
+    """The first thing that is read."""
+    past, result = record.past, record.result
+    tone = {"shipped": "good", "kept": "", "stopped": "warn", "unfinished": "warn", "damaged": "warn"}[past.verdict]
+    cards = [Card("verdict", VERDICTS[past.verdict], _reason(record), tone), _accuracy(record), _energy(record)]
+    cards += _dense(result)
+    blocks: list[Block] = [Cards(cards)]
+    if past.verdict in ("stopped", "unfinished"):
+        blocks.append(Text("It goes on with --resume; the figures here are those of the finished epochs."))
+    blocks += _course(record, charts)
+    blocks.append(_what_was_run(record))
+    return Section("Did it work?", blocks)
+
+
+def _reason(record: Record) -> str:
+    if record.past.why:
+        return f"by {record.past.why}"
+    evidence = record.result.get("evidence")
+    return str(evidence["why"]) if evidence else ""
+
+
+def _accuracy(record: Record) -> Card:
+    past, evidence = record.past, record.result.get("evidence")
+    before, after, on = past.before, past.after, past.on
+    if before is None and (told := record.result.get("accuracy")):
+        before, on = told["before"], told["on"]
+    if after is None and record.epochs:
+        after, on = record.epochs[-1].get("guard_acc"), "guard"
+        before = record.epochs[0].get("best_acc", before)
+    images = (record.result.get("images") or {}).get(on)
+    note = f"on {words.count(images, f'{words.ON[on]} image')}" if images and on in words.ON else ""
+    if evidence:
+        level = f"{evidence['level']:.0%} interval"
+        note += (
+            f"; gain {words.points(evidence['gain'])}, {level} {100 * evidence['low']:+.1f} to "
+            f"{100 * evidence['high']:+.1f}, on {words.count(evidence['images'], 'image')} that nothing was learnt from"
+        )
+    return Card("accuracy, before → after", f"{words.percent(before)} → {words.percent(after)}", note.lstrip("; "))
+
+
+def _energy(record: Record) -> Card:
+    past, energy = record.past, record.result.get("energy") or {}
+    if past.energy_j is None:
+        why = energy.get("why") or "no meter worked"
+        return Card("energy", "unavailable", f"{why}; {words.seconds(past.time_s)}")
+    note = f"{past.energy_source}" + (f" by {energy['meter']}" if energy.get("meter") else "")
+    if energy.get("uncertainty_j") is not None:
+        note += f", ± {words.joules(energy['uncertainty_j'])}"
+    if energy.get("net_j") is not None:
+        note += f"; {words.joules(energy['net_j'])} above idle"
+    return Card("energy", words.joules(past.energy_j), f"{note}; in {words.seconds(past.time_s)}")
+
+
+def _dense(result: dict[str, Any]) -> list[Card]:
+    dense = result.get("dense")
+    if not dense:
+        return []
+    passes = "one pass" if dense["epochs"] == 1 else f"{dense['epochs']} passes"
+    value = words.joules(dense["energy_j"]) if dense["energy_j"] is not None else words.flops(dense["flops_t"])
+    note = f"forecast, not measured: {passes} over every training image with the plan {dense['plan']}, "
+    note += f"{words.flops(dense['flops_t'])} at this run's joules per FLOP"
+    return [Card("the same, trained dense", value, note)]
+
+
+def _course(record: Record, charts: Charts) -> list[Block]:
+    """Accuracy over joules, or over time where there are none."""
+    epochs = [epoch for epoch in record.epochs if epoch.get("guard_acc") is not None]
+    if not epochs:
+        return []
+    priced = all(epoch.get("energy_j") is not None for epoch in epochs)
+    key, unit = ("energy_j", "joules") if priced else ("time_s", "seconds")
+    spent, total = [0.0], 0.0
+    for epoch in epochs:
+        total += epoch[key] or 0.0
+        spent.append(total)
+    accuracy = [epochs[0].get("best_acc"), *(epoch["guard_acc"] for epoch in epochs)]
+    plans = ["before", *(epoch["plan"] for epoch in epochs)]
+    undone = [False, *(epoch.get("kept") is False for epoch in epochs)]
+    known = [row for row in zip(spent, accuracy, plans, undone, strict=True) if row[1] is not None]
+
+    def paint(axes: Any) -> None:
+        axes.plot([row[0] for row in known], [row[1] for row in known], color=SERIES[0], zorder=1)
+        for x, y, plan, lost in known:
+            axes.scatter([x], [y], s=34, color=MUTED if lost else SERIES[0], zorder=2)
+            axes.annotate(plan, (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=INK)
+        axes.set_xlabel(f"{unit} spent in epochs")
+        axes.set_ylabel("validation accuracy")
+        axes.margins(x=0.08, y=0.18)
+        percent_axis(axes.yaxis)
+        quiet_grid(axes, "y")
+
+    rows = [[plan + (" (undone)" if lost else ""), f"{x:.4g}", words.percent(y)] for x, y, plan, lost in known]
+    summary = f"From {words.percent(known[0][1])} to {words.percent(known[-1][1])} in {known[-1][0]:.4g} {unit}."
+    table = Table("Accuracy over the run", ["after", unit, "validation accuracy"], rows)
+    return [Chart(f"Validation accuracy over {unit}", charts.draw(paint), summary, table)]
+
+
+def _what_was_run(record: Record) -> Table:
+    result = record.result
+    images = result.get("images") or {}
+    rows = [
+        ["pack", str(result.get("pack", words.NONE))], ["images", str(result.get("source", words.NONE))],
+        ["trained on", words.count(images["train"], "image") if images.get("train") else words.NONE],
+        ["validation", words.count(images["guard"], "image") if images.get("guard") else words.NONE],
+        ["plan", str(result.get("plan", record.past.plan or words.NONE))],
+        ["engine", str(result.get("engine", words.NONE))],
+        ["stopped by", record.past.why or words.NONE], ["folder", str(record.past.folder)],
+    ]  # fmt: skip
+    for line in result.get("throttled", ()):
+        rows.append(["slowed down", str(line)])
+    if result.get("batch_limit"):
+        rows.append(["memory was short", f"batches of at most {result['batch_limit']} images"])
+    return Table("What was run", ["", ""], rows)

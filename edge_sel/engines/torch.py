@@ -92,6 +92,11 @@ class TorchEngine:
         return cast(Predict, predict)
 
 
+def evaluating(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, without what it cached there of its weights, as LeViT does of its biases."""
+    return model.train().eval()
+
+
 class TorchTrainer:
     """The same mask, channel choice and optimizer formulas as the compiled graph, in eager torch."""
 
@@ -121,7 +126,7 @@ class TorchTrainer:
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         """Forward only, with the current weights and running statistics."""
         with torch.inference_mode():
-            logits = self._model.eval()(torch.from_numpy(images).to(self._device, self._dtype))
+            logits = evaluating(self._model)(torch.from_numpy(images).to(self._device, self._dtype))
             losses = F.cross_entropy(logits, torch.from_numpy(labels).to(self._device), reduction="none")
         return Scores(losses.cpu().numpy(), logits.cpu().numpy())
 
@@ -143,7 +148,7 @@ class TorchTrainer:
     def _gradients(self, batch: Batch, hyper: Hyper) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         images, labels, weights = (torch.from_numpy(a).to(self._device) for a in batch)
         images, weights = images.to(self._dtype), weights.to(self._dtype)
-        self._model.eval()  # also switches off dropout that is not a layer of its own
+        evaluating(self._model)  # also switches off dropout that is not a layer of its own
         for module in self._model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train(self.plan.bn_mode == "batch").momentum = hyper.bn_momentum

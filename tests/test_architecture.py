@@ -28,6 +28,7 @@ FLOORS = (
     {"cli"},
     {"__init__"},
     {"api"},
+    {"report"},
     {"server", "edge", "reference", "tuning"},
     {"engines"},
     {"graphs"},

@@ -22,6 +22,8 @@ DATA = {
     "data/assets/CREDITS.md",
     "data/assets/digits.npz",
     "pack/assets/digits.edgepack",
+    "report/page.html",
+    "report/style.css",
     *(f"reference/published/{name}" for name in PUBLISHED),
 }
 

@@ -138,7 +138,7 @@ def _lines(lines: dict[str, list[tuple[int, float]]], title: str, unit: str, cha
     rows = [[name, str(len(line)), shown(line[0][1]), shown(line[-1][1])] for name, line in lines.items()]
     best = max(lines, key=lambda name: lines[name][-1][1])
     summary = f"{len(lines)} curves; the highest at its end is {best}."
-    table = Table(title, ["", "epochs", "first", "last"], rows)
+    table = Table(title, ["curve", "epochs", "first", "last"], rows)
     return Chart(title, charts.draw(paint, size=(5.2, 3.6)), summary, table)
 
 
@@ -178,11 +178,11 @@ def _claims(results: Sequence[Result]) -> Table:
         if claim["std"] is not None:
             ours += f" ± {claim['std']:.2g}"
         difference = words.NONE if claim["difference"] is None else f"{claim['difference']:+.3g}"
-        comparable = "" if claim["comparable"] else "not comparable"
+        comparable = "yes" if claim["comparable"] else "no"
         rows.append(
             [claim["system"], claim["metric"], f"{claim['claim']:.4g}", ours, difference, comparable, claim["source"]]
         )
-    columns = ["system", "figure", "claim", "here", "difference", "", "source"]
+    columns = ["system", "figure", "claim", "here", "difference", "comparable", "source"]
     return Table("Published figures beside those of this folder", columns, rows)
 
 

@@ -1,6 +1,6 @@
 """Draw docs/accuracy_over_joules.svg, the README's chart, from docs/field.csv: ``python tools/readme_chart.py``.
 
-Means over the eight field shifts of what ``tools/field_benchmark.py`` measured; docs/field.md says how.
+Means over the eight field shifts of what ``tools/field_benchmark.py`` measured; docs/benchmarks.md says how.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -154,7 +155,11 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
         echo_json({"schema": 1, "out": os.fspath(options.out), "systems": overview(results), "runs": kept})
     else:
         print_overview(overview(results), _labels(results))
-        told = f"report: {given.out / PAGE}" if given.report else f"a page: edge-sel report --reference {given.out}"
+        told = (
+            f"report: {given.out / PAGE}"
+            if given.report
+            else f"a page: edge-sel report --reference {shlex.quote(str(given.out))}"
+        )
         click.echo(escaped(told))
     return 0
 

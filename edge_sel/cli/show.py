@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,18 +159,23 @@ def print_result(result: dict[str, Any], page: Path | None = None) -> None:
         console.print(f"slowed down: {line}")
     if result["stopped"] != "done":
         console.print(
-            f"stopped ({result['stopped']}); the same command with --resume --out {escaped(result['run'])} continues"
+            f"stopped ({result['stopped']}); the same command with --resume --out {_quoted(result['run'])} continues"
         )
     console.print(f"files: {escaped(result['run'])}")
     console.print(
-        f"report: {escaped(str(page))}" if page else f"a page about it: edge-sel report {escaped(result['run'])}"
+        f"report: {escaped(str(page))}" if page else f"a page about it: edge-sel report {_quoted(result['run'])}"
     )
+
+
+def _quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    return escaped(shlex.quote(path))
 
 
 def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
     source = " and ".join(sorted({str(epoch["energy_source"]) for epoch in epochs}))
     title = f"per epoch: joules ({source}), executed and nominal FLOP"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)  # 80 columns
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=True)
     for epoch in epochs:
@@ -244,8 +250,7 @@ def _cells(epoch: dict[str, Any]) -> list[str]:
     return [
         str(epoch["epoch"]),
         epoch["plan"],
-        format_energy(epoch["energy_j"]),
-        format_energy(epoch["net_j"]),
+        *("–" if epoch[key] is None else format_energy(epoch[key]) for key in ("energy_j", "net_j")),
         f"{epoch['trained']}/{epoch['candidates']}",
         f"{1 - epoch['sparsity']:.1%}",
         format_flops(epoch["executed_flops_t"] * 1e12).removesuffix("FLOP"),

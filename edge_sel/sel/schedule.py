@@ -1,4 +1,4 @@
-"""How large the step is: the published loss-driven rate, and the annealing every honest opponent gets."""
+"""How large the step is: the published loss-driven rate, and the annealing that every dense baseline gets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edge_sel.sel._array import Array
 
 
 def sel_learning_rate(base: float, loss: float | Array) -> float | Array:
-    """SEL's learning rate: the more embarrassed, the larger the step.
+    """SEL's learning rate: the larger the loss, the larger the step.
 
     Formula: ``lr = base (1 + 2 loss)``
 

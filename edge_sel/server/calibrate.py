@@ -1,4 +1,4 @@
-"""What the server measures once on clean images: γ, how hard the images are, how embarrassed each class is."""
+"""What the server measures once on clean images: γ, how hard images are, each class's loss (embarrassment)."""
 
 from __future__ import annotations
 

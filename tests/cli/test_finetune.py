@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import replace
 
@@ -156,11 +157,12 @@ def test_an_epoch_that_trained_nothing_can_be_shown(edge_sel, here, digits_folde
     assert "epoch 1 " in result.err and "nan" not in result.out + result.err
 
 
-@pytest.mark.parametrize("out", ["run[final]", "a[/b]", "[bold]:smile:"])
+@pytest.mark.parametrize("out", ["run[final]", "a[/b]", "[bold]:smile:", "my run"])
 def test_names_are_shown_as_they_are(out, edge_sel, here, digits_folder):
     """Square brackets are markup to the library that prints."""
     result = edge_sel("finetune", "--out", out, *SHORT)
-    assert result.code == 0 and result.out.rstrip().endswith(f"files: {out}")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-2:] == [f"files: {out}", f"a page about it: edge-sel report {shlex.quote(out)}"]
 
 
 class Dying:

@@ -94,7 +94,7 @@ def show(rows: Sequence[Row], say: Callable[[str], None] = print) -> None:
     if rows:
         say(_facts(rows))
     unknown = "unknown before all dense schedules have finished"
-    say(f"(b), the honest opponent: {honest[0] or unknown}; (c), from the robust checkpoint: {honest[1] or unknown}")
+    say(f"(b), the cheapest good dense schedule: {honest[0] or unknown}; (c), from robust: {honest[1] or unknown}")
     groups = {"all shifts": present, "tuning": [s for s in present if s not in HELD_OUT]}
     groups["held out"] = [s for s in present if s in HELD_OUT]
     for title, shifts in groups.items():

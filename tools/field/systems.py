@@ -35,7 +35,7 @@ def _torch(method: str, epochs: int, optimizer: str, rate: float) -> list[str]:
 
 
 SCHEDULES = ("dense-1", "dense-2", "dense-3", "dense-5")
-"""Of which the cheapest good one is the honest opponent."""
+"""The cheapest good one of these is what we compare with."""
 REFERENCE = "dense-10"
 """What a user would write, and what all others are compared with."""
 SHIPPED = "as-shipped"

@@ -32,7 +32,7 @@ GENERIC = (
     GainRow(BODY_KIND, 2250, 0.3, 0.015),
     GainRow(BODY_KIND, 2250, 1.0, 0.08),
 )
-"""For a pack without a table; after docs/field.md, for low light, fog and blur."""
+"""For a pack without a table; after docs/benchmarks.md, for low light, fog and blur."""
 
 
 def kind_of(plan: str) -> str | None:

@@ -226,7 +226,7 @@ def test_the_architecture_page_names_every_room():
 
 
 def test_the_picture_of_the_rooms_is_up_to_date():
-    """After a change of the rooms: python tools/structure.py --picture docs/architecture.svg"""
+    """After a change of the rooms: python tools/structure.py --picture docs/figures/architecture.svg"""
     tool = structure()
-    drawn = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    drawn = (ROOT / "docs" / "figures" / "architecture.svg").read_text(encoding="utf-8")
     assert tool.picture(tool.read_sources()) == drawn

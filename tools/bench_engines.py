@@ -8,7 +8,7 @@ that a noisy machine disturbs all of them alike. torch trains as a user would wr
 gradient, frozen batch normalisation in evaluation mode. It has no channel budget: a ``-c25`` plan is compared with
 torch on the same plan without one. Ratios to torch below 1 mean that an engine is cheaper. ``--int8``: the frozen
 backbone is its quantized variant, which a run takes where it is faster and its features agree. ``ort-training`` is
-there in its own environment (docs/engines.md). Start-up ends with the first step; ``loss`` is how far the first step's
+there in its own environment. Start-up ends with the first step; ``loss`` is how far the first step's
 mean loss is from torch's.
 """
 

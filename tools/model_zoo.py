@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-CSV, PAGE = ROOT / "docs" / "models.csv", ROOT / "docs" / "models.md"
+CSV, PAGE = ROOT / "docs" / "figures" / "models.csv", ROOT / "docs" / "models.md"
 PLANS = ("bn", "head", "affine", "last", "full")
 CLASSES = 10
 IMAGES = 32

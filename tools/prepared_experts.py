@@ -6,7 +6,7 @@ An expert is a copy of the model whose batch-norm scales and shifts and head wer
 place is the very shift that the device meets. A device takes the expert whose signature is nearest to its own
 (``data/signature.py``), or a mixture, re-estimates its statistics and fits its head in closed form. Controls: no
 expert, a random one, the mean of all. Judged on the validation images of the tuning shifts. This is why packs hold no
-experts of this kind; docs/experts.md has the figures.
+experts of this kind; docs/explanation/experts.md has the figures.
 """
 
 from __future__ import annotations

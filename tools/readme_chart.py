@@ -1,4 +1,4 @@
-"""Draw docs/accuracy_over_joules.svg, the README's chart, from docs/field.csv: ``python tools/readme_chart.py``.
+"""Draw docs/figures/accuracy_over_joules.svg, the README's chart, from docs/figures/field.csv.
 
 Means over the eight field shifts of what ``tools/field_benchmark.py`` measured; docs/benchmarks.md says how.
 """
@@ -36,7 +36,7 @@ def main() -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    table = read_table(ROOT / "docs" / "field.csv")
+    table = read_table(ROOT / "docs" / "figures" / "field.csv")
     with rc_context({"svg.hashsalt": "edge-sel", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(7.2, 3.8), layout="constrained", facecolor="white")
         axes = figure.subplots()
@@ -62,7 +62,7 @@ def main() -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside right center", fontsize=8, frameon=False)
-        out = ROOT / "docs" / "accuracy_over_joules.svg"
+        out = ROOT / "docs" / "figures" / "accuracy_over_joules.svg"
         figure.savefig(out, metadata={"Date": None})
     print(out.relative_to(ROOT))
 

@@ -1,7 +1,7 @@
 """The results of ``edge-sel reference`` as a CSV file and as a table for the documentation.
 
 edge-sel reference --scale small --data ~/cifar10 --device cpu --out runs/small
-python tools/reference_table.py runs/small --csv docs/reference/small.csv
+python tools/reference_table.py runs/small --csv docs/figures/small.csv
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How the code is built: lines per room, what is long, import circles, names that occur twice; a picture of the rooms.
 
-    python tools/structure.py [--before REV] [--picture docs/architecture.svg]
+    python tools/structure.py [--before REV] [--picture docs/figures/architecture.svg]
 
 A room is a folder of ``edge_sel``, or a file that lies in none. ``--before`` puts the line counts of a git revision
 beside today's.

@@ -1,4 +1,4 @@
-"""The rooms as one SVG picture; ``python tools/structure.py --picture docs/architecture.svg`` draws it.
+"""The rooms as one SVG picture; ``python tools/structure.py --picture docs/figures/architecture.svg`` draws it.
 
 Floors go from the top down: a room stands just below the lowest of those that import it.
 """

@@ -39,7 +39,7 @@ class Run:
     """A run that has ended, or was stopped.
 
     Attributes:
-        folder: with the model, the weights and the records; docs/session.md lists them.
+        folder: with the model, the weights and the records; docs/reference/files.md lists them.
         summary: what ``run.json`` holds.
     """
 
@@ -117,7 +117,7 @@ def finetune(
             for none of it.
         metrics: OpenMetrics text file to keep up to date.
         resume: continue the run in ``out`` if there is one. Of images in memory it compares labels and ids, not pixels.
-        listener: told every event, a dict with the key ``event``; docs/session.md lists them.
+        listener: told every event, a dict with the key ``event``; docs/reference/files.md lists them.
         should_stop: asked at every step; a text stops the run so that it can be resumed.
         warn: told in one line what does not stop the run.
         **settings: as in ``edge-sel finetune --help``, by their names in ``run.json``: ``plan="last"``, ``epochs=3``,

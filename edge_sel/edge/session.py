@@ -1,4 +1,4 @@
-"""A fine-tuning session: split, evaluate, train stage after stage, judge, write. docs/session.md lists its files."""
+"""A fine-tuning session: split, evaluate, train stage after stage, judge, write (docs/explanation/session.md)."""
 
 from __future__ import annotations
 

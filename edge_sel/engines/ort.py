@@ -25,7 +25,7 @@ X86 = ("x86_64", "AMD64")
 class OrtEngine:
     """Executes with a fixed number of threads that sleep, not spin, between operators; or on a GPU.
 
-    Spinning threads mostly double the CPU time (and the joules) of a step; see docs/engines.md. ``edge-sel tune`` finds
+    Spinning threads mostly double the CPU time (and the joules) of a step. ``edge-sel tune`` finds
     out where they do not.
 
     Args:

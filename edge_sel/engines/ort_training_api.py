@@ -34,7 +34,7 @@ def require_training() -> None:
     version = found.get("onnxruntime-training")
     if version is None:
         raise SetupError("the ort-training engine needs onnxruntime-training, in an environment of its own",
-                         fix="docs/engines.md says how, or --engine ort")  # fmt: skip
+                         fix="docs/howto/engines.md says how, or --engine ort")  # fmt: skip
     mend = MEND.format(" ".join(found))
     if len(found) > 1:
         told = " and ".join(f"{name} {version}" for name, version in found.items())

@@ -37,7 +37,7 @@ class Measured:
 
 
 class EnergyMonitor(Measured):
-    """Measures what runs inside of it; windows of it may nest and overlap.
+    """Measures what runs inside of it; windows of it may nest and overlap::
 
         with EnergyMonitor() as monitor:
             with monitor.window("epoch") as epoch:

@@ -1,7 +1,7 @@
 """The official artifacts of onnxruntime-training for one plan: training, eval and optimizer model, nominal checkpoint.
 
 They are made from the forward graph that the plan's own graphs are compiled from, so both begin behind the same frozen
-backbone. What onnxruntime-training gets wrong without saying so is avoided here (docs/engines.md lists it).
+backbone. What onnxruntime-training gets wrong without saying so is avoided here (docs/howto/engines.md lists it).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.governor.limits import Deadline, EnergyBudget
 from edge_sel.errors import UsageError
 from edge_sel.pack.expert import Expert
-from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session, tree
+from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session, third_or_all, tree
 from tests.edge.train.stages import AUTO
 from tests.edge.world import World, governed
 
@@ -87,12 +87,13 @@ def session_weights(out):
     return load_file(out / "weights.safetensors")
 
 
+@third_or_all
 @pytest.mark.parametrize("interrupt", ["stopped", "killed"])
-def test_resumed_at_every_few_boundaries_it_ends_the_same(interrupt, tmp_path):
+def test_resumed_at_every_few_boundaries_it_ends_the_same(interrupt, apart, tmp_path):
     expected, tape = uninterrupted()
     boundaries = len(tape.of("step"))
     assert boundaries > 10
-    for boundary in range(1, boundaries, 4):
+    for boundary in range(1, boundaries, 4 * apart):
         out = tmp_path / str(boundary)
         if interrupt == "stopped":
             session(out, expert=good(), should_stop=StopAt(boundary), **LONG).run()

@@ -1,5 +1,5 @@
 """What onnxruntime-training gets wrong, or gives in another form, and the engine does not. Its contract is that of all
-engines; this is what only it can get wrong. In an environment of its own: docs/engines.md."""
+engines; this is what only it can get wrong. In an environment of its own: docs/howto/engines.md."""
 
 from __future__ import annotations
 

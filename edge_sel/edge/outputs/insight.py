@@ -24,7 +24,7 @@ SPARED = ("train", "prefix", "fit", "score")
 
 
 def insight_block(progress: Progress, pack: Pack, training: ImageSet, validation: ImageSet) -> dict[str, Any]:
-    """``confusion``, ``hardest``, ``changed`` and ``dense`` of ``run.json``; docs/session.md says what each holds.
+    """``confusion``, ``hardest``, ``changed`` and ``dense`` of ``run.json``; docs/reference/files.md says more.
 
     Args:
         progress: as the run ended, with the weights to keep.

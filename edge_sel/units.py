@@ -114,6 +114,11 @@ def format_duration(s: float | None) -> str:
     return "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if n)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 000 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", " ")
+
+
 def _split(text: str) -> tuple[float | None, str]:
     """The number and the unit of a text, the number None where there is none."""
     found = _QUANTITY.fullmatch(text.strip())

@@ -10,6 +10,7 @@ from hypothesis import settings
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.reader import Pack
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
 settings.register_profile("edge-sel", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("edge-sel")
 

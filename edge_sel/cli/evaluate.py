@@ -19,6 +19,7 @@ from edge_sel.cli.common import (
 )
 from edge_sel.config.profiles import MAX_THREADS
 from edge_sel.errors import BadInputError, escaped
+from edge_sel.units import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +65,8 @@ def command(
             f"   C {figures['confidence']:.3f}"
         )
     if images.skipped:
-        click.echo(f"skipped {len(images.skipped)} files, the first: {images.skipped[0].path}", err=True)
+        count = counted(len(images.skipped), "file")
+        click.echo(f"skipped {count}, the first: {images.skipped[0].path}", err=True)
 
 
 def _read_weights(

@@ -20,6 +20,7 @@ from edge_sel.cli.common import (
     max_pixels_option,
 )
 from edge_sel.errors import UsageError, escaped
+from edge_sel.units import counted
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.manifest import GainRow
@@ -204,7 +205,8 @@ def _export(
     if right < FEW_RIGHT:
         click.echo("that is few: are the classes in the order of the model's logits? see --classes, --mean and --std")
     gamma = manifest.calibration.gamma
-    click.echo(f"wrote {escaped(str(out))}: {len(manifest.plans)} plans, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
+    count = counted(len(manifest.plans), "plan")
+    click.echo(f"wrote {escaped(str(out))}: {count}, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
 
 
 def _note(line: str) -> None:

@@ -47,7 +47,7 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
     if as_json:
         echo_json(result)
     else:
-        print_measurement(result, [probe.why for probe in monitor.probes if not probe.usable])
+        print_measurement(result)
     return status
 
 
@@ -58,13 +58,13 @@ def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
     return (max_w - idle_w) * cpu_s / logical_processors()
 
 
-def print_measurement(result: dict[str, Any], excuses: list[str]) -> None:
+def print_measurement(result: dict[str, Any]) -> None:
     """The figures on stderr, so that the command's own output stays alone on stdout."""
     from edge_sel.units import format_duration, format_energy, format_power
 
     energy = result["energy"]
     if energy["total_j"] is None:
-        line = f"energy unavailable ({energy['why'] or '; '.join(excuses) or 'no meter'})"
+        line = f"energy unavailable ({energy['why']})"
     else:
         line = f"{format_energy(energy['total_j'])} {energy['source']} by {energy['meter']}"
         line += f" at {format_power(energy['mean_power_w'])}"

@@ -21,7 +21,8 @@ def command(as_json: bool) -> None:
     if as_json:
         echo_json({"schema": 1, "detected": detected, "profiles": [asdict(p) for p in profiles]})
         return
+    width = max(len(profile.name) for profile in profiles)
     for profile in profiles:
         here = "  ← this machine" if profile.name == detected else ""
         watts = f"{format_power(profile.idle_w)} idle to {format_power(profile.max_w)}"
-        click.echo(f"{profile.name:17} {watts}, meters: {', '.join(profile.meters)}{here}")
+        click.echo(f"{profile.name:{width}} {watts}, meters: {', '.join(profile.meters)}{here}")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from edge_sel.cli.live import LiveLine
 from edge_sel.errors import escaped
-from edge_sel.units import format_duration, format_energy, format_flops, format_power
+from edge_sel.units import counted, format_duration, format_energy, format_flops, format_power
 
 
 class _Stderr(RichConsole):
@@ -186,13 +186,15 @@ def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
 def _accuracy_lines(result: dict[str, Any]) -> Iterator[str]:
     accuracy = result["accuracy"]
     if accuracy["after"] is not None:
-        yield (
-            f"accuracy on {result['images'][accuracy['on']]} {_shown(accuracy['on'])} images: "
-            f"{_percent(accuracy['before'])} before, {_percent(accuracy['after'])} after"
-            + ("" if result["shipped"] else " by the new model; the original model stays")
-        )
-        if result["evidence"] is not None:
-            yield f"evidence: {result['evidence']['why']}"
+        evidence = result["evidence"]
+        after = f", {_percent(accuracy['after'])} after"
+        if not result["shipped"]:
+            same = evidence is not None and evidence["gain"] == 0 and evidence["p_loss"] == 1
+            after = ("" if same else f"{after} by the new model") + "; the original model stays"
+        images = f"{result['images'][accuracy['on']]} {_shown(accuracy['on'])} images"
+        yield f"accuracy on {images}: {_percent(accuracy['before'])} before{after}"
+        if evidence is not None:
+            yield f"evidence: {evidence['why']}"
     for name, signers in result.get("signers", {}).items():
         if signers is not None:
             checked = "checked" if signers["checked"] else "not checked"
@@ -231,14 +233,15 @@ def _image_lines(result: dict[str, Any]) -> Iterator[str]:
     again = result["duplicates"]
     if again["left_out"]:
         yield (
-            f"left out {len(again['left_out'])} images that show again what others show, "
+            f"left out {counted(len(again['left_out']), 'image')} that show again what others show, "
             f"the first: {escaped(again['left_out'][0])} (--keep-duplicates trains on them too)"
         )
     if again["contradictory"]:
         first = escaped(again["contradictory"][0])
         yield f"like an image of another class: {len(again['contradictory'])}, the first: {first}"
     if skipped := result["skipped_images"]:
-        yield f"skipped {len(skipped)} files, the first: {escaped(skipped[0]['path'])}, {skipped[0]['reason']}"
+        first, why = escaped(skipped[0]["path"]), skipped[0]["reason"]
+        yield f"skipped {counted(len(skipped), 'file')}, the first: {first}, {why}"
 
 
 DOUBTFUL = 0.15

@@ -21,6 +21,7 @@ from edge_sel.cli.common import (
     require_signature_option,
 )
 from edge_sel.errors import SetupError, UsageError
+from edge_sel.units import counted
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.reader import Pack
@@ -74,7 +75,8 @@ def command(
     note = partial(click.echo, err=True)
     if not as_json:
         most_s = len(names) * len(tried) * measure.ROUNDS * window_s
-        note(f"{len(names)} plans, {len(tried)} candidates: about {most_s:.0f} s of measuring at most")
+        work = f"{counted(len(names), 'plan')}, {counted(len(tried), 'candidate')}"
+        note(f"{work}: about {most_s:.0f} s of measuring at most")
     with EnergyRecorder(found, profile=device) as recorder:
         bench = measure.Bench(
             pack=opened,

@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_sel.data.images import UInt8Array
 from edge_sel.data.transforms import normalise
+from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import BadInputError, EdgeSelError
 from edge_sel.pack.keys import TrustedKeys
@@ -66,7 +67,7 @@ def open_classifier(path: str | PathLike[str], threads: int = 0, trusted: Truste
         )
     if file.name.endswith(".onnx") and file.is_file():
         return _of_model(file, engine)
-    if path.is_dir() and (path / "run.json").exists():
+    if path.is_dir() and any((path / name).exists() for name in ("run.json", JOURNAL)):
         raise BadInputError("the run has no model.onnx", where=path, fix="let it end: finetune --resume")
     pack = open_pack(path, trusted)
     told = pack.manifest.model

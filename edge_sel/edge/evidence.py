@@ -84,7 +84,8 @@ def compare(
     if np.isfinite(after).all() and count:
         p_right = _tail(won, lost)
         differences = fair_losses(before, labels) - fair_losses(after, labels)
-        p_loss, needed = _signs(differences, rng), _images_needed(differences, level)
+        p_loss = _signs(differences, rng)
+        needed = _images_needed(differences, level) if won >= lost else None
     return Evidence(count, (won - lost) / max(count, 1), low, high, p_loss, p_right, _tail(lost, won), needed)
 
 

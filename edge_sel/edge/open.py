@@ -27,7 +27,7 @@ from edge_sel.pack.expert import Expert
 from edge_sel.pack.manifest import CLOSED, RIDGE
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import read_supply
-from edge_sel.power.find import find_meter, find_thermometer, sysfs_root
+from edge_sel.power.find import find_meter, find_thermometer, sysfs_root, why_none
 from edge_sel.power.meter import Meter
 from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
 from edge_sel.power.throttle import ThrottleReader
@@ -108,13 +108,15 @@ def open_session(
     if (result := exhausted(earlier, out, settings.energy_budget_j)) is not None:
         yield EndedSession(result)
         return
-    meter = _open_meter(settings, profile)
+    meter, why = _open_meter(settings, profile)
     supply = partial(read_supply, sysfs_root())
     limits = limits_of(resolved, clock_through_sleep())
     every_s = settings.checkpoint_every_s
     book = Bookkeeper(out / JOURNAL, clock_through_sleep, every_s=every_s, cuts=earlier.cuts(every_s))
     with (
-        EnergyRecorder(meter, profile=profile, on_event=listener, temperature=find_thermometer()) as recorder,
+        EnergyRecorder(
+            meter, profile=profile, on_event=listener, temperature=find_thermometer(), why_none=why
+        ) as recorder,
         book.in_background(),
         _taken_back(book, new=not earlier.began),
     ):
@@ -208,11 +210,11 @@ def _may_use_gpu(settings: Settings) -> bool:
     return choose_device(settings.device)[0] == "cuda"
 
 
-def _open_meter(settings: Settings, profile: Profile) -> Meter | None:
-    """The meter that the settings and the profile name; None if none works and none is required."""
+def _open_meter(settings: Settings, profile: Profile) -> tuple[Meter | None, str]:
+    """The meter that the settings and the profile name, None if none works and none is required; and why not."""
     # Of work on the processor a graphics card's watts say nothing: they would be somebody else's, or idle ones.
     meter, probes = find_meter(profile, settings.meter, skip=() if _may_use_gpu(settings) else ("nvml",))
     if settings.require_measured and (meter is None or meter.source != "measured"):
         reasons = "; ".join(f"{probe.name}: {probe.why}" for probe in probes if probe.name != "psutil")
         raise SetupError("no meter measures energy here", where=reasons or None, fix="leave out --require-measured")
-    return meter
+    return meter, why_none(probes)

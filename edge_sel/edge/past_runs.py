@@ -19,8 +19,9 @@ class PastRun:
 
     Attributes:
         folder: of the run.
-        verdict: the new model ``shipped`` or the original one was ``kept``; ``stopped``: by a limit or a signal, with a
-            result so far; ``unfinished``: it runs, or was cut; ``damaged``: its result cannot be read.
+        verdict: the new model ``shipped`` or the original one was ``kept``; ``stopped``: by a limit, with a result so
+            far, or by a signal, without one; ``unfinished``: it runs, or was cut; ``damaged``: its result cannot be
+            read.
         why: it was stopped; empty otherwise.
         plan: that was asked for; empty where nothing tells it.
         before: accuracy 0..1 of the original model; ``after`` of the new one; None if unknown.
@@ -64,11 +65,14 @@ def _read(folder: Path) -> Iterator[PastRun]:
     if result is not None and "accuracy" not in result and not earlier.began:
         return  # a run of `edge-sel reference`
     if result is None:
-        verdict: Verdict = "damaged" if earlier.result_damaged and not earlier.began else "unfinished"
-        known = earlier.began
+        saved, known = earlier.booked is not None, earlier.began
+        signalled = saved and earlier.told is not None and earlier.ended
+        verdict: Verdict = "stopped" if signalled else "unfinished"
+        if earlier.result_damaged and not saved:  # --resume refuses it, too
+            verdict = "damaged"
         yield PastRun(
-            folder, verdict, energy_j=spent.total_j if known else None, energy_source=(known and spent.source) or "",
-            time_s=spent.seconds if known else None,
+            folder, verdict, "signal" if signalled else "", energy_j=spent.total_j if known else None,
+            energy_source=(known and spent.source) or "", time_s=spent.seconds if known else None,
         )  # fmt: skip
         return
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +81,12 @@ class Progress:
     def latest_weights(self) -> Arrays:
         """Every weight as of the moment that was saved, inside a stage too."""
         return {name: self.stage.trainer.get(name, value) for name, value in self.weights.items()}
+
+    def with_test_of_best(self, accuracy: float) -> Progress:
+        """With what the weights of the best epoch get right of the test images, 0..1, in that epoch's entry."""
+        best = self.best_validation.get("epoch")
+        history = [e | {"test_full": accuracy} if n == best else e for n, e in enumerate(self.history, 1)]
+        return replace(self, history=history)
 
 
 def start_progress(weights: Arrays, images: int, classes: int, gate: SundewState) -> Progress:

@@ -119,8 +119,12 @@ class Session:
         self.emit(told, images=len(self.training), guard=len(self.judge.validation))
         if not self.progress.before:
             self._look_first()
-        reason = self.governor.at_boundary(None)
-        stop = Stop(reason, self.progress.latest_weights()) if reason else self._train()
+        limit = self.governor.at_boundary(None)
+        if signal := self.host.should_stop() if self.limits else None:  # it came while the limits let it wait
+            self._save()
+            stop: Stop | None = Stop(signal, None)
+        else:
+            stop = Stop(limit, self.progress.latest_weights()) if limit else self._train()
         if stop is None:
             return self._finish("done")
         self.emit("stopped", reason=stop.reason)
@@ -262,9 +266,8 @@ class Session:
         """
         progress = self.progress  # and stays: whoever resumes goes on from where the stage stood
         if latest is not None:
-            found = self.judge.validate(latest)
-            told = found.to_json(self.classes)
-            progress = keep_if_better(progress, self.pack, self.judge, latest, told, found.logits)
+            seen = self.judge.validate(latest)
+            progress = keep_if_better(progress, self.pack, self.judge, latest, seen.to_json(self.classes), seen.logits)
         shipped, evidence = decide(progress, self.pack, self.judge, self.training, self.settings)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]
@@ -274,10 +277,7 @@ class Session:
             weights = progress.weights if shipped else original_weights(self.pack, len(self.classes))
             self.folder.write_model(self.pack, self.engine, weights, self.classes)
         if "test" in after and progress.history and stopped == "done":
-            if best_epoch := progress.best_validation.get("epoch"):
-                history = [*progress.history]
-                history[best_epoch - 1] |= {"test_full": after["test"]["accuracy"]}
-                self.progress = replace(progress, history=history)
+            self.progress = progress.with_test_of_best(after["test"]["accuracy"])
             self.folder.write_history(self.progress, self.classes)
         self._memory_short()
         summary = self._summary(stopped, after, progress, shipped=shipped, evidence=evidence)

@@ -28,6 +28,8 @@ CHANCE = 2
 LEAST_ANCHORS = 10
 SURELY = 0.1
 """Level of the binomial test that a model remembers less than that."""
+MANY = 100_000
+"""Images of which nobody collects more."""
 REMEMBERED = 1 / 3
 """Of what the model knew of the server's images beyond chance: with less it has forgotten."""
 
@@ -180,6 +182,8 @@ def _why(evidence: Evidence, level: float) -> str:
         return "nothing that was tried made it better"
     if evidence.p_worse <= 1 - level:
         return f"worse: {seen}"
-    enough = evidence.images_needed
-    told = "" if enough is None or enough <= evidence.images else f"; about {enough} images would show such a gain"
+    enough, told = evidence.images_needed, ""
+    if enough is not None and enough > evidence.images:
+        some = f"about {enough}" if enough <= MANY else f"more than {MANY}"
+        told = f"; {some} images would show such a gain"
     return f"not shown to be better: {seen}{told}"

@@ -1,7 +1,9 @@
-"""Import onnxruntime without torch, and without its remarks on a machine that it does not know.
+"""Import onnxruntime without torch, without telemetry, and without its remarks on a machine that it does not know.
 
 Its native part writes to stderr while it is imported where there is no ``/sys``, or an ARM processor is new to it; it
-computes as well without. An official training runtime imports torch, if that is installed, to check itself.
+computes as well without. An official training runtime imports torch, if that is installed, to check itself. Wheels
+since 1.31 send figures about their use to Microsoft, unless a variable of the environment says no (``Privacy.md`` in
+the wheel).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -25,19 +27,20 @@ REMARK = re.compile(rb"(Error|Warning) in cpuinfo: |.*\[W:onnxruntime:[^\]]*(cpu
 @contextmanager
 def without_remarks() -> Iterator[None]:
     """Inside, what the process writes to its standard error is kept; afterwards all but remarks is written there."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    with tempfile.TemporaryFile() as file, os.fdopen(kept, "wb") as stderr:
+    with ExitStack() as opened:
+        try:
+            stderr = opened.enter_context(os.fdopen(os.dup(2), "wb"))
+            file = opened.enter_context(tempfile.TemporaryFile())
+        except OSError:  # it is closed, or no folder can be written into
+            yield
+            return
         with suppress(AttributeError, ValueError):
             sys.stderr.flush()
         os.dup2(file.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
+            os.dup2(stderr.fileno(), 2)
             file.seek(0)
             stderr.writelines(line for line in file if not REMARK.match(line))
 
@@ -54,5 +57,6 @@ def _without_torch() -> None:
 
 
 _without_torch()
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 with without_remarks():
     import onnxruntime as ort

@@ -81,7 +81,7 @@ def permissions(
         elif files:
             found.append(Access(meter, True, str(files[0]), "can be read"))
     if hidden_rapl(sysfs):
-        why = "hidden from containers by what runs them"
+        why = "the links lead nowhere: containers are kept from it"
         found.append(Access("rapl", False, str(sysfs / "class/powercap"), why, _mount(container)))
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from edge_sel.config.profiles import Profile
 from edge_sel.errors import UsageError
 from edge_sel.power.battery import BatteryMeter
 from edge_sel.power.jetson import JetsonMeter
-from edge_sel.power.meter import Meter, MeterError, Probe, read_checked
+from edge_sel.power.meter import NO_METER, Meter, MeterError, Probe, read_checked
 from edge_sel.power.nvml import NvmlMeter
 from edge_sel.power.psutil_model import PsutilModel
 from edge_sel.power.rapl import RaplMeter
@@ -86,6 +86,13 @@ def find_meter(
         elif meter is not None:
             meter.close()
     return found, probes
+
+
+def why_none(probes: Iterable[Probe]) -> str:
+    """What is wrong with each meter that does not work, and how to mend it."""
+    unusable = [probe for probe in probes if not probe.usable]
+    told = [f"{probe.name}: {probe.why}" + (f"; {probe.fix}" if probe.fix else "") for probe in unusable]
+    return ", ".join(told) or NO_METER
 
 
 def _try(

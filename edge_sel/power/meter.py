@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 from edge_sel.errors import SetupError
 
 Source = Literal["measured", "modelled", "unavailable"]
+NO_METER = "no meter works here"
 
 
 class MeterError(SetupError):

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.power.find import find_meter, find_thermometer
+from edge_sel.power.find import find_meter, find_thermometer, why_none
 from edge_sel.power.meter import Probe
 from edge_sel.power.recorder import EnergyRecorder
 
@@ -67,7 +67,9 @@ class EnergyMonitor(Measured):
         self.profile, self._idle_s = profile, idle_s
         found, probes = find_meter(profile, meter)
         self.probes: tuple[Probe, ...] = tuple(probes)
-        self._recorder = EnergyRecorder(found, profile=profile, temperature=find_thermometer())
+        self._recorder = EnergyRecorder(
+            found, profile=profile, temperature=find_thermometer(), why_none=why_none(probes)
+        )
 
     def __enter__(self) -> EnergyMonitor:
         self._recorder.__enter__()

@@ -96,6 +96,8 @@ def _find_zones(tree: Path) -> list[_Zone]:
             f"RAPL is absent: there is no intel-rapl:0 in {tree}, usual in virtual machines",
             f"on a PC's own Linux, modprobe intel_rapl_msr; else {_MODELLED}",
         )
+    if not any((tree / package).exists() for package in packages):
+        raise MeterError(f"RAPL is hidden: {tree / packages[0]} leads nowhere, usual in containers", _MASKED)
     zones = []
     for package in packages:
         label = _text(tree / package / "name")

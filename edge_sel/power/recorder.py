@@ -31,7 +31,7 @@ from typing import Any
 
 from edge_sel.config.profiles import Profile
 from edge_sel.power.figure import EnergyFigure, RecorderCost, make_figure
-from edge_sel.power.meter import Meter
+from edge_sel.power.meter import NO_METER, Meter
 from edge_sel.power.phases import Phase, PhaseClock
 from edge_sel.power.processors import logical_processors
 from edge_sel.power.sampler import HANG_S, Moment, Sampler
@@ -69,6 +69,7 @@ class EnergyRecorder:
         cpu_time: processor seconds of this process, which share joules out among phases.
         hang_s: how long a reading, or the end of the threads, is waited for.
         temperature_period_s: between two questions to the thermometers.
+        why_none: why there is no meter, if there is none.
 
     """
 
@@ -85,10 +86,11 @@ class EnergyRecorder:
         cpu_time: Callable[[], float] = time.process_time,
         hang_s: float = HANG_S,
         temperature_period_s: float = PERIOD_S,
+        why_none: str = NO_METER,
     ) -> None:
         self._meter, self._period_s, self._profile = meter, period_s, profile
         self._phases = PhaseClock(clock, cpu_time)
-        self._sampler = Sampler(meter, self._phases, max(5 * period_s, 1.0), on_event, hang_s)
+        self._sampler = Sampler(meter, self._phases, max(5 * period_s, 1.0), on_event, hang_s, why_none)
         if profile is not None and meter is not None and meter.source == "modelled":
             self._sampler.idle_w = profile.idle_w
         self._throttle_reasons: Callable[[], list[str]] = getattr(meter, "throttle_reasons", list)

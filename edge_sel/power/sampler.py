@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from edge_sel.power.figure import MeterFacts, Tally
-from edge_sel.power.meter import Meter, MeterError, Reading, read_checked
+from edge_sel.power.meter import NO_METER, Meter, MeterError, Reading, read_checked
 from edge_sel.power.phases import NONE, PhaseClock, Phases, add, between, share_out
 
 HANG_S = 2.0
@@ -38,6 +38,7 @@ class Sampler:
         gap_limit_s: samples further apart leave a gap.
         on_event: is given one dict when the meter is lost.
         hang_s: how long a reading may take before the meter is given up.
+        why_none: why there is no meter, if there is none.
 
     """
 
@@ -48,6 +49,7 @@ class Sampler:
         gap_limit_s: float,
         on_event: Callable[[dict[str, Any]], None] | None,
         hang_s: float = HANG_S,
+        why_none: str = NO_METER,
     ) -> None:
         self._meter, self._phases, self._gap_limit_s, self._on_event = meter, phases, gap_limit_s, on_event
         self._hang_s = hang_s
@@ -55,7 +57,7 @@ class Sampler:
         self._moment = Moment(0.0)
         self._ended: Moment | None = None
         self.idle_w: float | None = None
-        self.lost = "no meter works here" if meter is None else None
+        self.lost = why_none if meter is None else None
 
     def read(self) -> Moment:
         """Take one sample, whatever comes of it."""

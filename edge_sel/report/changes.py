@@ -8,6 +8,7 @@ from edge_sel.report import words
 from edge_sel.report.blocks import Block, Chart, Section, Table, Text
 from edge_sel.report.charts import SERIES, Charts, plain_ticks, quiet_grid, short
 from edge_sel.report.read import Record
+from edge_sel.units import counted
 
 MOST_BARS = 30
 MOST_ROWS = 300
@@ -53,7 +54,7 @@ def _weights(record: Record, charts: Charts) -> list[Block]:
     if len(changed) > len(shown):
         title += f": the {len(shown)} of {len(changed)} that moved most"
     updated, of = (sum(tensor[key] for tensor in changed) for key in ("updated", "channels"))
-    summary = f"{words.count(len(changed), 'tensor')} changed, {updated} of their {of} output channels."
+    summary = f"{counted(len(changed), 'tensor')} changed, {updated} of their {of} output channels."
     return [Chart(title, svg, summary, Table(title, columns, rows), wide=True)]
 
 

@@ -11,6 +11,7 @@ from edge_sel.report import words
 from edge_sel.report.blocks import Block, Card, Cards, Chart, Section, Table, Text
 from edge_sel.report.charts import INK, MUTED, SERIES, Charts, integer_ticks, quiet_grid
 from edge_sel.report.read import Record
+from edge_sel.units import counted
 
 MOST_EPOCHS = 60
 """Bars that can be told apart."""
@@ -45,7 +46,7 @@ def _per_unit(record: Record) -> list[Block]:
         return []
     cards = []
     if trained:
-        cards.append(Card("per image trained", words.joules(past.energy_j / trained), words.count(trained, "visit")))
+        cards.append(Card("per image trained", words.joules(past.energy_j / trained), counted(trained, "visit")))
     if past.before is not None and past.after is not None and past.after > past.before:
         gained = 100 * (past.after - past.before)
         cards.append(Card("per point of accuracy", words.joules(past.energy_j / gained), f"{gained:.1f} points gained"))
@@ -182,5 +183,5 @@ def _by_epoch(record: Record, charts: Charts) -> list[Block]:
         for e in epochs
     ]  # fmt: skip
     columns = ["epoch", "plan", "joules", "source", "time", "images trained", "per image", "computed"]
-    summary = f"{words.count(len(epochs), 'epoch')}, {words.joules(sum(e['energy_j'] for e in epochs))} together."
+    summary = f"{counted(len(epochs), 'epoch')}, {words.joules(sum(e['energy_j'] for e in epochs))} together."
     return [Chart("Joules by epoch", charts.draw(paint), summary, Table("Joules by epoch", columns, rows))]

@@ -21,6 +21,7 @@ from edge_sel.report.charts import (
 )
 from edge_sel.report.pictures import Thumbnails
 from edge_sel.report.read import Record
+from edge_sel.units import counted
 
 MOST_CLASSES = 20
 """In a chart; the table has up to ``MOST_ROWS``."""
@@ -95,7 +96,7 @@ def _confusion(record: Record, charts: Charts) -> list[Block]:
     side = min(4.6, 1.6 + 0.3 * len(classes))
     svg = charts.draw(paint, size=(2 * side + 0.8, side), panels=2)
     wrong_images = sum(cell[2] for cell in wrong)
-    summary = f"The new model gets {words.count(wrong_images, 'validation image')} wrong."
+    summary = f"The new model gets {counted(wrong_images, 'validation image')} wrong."
     return [Chart("Which classes are taken for which, on validation images", svg, summary, table, wide=True)]
 
 

@@ -8,6 +8,7 @@ from edge_sel.report import words
 from edge_sel.report.blocks import Block, Card, Cards, Chart, Section, Table, Text
 from edge_sel.report.charts import INK, MUTED, SERIES, Charts, percent_axis, quiet_grid
 from edge_sel.report.read import Record
+from edge_sel.units import counted
 
 VERDICTS = {
     "shipped": "The new model ships", "kept": "The original model stays", "stopped": "Stopped before its end",
@@ -45,12 +46,12 @@ def _accuracy(record: Record) -> Card:
         after, on = record.epochs[-1].get("guard_acc"), "guard"
         before = record.epochs[0].get("best_acc", before)
     images = (record.result.get("images") or {}).get(on)
-    note = f"on {words.count(images, f'{words.ON[on]} image')}" if images and on in words.ON else ""
+    note = f"on {counted(images, f'{words.ON[on]} image')}" if images and on in words.ON else ""
     if evidence:
         level = f"{evidence['level']:.0%} interval"
         note += (
             f"; gain {words.points(evidence['gain'])}, {level} {100 * evidence['low']:+.1f} to "
-            f"{100 * evidence['high']:+.1f}, on {words.count(evidence['images'], 'image')} that nothing was learnt from"
+            f"{100 * evidence['high']:+.1f}, on {counted(evidence['images'], 'image')} that nothing was learnt from"
         )
     return Card("accuracy, before → after", f"{words.percent(before)} → {words.percent(after)}", note.lstrip("; "))
 
@@ -117,8 +118,8 @@ def _what_was_run(record: Record) -> Table:
     images = result.get("images") or {}
     rows = [
         ["pack", str(result.get("pack", words.NONE))], ["images", str(result.get("source", words.NONE))],
-        ["trained on", words.count(images["train"], "image") if images.get("train") else words.NONE],
-        ["validation", words.count(images["guard"], "image") if images.get("guard") else words.NONE],
+        ["trained on", counted(images["train"], "image") if images.get("train") else words.NONE],
+        ["validation", counted(images["guard"], "image") if images.get("guard") else words.NONE],
         ["plan", str(result.get("plan", record.past.plan or words.NONE))],
         ["engine", str(result.get("engine", words.NONE))],
         ["stopped by", record.past.why or words.NONE], ["folder", str(record.past.folder)],

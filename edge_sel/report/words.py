@@ -46,11 +46,6 @@ def flops(tera: Any) -> str:
     return NONE if tera is None else format_flops(tera * 1e12)
 
 
-def count(value: Any, noun: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{value:,} {noun}{'' if value == 1 else 's'}".replace(",", " ")
-
-
 def phase(name: str) -> str:
     """In words."""
     return PHASES.get(name, name)

@@ -80,12 +80,16 @@ class Errors(NamedTuple):
 
 
 def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator) -> list[Batch]:
-    """``TRIES`` batches of ``BATCH_SIZE`` images and random sample weights."""
+    """``TRIES`` batches of ``BATCH_SIZE`` images, with labels and sample weights at random.
+
+    A model that has every image right would have no gradient to compare.
+    """
     batches = []
     for _ in range(TRIES):
         chosen = np.sort(rng.permutation(len(images))[:BATCH_SIZE])
         weights = rng.uniform(0.5, 1.5, len(chosen)).astype(np.float32)
-        batches.append(Batch(normalise(images.read(chosen), model.mean, model.std), images.labels[chosen], weights))
+        labels = rng.integers(0, len(model.classes), len(chosen))
+        batches.append(Batch(normalise(images.read(chosen), model.mean, model.std), labels, weights))
     return batches
 
 

@@ -85,7 +85,7 @@ def test_a_run_that_made_it_worse_says_so(edge_sel, digits_folder):
     ]
     result = edge_sel("finetune", PACK, "--data", digits_folder, *arguments)
     assert result.code == 0
-    assert "the original model stays" in result.out and "the original model stays" in result.err
+    assert "% before; the original model stays" in result.out and "the original model stays" in result.err
     assert "full did not make the model better on the validation set: undone" in result.err
     assert "evidence: nothing that was tried made it better" in result.out
     assert "held back as the validation set" in result.err and "valid." in result.out

@@ -21,6 +21,8 @@ def runs(edge_sel, here, digits_folder):
     shutil.copytree("runs/good", "runs/damaged")
     for name in ("run.json", "journal.jsonl"):
         (here / "runs" / "damaged" / name).write_text("{")
+    shutil.copytree("runs/good", "runs/refused")
+    (here / "runs" / "refused" / "run.json").write_text("{")
     (here / "runs" / "notes").mkdir()
     (here / "runs" / "reference").mkdir()
     (here / "runs" / "reference" / "run.json").write_text(
@@ -32,7 +34,7 @@ def runs(edge_sel, here, digits_folder):
 def test_each_run_with_its_verdict_accuracy_and_joules(edge_sel, runs):
     told = {run["folder"].rpartition("/")[2]: run for run in json.loads(edge_sel("runs", "--json").out)["runs"]}
     assert {name: run["verdict"] for name, run in told.items()} == {
-        "good": "shipped", "stopped": "stopped", "cut": "unfinished", "damaged": "damaged",
+        "good": "shipped", "stopped": "stopped", "cut": "unfinished", "damaged": "damaged", "refused": "damaged",
     }  # fmt: skip
     summary = json.loads((runs / "good" / "run.json").read_text())
     good = told["good"]
@@ -46,7 +48,7 @@ def test_each_run_with_its_verdict_accuracy_and_joules(edge_sel, runs):
 def test_the_table_fits_eighty_columns(edge_sel, runs, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     result = edge_sel("runs")
-    assert result.code == 0 and result.err == "" and len(result.out.splitlines()) == 5
+    assert result.code == 0 and result.err == "" and len(result.out.splitlines()) == 6
     assert max(map(len, result.out.splitlines())) <= 80 and "stopped (deadline)" in result.out
 
 

@@ -67,6 +67,9 @@ def test_a_signal_stops_at_a_step_and_the_resumed_run_ends_the_same(number, argu
     assert 2 <= len(told["epochs"]) < 81
     assert len(list_checkpoints(here / "run" / "checkpoints")) >= 1
     assert not (here / "run" / "run.json").exists() and not (here / "run" / "model.onnx").exists()
+    assert "stopped (signal)" in run("runs", "run", cwd=here).stdout
+    refused = run("predict", "run", "image.png", cwd=here)
+    assert refused.returncode == 4 and "the run has no model.onnx" in refused.stderr
     resumed = run(*arguments, "--out", "run", "--resume", cwd=here)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["epochs"][:2] == told["epochs"][:2]

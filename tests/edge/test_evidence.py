@@ -96,6 +96,17 @@ def test_how_many_images_would_do_shrinks_with_what_there_is_to_show():
     assert much < little
 
 
+def test_no_number_of_images_would_show_what_is_less_accurate():
+    """Less loss alone is no gain."""
+    truth = labels(300)
+    before = model(truth, 0.5, 1)
+    right = before.argmax(1) == truth
+    after = before + np.where(right, 0.0, 1.0)[:, None] * np.eye(10)[truth]  # nearer to the truth, though still wrong
+    after[np.flatnonzero(right)[:20]] = np.roll(after[np.flatnonzero(right)[:20]], 1, axis=1)
+    found = compare(before, after, truth, rng())
+    assert found.gain < 0 and found.p_loss < 0.5 and found.images_needed is None
+
+
 def test_what_diverged_is_never_better():
     truth = labels(50)
     for value in (np.nan, np.inf, -np.inf):

@@ -8,7 +8,8 @@ from safetensors.numpy import load_file
 
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.ship import LEAST_ANCHORS, REMEMBERED
+from edge_sel.edge.evidence import Evidence
+from edge_sel.edge.ship import LEAST_ANCHORS, REMEMBERED, _why
 from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session, third_or_all, without_anchors
 
 CLOSED = {"plan": "closed"}
@@ -66,6 +67,15 @@ def test_nothing_ships_that_was_learnt_from(case, plans, tmp_path):
     assert not result["shipped"]
     left = load_file(tmp_path / "weights.safetensors")
     assert all(np.array_equal(left[name], value) for name, value in pack().weights().items())
+
+
+@pytest.mark.parametrize(
+    ("needed", "told"), [(20, ""), (4000, "about 4000 images"), (10**9, "more than 100000 images")]
+)
+def test_how_many_images_would_show_it_is_told_where_somebody_could_have_them(needed, told):
+    why = _why(Evidence(300, 0.01, -0.02, 0.04, 0.4, 0.4, 0.6, needed), 0.9)
+    assert why.startswith("not shown to be better: +1.0 points (-2.0 to +4.0) on 300 images")
+    assert why.endswith(f"; {told} would show such a gain" if told else "300 images")
 
 
 def test_a_real_shift_ships_with_its_evidence(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,15 +29,15 @@ OTHERS = (
 )
 
 
-def imported(folder: Path, *, close: bool = False) -> str:
-    """The standard error of a process that imports a runtime which writes all of these lines."""
+def imported(folder: Path, *, before: str = "pass") -> str:
+    """The standard error of a process that imports a runtime which writes all of these lines, after other code."""
     package = folder / "onnxruntime"
     package.mkdir()
     told = "\n".join((*REMARKS, *OTHERS)) + "\n"
     (package / "__init__.py").write_text(
         f"import os\ntry: os.write(2, {told.encode()!r})\nexcept OSError: pass\nname = 'this one'\n"
     )
-    code = "import os, sys; sys.path.insert(0, sys.argv[1]); " + ("os.close(2); " if close else "")
+    code = f"import os, sys, tempfile; sys.path.insert(0, sys.argv[1]); {before}; "
     code += "from edge_sel.engines.native import ort; print(ort.name)"
     result = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "this one\n"), result.stderr
@@ -48,7 +49,23 @@ def test_remarks_are_dropped_and_all_else_is_passed_on(tmp_path):
 
 
 def test_a_closed_standard_error_is_no_reason_to_fail(tmp_path):
-    imported(tmp_path, close=True)
+    imported(tmp_path, before="os.close(2)")
+
+
+def test_without_a_folder_for_temporary_files_everything_is_passed_on(tmp_path):
+    """As on a read-only root."""
+    told = imported(tmp_path, before="tempfile.tempdir = '/no/such/folder'")
+    assert told == "\n".join((*REMARKS, *OTHERS)) + "\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the runtime keeps its number in another folder")
+def test_the_runtime_sends_no_figures_about_its_use(tmp_path):
+    """Wheels since 1.31 do where nothing says no, and write a number of the machine first; older ones never do."""
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    del environment["ORT_DISABLE_TELEMETRY"]
+    code = "from edge_sel.engines.native import ort; ort.InferenceSession"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("line", REMARKS)

@@ -138,11 +138,10 @@ class Governor:
             while asked is not None and asked[1].action == "pause" and not self._interrupted():
                 readings = self._sleep_through(POLL_S)
                 asked = self._ask(readings, paused=True, limits=limits)
-        if asked is None or asked[1].action == "pause":
+        if asked is None:
             waited_s = self._read().now_s - began_s
             self._emit("governor", action="resume", limit=limit.name, paused_s=waited_s, duty=self._duty)
-            return None
-        return asked
+        return None if asked is None or asked[1].action == "pause" else asked  # a pause that somebody has interrupted
 
     def _rest(self, seconds: float) -> None:
         """Sleep after a step, without becoming deaf."""

@@ -140,7 +140,7 @@ class MetricsFile:
         elif kind == "governor":
             self._known["paused"] = float(event.get("action") == "pause")
         elif kind == "stopped":
-            self._reason = str(event.get("reason", ""))
+            self._reason, self._known["paused"] = str(event.get("reason", "")), 0.0
         elif kind == "finished":  # also of a run that a limit has stopped
             self._reason = self._reason or "done"
         self._known |= {key: event[key] for key in ("active_rate", "pressure") if key in event}

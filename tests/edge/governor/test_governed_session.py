@@ -131,6 +131,19 @@ def test_a_power_cap_pauses_and_changes_no_bit(cap_w, world, tmp_path):
 # Signals
 
 
+def test_a_signal_in_quiet_hours_stops_before_a_stage_begins(world, tmp_path):
+    """Nothing goes on, and nothing says that it does."""
+    told = []
+    result = governed(
+        tmp_path, world, QuietHours(0, 24 * 60 - 1), listener=told.append,
+        should_stop=lambda: "signal" if world.now_s >= 100.0 else None, **OPEN,
+    )  # fmt: skip
+    assert result["stopped"] == "signal" and not result["epochs"] and list_checkpoints(tmp_path / "checkpoints")
+    assert not [event for event in told if event["event"] == "rung" or event.get("action") == "resume"]
+    assert governed(tmp_path, world, resume=True, **OPEN)["stopped"] == "done"
+    assert outcome(tmp_path) == free()[1]
+
+
 @pytest.mark.parametrize("asked_s", [30.0, 100.5])
 def test_a_signal_during_a_pause_stops_at_once(asked_s, world, tmp_path):
     """At once, and as a signal: the limit is no longer what matters."""

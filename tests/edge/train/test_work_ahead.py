@@ -97,7 +97,7 @@ def test_a_resumed_run_expects_what_is_left(curriculum, boundary, again, work_le
     given = {"plan": "bn,affine", "gate": "off", "curriculum": curriculum, "epochs": 3}
     governed(tmp_path / "one", World(), Deadline(1e9), **given)
     whole = work_left[1:]
-    asked = 2 * boundary - 1  # it is asked once more after each wait
+    asked = 2 * boundary  # once before the training, then twice at each boundary: again after a wait
     governed(tmp_path / "two", World(), Deadline(1e9), should_stop=StopAt(asked), **given)
     del work_left[:]
     governed(tmp_path / "two", World(), Deadline(1e9), resume=True, **given)

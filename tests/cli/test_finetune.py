@@ -157,6 +157,7 @@ def test_an_epoch_that_trained_nothing_can_be_shown(edge_sel, here, digits_folde
     assert "epoch 1 " in result.err and "nan" not in result.out + result.err
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("out", ["run[final]", "a[/b]", "[bold]:smile:", "my run"])
 def test_names_are_shown_as_they_are(out, edge_sel, here, digits_folder):
     """Square brackets are markup to the library that prints."""

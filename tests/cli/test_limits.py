@@ -102,6 +102,7 @@ def test_help_shows_an_example_of_every_limit(edge_sel):
 # The temperature of the profile
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("given", "max_c", "origin"),
     [

@@ -5,6 +5,7 @@ import pytest
 from tests.cli.shell import SETUP, refused
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["events.jsonl", "history.csv", "checkpoints"])
 def test_a_run_does_not_write_through_a_link(name, edge_sel, here):
     target = here / "target"

@@ -68,6 +68,7 @@ def test_a_signal_reaches_the_command_and_all_that_it_started(number, shell, mea
     assert gone(child)
 
 
+@pytest.mark.slow
 def test_a_command_that_ignores_the_signal_is_killed_after_a_grace(measuring):
     process, child = measuring("SIGTERM", "SIGHUP")
     began = time.monotonic()
@@ -102,6 +103,7 @@ def test_what_cannot_be_started_has_the_status_of_a_shell(command, status, here)
     assert result.returncode == status and result.stdout == "" and result.stderr.count("\n") == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 @pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ">/dev/full 2>/dev/full", ">&- 2>&-"])
 def test_streams_never_change_the_status(streams, flags, here):

@@ -55,6 +55,7 @@ def learning(here):
     return path.exists() and path.read_text().count('"event": "epoch"') >= 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_at_a_step_and_the_resumed_run_ends_the_same(number, arguments, uninterrupted, here):
     with running(*arguments, "--out", "run", cwd=here) as process:
@@ -77,6 +78,7 @@ def test_a_signal_stops_at_a_step_and_the_resumed_run_ends_the_same(number, argu
     assert (here / "run" / "model.onnx").read_bytes() == uninterrupted[1]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_after_a_power_cut_ends_the_same(arguments, uninterrupted, here):
     with running(*arguments, "--out", "run", "--checkpoint-every", "0.05s", cwd=here) as process:
         wait_for(lambda: learning(here) and list_checkpoints(here / "run" / "checkpoints"), process)

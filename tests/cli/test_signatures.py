@@ -97,6 +97,7 @@ def test_a_run_names_its_signer(edge_sel, here, keys, signed, digits_folder):
     assert json.loads(told.out)["signers"]["pack"]["checked"] is True
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("text", ['["old.pub.pem", "new.pub.pem"]', f'"old.pub.pem{os.pathsep}new.pub.pem"'])
 def test_a_file_of_settings_may_name_several_keys(text, edge_sel, here, keys, signed, unsigned, digits_folder):
     (here / "device.toml").write_text(f"require_signature = {text}\n")
@@ -108,6 +109,7 @@ def test_a_file_of_settings_may_name_several_keys(text, edge_sel, here, keys, si
     assert signers(here / "third")["pack"]["fingerprints"] == [keys["new"]]
 
 
+@pytest.mark.slow
 def test_a_key_is_replaced_without_a_gap(edge_sel, keys, signed):
     """First the packs have both signatures, then the devices the new key."""
     told = edge_sel("pack", "sign", signed, "--key", "new.key.pem")

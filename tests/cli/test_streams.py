@@ -24,6 +24,7 @@ def shell(line, cwd):
     )
 
 
+@pytest.mark.sampled(7)
 @FULL
 @pytest.mark.parametrize(
     "streams",
@@ -39,6 +40,7 @@ def test_a_run_ends_well_whatever_becomes_of_its_streams(streams, here):
         assert ("stdout is incomplete (No space left on device)" in told[-1]) if told else "2>" in streams
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("streams", ["| true", "2>&1 | true", "| head -n 1"])
 def test_a_reader_that_leaves_ends_no_run(streams, here):
     result = shell(f"{RUN} {streams}; exit ${{PIPESTATUS[0]}}", here)

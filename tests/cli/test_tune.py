@@ -44,6 +44,7 @@ def settings(out: Path) -> dict[str, tuple[object, str]]:
     return {key: (stored[key]["value"], stored[key]["origin"]) for key in Candidate._fields}
 
 
+@pytest.mark.slow
 def test_tune_measures_and_finetune_uses_it(edge_sel, here, cache):
     told = json.loads(edge_sel("tune", "--seconds", 0.03, "--json").out, parse_constant=pytest.fail)
     assert told["schema"] == 1 and told["engine"] == "ort" and list(told["plans"]) == ["full"]
@@ -106,6 +107,7 @@ def test_mistakes_are_one_line(edge_sel, cache, arguments, words):
     assert result.code in (USAGE, 4)
 
 
+@pytest.mark.slow
 def test_whatever_the_user_gives_overrules(edge_sel, here, cache, monkeypatch):
     remember(BEST)
     assert edge_sel(*RUN, "--out", "tuned").code == 0
@@ -126,6 +128,7 @@ def test_whatever_the_user_gives_overrules(edge_sel, here, cache, monkeypatch):
     assert settings(here / "env")["batch_size"][1].startswith(("profile:", "default")), "nothing like it was measured"
 
 
+@pytest.mark.slow
 def test_another_pack_or_engine_is_not_concerned(edge_sel, here, cache, digits_folder):
     path = remember(BEST)
     path.rename(path.with_name("0123456789abcdef-ort.json"))
@@ -136,6 +139,7 @@ def test_another_pack_or_engine_is_not_concerned(edge_sel, here, cache, digits_f
     assert not any(at == "tuned" for _, at in settings(here / "torch").values())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("harm", ["damaged", "foreign"])
 def test_a_file_of_no_use_is_told_in_one_line_and_left_alone(edge_sel, here, cache, harm):
     path = remember(BEST, **({"processor": "another"} if harm == "foreign" else {}))
@@ -150,6 +154,7 @@ def test_a_file_of_no_use_is_told_in_one_line_and_left_alone(edge_sel, here, cac
     assert not any(at == "tuned" for _, at in settings(here / "run").values())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("began", ["tuned", "untuned"])
 @pytest.mark.parametrize("then", ["tuned otherwise", "untuned"])
 def test_a_resumed_run_keeps_what_it_began_with(edge_sel, here, cache, digits_folder, began, then):

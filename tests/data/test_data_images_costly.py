@@ -71,6 +71,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("mode", "side", "name", "most_mb"),
     [("RGB", 8000, "a.webp", 20), ("I;16", 4900, "a.png", 150), ("RGB", 4900, "a.tif", 150)],

@@ -32,6 +32,7 @@ def test_a_shift_keeps_shape_and_type_and_is_deterministic(name, images, seed):
     np.testing.assert_array_equal(result, SHIFTS[name](images, np.random.default_rng(seed)))
 
 
+@pytest.mark.sampled(3)
 @names
 @given(order=st.lists(st.integers(0, 39), max_size=12), seed=st.integers(0, 3))
 @settings(max_examples=20)

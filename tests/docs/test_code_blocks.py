@@ -19,6 +19,7 @@ from tests.docs.folder import make_folder
 from tools.doc_commands import ROOT, Block, blocks, commands, executed, pages
 
 LANGUAGES = {"sh", "python", "console", "text", "toml", "ini", "json", "csv", "", "{toctree}", "{eval-rst}"}
+FIRST = ("README.md", "docs/tutorials/first_run.md")
 NAMES = {page: str(page.relative_to(ROOT)) for page in pages()}
 every_page = pytest.mark.parametrize("page", pages(), ids=NAMES.get)
 
@@ -43,7 +44,12 @@ def script(page: Path) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if executed(page)], ids=NAMES.get)
+def case(page):
+    """Those that a newcomer reads first run by default."""
+    return pytest.param(page, marks=() if NAMES[page] in FIRST else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", [case(page) for page in pages() if executed(page)], ids=NAMES.get)
 def test_the_commands_of_a_page_work(page, folder, tmp_path):
     here = tmp_path / "here"
     shutil.copytree(folder, here)

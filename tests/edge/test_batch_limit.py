@@ -85,6 +85,7 @@ def test_a_run_goes_on_in_smaller_batches_and_says_so(tmp_path):
     assert kinds[first + 1] == "checkpoint", "whoever is killed now goes on with this batch"
 
 
+@pytest.mark.slow
 @linux
 def test_a_run_cut_after_the_shortage_goes_on_with_its_batch_and_ends_with_the_same_bits(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -102,6 +103,7 @@ def test_below_the_smallest_batch_the_run_ends_with_one_line(tmp_path):
     assert "\n" not in told["error"]
 
 
+@pytest.mark.sampled(2)
 @linux
 @pytest.mark.parametrize("changed", [{"curriculum": "staged"}, {"plan": "full-c25"}], ids=["scoring", "probing"])
 def test_what_comes_before_the_steps_is_done_in_smaller_batches_too(changed, tmp_path):

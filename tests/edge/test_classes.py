@@ -64,6 +64,7 @@ def test_two_new_classes_are_learnt(twelve, tmp_path):
     assert [len(weights[name]) for name in MODEL.head] == [12, 12]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("plan", list(pack().manifest.plans))
 def test_every_plan_takes_new_classes(plan, twelve, tmp_path):
     """With a threshold of 0 all that a plan may change is updated, the new rows of the head included."""

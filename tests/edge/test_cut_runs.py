@@ -69,6 +69,7 @@ def test_a_run_that_ends_in_order_loses_nothing(world, tmp_path):
     assert result["energy"]["total_j"] == pytest.approx(world.energy_j)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("joules", [60.0, 90.0])
 def test_a_run_that_is_cut_again_and_again_makes_progress(joules, world, tmp_path):
     """Every 6 and 9 seconds, with a checkpoint every 30; the first look takes 4."""
@@ -78,6 +79,7 @@ def test_a_run_that_is_cut_again_and_again_makes_progress(joules, world, tmp_pat
     assert result["energy"]["total_j"] == pytest.approx(world.energy_j, rel=0.03)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("plan", ["closed", "head", "bn,last"])
 def test_progress_with_features_too(plan, world, tmp_path):
     given = {"plan": plan, "epochs": 2, "gate": "off", "curriculum": "off"}
@@ -88,6 +90,7 @@ def test_progress_with_features_too(plan, world, tmp_path):
     assert outcome(tmp_path / "cut")["weights"] == outcome(tmp_path / "whole")["weights"]
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(45.0, 120.0), st.floats(120.0, 260.0))
 def test_a_budget_holds_over_all_parts(tmp_path_factory, joules, budget_j):
@@ -154,6 +157,7 @@ def test_a_torn_line_is_normal_and_damage_is_told_once(world, tmp_path):
     assert result["energy"]["total_j"] == pytest.approx(world.energy_j, rel=0.02)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"mine\n", b"[1]\n" * 9, b'{"at": "run"}\n'])
 def test_a_journal_of_nothing_is_passed_over(content, world, tmp_path):
     governed(tmp_path, world, should_stop=StopAt(9), **OPEN)

@@ -59,6 +59,7 @@ def test_less_sure_is_not_better_however_many_labels_are_wrong(share):
     assert cross_entropy[1] < cross_entropy[0] and not better(logits, softer, told, level=0.8)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
 def test_equal_models_seem_better_as_seldom_as_the_level_says(level):
     tries = 300

@@ -11,7 +11,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.governor.limits import Deadline, EnergyBudget
 from edge_sel.errors import UsageError
 from edge_sel.pack.expert import Expert
-from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session, third_or_all, tree
+from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session, some_or_all, tree
 from tests.edge.train.stages import AUTO
 from tests.edge.world import World, governed
 
@@ -87,7 +87,8 @@ def session_weights(out):
     return load_file(out / "weights.safetensors")
 
 
-@third_or_all
+@pytest.mark.sampled(2)
+@some_or_all
 @pytest.mark.parametrize("interrupt", ["stopped", "killed"])
 def test_resumed_at_every_few_boundaries_it_ends_the_same(interrupt, apart, tmp_path):
     expected, tape = uninterrupted()
@@ -106,6 +107,7 @@ def test_resumed_at_every_few_boundaries_it_ends_the_same(interrupt, apart, tmp_
         assert not (interrupt == "stopped" and rest.of("expert")), "it is looked at once"
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("finished", [False, True], ids=["stopped", "finished"])
 @pytest.mark.parametrize("begun", [True, False], ids=["with", "without"])
 @pytest.mark.parametrize("other", [None, "bad", "good"])

@@ -51,6 +51,7 @@ def test_the_body_is_tried_in_every_field_for_one_epoch_and_for_three():
         assert f"body {100 * short.gain:+.1f} in 1, body {100 * long.gain:+.1f} in 3 epochs" in note
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("without", "stages"), [((), ["closed", "full"]), (("bn",), ["ridge", "full"])], ids=["all", "no statistics"]
 )
@@ -79,6 +80,7 @@ def test_the_same_rehearsal_gives_the_same_rows():
 BODIES = ("full", "last2", "last", "affine", "first")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("without", "kinds"),
     [
@@ -104,6 +106,7 @@ def test_too_few_images_for_a_batch_tell_nothing():
     assert from_json(to_json(with_rows), "here") == with_rows
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("rate", "gains"), [(1e3, [0.0, 0.0]), (1e30, [])], ids=["worse", "diverged"])
 def test_a_stage_that_was_undone_gained_nothing_and_one_that_diverged_has_no_row(rate, gains, monkeypatch):
     monkeypatch.setattr(learning_rate, "learning_rate", lambda *_: rate)

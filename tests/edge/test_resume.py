@@ -27,7 +27,7 @@ from tests.edge.sessions import (
     outcome,
     pack,
     session,
-    third_or_all,
+    some_or_all,
     tree,
 )
 from tests.edge.world import World, governed
@@ -60,10 +60,11 @@ def uninterrupted(case):
         return outcome(Path(out)), len(tape.of("step"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "case", ["frozen-file", "sundew101-staged", *(pytest.param(case, marks=pytest.mark.slow) for case in THE_OTHERS)]
 )
-@third_or_all
+@some_or_all
 def test_a_run_stopped_at_any_boundary_ends_the_same(case, apart, tmp_path):
     expected, boundaries = uninterrupted(case)
     assert boundaries > 8
@@ -76,8 +77,9 @@ def test_a_run_stopped_at_any_boundary_ends_the_same(case, apart, tmp_path):
         assert outcome(out) == expected, f"stopped at boundary {boundary} of {boundaries}"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("every_s", [0.1, 7.0], ids=["saved at each step", "saved now and then"])
-@third_or_all
+@some_or_all
 def test_a_run_killed_at_any_boundary_ends_the_same(every_s, apart, tmp_path):
     case = "sundew-cumulative"
     expected, boundaries = uninterrupted(case)
@@ -99,8 +101,9 @@ def test_killed_runs_do_continue(tmp_path):
     assert len(tape.of("resumed")) == 1 and len(tape.of("step")) == 1
 
 
+@pytest.mark.sampled(5)
 @every_case
-@third_or_all
+@some_or_all
 def test_a_run_interrupted_three_times_ends_the_same(case, apart, tmp_path):
     expected, boundaries = uninterrupted(case)
     for first in range(1, boundaries - 1, 2 * apart):
@@ -113,6 +116,7 @@ def test_a_run_interrupted_three_times_ends_the_same(case, apart, tmp_path):
         assert outcome(out) == expected, f"first stopped at boundary {first} of {boundaries}"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("module", "name"),
     [
@@ -175,6 +179,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("finished", [False, True], ids=["stopped", "finished"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_resuming_something_else_is_refused(change, finished, tmp_path):
@@ -249,6 +254,7 @@ def other_engine(name):
     return OrtEngine(1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("first", "second"), [("ort", "torch"), ("torch", "ort")])
 @pytest.mark.parametrize("case", ["sundew-cumulative", "open-flipped"])
 def test_another_engine_goes_on_where_the_first_was_stopped(case, first, second, tmp_path):

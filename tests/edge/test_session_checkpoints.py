@@ -38,6 +38,7 @@ def test_a_damaged_newest_costs_a_step_and_nothing_else(tmp_path):
     assert outcome(out) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("what", ["checkpoint", "events"])
 def test_a_disk_that_fills_up_during_a_session_is_one_line(what, tmp_path, monkeypatch):
     session(tmp_path, should_stop=StopAt(3)).run()

@@ -10,7 +10,7 @@ from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import Evidence
 from edge_sel.edge.ship import LEAST_ANCHORS, REMEMBERED, _why
-from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session, third_or_all, without_anchors
+from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session, some_or_all, without_anchors
 
 CLOSED = {"plan": "closed"}
 FULL = {"plan": "closed,full", "epochs": 2, "learning_rate": 1e-2, "gate": "off", "curriculum": "off"}
@@ -60,6 +60,7 @@ SENSELESS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("plans", [CLOSED, FULL], ids=["closed", "full"])
 @pytest.mark.parametrize("case", SENSELESS)
 def test_nothing_ships_that_was_learnt_from(case, plans, tmp_path):
@@ -102,7 +103,8 @@ def test_two_images_never_replace_a_model(tmp_path):
     assert not result["shipped"] and result["evidence"]["images"] == len(images)
 
 
-@third_or_all
+@pytest.mark.sampled(2)
+@some_or_all
 def test_the_evidence_of_an_interrupted_run_is_the_same(apart, tmp_path):
     tape = Tape()
     whole = session(tmp_path / "one", images=digits(150), listener=tape, **CLOSED).run()

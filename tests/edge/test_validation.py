@@ -64,6 +64,7 @@ class Stop(Limit):
         return Decision("stop" if self.looks > 1 else "go")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("before", "after"),
     [(1.0, 1.1), (1.0, 1.0), (1.0, 0.9), (float("nan"), 1.0), (1.0, float("nan")), (1.0, float("inf"))],

@@ -100,6 +100,7 @@ def assert_steps_agree(pack, trainer, course, batch: Batch, hyper: Hyper) -> Non
         assert allowed < 0.1 * moved, "otherwise this comparison says nothing"
 
 
+@pytest.mark.sampled(5)
 @every_plan
 def test_steps_are_those_of_torch(pack, trainer, course, batch, plan):
     assert_steps_agree(pack, trainer, course, batch, PLAIN[pack.manifest.optimizer])
@@ -110,6 +111,7 @@ def test_long_steps_with_other_statistics_are_those_of_torch(pack, trainer, cour
     assert_steps_agree(pack, trainer, course, batch, OTHER[pack.manifest.optimizer])
 
 
+@pytest.mark.sampled(5)
 @trained_plan
 def test_moments_of_several_steps_are_those_of_torch(pack, trainer, batch, plan):
     """The learning rate is zero: the gradients do not drift, so several steps agree as well as one."""
@@ -122,6 +124,7 @@ def test_moments_of_several_steps_are_those_of_torch(pack, trainer, batch, plan)
     assert_moments_agree(trainer.state(), {key: m[key] for m in moments for key in m}, trainer.plan.trainable, pack)
 
 
+@pytest.mark.sampled(5)
 @every_plan
 def test_guilt_is_the_norm_of_torchs_gradient_per_channel(pack, trainer, batch, plan):
     _, gradients = Reference(pack, plan, HYPER).gradients(batch)
@@ -149,6 +152,7 @@ def test_chosen_channels_get_the_gradient_that_torch_gives_them(pack, trainer, b
     assert_gradients_agree({n: got[n][rows[n]] for n in rows}, {n: expected[n][rows[n]] for n in rows})
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_a_run_continues_on_another_engine(engines, engine, pack, trainer, batch, plan, given):
     others = [other.trainer(pack, plan, given) for name, other in engines.items() if name != engine.name]

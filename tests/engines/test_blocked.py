@@ -100,6 +100,7 @@ def test_an_input_gradient_is_made_of_the_blocks_of_the_forward_pass(kernel, str
         np.testing.assert_allclose(found, plain, rtol=0, atol=2e-5 * np.abs(plain).max(), err_msg=name)
 
 
+@pytest.mark.slow
 @needs_blocks
 def test_batches_of_any_size_go_on_from_each_other_and_a_resumed_run_has_the_same_bits(packs, batch):
     """Whole ones in the blocked form, others in the plain one."""

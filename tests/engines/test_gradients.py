@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from edge_sel.engines.base import Hyper
 from tests.engines.arrays import assert_same, first_gradients, gradient_between
@@ -22,6 +23,7 @@ def threshold(gradients: np.ndarray, share: float) -> float:
     return float(near[widest] + near[widest + 1]) / 2
 
 
+@pytest.mark.sampled(5)
 @trained_plan
 def test_a_huge_gamma_keeps_nothing_and_changes_no_weight(trainer, batch, plan):
     before = trainer.weights()
@@ -31,6 +33,7 @@ def test_a_huge_gamma_keeps_nothing_and_changes_no_weight(trainer, batch, plan):
     assert_same(*({n: weights[n] for n in PLANS[plan].trainable} for weights in (before, after)))
 
 
+@pytest.mark.sampled(5)
 @trained_plan
 def test_gamma_masks_exactly_the_gradients_below_it(pack, trainer, batch):
     start = trainer.state()

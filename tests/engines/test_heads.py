@@ -74,6 +74,7 @@ def exact_gradients(pack: Pack, batch: Batch) -> dict[str, np.ndarray]:
     return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.sampled(2)
 def test_the_manifest_tells_the_heads_and_survives_being_written(pack):
     plan = pack.plan("last-h34")
     (weight,) = plan.channels
@@ -81,6 +82,7 @@ def test_the_manifest_tells_the_heads_and_survives_being_written(pack):
     assert (plan.base, plan.budget, plan.channels[weight]) == ("last", 0.34, 12)
 
 
+@pytest.mark.sampled(2)
 def test_older_versions_are_told_that_they_cannot_read_it(pack):
     assert json.loads((pack.path / MANIFEST).read_text())["format"] == FORMAT == 5
 

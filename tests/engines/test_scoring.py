@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from edge_sel.edge.head import extend_head
 from edge_sel.engines.base import Batch, Hyper
@@ -30,6 +31,7 @@ def test_scores_are_the_predictors_logits_and_their_cross_entropy(trainer, predi
     assert losses.mean() > 0.1, "otherwise these tests would train nothing"
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_a_step_reports_losses_and_logits_from_before_its_update(trainer, other_trainer, batch):
     still = other_trainer.step(batch, Hyper(learning_rate=0.0))
@@ -64,6 +66,7 @@ def test_the_batch_size_may_be_another_in_every_step(trainer, predict, batch, pl
         np.testing.assert_allclose(predict(batch.images[:count]), predicted[:count], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_an_extended_head_learns_new_classes(engine, pack, batch, plan):
     head = pack.manifest.model.head

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from edge_sel.engines.base import Hyper
 from tests.engines.arrays import SLOTS, assert_same, part
 from tests.engines.plans import HYPER, PLANS, every_form, trained_plan
 
 
+@pytest.mark.sampled(5)
 @trained_plan
 def test_repeated_steps_lower_the_loss(trainer, batch):
     losses = [trainer.step(batch, HYPER).losses @ batch.weights for _ in range(8)]
     assert losses[-1] < 0.95 * losses[0]
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_the_plans_tensors_change_and_no_others(engine, pack, trainer, batch, plan):
     before = pack.weights()
@@ -67,6 +70,7 @@ def test_weights_and_state_are_copies(trainer, batch):
     assert_same(state, kept)
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_a_loaded_state_continues_to_the_bit(pack, trainer, other_trainer, batch, plan):
     rng, weights = np.random.default_rng(3), pack.weights()

@@ -27,6 +27,7 @@ from tests.tiny import CLASS_COUNT, FILTERS, HEIGHT, LAYERS, WIDTH, tiny_model, 
 NAMES = ("bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "full-c25")
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize(
     ("name", "plan"),
     [(m, p) for m in MODELS for p in NAMES if (m, p) != ("simple-cnn", "bn")],  # which has no BN
@@ -102,6 +103,7 @@ def test_each_optimizer_has_its_state_and_scalars(forward_of, optimizer):
     assert set(SCALARS[optimizer]) <= inputs
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_backward_pass_stops_at_the_earliest_trained_layer(forward_of, name):
     _, forward = forward_of(name)

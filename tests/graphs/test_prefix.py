@@ -52,6 +52,7 @@ def seen_by(model: torch.nn.Module, path: str, x: np.ndarray) -> np.ndarray:
 # Where
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("name", RESNETS)
 @pytest.mark.parametrize("plan", ("last", "last2", "head", "last-c25"))
 def test_a_resnet_is_cut_before_the_first_trained_block_after_the_join(forward_of, name, plan):
@@ -71,6 +72,7 @@ def test_a_resnet_has_no_prefix_where_its_stem_changes(forward_of, name, plan):
     assert cut_of(forward_of(name)[1], plan) is None
 
 
+@pytest.mark.sampled(13)
 @every_net_and_plan
 def test_nothing_that_changes_is_before_the_cut_and_all_else_is_on_one_side(net_of, name, plan):
     _, forward = net_of(name)
@@ -210,6 +212,7 @@ def test_plans_without_a_gradient_have_no_prefix(net_of):
 # That both halves are the whole
 
 
+@pytest.mark.sampled(5)
 @every_net_and_plan
 def test_the_graphs_of_both_halves_have_the_inputs_outputs_and_work_of_the_whole(net_of, name, plan):
     _, forward = net_of(name)
@@ -233,6 +236,7 @@ def test_the_graphs_of_both_halves_have_the_inputs_outputs_and_work_of_the_whole
         assert ours == theirs
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("optimizer", OPTIMIZER_STATE)
 @pytest.mark.parametrize(("name", "plan"), [(n, p) for n, p in CUT if n not in ("resnet-c", "resnet18-cifar")])
 def test_steps_on_features_are_the_steps_on_images(net_of, name, plan, optimizer):

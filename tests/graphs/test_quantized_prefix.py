@@ -54,6 +54,7 @@ def with_values(model, weights):
     return changed
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "plan"), [(n, p) for n in NETS for p in PLANS if (n, p) != ("simple-cnn", "last2")])
 def test_the_quantized_variant_gives_the_features_of_the_prefix(forward_of, name, plan):
     _, forward = forward_of(name)

@@ -27,6 +27,7 @@ def everything(monkeypatch):
     monkeypatch.setattr(recompute, "LARGE", 1)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("plan", ("full", "affine"))
 @pytest.mark.parametrize("net", NETS)
 def test_the_step_is_autograds_with_everything_computed_again(net, plan, net_of, everything):

@@ -89,6 +89,7 @@ MODELS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("file", [LAST.training, LAST.eval])
 @pytest.mark.parametrize("what", MODELS)
 def test_a_model_holds_what_the_exporter_writes(tmp_path, file, what):

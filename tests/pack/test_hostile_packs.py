@@ -144,6 +144,7 @@ PACKS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX")
 @pytest.mark.parametrize("case", PACKS)
 def test_what_is_no_regular_file_or_too_large(case, tmp_path):
@@ -215,6 +216,7 @@ def does_not_fit(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[1] = "stages.2.0.conv2.weight"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX")
 @pytest.mark.parametrize("change", [outer_sum, too_few_logits, does_not_fit])
 def test_what_only_shows_when_it_runs_is_tried_by_verify(change, tmp_path):

@@ -163,6 +163,7 @@ def put(content, path, value):
     return changed
 
 
+@pytest.mark.slow
 def test_a_result_with_foreign_values_is_passed_over_or_shown(tmp_path, capsys):
     run, kept = tmp_path / "sel-95" / "seed-0" / "run.json", 0
     run.parent.mkdir(parents=True)

@@ -52,6 +52,54 @@ def test_a_step_never_waits_for_the_gpu(sets):
     assert watched_steps
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["baseline", "sel-95", "ast", "dihcl-exp"])
+def test_no_step_of_an_epoch_waits_for_the_gpu(name, sets):
+    """From the second step to the last one, with the images and the choice of each batch."""
+    from edge_sel.reference.images import make_images
+    from edge_sel.reference.trainer import ReferenceTrainer
+    from tests.reference.conftest import SETUP, colours, tiny_net
+
+    train, test = make_images(colours(), colours(30), torch.device("cuda"))
+    asked = []
+
+    def before_each_step():
+        asked.append(torch.cuda.get_sync_debug_mode())
+        if watching:
+            torch.cuda.set_sync_debug_mode("error" if 2 <= len(asked) < steps else "default")
+
+    policy = build_policy(SYSTEMS[name], SYSTEMS[name].at(SMOKE))
+    run = ReferenceTrainer(tiny_net(), SETUP, policy, train, test, seed=0, should_stop=before_each_step)
+    watching, steps = False, 0
+    run.train_epoch(1)
+    del asked[:]
+    run.train_epoch(2)
+    watching, steps = True, len(asked)
+    del asked[:]
+    try:
+        run.train_epoch(2)  # as many steps as the one before
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(asked) == steps > 3 and asked.count(2) == steps - 2
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_on_the_gpu_is_that_on_a_processor_within_noise(tmp_path):
+    """In float32 against half precision: as many images and operations, and what it learns."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        with EnergyRecorder(None, background=False, temperature=lambda: None) as recorder:
+            options = SuiteOptions(SMOKE, "digits", tmp_path / device, device=device, epochs=8)
+            found[device] = run_suite(
+                [SYSTEMS["ast-dense"]], lambda size: load_sets("digits", SMOKE, size), options, recorder
+            )[0]
+    ours, theirs = (result["summary"] for result in found.values())
+    assert ours["executed_flops_t"] == pytest.approx(theirs["executed_flops_t"])
+    assert ours["test_full"] == pytest.approx(theirs["test_full"], abs=0.1)
+    losses = [result["rows"][-1]["train_loss"] for result in found.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=0.3)
+
+
 def test_the_trainer_is_eight_times_as_fast_as_a_plain_loop():
     out = subprocess.run(
         [sys.executable, "tools/bench_reference.py"], capture_output=True, text=True, check=True

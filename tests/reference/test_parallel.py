@@ -5,6 +5,7 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 
@@ -41,6 +42,7 @@ def _work(rank: int, port: int, out: str) -> None:
     parallel.finish()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

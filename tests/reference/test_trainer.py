@@ -146,6 +146,7 @@ class NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_no_step_waits_for_the_device(name, make_trainer, monkeypatch):
     setup = SYSTEMS[name].at(SMOKE)
@@ -232,6 +233,7 @@ def test_thirty_epochs_of_a_resnet18_count_what_was_published(sparsity, total):
     assert 30 * result.nominal_flops / 1e12 == pytest.approx(total, abs=1e-9)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "half"),
     [("warmup-sel", torch.bfloat16), ("selective-backprop", torch.float16), ("fast", torch.float16)],

@@ -72,6 +72,7 @@ def opened(browser, pages):
         context.close()
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["one", "fifty"])
 def test_it_asks_for_itself_alone(opened, pages, name, view):
@@ -87,6 +88,7 @@ def test_it_opens_in_under_a_second(opened, name):
     assert page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") < 1000
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["one", "fifty"])
 def test_a_screen_reader_and_weak_eyes_can_use_it(opened, name, view):

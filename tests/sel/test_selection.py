@@ -165,6 +165,7 @@ def test_without_candidates_there_are_no_odds(xp):
 # --- the rate, held by the controller
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("size", [1, 4, 32, 64])
 @pytest.mark.parametrize("target", [0.02, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("config", [SoftConfig(), SoftConfig(0.05, 0.0)])

@@ -198,6 +198,7 @@ def moving(x, width=20):
     return np.convolve(x, np.full(width, 1 / width), "valid")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("score", [significance_v1, significance_v101])
 @pytest.mark.parametrize("shape", [0.3, 1.0, 5.0], ids=["heavy-tail", "exponential", "bell"])
 @pytest.mark.parametrize("target", [0.1, 0.3, 0.5])

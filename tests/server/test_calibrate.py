@@ -62,6 +62,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return e / e.sum(1, keepdims=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("percentile", (0.0, 20.0, 40.0, 100.0))
 def test_every_number_by_hand(one_thread, percentile):
     torch.manual_seed(0)

@@ -97,6 +97,7 @@ WRONG = {
 }
 
 
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("wrong", WRONG)
 def test_parity_refuses_a_wrong_rule_and_names_the_operator(wrong, quick_export, warm, tmp_path, monkeypatch):
     op, rule, plan = WRONG[wrong]
@@ -132,6 +133,7 @@ def test_no_operator_is_blamed_when_every_rule_is_right(exported_forward):
             assert line.startswith("one of the operators ") and line.endswith("each right on its own")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("failure", (GraphError("refused"), KeyboardInterrupt(), MemoryError()))
 @pytest.mark.parametrize("stage", ("calibrate", "parity_batches", "write_pack"))
 def test_a_failed_export_leaves_what_was_there(quick_export, warm, tmp_path, monkeypatch, stage, failure):
@@ -199,6 +201,7 @@ def test_unknown_plans_and_optimizers_are_usage_errors(quick_export, warm, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("mobilenet-c", "simple-cnn"))
 def test_every_kind_of_model_exports_with_the_default_plans(make_checkpoint, tmp_path, name):
     notes: list[str] = []
@@ -311,6 +314,7 @@ def test_a_batch_with_rounding_across_a_kink_refuses_no_right_graph(checked, exp
         check_parity(pack, exported_forward, batches, engine=KinkedEngine(TRIES), **TWINS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ("sgd", "adam"))
 def test_a_step_in_float64_is_that_of_torch_in_float64(optimizer, quick_export, warm, tmp_path):
     """Of every plan: with a frozen backbone, with guilty channels, with batch statistics."""
@@ -330,6 +334,7 @@ def test_a_step_in_float64_is_that_of_torch_in_float64(optimizer, quick_export, 
             np.testing.assert_allclose(found[f"new::{name}"], state[name], rtol=0, atol=EXACT * largest, err_msg=name)
 
 
+@pytest.mark.slow
 def test_where_every_batch_has_a_kink_the_graph_must_be_right_in_float64(
     checked, exported_forward, quick_export, warm, tmp_path, monkeypatch
 ):

@@ -57,6 +57,7 @@ def pack(request, one_thread, tmp_path_factory):
     return here / "pack"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("plan", ("head", "last"))
 def test_a_class_is_added_and_learnt(plan, pack, tmp_path):
     write_folder(coloured(200, MORE), tmp_path / "data")

@@ -88,6 +88,7 @@ def test_any_form_of_a_file_computes_the_same_and_has_a_linear_head(form, tmp_pa
     assert len(set(biases)) == len(biases), "a layer has no weight of another"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", ("folded, of a fixed batch", "channels last, scaled", "of operator set 9"))
 @pytest.mark.parametrize("optimizer", ("sgd", "adam"))
 def test_a_pack_of_a_file_trains_as_torch_does(form, optimizer, one_thread, tmp_path):
@@ -103,6 +104,7 @@ def test_a_pack_of_a_file_trains_as_torch_does(form, optimizer, one_thread, tmp_
     assert all(error < 1e-3 for error in limits.values())
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("op", "rule"),
     (

@@ -71,6 +71,7 @@ def made(net, classes=3):
     return spec["make_model"](classes)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("function", ("make_model", "of_three"))
 def test_a_function_of_a_users_file_becomes_a_pack(function, net, one_thread, tmp_path):
     source = open_source(f"{net}:{function}", ASKED)
@@ -81,6 +82,7 @@ def test_a_function_of_a_users_file_becomes_a_pack(function, net, one_thread, tm
     assert all(np.array_equal(weights[name], expected[name].numpy()) for name in weights)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("suffix", ("pth", "safetensors", "wrapped.pth", "parallel.pt"))
 def test_weights_of_a_file_are_used(suffix, net, tmp_path):
     torch.manual_seed(1)
@@ -211,6 +213,7 @@ def invoke(*arguments):
     return CliRunner().invoke(command.command, [str(part) for part in arguments])
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_each_plan_needs(net, warm, tmp_path):
     result = invoke(f"{net}:make_model", "--dry-run", "--image-size", 16, "--json")
     told = json.loads(result.output)
@@ -224,6 +227,7 @@ def test_a_dry_run_says_what_each_plan_needs(net, warm, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ""] == ["net.py"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_the_operator_that_cannot_be_trained(net, monkeypatch):
     """An operator without a rule in the stem: later layers can be trained, the whole cannot."""
     monkeypatch.delitem(RULES, "Sigmoid")

@@ -94,6 +94,7 @@ def test_an_interrupted_preparation_starts_again(pools, tmp_path):
     assert len(again.images("test")) == 80 and not whole.folder.with_suffix(".part").exists()
 
 
+@pytest.mark.slow
 def test_held_out_families_are_refused_where_settings_are_chosen(tmp_path):
     assert {*cells.TUNING, *cells.HELD_OUT} == {*cells.CAMERA} and len(cells.HELD_OUT) >= 2
     for shifts in ("all", "held-out", "fog,jpeg"):

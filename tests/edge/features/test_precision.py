@@ -210,6 +210,7 @@ def test_a_session_chooses_once_a_training_stage(tmp_path):
     assert first[0] - first[1] == pytest.approx(TRIAL * pack().prefix("last").flops / 1e12)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("boundary", [15, 16, 18])
 def test_a_resumed_training_stage_keeps_its_choice(boundary, tmp_path):
     run(tmp_path / "one", host=timed(FASTER)).run()

@@ -29,6 +29,7 @@ def never(world):
     ]  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("given", [OPEN, GATED, {"plan": "bn,last-c25"}], ids=["open", "gated", "channels"])
 def test_limits_that_never_bind_change_no_bit(given, world, tmp_path):
     tape = Steps(world)

@@ -52,6 +52,7 @@ def test_the_board_remembers_how_hot_it_was():
     assert energy_j == pytest.approx(2700.0) and board.energy_j == pytest.approx(2700.0 + 600 * 2.7)
 
 
+@pytest.mark.sampled(3)
 @SEEDS
 def test_an_hour_within_both_limits(seed):
     run = held(seed)
@@ -116,6 +117,7 @@ def test_a_ceiling_alone(seed):
     assert {d["limit"] for d in run.decisions} == {"temperature"}
 
 
+@pytest.mark.sampled(5)
 @SEEDS
 @pytest.mark.parametrize(("budget_j", "cap_w"), [(2000.0, 3.8), (4000.0, 4.0), (8000.0, 4.2)])
 def test_the_rests_of_the_end_are_in_the_budget(seed, budget_j, cap_w):
@@ -125,6 +127,7 @@ def test_the_rests_of_the_end_are_in_the_budget(seed, budget_j, cap_w):
     assert run.mean_w <= most_w(run, cap_w)
 
 
+@pytest.mark.sampled(3)
 @SEEDS
 def test_all_limits_together(seed):
     run = hour(seed, MAX_C, BUDGET_J, CAP_W)

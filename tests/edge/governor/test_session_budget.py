@@ -9,6 +9,7 @@ from tests.edge.sessions import StopAt, digits, outcome, pack
 from tests.edge.world import World, governed
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("tests", [0, 200], ids=["validation", "validation and test"])
 def test_a_budget_ends_the_run_in_order(share, tests, world, tmp_path):

@@ -24,6 +24,7 @@ def scored():
         return outcome(Path(out))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("boundary", range(1, LOOKS + 1))
 def test_a_run_stopped_while_scoring_scores_anew_and_ends_the_same(boundary, world, tmp_path):
     assert governed(tmp_path, world, should_stop=StopAt(boundary), **SCORED)["stopped"] == "signal"

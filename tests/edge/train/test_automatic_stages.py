@@ -9,13 +9,14 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.governor.limits import EnergyBudget
 from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.engines.ort import OrtEngine
-from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, resolved, session, third_or_all
+from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, resolved, session, some_or_all
 from tests.edge.train.stages import AUTO, PACKS, RUINOUS, STAGES, automatic_run, decided, every_pack, without
 from tests.edge.world import World, governed
 
 # Decisions
 
 
+@pytest.mark.sampled(2)
 @every_pack
 def test_training_stages_are_as_decided(base):
     result, _, _, rows = automatic_run(base)
@@ -157,8 +158,9 @@ def boundaries(base):
     return range(1, len(automatic_run(base)[2].of("step")) + 1)
 
 
+@pytest.mark.sampled(4)
 @every_pack
-@third_or_all
+@some_or_all
 def test_an_automatic_run_stopped_anywhere(base, apart, tmp_path):
     assert len(boundaries(base)) > 15
     for boundary in boundaries(base)[:: 2 * apart]:
@@ -169,6 +171,7 @@ def test_an_automatic_run_stopped_anywhere(base, apart, tmp_path):
         assert result["decisions"] == automatic_run(base)[0]["decisions"], "there is no meter: every word is the same"
 
 
+@pytest.mark.slow
 @every_pack
 def test_an_automatic_run_killed_anywhere(base, tmp_path):
     """Saved at some of the steps, so that a decision may have to be made again."""
@@ -199,6 +202,7 @@ def test_a_training_stage_is_ended_without_asking_again(tmp_path):
     assert resumed[second["epochs"]]["event"] != "epoch"
 
 
+@pytest.mark.slow
 def test_an_automatic_run_with_a_larger_budget_goes_on(tmp_path):
     """And tells all of its decisions in the end, so far as it has come before."""
     given, world = {**AUTO, "gate": "off", "base": PACKS["statistics first"], "worth": "max"}, World()

@@ -39,6 +39,7 @@ def run(out, base: Pack, plan: str, **more):
     return json.loads((out / "run.json").read_text())["epochs"]
 
 
+@pytest.mark.slow
 def test_of_heads_each_ones_gradient_norm_and_who_was_chosen(transformer, tmp_path):
     for epoch in run(tmp_path / "run", transformer, "last-h34"):
         ((name, told),) = epoch["guilty"].items()
@@ -61,6 +62,7 @@ def test_a_plan_without_a_budget_chooses_nothing(tmp_path):
     assert all("guilty" not in epoch for epoch in run(tmp_path / "run", pack(), "head"))
 
 
+@pytest.mark.slow
 def test_a_resumed_epoch_tells_what_it_had_chosen(transformer, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(whole, transformer, "last-h34", checkpoint_every_s=1e-9)

@@ -31,7 +31,7 @@ from tests.edge.sessions import (
     outcome,
     pack,
     session,
-    third_or_all,
+    some_or_all,
     without_anchors,
 )
 from tests.edge.world import World, governed
@@ -60,6 +60,7 @@ def flops(result, kind):
 # What it does
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("count", "precision"), [(120, "fp32"), (400, "fp32"), (120, "int8")])
 def test_it_is_statistics_then_the_head_to_the_bit(count, precision):
     """The same images, and features by the new statistics."""
@@ -140,7 +141,7 @@ def test_a_class_of_the_device_gets_a_row(tmp_path):
     [pytest.param({}, marks=pytest.mark.slow), FILE, pytest.param(NOWHERE, marks=pytest.mark.slow)],
     ids=["memory", "file", "nowhere"],
 )
-@third_or_all
+@some_or_all
 def test_stopped_or_killed_anywhere_it_ends_the_same(place, apart, tmp_path):
     given = {**GIVEN, **place, "batch_size": 16, "plan": "closed,last", "epochs": 1, "gate": "off"}
     tape = Tape()
@@ -156,6 +157,7 @@ def test_stopped_or_killed_anywhere_it_ends_the_same(place, apart, tmp_path):
         assert outcome(out) == expected, f"stopped at boundary {boundary}"
 
 
+@pytest.mark.sampled(3)
 @PLACES
 def test_stopped_again_and_again_it_ends_the_same(place, tmp_path):
     """Twice in the statistics, which go on where they were, and twice in the pass, which begins anew."""

@@ -68,6 +68,7 @@ def test_an_open_gate_lets_all_pass(kind, rate):
     assert all(choice.mask.all() for _, choice in decide(gate, 16, 10, memory()))
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(KINDS),
     significance=st.sampled_from(["v1", "v101"]),
@@ -103,6 +104,7 @@ def says(gate, known, batches=6000, size=16):
     return total / asked / (total.sum() / asked.sum())
 
 
+@pytest.mark.slow
 def test_sundew_gives_easy_and_hard_the_same_say_and_hard_does_not():
     """Over a long run, the limit of waiting, unknown images and the wandering threshold included."""
     known, gone = forget(memory(), 0.3)

@@ -43,6 +43,7 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
     assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed) and epoch["train_flops_t"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [pytest.param({}, marks=pytest.mark.slow), FILE, pytest.param(NOWHERE, marks=pytest.mark.slow)],

@@ -56,6 +56,7 @@ def test_they_are_left_out_of_the_head_and_of_the_body_when_asked(tmp_path):
     assert result["evidence"]["images"] == len(run.judge.validation), "chosen ones bear no witness"
 
 
+@pytest.mark.slow
 def test_dropping_them_is_resumed_to_the_same_bits(tmp_path):
     images, tape = swapped(120)[0], Tape()
     given = {**BODY, "drop_suspicious": True, "images": images}

@@ -21,7 +21,7 @@ from tests.edge.sessions import (
     outcome,
     pack,
     session,
-    third_or_all,
+    some_or_all,
     without_anchors,
 )
 from tests.edge.train.stages import AUTO, IMPROVING, PACKS, RUINOUS, STAGES, decided, every_pack, validation_loss
@@ -67,7 +67,7 @@ def test_nothing_is_undone_where_every_training_stage_was_better(tmp_path):
     assert not tape.of("reverted") and validation_loss(result, "after") == result["epochs"][-1]["guard_loss"]
 
 
-@third_or_all
+@some_or_all
 def test_undone_training_stages_stopped_anywhere(apart, tmp_path):
     given = {**RUINOUS, "plan": "bn,full,head"}
     tape = Tape()
@@ -91,6 +91,7 @@ LADDERS = {
 DIVERGES = {**RUINOUS, "learning_rate": 1e30}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", LADDERS)
 def test_never_worse_than_the_best_training_stage(case, tmp_path):
     """By the validation loss at the end of each training stage, and before the first."""
@@ -150,6 +151,7 @@ def test_a_plan_that_diverges_is_undone(tmp_path):
     assert result["epochs"][1]["guard_loss"] is None and result["epochs"][1]["guard_e"] is None
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("rate", [1.0, 1e30], ids=["worse", "diverges"])
 @every_pack
 def test_an_automatic_run_outlives_plans_that_do_harm(base, rate, tmp_path):

@@ -26,6 +26,7 @@ def of_plan(result, plan):
     return [epoch for epoch in result["epochs"] if epoch["plan"] == plan]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("gate", "rate"), [("sundew", 0.3), ("random", 0.3), ("sundew", 0.05), ("off", 0.3)])
 def test_gated_samples_leave_the_batch(gate, rate, tmp_path):
     result, engine = run(

@@ -57,6 +57,7 @@ def work_left(monkeypatch):
     assert told[0] is None and None not in told[1:]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("plans", ["bn", "head", "bn,affine", "head,bn,last", "closed", "closed,affine"])
 def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, tmp_path):
     """With every image trained on, what was foreseen is what the graphs executed; 100 images are six batches and 4."""
@@ -88,6 +89,7 @@ def test_scoring_counts_image_by_image(work_left, tmp_path):
     assert done == pytest.approx([16 * (pack().plan("head").flops_forward + pack().prefix("head").flops)] * 5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("curriculum", "boundary", "again"),
     [("off", 2, 2), ("off", 8, 8), ("off", 26, 26), ("cumulative", 11, 7), ("cumulative", 15, 15)],
@@ -117,6 +119,7 @@ class Watching(Limit):
         return GO
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "given",
     [

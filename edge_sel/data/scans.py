@@ -8,7 +8,8 @@ from typing import BinaryIO
 MOST_SCANS = 60
 """Encoders write ten to twenty."""
 
-_AT_ONCE = 1 << 20
+_AT_FIRST, _GROWTH, _AT_ONCE = 16, 16, 1 << 20
+"""Bytes: most markers are where they are looked for, and only those behind a scan are far away."""
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not a byte of the picture, nor a restart
 _SCAN, _END = 0xDA, 0xD9
 _ALONE = {0x01, 0xD8}
@@ -35,10 +36,12 @@ def count_scans(file: BinaryIO, most: int = MOST_SCANS) -> int:
 
 def _next_marker(file: BinaryIO) -> int | None:
     """Which marker comes next, the file then being behind it; None if there is no more."""
-    while block := file.read(_AT_ONCE):
+    at_once = _AT_FIRST
+    while block := file.read(at_once):
         if found := _MARKER.search(block):
             file.seek(found.end() - len(block), 1)
             return found[0][-1]
         if block.endswith(b"\xff") and len(block) > 1:
             file.seek(-1, 1)
+        at_once = min(_GROWTH * at_once, _AT_ONCE)
     return None

@@ -12,6 +12,8 @@ from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.reader import Pack
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
+# So that the package is compiled once, not by each process that the tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 settings.register_profile("edge-sel", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("edge-sel")
 

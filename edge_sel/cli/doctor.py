@@ -1,4 +1,4 @@
-"""``edge-sel doctor``: which meters, thermal sensors and engines work here, why not, and how to mend them."""
+"""``edge-sel doctor``: which meters, thermal sensors and engines work here, why not, and how to fix them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def print_report(report: dict[str, Any]) -> None:
         click.echo(f"container: {container['kind']} ({container['sign']})")
     for engine in report["engines"]:
         click.echo(f"{_mark(engine)} engine {engine['name']}: {engine['why']}")
-    mended = {entry["meter"]: entry for entry in report["permissions"] if not entry["usable"]}
+    fixes = {entry["meter"]: entry for entry in report["permissions"] if not entry["usable"]}
     for entry in report["meters"]:
         power = "" if entry["power_w"] is None else f", {format_power(entry['power_w'])} now"
         click.echo(f"{_mark(entry)} meter {entry['name']}: {entry['why']}{power}")
         for rail in entry["rails"]:
             click.echo(f"      {rail['name']} {format_power(rail['power_w'])}")
-        fix = None if entry["usable"] else mended.get(entry["name"], entry)["fix"]
+        fix = None if entry["usable"] else fixes.get(entry["name"], entry)["fix"]
         if fix:
-            click.echo(f"      to mend it: {fix}")
+            click.echo(f"      to fix it: {fix}")
     for zone in report["thermal"]:
         click.echo(f"    temperature {zone['zone']}: {zone['temp_c']:.1f} °C")
     for zone in report["thermal_skipped"]:

@@ -160,7 +160,7 @@ def ort() -> Entry:
 
 
 def ort_training() -> Entry:
-    """The official training runtime; of two runtimes in one environment, how to mend it."""
+    """The official training runtime; of two runtimes in one environment, how to fix it."""
     from edge_sel.engines.ort_training_api import import_api, owners
 
     installed = owners()

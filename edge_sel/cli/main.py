@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "pack": ("edge_sel.cli.pack", "Inspect, verify or sign a pack."),
     "profiles": ("edge_sel.cli.profiles", "The device profiles, and the one that fits this machine."),
-    "doctor": ("edge_sel.cli.doctor", "What meters, sensors and engines work here, and how to mend them."),
+    "doctor": ("edge_sel.cli.doctor", "What meters, sensors and engines work here, and how to fix them."),
     "measure": ("edge_sel.cli.measure", "Joules, watts, degrees and CPU time of any command."),
 }
 

@@ -14,7 +14,7 @@ VERSION = "1.19.2"
 OWNERS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn",
           "onnxruntime-training")  # fmt: skip
 """Distributions whose files are in the folder ``onnxruntime``."""
-MEND = "pip uninstall -y {} && pip install --no-deps onnxruntime-training==" + VERSION
+FIX = "pip uninstall -y {} && pip install --no-deps onnxruntime-training==" + VERSION
 
 
 def owners() -> dict[str, str]:
@@ -35,12 +35,12 @@ def require_training() -> None:
     if version is None:
         raise SetupError("the ort-training engine needs onnxruntime-training, in an environment of its own",
                          fix="docs/howto/engines.md says how, or --engine ort")  # fmt: skip
-    mend = MEND.format(" ".join(found))
+    fix = FIX.format(" ".join(found))
     if len(found) > 1:
         told = " and ".join(f"{name} {version}" for name, version in found.items())
-        raise SetupError("two runtimes are installed over each other", where=told, fix=mend)
+        raise SetupError("two runtimes are installed over each other", where=told, fix=fix)
     if version != VERSION:
-        raise SetupError(f"onnxruntime-training {version} is installed, {VERSION} is needed", fix=mend)
+        raise SetupError(f"onnxruntime-training {version} is installed, {VERSION} is needed", fix=fix)
 
 
 def import_lightly() -> None:

@@ -1,4 +1,4 @@
-"""What a meter is. One that cannot read says so, why, and how to mend it; it never turns into a constant or a zero."""
+"""What a meter is. One that cannot read says so, why, and how to fix it; it never turns into a constant or a zero."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def energy_section(record: Record, charts: Charts) -> Section:
     blocks: list[Block] = []
     if record.past.energy_j is None and not any(epoch.get("energy_j") for epoch in record.epochs):
         why = (record.result.get("energy") or {}).get("why") or "no meter worked"
-        blocks.append(Text(f"The joules of this run are not known: {why}. `edge-sel doctor` tells how to mend it."))
+        blocks.append(Text(f"The joules of this run are not known: {why}. `edge-sel doctor` tells how to fix it."))
     blocks += _per_unit(record) + _over_time(record, charts) + _by_phase(record, charts) + _by_epoch(record, charts)
     return Section("Where did the joules go?", blocks)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from array_api_compat import array_namespace, device
+import array_api_compat
+import numpy as np
+from array_api_compat import device
 
 Array: TypeAlias = Any
 """A NumPy array or a torch tensor. There is no useful static type for "either"."""
 
 Namespace: TypeAlias = Any
-"""An array module: ``numpy``, ``torch`` or what ``array_api_compat.array_namespace`` returns."""
+"""An array module: ``numpy``, ``torch`` or what ``array_namespace`` returns."""
 
 __all__ = [
     "Array",
@@ -24,6 +26,16 @@ __all__ = [
     "resolve_namespace",
     "stable_order",
 ]
+
+
+def array_namespace(*arrays: Array) -> Namespace:
+    """NumPy itself, which keeps to the standard since 2.1, or the array-API view of torch.
+
+    Not ``array_api_compat``'s view of NumPy: it imports all of NumPy, and that takes longer than NumPy's own import.
+    """
+    if all(isinstance(array, np.ndarray | np.generic) for array in arrays):
+        return np
+    return array_api_compat.array_namespace(*arrays)
 
 
 def resolve_namespace(xp: Namespace) -> Namespace:

@@ -65,7 +65,7 @@ def check_gradients(pack: Pack, forward: Forward, batch: Batch, rng: np.random.G
             if not np.abs(gradient[rows] - expected[name][rows]).max() <= EXACT * 10 * largest:
                 where = blame(forward, name, info.bn_mode, rng)
                 raise GraphError(f"plan {info.name} differs from the whole network's gradient at {name}", where=where,
-                                 fix="the pack was not written; mend the rule in edge_sel/graphs/rules")  # fmt: skip
+                                 fix="the pack was not written; fix the rule in edge_sel/graphs/rules")  # fmt: skip
 
 
 def _differentiate(pack: Pack, forward: Forward, bn_mode: str, weights: Arrays, batch: Batch) -> _Side:
@@ -100,7 +100,7 @@ def _require_right(side: _Side, forward: Forward, weights: Arrays, rng: np.rando
             mode = side.plan.bn_mode
             raise GraphError(f"the gradient at {bad} differs from a numerical derivative by {error:.1e}",
                              where=blame(forward, bad, mode, rng),
-                             fix="the pack was not written; mend the rule in edge_sel/graphs/rules")  # fmt: skip
+                             fix="the pack was not written; fix the rule in edge_sel/graphs/rules")  # fmt: skip
 
 
 def _spread(gradients: Arrays, weights: Arrays) -> dict[str, float]:

@@ -172,7 +172,7 @@ def _require_explained(
             where=blame(forward, bad, info.bn_mode, np.random.default_rng(0))
             if bad
             else f"the graph is right in float64, what {names[0]} makes of it is not",
-            fix="the pack was not written; mend the rule in edge_sel/graphs/rules" if bad else "another onnxruntime",
+            fix="the pack was not written; fix the rule in edge_sel/graphs/rules" if bad else "another onnxruntime",
         )
 
 

@@ -1,4 +1,4 @@
-"""``edge-sel doctor``: what works here, why not, and how to mend it."""
+"""``edge-sel doctor``: what works here, why not, and how to fix it."""
 
 from __future__ import annotations
 

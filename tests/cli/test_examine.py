@@ -166,14 +166,14 @@ def test_docker_hides_the_counters(machine, capsys):
     assert not entry["usable"] and "-v /sys:/host/sys:ro" in entry["fix"]
     lines = shown(report, capsys).splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("no   meter rapl"))
-    assert lines[at + 1] == f"      to mend it: {entry['fix']}", "the meter's own remedy is the general one"
+    assert lines[at + 1] == f"      to fix it: {entry['fix']}", "the meter's own remedy is the general one"
 
 
 def test_counters_of_root_alone(machine, capsys):
     fix = {"meter": "rapl", "usable": False, "path": "/sys/x", "why": "Permission denied", "fix": "exactly this"}
     fine = {"meter": "battery", "usable": True, "path": "/sys/y", "why": "can be read", "fix": None}
     text = shown({**machine.report(), "permissions": [fix, fine]}, capsys)
-    assert text.count("to mend it: exactly this") == 1 and text.count("to mend it: something general") == 3
+    assert text.count("to fix it: exactly this") == 1 and text.count("to fix it: something general") == 3
 
 
 def test_in_a_container_the_host_must_permit(machine, monkeypatch):

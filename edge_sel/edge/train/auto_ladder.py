@@ -151,7 +151,14 @@ class AutoLadder:
         told = f"{stage.plan} is expected to gain {100 * expected.gain:.1f} points"
         if expected.energy_j is not None:
             told += f" for {expected.energy_j:.1f} J"
-        return Decision(stage if chosen else None, told if chosen else f"{told}: not worth it", expected)
+        return Decision(stage if chosen else None, told if chosen else f"{told}; {self._least(expected)}", expected)
+
+    def _least(self, refused: Forecast) -> str:
+        """The bound that this forecast misses, in words."""
+        if refused.energy_j is not None and refused.gain >= LEAST_GAIN:
+            return f"--worth asks for {self.worth:g} points per kilojoule"
+        least = UNPRICED_GAIN if self.worth and refused.energy_j is None else LEAST_GAIN
+        return f"a stage must gain at least {100 * least:.1f}"
 
     def _pays(self, expected: Forecast) -> bool:
         if not self.worth:

@@ -124,8 +124,20 @@ def test_what_is_expected_is_told():
     decision = decide(AFTER_BN)
     assert decision.expected.gain == pytest.approx(0.03, rel=1e-4) and decision.expected.energy_j == pytest.approx(2.0)
     assert decision.why == "ridge is expected to gain 3.0 points for 2.0 J"
-    end = decide(("bn", (0.7, CLEAN)))
-    assert end.stage is None and end.why.endswith("not worth it") and end.expected.gain < LEAST_GAIN
+
+
+@pytest.mark.parametrize(
+    ("after", "changes", "end"),
+    [
+        (("bn", (0.7, CLEAN)), {}, "; a stage must gain at least 0.3"),
+        (("bn", (0.7, CLEAN)), {"worth": 0.0}, "; a stage must gain at least 0.3"),
+        (AFTER_BN, {"worth": 1e5}, "; --worth asks for 100000 points per kilojoule"),
+    ],
+)
+def test_a_refusal_names_the_bound(after, changes, end):
+    decision = decide(after, ladder=replace(LADDER, **changes))
+    assert decision.stage is None and decision.why.endswith(end)
+    assert (decision.expected.gain < LEAST_GAIN) == ("gain" in end.split(";")[1])
 
 
 def test_a_pack_without_a_table_is_judged_by_a_generic_one():

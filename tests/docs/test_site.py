@@ -90,7 +90,7 @@ def test_readme_is_short():
 def emitted() -> set[str]:
     """The names of all events in the code: ``emit("name")``, ``notices.append(("name", …))``, ``{"event": "name"}``."""
     found = {"started", "resumed", "unlocked"}  # chosen by a condition; yielded
-    for path in [*(EDGE / "edge").rglob("*.py"), *(EDGE / "api").rglob("*.py")]:
+    for path in [path for room in ("edge", "api", "power") for path in (EDGE / room).rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and node.args:
@@ -108,7 +108,7 @@ def test_events_are_those_of_the_code():
     text = (DOCS / "reference" / "events.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert told | {"step", "tuned", "tuning_ignored", "waiting"} == emitted()
+    assert told | {"step", "tuned", "tuning_ignored", "waiting", "meter_lost"} == emitted()
 
 
 def test_exit_statuses_are_those_of_the_code():

@@ -31,7 +31,7 @@ LEAST_OF_CLASS = 10
 """No class is left with fewer, as far as it has them: a lamp before a fixed camera has two pictures, on and off."""
 
 _CROP = SIDE - 2 * SHIFT
-_AT_ONCE = 256
+_AT_ONCE = 512
 _READ_AT_ONCE = 16
 """Images, which may be large."""
 
@@ -82,7 +82,7 @@ def find_duplicates(images: ImageSet) -> Duplicates:
     pairs = np.concatenate([np.empty((0, 2), np.int64), *_candidates(grey, rows)])
     for start in range(0, len(pairs), _AT_ONCE):
         part = pairs[start : start + _AT_ONCE]
-        for one, other in part[_alike(grey[part[:, 0]], grey[part[:, 1]])].tolist():
+        for one, other in part[_alike(grey, part)].tolist():
             earlier.setdefault(other, []).append(one)
     return _sort_out(earlier, images.labels)
 
@@ -145,51 +145,58 @@ def _displaced(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return best
 
 
-def _alike(one: UInt8Array, other: UInt8Array) -> np.ndarray:
-    """bool [P], whether the middle of the first [P, SIDE, SIDE] is found in the second."""
-    first, second = _blurred(one), _blurred(other)
-    middle = _standardised(first[:, SHIFT:-SHIFT, SHIFT:-SHIFT].reshape(len(one), -1))
-    rows, columns = _best_place(middle, second)
-    found, by_column, by_row = (_cut(second, rows, columns, way) for way in ((0, 0), (0, 1), (1, 0)))
-    columns_of = [np.ones_like(middle), _standardised(found), by_column, by_row]
-    design = np.stack(columns_of, axis=2)
-    gram = design.transpose(0, 2, 1) @ design + 1e-6 * np.eye(4)
-    fitted = design @ np.linalg.solve(gram, design.transpose(0, 2, 1) @ middle[:, :, None])
-    difference = (fitted[:, :, 0] - middle) ** 2
-    blocks = difference.reshape(len(one), _CROP // BLOCK, BLOCK, _CROP // BLOCK, BLOCK).mean((2, 4))
-    return np.asarray((blocks.max((1, 2)) < AGREE**2) & middle.any(1))
+def _alike(grey: UInt8Array, pairs: Int64Array) -> np.ndarray:
+    """bool [P], whether the middle of the first image of a pair is found in the second."""
+    numbers, place = np.unique(
+        pairs, return_inverse=True
+    )  # an image is in many pairs: what is its own is computed once
+    first, second = place.reshape(pairs.shape).T
+    blurred = _blurred(grey[numbers])
+    middle = _standardised(blurred[:, SHIFT:-SHIFT, SHIFT:-SHIFT].reshape(len(numbers), -1))
+    rows, columns = _best_places(middle, blurred, first, second)
+    wanted, design = middle[first], _design(blurred, second, rows, columns)
+    gram = design.transpose(0, 2, 1) @ design + 1e-6 * np.eye(4, dtype=np.float32)
+    fitted = design @ np.linalg.solve(gram, design.transpose(0, 2, 1) @ wanted[:, :, None])
+    difference = (fitted[:, :, 0] - wanted) ** 2
+    blocks = difference.reshape(len(pairs), _CROP // BLOCK, BLOCK, _CROP // BLOCK, BLOCK).mean((2, 4))
+    return np.asarray((blocks.max((1, 2)) < AGREE**2) & wanted.any(1))
 
 
-def _blurred(grey: UInt8Array) -> np.ndarray:
-    """float64 [P, SIDE, SIDE] by a binomial filter: a displacement by half a pixel is then nearly linear."""
-    padded = np.pad(grey.astype(np.float64), ((0, 0), (1, 1), (1, 1)), mode="edge")
+def _blurred(grey: UInt8Array) -> Float32Array:
+    """float32 [N, SIDE, SIDE] by a binomial filter, exact: a displacement by half a pixel is then nearly linear."""
+    padded = np.pad(grey.astype(np.float32), ((0, 0), (1, 1), (1, 1)), mode="edge")
     across = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-    blurred: np.ndarray = (across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]) / 16
+    blurred: Float32Array = (across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]) / 16
     return blurred
 
 
-def _best_place(middle: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns, int [P], where the standardised crop [P, _CROP²] correlates best with the second."""
+def _best_places(
+    middle: Float32Array, blurred: Float32Array, first: Int64Array, second: Int64Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns, int [P], where the middle of a first image correlates best with the second image."""
     places = 2 * SHIFT + 1
-    padded = np.zeros_like(second)
+    padded = np.zeros_like(blurred)
     padded[:, :_CROP, :_CROP] = middle.reshape(-1, _CROP, _CROP)
-    products = np.fft.irfft2(np.conj(np.fft.rfft2(padded)) * np.fft.rfft2(second), (SIDE, SIDE))
-    variance = np.maximum(_window_means(second**2) - _window_means(second) ** 2, 1e-9)
-    best = (products[:, :places, :places] / np.sqrt(variance)).reshape(len(middle), -1).argmax(1)
+    spectra = np.conj(np.fft.rfft2(padded))[first] * np.fft.rfft2(blurred)[second]
+    products = np.fft.irfft2(spectra, (SIDE, SIDE))[:, :places, :places]
+    wide = blurred.astype(np.float64)
+    deviation = np.sqrt(np.maximum(_window_means(wide**2) - _window_means(wide) ** 2, 1e-9))
+    best = (products / deviation[second]).reshape(len(first), -1).argmax(1)
     return best // places, best % places
 
 
-def _cut(second: np.ndarray, rows: np.ndarray, columns: np.ndarray, way: tuple[int, int]) -> np.ndarray:
-    """float64 [P, _CROP²] at these places, or its slope along one ``way``."""
-    padded, inside = np.pad(second, ((0, 0), (1, 1), (1, 1)), mode="edge"), np.arange(_CROP)
-
-    def at(sign: int) -> np.ndarray:
-        down = rows[:, None, None] + 1 + sign * way[0] + inside[:, None]
-        right = columns[:, None, None] + 1 + sign * way[1] + inside
-        cut: np.ndarray = padded[np.arange(len(second))[:, None, None], down, right].reshape(len(second), -1)
-        return cut
-
-    return at(0) if way == (0, 0) else (at(1) - at(-1)) / 2
+def _design(blurred: Float32Array, second: Int64Array, rows: np.ndarray, columns: np.ndarray) -> Float32Array:
+    """float32 [P, _CROP², 4]: a constant, the second image at these places, and its slopes across and down."""
+    padded = np.pad(blurred, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    inside = np.arange(_CROP + 2)
+    around = padded[second[:, None, None], rows[:, None, None] + inside[:, None], columns[:, None, None] + inside]
+    design = np.ones((len(second), _CROP, _CROP, 4), np.float32)
+    design[..., 1] = around[:, 1:-1, 1:-1]
+    design[..., 2] = (around[:, 1:-1, 2:] - around[:, 1:-1, :-2]) / 2
+    design[..., 3] = (around[:, 2:, 1:-1] - around[:, :-2, 1:-1]) / 2
+    flat = design.reshape(len(second), -1, 4)
+    flat[..., 1] = _standardised(flat[..., 1])
+    return flat
 
 
 def _window_means(values: np.ndarray) -> np.ndarray:

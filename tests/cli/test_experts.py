@@ -69,6 +69,7 @@ def test_the_whole_way(edge_sel, here, expert, dark_digits):
     assert read_expert(expert, open_pack(PACK)).digest == json.loads(given.out)["identity"]["expert"]
 
 
+@pytest.mark.slow
 def test_what_a_person_reads(edge_sel, here, signed, server_images, dark_digits):
     taken = edge_sel("signature", PACK, "--data", dark_digits, "--out", "again.json")
     assert taken.out == f"wrote again.json: 120 images, {(here / 'again.json').stat().st_size} bytes\n"
@@ -105,6 +106,7 @@ def worse(here):
     return here / "worse"
 
 
+@pytest.mark.slow
 def test_a_worse_expert_is_ignored(edge_sel, here, worse, dark_digits):
     run = edge_sel("finetune", PACK, "--data", dark_digits, "--out", "with", "--expert", worse)
     assert run.code == 0 and "expert: " in run.err and "ignored" in run.err
@@ -115,6 +117,7 @@ def test_a_worse_expert_is_ignored(edge_sel, here, worse, dark_digits):
     assert outcome(here / "with")["accuracy"] == outcome(here / "without")["accuracy"]
 
 
+@pytest.mark.slow
 def test_classes_of_the_device_with_an_expert(edge_sel, here, expert, dark_digits):
     write_folder(apply_shift("low_light", load_digits("field"), seed=0).subset(np.arange(120)), here / "data")
     (here / "data" / "9").rename(here / "data" / "nine")

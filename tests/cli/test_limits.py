@@ -204,6 +204,7 @@ def test_a_battery_that_is_low_already(edge_sel, board):
 # Other layers
 
 
+@pytest.mark.slow
 def test_a_budget_from_a_file_is_lifted_by_a_flag(edge_sel, here):
     Path("mine.toml").write_text('energy_budget_j = "1mJ"\ndeadline_s = 3600\n')
     result = edge_sel("finetune", "--json", *SHORT, "--config", "mine.toml")

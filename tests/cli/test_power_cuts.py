@@ -37,6 +37,7 @@ def kill_when(what, arguments, here):
         process.communicate(timeout=PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_joules_survive_a_kill_and_count_towards_the_budget(arguments, here):
     kill_when(lambda: spent_j(here) >= 2.0, arguments, here)
     assert not list_checkpoints(here / "run" / "checkpoints"), "the usual interval is longer"
@@ -76,6 +77,7 @@ def test_joules_of_an_opening_that_is_cut_are_not_forgotten(arguments, here):
     assert lost["cut"] and lost["energy_j"] > first_j
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_in_order_is_not_said_to_be_cut(arguments, here):
     with running(*arguments, "--out", "run", cwd=here) as process:
         wait_for(lambda: list_checkpoints(here / "run" / "checkpoints") or spent_j(here) > 15, process)

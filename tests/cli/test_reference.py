@@ -3,6 +3,8 @@
 import csv
 import json
 
+import pytest
+
 from tests.cli.shell import SETUP, USAGE, block, refused, run
 
 
@@ -66,6 +68,7 @@ def test_without_torch_it_says_what_to_install(tmp_path):
     assert "torch" in result.stderr and "edge-sel[server]" in result.stderr and "onnxscript" not in result.stderr
 
 
+@pytest.mark.slow
 def test_results_stand_beside_a_fine_tune_where_torch_is_not(edge_sel, tmp_path):
     assert edge_sel("reference", "fast", "--smoke", "--device", "cpu").code == 0
     without = block(tmp_path / "without", "torch")

@@ -46,6 +46,7 @@ def signers(out):
     return json.loads((out / "run.json").read_text())["signers"]
 
 
+@pytest.mark.slow
 def test_verify_says_who_signed_and_what_that_is_worth(edge_sel, keys, signed, unsigned):
     assert edge_sel("pack", "verify", unsigned).out.splitlines()[-1] == "not signed"
     unchecked = edge_sel("pack", "verify", signed).out.splitlines()[-1]

@@ -102,6 +102,7 @@ def test_names_that_are_no_text_are_printed(here):
     assert result.returncode == 4 and "\x1b" not in result.stderr
 
 
+@pytest.mark.slow
 def test_what_is_no_file_is_never_replaced_by_one(here):
     """As root a device would be: the file is moved over it."""
     os.mkfifo(here / "pipe")

@@ -67,6 +67,7 @@ def test_of_auto_the_head_is_measured_only_where_it_takes_steps():
     assert trained_plans(pack, ("head", "bn")) == ["head"], "what is named is measured"
 
 
+@pytest.mark.slow
 def test_what_a_person_reads(edge_sel, cache):
     shown = edge_sel("tune", "--seconds", 0.03, "--plan", "head", "--plan", "bn")
     assert shown.code == 0
@@ -154,6 +155,7 @@ def test_a_file_of_no_use_is_told_in_one_line_and_left_alone(edge_sel, here, cac
     assert not any(at == "tuned" for _, at in settings(here / "run").values())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("began", ["tuned", "untuned"])
 @pytest.mark.parametrize("then", ["tuned otherwise", "untuned"])

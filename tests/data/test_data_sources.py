@@ -55,6 +55,7 @@ def test_digits_load_quickly_and_stay_the_same():
         load_digits("train")
 
 
+@pytest.mark.slow
 def test_the_asset_is_what_the_tool_writes(tmp_path, pytestconfig):
     pytest.importorskip("sklearn")
     tool = pytestconfig.rootpath / "tools" / "make_digits.py"

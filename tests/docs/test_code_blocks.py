@@ -19,7 +19,6 @@ from tests.docs.folder import make_folder
 from tools.doc_commands import ROOT, Block, blocks, commands, executed, pages
 
 LANGUAGES = {"sh", "python", "console", "text", "toml", "ini", "json", "csv", "", "{toctree}", "{eval-rst}"}
-FIRST = ("README.md", "docs/tutorials/first_run.md")
 NAMES = {page: str(page.relative_to(ROOT)) for page in pages()}
 every_page = pytest.mark.parametrize("page", pages(), ids=NAMES.get)
 
@@ -45,8 +44,8 @@ def script(page: Path) -> str:
 
 
 def case(page):
-    """Those that a newcomer reads first run by default."""
-    return pytest.param(page, marks=() if NAMES[page] in FIRST else pytest.mark.slow)
+    """The README's run by default."""
+    return pytest.param(page, marks=() if NAMES[page] == "README.md" else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("page", [case(page) for page in pages() if executed(page)], ids=NAMES.get)

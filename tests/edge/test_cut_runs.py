@@ -34,6 +34,7 @@ def until_the_end(out, world, joules, *limits, parts=60, **given):
     raise AssertionError("no progress")
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(20.0, 250.0), max_size=5))
 def test_every_joule_of_every_part_is_in_the_total(tmp_path_factory, joules):

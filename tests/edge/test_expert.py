@@ -87,6 +87,7 @@ def session_weights(out):
     return load_file(out / "weights.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @some_or_all
 @pytest.mark.parametrize("interrupt", ["stopped", "killed"])

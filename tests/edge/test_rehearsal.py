@@ -126,6 +126,7 @@ def test_a_class_with_a_single_image_is_trained_on():
     assert [row.kind for row in rows] == ["body", "body"] and "left out" not in notes[0]
 
 
+@pytest.mark.slow
 def test_what_a_stage_gained_depends_on_who_judges():
     field, other = digits(), load_digits("test").subset(np.arange(80))
     rows = [rehearse(lesser(()), OrtEngine(threads=1), [(field, judge)]) for judge in (judges(), other)]

@@ -101,6 +101,7 @@ def test_killed_runs_do_continue(tmp_path):
     assert len(tape.of("resumed")) == 1 and len(tape.of("step")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(5)
 @every_case
 @some_or_all

@@ -103,6 +103,7 @@ def test_two_images_never_replace_a_model(tmp_path):
     assert not result["shipped"] and result["evidence"]["images"] == len(images)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @some_or_all
 def test_the_evidence_of_an_interrupted_run_is_the_same(apart, tmp_path):

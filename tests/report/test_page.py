@@ -64,6 +64,7 @@ def test_the_hardest_images_are_shown_or_named(finished, report):
     assert not named.all("img") and "digits/" in named.text
 
 
+@pytest.mark.slow
 def test_of_images_in_a_folder_those_inside_it_are_shown(spoiled, report, tmp_path):
     from PIL import Image
 

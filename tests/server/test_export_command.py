@@ -54,6 +54,7 @@ def with_held_out(warm, path, held_out):
     return path
 
 
+@pytest.mark.slow
 def test_it_is_judged_by_what_training_never_saw(run, warm, data, tmp_path, monkeypatch):
     """If that is not too little."""
     ids = load_folder(data, (16, 16), classes=CLASSES).ids

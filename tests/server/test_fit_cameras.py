@@ -17,6 +17,7 @@ def signature_of(images):
     return take_signature(images, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_pictures_of_the_fitted_place_are_nearer_than_those_of_any_random_one(one_thread, monkeypatch):
     """A shift that is none of the simulator's own places."""
     monkeypatch.setattr(fit_cameras, "_FIRST", 100)

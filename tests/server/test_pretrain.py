@@ -119,6 +119,7 @@ def stripes(count: int = 240) -> ImageSet:
     return ImageSet.from_arrays(pixels.astype(np.uint8), labels, ("rows", "columns", "checks"))
 
 
+@pytest.mark.slow
 def test_robust_training_makes_a_model_that_stands_random_cameras(tmp_path, one_thread):
     """Both are judged by the same cameras, and the same seed gives the same weights."""
     options = replace(OPTIONS, epochs=8, batch_size=16, flip=False, crop_padding=0)

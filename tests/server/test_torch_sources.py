@@ -105,6 +105,7 @@ def test_weights_of_a_file_are_used(suffix, net, tmp_path):
     assert np.array_equal(other.weights["stem.0.weight"], state["stem.0.weight"].numpy())
 
 
+@pytest.mark.slow
 def test_a_new_head_learns_what_the_folder_shows(net, one_thread, tmp_path):
     labels = np.arange(60) % 3
     pixels = np.random.default_rng(0).integers(0, 60, (60, 16, 16, 3))

@@ -32,6 +32,7 @@ def victim(tmp_path_factory):
     return Victim(FAULTY, scratch / "runs", small_field(scratch / "images"), None)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_cut_off_twice_ends_with_the_same_bits(case, victim):

@@ -26,6 +26,7 @@ def test_every_place_trains_the_same(tmp_path):
     assert not (tmp_path / "file" / FILE).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_stopped_or_killed_run_ends_the_same(place, tmp_path):

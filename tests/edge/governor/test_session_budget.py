@@ -48,6 +48,7 @@ def test_the_rests_of_the_end_are_in_the_budget(tests, budget_j, world, tmp_path
     assert 0.6 * budget_j < world.energy_j <= budget_j + max(tape.step_j)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_finishes_the_run(world, tmp_path):
     unlimited, expected = free()
     energy_j = unlimited.energy_j

@@ -98,6 +98,7 @@ def test_joules_decide_what_is_worth_its_price(worth, stages, tmp_path):
     assert " J" not in automatic_run("statistics first")[0]["decisions"][-1]["why"]
 
 
+@pytest.mark.slow
 def test_a_price_is_about_what_the_stage_then_takes(tmp_path):
     """In a world where joules follow the work; without the gate, which lets through more or less than planned."""
     result = governed(tmp_path, World(), base=PACKS["body only"], **AUTO, worth="max", gate="off")

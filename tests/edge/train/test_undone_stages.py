@@ -67,6 +67,7 @@ def test_nothing_is_undone_where_every_training_stage_was_better(tmp_path):
     assert not tape.of("reverted") and validation_loss(result, "after") == result["epochs"][-1]["guard_loss"]
 
 
+@pytest.mark.slow
 @some_or_all
 def test_undone_training_stages_stopped_anywhere(apart, tmp_path):
     given = {**RUINOUS, "plan": "bn,full,head"}
@@ -128,6 +129,7 @@ class After(Limit):
         return Decision("go" if self.left else "stop")
 
 
+@pytest.mark.slow
 def test_a_limit_in_a_bad_training_stage_leaves_the_best_one_before_it(tmp_path):
     given = {"plan": "bn,full", **RUINOUS}
     result = session(tmp_path / "two", limits=[After(8)], **given).run()

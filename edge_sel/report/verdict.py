@@ -108,7 +108,8 @@ def _course(record: Record, charts: Charts) -> list[Block]:
         quiet_grid(axes, "y")
 
     rows = [[plan + (" (undone)" if lost else ""), f"{x:.4g}", words.percent(y)] for x, y, plan, lost in known]
-    summary = f"From {words.percent(known[0][1])} to {words.percent(known[-1][1])} in {known[-1][0]:.4g} {unit}."
+    price = (words.joules if priced else words.seconds)(known[-1][0])
+    summary = f"From {words.percent(known[0][1])} to {words.percent(known[-1][1])} for {price}."
     table = Table("Accuracy over the run", ["after", unit, "validation accuracy"], rows)
     return [Chart(f"Validation accuracy over {unit}", charts.draw(paint), summary, table)]
 

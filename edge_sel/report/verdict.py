@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from edge_sel.report import words
@@ -75,8 +76,8 @@ def _dense(result: dict[str, Any]) -> list[Card]:
         return []
     passes = "one pass" if dense["epochs"] == 1 else f"{dense['epochs']} passes"
     value = words.joules(dense["energy_j"]) if dense["energy_j"] is not None else words.flops(dense["flops_t"])
-    note = f"forecast, not measured: {passes} over every training image with the plan {dense['plan']}, "
-    note += f"{words.flops(dense['flops_t'])} at this run's joules per FLOP"
+    note = f"forecast, not measured: {passes} over every training image with the plan {dense['plan']} "
+    note += f"({words.flops(dense['flops_t'])} at this run's joules per FLOP), opening and evaluation as here"
     return [Card("the same, trained dense", value, note)]
 
 
@@ -118,7 +119,7 @@ def _what_was_run(record: Record) -> Table:
     result = record.result
     images = result.get("images") or {}
     rows = [
-        ["pack", str(result.get("pack", words.NONE))], ["images", str(result.get("source", words.NONE))],
+        ["pack", _pack(str(result.get("pack", words.NONE)))], ["images", str(result.get("source", words.NONE))],
         ["trained on", counted(images["train"], "image") if images.get("train") else words.NONE],
         ["validation", counted(images["guard"], "image") if images.get("guard") else words.NONE],
         ["plan", str(result.get("plan", record.past.plan or words.NONE))],
@@ -130,3 +131,9 @@ def _what_was_run(record: Record) -> Table:
     if result.get("batch_limit"):
         rows.append(["memory was short", f"batches of at most {result['batch_limit']} images"])
     return Table("What was run", ["", ""], rows)
+
+
+def _pack(path: str) -> str:
+    """The path, but of the pack that ships with edge-sel only its name."""
+    builtin = PurePath(path).match("edge_sel/pack/assets/digits.edgepack")
+    return "built-in (digits.edgepack)" if builtin else path

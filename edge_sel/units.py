@@ -100,15 +100,15 @@ def format_flops(f: float | None) -> str:
 
 
 def format_duration(s: float | None) -> str:
-    """``250ms``, ``12.3s``, ``1m30s``, ``1h30m``: whole seconds from a minute on."""
+    """``250 ms``, ``12.3 s``, ``1m30s``, ``1h30m``: whole seconds from a minute on."""
     if s is None:
         return "unavailable"
     if not math.isfinite(s) or s < 0:
-        return f"{s}s"
+        return f"{s} s"
     if s < 0.9995:
-        return f"{s * 1e3:.3g}ms" if s else "0s"
+        return f"{s * 1e3:.3g} ms" if s else "0 s"
     if s < 59.95:
-        return f"{s:.3g}s"
+        return f"{s:.3g} s"
     minutes, seconds = divmod(round(s), 60)
     hours, minutes = divmod(minutes, 60)
     return "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if n)

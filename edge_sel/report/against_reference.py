@@ -11,7 +11,7 @@ from edge_sel.reference.compare import compare, overview, reference_epochs
 from edge_sel.reference.results import Result, list_results
 from edge_sel.report import words
 from edge_sel.report.blocks import Block, Chart, Part, Section, Table, Text
-from edge_sel.report.charts import INK, MUTED, SERIES, Charts, integer_ticks, percent_axis, quiet_grid
+from edge_sel.report.charts import INK, MUTED, SERIES, Charts, epoch_axis, percent_axis, quiet_grid
 from edge_sel.report.read import Record
 from edge_sel.report.side_by_side import pareto
 
@@ -124,12 +124,11 @@ def _lines(lines: dict[str, list[tuple[int, float]]], title: str, unit: str, cha
             marker = "o" if len(line) < 3 else ""
             x, y = [point[0] for point in line], [point[1] for point in line]
             axes.plot(x, y, style, marker=marker, markersize=3, color=SERIES[number % len(SERIES)], label=name)
-        axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
         axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         if share:
             percent_axis(axes.yaxis)
-        integer_ticks(axes.xaxis)
+        epoch_axis(axes, [epoch for line in lines.values() for epoch, _ in line])
         quiet_grid(axes, "y")
 
     def shown(value: float) -> str:

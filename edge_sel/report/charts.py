@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -67,7 +68,9 @@ class Charts:
         from matplotlib.figure import Figure
 
         salt = f"edge-sel-{next(self._numbers)}"
-        with rc_context({**_STYLE, "svg.hashsalt": salt}):
+        with rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+            # The text stays text: the reader's browser has the characters that matplotlib's font lacks.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasSVG(figure)
             shape = (panels, 1) if below else (1, panels)
@@ -123,11 +126,18 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def integer_ticks(axis: Any) -> None:
-    """No tick between two whole numbers."""
+def epoch_axis(axes: Any, epochs: Sequence[int]) -> None:
+    """Ticks at whole epochs that were run, and a single epoch's bar no wider than others."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    first, last = min(epochs), max(epochs)
+    if last - first < 8:
+        axes.set_xticks(range(first, last + 1))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    margin = max(0.6, (4 - (last - first)) / 2)
+    axes.set_xlim(first - margin, last + margin)
+    axes.set_xlabel("epoch")
 
 
 def before_and_after(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
@@ -138,5 +148,5 @@ def before_and_after(axes: Any, names: Sequence[str], before: Sequence[float], a
     axes.scatter(before, rows, s=28, color=MUTED, label="before", zorder=2)
     axes.scatter(after, rows, s=34, color=SERIES[0], label="after", zorder=3)
     axes.set_yticks(rows, [short(name) for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     quiet_grid(axes, "x")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from edge_sel.edge.outputs.power_log import PowerRow
 from edge_sel.report import words
 from edge_sel.report.blocks import Block, Card, Cards, Chart, Section, Table, Text
-from edge_sel.report.charts import INK, MUTED, SERIES, Charts, integer_ticks, quiet_grid
+from edge_sel.report.charts import INK, MUTED, SERIES, Charts, epoch_axis, quiet_grid
 from edge_sel.report.read import Record
 from edge_sel.units import counted
 
@@ -168,12 +168,9 @@ def _by_epoch(record: Record, charts: Charts) -> list[Block]:
             heights = [(epoch["phases"].get(name) or {}).get("total_j") or 0.0 for epoch in shown]
             axes.bar(numbers, heights, bottom=below, color=colour_of(name), label=words.phase(name), width=0.7)
             below = [low + height for low, height in zip(below, heights, strict=True)]
-        axes.set_xlabel("epoch")
         axes.set_ylabel("joules, gross")
         axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        if len(shown) < 2:
-            axes.set_xlim(numbers[0] - 1, numbers[0] + 1)
-        integer_ticks(axes.xaxis)
+        epoch_axis(axes, numbers)
         quiet_grid(axes, "y")
 
     rows = [

@@ -14,7 +14,7 @@ from edge_sel.report.charts import (
     SERIES,
     Charts,
     before_and_after,
-    integer_ticks,
+    epoch_axis,
     percent_axis,
     quiet_grid,
     short,
@@ -133,12 +133,9 @@ def _gate(record: Record, charts: Charts) -> list[Block]:
         numbers = [epoch["epoch"] for epoch in epochs]
         axes.bar(numbers, passed, color=SERIES[0], label="trained on", width=0.7)
         axes.bar(numbers, held, bottom=passed, color=GRID, label="held back", width=0.7)
-        axes.set_xlabel("epoch")
         axes.set_ylabel("images")
         axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        if len(epochs) < 2:
-            axes.set_xlim(numbers[0] - 1, numbers[0] + 1)
-        integer_ticks(axes.xaxis)
+        epoch_axis(axes, numbers)
         quiet_grid(axes, "y")
 
     rows = [

@@ -42,7 +42,7 @@ def test_progress_the_gate_watts_degrees_and_time_left(live):
     live._clock.now_s += 4.0
     assert live.line(step(600.0, 90.0)) == (
         "last: epoch 2 of 3, 128 of 400 images seen, gate holds back 75%, 10 W, 90 J measured so far, 51 °C, "
-        "about 6s left in this stage"
+        "about 6 s left in this stage"
     )
 
 

@@ -170,6 +170,12 @@ def test_names_that_are_markup(spoiled, report):
     assert not page.all("script") and not page.all("b") and mark in page.text and "<b>run</b> & 'co'" in page.text
 
 
+@pytest.mark.filterwarnings("error")
+def test_characters_that_the_charts_font_lacks(spoiled, report):
+    page = report(spoiled("run", lambda result: {**of_classes(result, 2), "classes": ["日本 語", "עברית"]}))
+    assert page.text.count("日本 語") > 2
+
+
 def test_several_runs_side_by_side(spoiled, report):
     def change(result):
         result["settings"]["epochs"] = {"value": 9, "origin": "flag"}

@@ -176,7 +176,7 @@ def _why(evidence: Evidence, level: float) -> str:
     points = f"{100 * evidence.gain:+.1f} points ({100 * evidence.low:+.1f} to {100 * evidence.high:+.1f})"
     seen = f"{points} on {evidence.images} images"
     if evidence.better(level):
-        by = "by its losses" if evidence.p_loss <= evidence.p_right else "by what it gets right"
+        by = "by loss" if evidence.p_loss <= evidence.p_right else "by accuracy"
         return f"better {by} (p = {min(evidence.p_loss, evidence.p_right):.1g}): {seen}"
     if evidence.gain == 0 and evidence.p_loss == 1:
         return "nothing that was tried made it better"

@@ -32,7 +32,7 @@ def command(
 ) -> None:  # fmt: skip
     """Train PACK for the device that SIGNATURE is from, on the server's own images.
 
-    Cameras are simulated that make them look as that device's do. On the device: `edge-sel finetune --expert`.
+    The images are changed so that they look like the device's. On the device: `edge-sel finetune --expert`.
     """
     require_server_extra("expert")
     if out.is_dir():

@@ -76,23 +76,23 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Only tell which plans this model can have, and what each costs; --data is optional.",
+    help="Only list the plans that this model can have, and the cost of each; --data is optional.",
 )
 @click.option(
     "--weights", type=GivenPath(), help="Weights for a model made by name: .safetensors, or .pth with a state dict."
 )
 @click.option(
-    "--classes", type=GivenPath(), help="File with the model's class names, a line each, in the order of its logits."
+    "--classes", type=GivenPath(), help="File with the model's class names, one per line, in the order of its logits."
 )
 @click.option(
     "--new-head", is_flag=True, help="Fit a new head for the classes of --data, whatever classes the model has."
 )
 @click.option("--image-size", type=_Size(), help="Pixels, or HEIGHTxWIDTH. [default: what the model was published for]")
-@click.option("--mean", type=_Numbers(), help="Mean of each colour, 0..1, that images were normalised by.")
-@click.option("--std", type=_Numbers(), help="Standard deviation, likewise.")
+@click.option("--mean", type=_Numbers(), help="Mean of each colour, 0..1, by which training images were normalised.")
+@click.option("--std", type=_Numbers(), help="Standard deviation of each colour, likewise.")
 @click.option(
     "--plans",
-    help="Comma-separated, also with a budget: of channels as in last2-c50, of attention heads as in last-h25. "
+    help="Comma-separated plans; a suffix limits the share of channels (last2-c50) or of attention heads (last-h25). "
     "[default: all; c25, c50 of last and full]",
 )
 @click.option("--optimizer", default="sgd", show_default=True, type=click.Choice(["adam", "sgd"]))
@@ -109,7 +109,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
     type=click.IntRange(0),
     default=8,
     show_default=True,
-    help="Simulated field conditions in which to try what each stage of training gains; a device decides by that.",
+    help="Simulated field conditions in which to measure the gain of each training stage; the device decides by it.",
 )
 @click.option(
     "--with",

@@ -17,8 +17,8 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 @click.command()
 @click.argument("pack", required=False, type=GivenPath())
 @click.option("--data", type=GivenPath(), help="This device's labelled images: DIR/<class>/*.jpg.")
-@click.option("--test", type=GivenPath(), help="Images that only the before/after figures look at.")
-@click.option("--expert", type=GivenPath(), help="Begin with these weights of `edge-sel expert`.")
+@click.option("--test", type=GivenPath(), help="Labelled test images, used only for the accuracy before and after.")
+@click.option("--expert", type=GivenPath(), help="Start from these weights, made by `edge-sel expert`.")
 @click.option("--out", type=GivenPath(), help="Folder of this run. [default: runs/DATE-TIME]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out if there is one; start it otherwise.")
 @profile_option
@@ -27,7 +27,7 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
     "--metrics-file",
     "metrics",
     type=GivenPath(dir_okay=False),
-    help="Keep the live run's figures in this OpenMetrics text file.",
+    help="Write the current figures to this OpenMetrics text file during the run.",
 )
 @click.option("--report", is_flag=True, help="Write report.html into the run's folder (needs edge-sel[report]).")
 @json_option

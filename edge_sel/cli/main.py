@@ -16,13 +16,16 @@ from edge_sel.version import __version__
 COMMANDS = {
     "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),
     "runs": ("edge_sel.cli.runs", "The runs in a folder: verdict, accuracy before and after, joules."),
-    "report": ("edge_sel.cli.report", "A page about runs: verdict, joules, hard classes (needs edge-sel[report])."),
+    "report": (
+        "edge_sel.cli.report",
+        "An HTML page about runs: verdict, joules, hard classes (needs edge-sel[report]).",
+    ),
     "tune": ("edge_sel.cli.tune", "Find the threads and batch size that take the fewest joules, for finetune."),
     "evaluate": (
         "edge_sel.cli.evaluate",
         "Accuracy and embarrassment (per-class loss at temperature 1.5) of a pack on images.",
     ),
-    "predict": ("edge_sel.cli.predict", "The class of each image, by a run's model or a pack."),
+    "predict": ("edge_sel.cli.predict", "Classify images with a run's model or a pack."),
     "pretrain": ("edge_sel.cli.pretrain", "Train a dense warmup checkpoint (needs edge-sel[server])."),
     "export": ("edge_sel.cli.export", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
     "signature": ("edge_sel.cli.signature", "What this device's images look like, as numbers that show none."),

@@ -19,7 +19,7 @@ from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, profile_optio
     default=2.0,
     show_default=True,
     type=FiniteRange(0, LONGEST_S),
-    help="Seconds to measure idle power before, with a meter that measures.",
+    help="Seconds to measure idle power before the command; not used by a meter that models.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout; what the command prints there goes to stderr."

@@ -29,7 +29,12 @@ MOST_STDIN_BYTES = 256 << 20
 @click.command()
 @click.argument("model", type=GivenPath())
 @click.argument("images", nargs=-1, required=True, type=GivenPath(allow_dash=True))
-@click.option("--csv", "as_csv", is_flag=True, help="One row for each image: path, class, a column for each class.")
+@click.option(
+    "--csv",
+    "as_csv",
+    is_flag=True,
+    help="CSV: a row per image with its path, its class and the probability of each class.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0, MAX_THREADS), help="0 for all.")
 @max_pixels_option
@@ -38,7 +43,7 @@ def command(
     model: Path, images: tuple[Path, ...], as_csv: bool, as_json: bool, threads: int, max_pixels: int,
     require_signature: tuple[str, ...] | None,
 ) -> None:  # fmt: skip
-    """The class of each image, with its probability.
+    """Classify images: the class of each, with its probability.
 
     MODEL is the folder of a run, its model.onnx, or a pack. IMAGES are files, folders (everything below them), or - for
     one image on stdin, such as a camera's frame. Images are prepared as they are in training.

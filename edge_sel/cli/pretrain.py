@@ -32,7 +32,7 @@ from edge_sel.errors import UsageError, escaped
 @click.option(
     "--teacher",
     metavar="PACK|timm:NAME",
-    help="Learn from a larger model too (knowledge distillation): a pack or a checkpoint of the same classes, "
+    help="Learn also from a larger model (knowledge distillation): a pack or a checkpoint of the same classes, "
     "or a pretrained model of timm.",
 )
 @click.option("--image-size", default=32, show_default=True, type=click.IntRange(8, 1024), metavar="PIXELS")
@@ -53,14 +53,14 @@ from edge_sel.errors import UsageError, escaped
     "--robust/--no-robust",
     default=True,
     show_default=True,
-    help="Take a part of the images with random cameras, so that the model stands what the field does to pictures.",
+    help="Change a part of the images as random cameras would, so that the model withstands field conditions.",
 )
 @click.option(
     "--camera-strength",
     default=1.0,
     show_default=True,
     type=FiniteRange(0, 2),
-    help="How bad the random cameras may be; 0 is perfect.",
+    help="Strength of these changes; 0: none.",
 )
 @click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")

@@ -50,23 +50,38 @@ class _Given:
 
 @click.command()
 @click.argument("systems", nargs=-1)
-@click.option("--data", metavar="NAME|DIR", help="digits, cifar10 and other sets by torchvision name, or folders.")
-@click.option("--scale", default="full", show_default=True, metavar="smoke|small|full", help="How much of it to run.")
+@click.option(
+    "--data",
+    metavar="NAME|DIR",
+    help="digits, cifar10 or another data set of torchvision by its name, or an image folder.",
+)
+@click.option("--scale", default="full", show_default=True, metavar="smoke|small|full", help="Size of the benchmark.")
 @click.option("--smoke", is_flag=True, help="The same as --scale smoke: seconds, offline, on built-in digits.")
 @click.option("--out", default=Path("runs/reference"), type=GivenPath(), show_default=True,
-              help="Folder of results; what is finished there is not run again, what is not goes on.")  # fmt: skip
+              help="Folder of results; finished runs there are not repeated, others are continued.")  # fmt: skip
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Repeat with this many seeds.")
-@click.option("--model", help="Instead of the systems' own, such as wrn-28-10; torchvision:NAME, timm:NAME.")
-@click.option("--epochs", type=click.IntRange(1), help="Instead of the systems' own.")
-@click.option("--image-size", type=click.IntRange(8), metavar="PIXELS", help="Instead of the systems' own: mostly 32.")
+@click.option(
+    "--model", help="Model for all systems, such as wrn-28-10, torchvision:NAME or timm:NAME, instead of their own."
+)
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of all systems, instead of their own.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(8),
+    metavar="PIXELS",
+    help="Of the images, instead of the systems' own (mostly 32).",
+)
 @click.option("--weights", default="auto", show_default=True, type=click.Choice(["auto", "imagenet", "random"]),
-              help="What ResNets begin with; auto: ImageNet where the source does and it can be had.")  # fmt: skip
+              help="Initial weights of ResNets; auto: ImageNet if the source uses it and it is available.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1; or start with torchrun.")
-@click.option("--meter", default="auto", show_default=True, help="What measures energy.")
+@click.option("--meter", default="auto", show_default=True, help="Energy meter.")
 @profile_option
-@click.option("--dry-run", is_flag=True, help="Only say what would run.")
-@click.option("--compare", "comparing", is_flag=True, help="Run nothing: published figures beside those in --out.")
-@click.option("--edge", type=GivenPath(), help="With --compare: a fine-tune run, joule beside joule.")
+@click.option("--dry-run", is_flag=True, help="Only list what would run.")
+@click.option("--compare", "comparing", is_flag=True, help="Run nothing; show published figures beside those in --out.")
+@click.option(
+    "--edge",
+    type=GivenPath(),
+    help="With --compare: the folder of a fine-tuning run, whose joules are shown beside these.",
+)
 @click.option("--report", is_flag=True, help="Write report.html into --out (needs edge-sel[report]).")
 @json_option
 def command(**values: Any) -> int:

@@ -13,15 +13,17 @@ from edge_sel.errors import UsageError, escaped
 
 @click.command()
 @click.argument("runs", nargs=-1, type=GivenPath())
-@click.option("--reference", type=GivenPath(), help="A folder of `edge-sel reference`, to stand beside the runs.")
+@click.option("--reference", type=GivenPath(), help="A folder of `edge-sel reference`, shown beside the runs.")
 @click.option(
     "--out", default=Path("report.html"), show_default=True, type=GivenPath(dir_okay=False),
-    help="The page; an earlier report there is replaced.",
+    help="File to write; an earlier report there is replaced.",
 )  # fmt: skip
-@click.option("--no-images", is_flag=True, help="Name the hardest images, and show none of them.")
+@click.option("--no-images", is_flag=True, help="List the hardest images by path only, without pictures.")
 @json_option
 def command(runs: tuple[Path, ...], reference: Path | None, out: Path, no_images: bool, as_json: bool) -> None:
-    """One page about RUNS, folders of `edge-sel finetune` or folders that hold such; it opens offline.
+    """Write one HTML page about RUNS, which opens offline.
+
+    RUNS are folders of `edge-sel finetune`, or folders that hold such folders.
 
     Needs edge-sel[report].
     """

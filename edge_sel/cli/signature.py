@@ -30,9 +30,9 @@ def command(
     pack: Path, data: Path, out: Path, seed: int, max_pixels: int, require_signature: tuple[str, ...] | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Write what this device's images look like, as numbers that show no image.
+    """Write statistics of this device's images, from which no image can be seen.
 
-    A server makes an expert for this device of it: `edge-sel expert`.
+    A server trains an expert for this device with them: `edge-sel expert`.
     """
     if out.is_dir():
         raise UsageError("--out is a folder", where=out, fix="name a file, such as signature.json")

@@ -30,14 +30,14 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
 
 @click.command()
 @click.argument("pack", required=False, type=GivenPath())
-@click.option("--plan", "plans", multiple=True, help="Plan to measure, may be repeated. [default: those of `finetune`]")
+@click.option("--plan", "plans", multiple=True, help="Plan to measure; may be repeated. [default: those of `finetune`]")
 @click.option(
     "--seconds",
     "seconds",
     default=3.0,
     show_default=True,
     type=FiniteRange(0, LONGEST_S, min_open=True),
-    help="How long to measure each candidate, in three rounds; longer where the meter needs it.",
+    help="Seconds to measure each candidate, in three rounds; longer if the meter needs it.",
 )
 @profile_option
 @click.option("--meter", help="auto, or one of those that `edge-sel doctor` lists.")
@@ -47,7 +47,7 @@ def command(
     pack: Path | None, plans: tuple[str, ...], seconds: float, profile: str | None, meter: str | None,
     require_signature: tuple[str, ...] | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure joules per sample of PACK's training steps with other threads, spinning and batch sizes.
+    """Measure joules per sample of PACK's training steps with various threads, spinning and batch sizes.
 
     `edge-sel finetune` then uses the best ones, unless a flag, EDGE_SEL_* or the TOML file says otherwise. Let nothing
     else run meanwhile.

@@ -55,7 +55,7 @@ def _limit(help: str, parse: Callable[[str], Any], example: str, kind: type = fl
 class Settings:
     """How to run. The command line takes its options, their help and their limits from these keys."""
 
-    plan: str = key("what may change, in the order tried; auto: whatever pays", "auto")
+    plan: str = key("plans (which weights change), in this order; auto: those worth their energy", "auto")
     epochs: int = key("epochs in each named plan", 3, low=1, high=1_000_000)
     worth: float = key(
         "accuracy points that a kilojoule must bring under --plan auto; max: train as long as it helps",
@@ -69,48 +69,70 @@ class Settings:
     learning_rate: float | None = key(
         "step size before the SEL factor; none: the plan's own", None, float, above=0, optional=True
     )
-    target_rate: float = key("share of images worth a gradient", 0.5, above=0, high=1, parse=parse_fraction)
-    gate: Literal["sundew", "hard", "random", "off"] = key("what picks those images", "sundew")
-    significance: Literal["v1", "v101"] = key("how the gate weighs an image", "v1")
-    curriculum: Literal["off", "staged", "cumulative"] = key("easy images first, alone or kept", "off")
-    gamma: float | None = key("guilt threshold; none: the pack's, 0: update all", None, float, low=0, optional=True)
-    guard_fraction: float = key("share of images kept for validation", 0.15, above=0, high=0.9, parse=parse_fraction)
+    target_rate: float = key("target share of images that get a gradient", 0.5, above=0, high=1, parse=parse_fraction)
+    gate: Literal["sundew", "hard", "random", "off"] = key("how the images that get a gradient are selected", "sundew")
+    significance: Literal["v1", "v101"] = key("formula of the gate's significance score", "v1")
+    curriculum: Literal["off", "staged", "cumulative"] = key(
+        "easy images first: each group alone (staged), or added to those before it (cumulative)", "off"
+    )
+    gamma: float | None = key(
+        "threshold of guilt (gradient size) below which weights stay; none: the pack's, 0: update all",
+        None,
+        float,
+        low=0,
+        optional=True,
+    )
+    guard_fraction: float = key(
+        "share of images held out for validation", 0.15, above=0, high=0.9, parse=parse_fraction
+    )
     evidence_level: float = key(
-        "how sure it must be that the new model is better before it replaces the old one",
+        "confidence that the new model is better, required before it replaces the old one",
         0.9, low=0.5, high=0.999, parse=parse_fraction, example="90%",
     )  # fmt: skip
-    forget: bool = key("replace it also by one that no longer knows the server's images", False, parse=_TRUTH.get)
-    drop_suspicious: bool = key("train without the images whose labels look wrong", False, parse=_TRUTH.get)
-    keep_duplicates: bool = key("train also on copies and further frames of a scene", False, parse=_TRUTH.get)
+    forget: bool = key(
+        "replace the old model even if the new one no longer recognises the server's images", False, parse=_TRUTH.get
+    )
+    drop_suspicious: bool = key("leave out training images whose labels look wrong", False, parse=_TRUTH.get)
+    keep_duplicates: bool = key("keep copies, and further frames of a scene, among the images", False, parse=_TRUTH.get)
     seed: int = key("seed of every random choice", 0, low=0, high=MAX_SEED)
     threads: int = key("threads to use, 0 for all", 0, low=0, high=MAX_THREADS)
-    spinning: bool = key("let threads wait busily for one another", False, parse=_TRUTH.get)
-    engine: Literal["auto", "ort", "ort-training", "torch"] = key("what computes", "auto")
-    device: Literal["auto", "cpu", "cuda"] = key("where it computes; auto: on a GPU where one works", "auto")
-    meter: str = key("what measures energy", "auto", choices=("auto", *METERS))
-    require_measured: bool = key("refuse to run on modelled energy", False, parse=_TRUTH.get)
-    feature_cache_mb: int = key("memory for features of a frozen backbone, in MB", 64, low=0, high=_MAX_MB)
-    feature_cache_disk_mb: int = key("disk for them where that is too little, in MB", 2048, low=0, high=_MAX_MB)
+    spinning: bool = key("let idle threads spin instead of sleeping", False, parse=_TRUTH.get)
+    engine: Literal["auto", "ort", "ort-training", "torch"] = key("runtime that computes", "auto")
+    device: Literal["auto", "cpu", "cuda"] = key("where it computes; auto: on a GPU if one works", "auto")
+    meter: str = key("energy meter", "auto", choices=("auto", *METERS))
+    require_measured: bool = key("refuse to run if energy can only be modelled", False, parse=_TRUTH.get)
+    feature_cache_mb: int = key("memory for the cached features of a frozen backbone, in MB", 64, low=0, high=_MAX_MB)
+    feature_cache_disk_mb: int = key(
+        "disk space for cached features that do not fit in memory, in MB", 2048, low=0, high=_MAX_MB
+    )
     prefix_precision: Literal["auto", "fp32", "int8"] = key(
-        "how a frozen backbone computes; auto: int8 where that is faster and agrees", "auto"
+        "precision of a frozen backbone; auto: int8 if it is faster and agrees with fp32", "auto"
     )
     max_pixels: int = key(
         "largest image to decode, in pixels; a JPEG counts as it is decoded",
         25_000_000, low=1, high=1_000_000_000, parse=_pixels, example="25M",
     )  # fmt: skip
     require_signature: tuple[str, ...] | None = key(
-        "public key file (PEM): the pack must be signed by it, or by another one that is named so",
+        "public key file (PEM) that must have signed the pack; with several, any one of them",
         None, tuple, parse=_paths, example="release.pub.pem",
     )  # fmt: skip
-    new_classes: Literal["strict", "extend"] = key("classes that the pack lacks", "strict")
-    checkpoint_every_s: float = key("time between checkpoints", 30.0, above=0, parse=_seconds)
-    energy_budget_j: float | None = _limit("gross energy the whole run may take", parse_energy_j, "500J")
-    max_temp_c: float | None = _limit("temperature not to exceed", parse_temperature_c, "75C", high=150)
-    battery_floor: float | None = _limit("battery charge to stop at", parse_fraction, "20%", high=1)
-    deadline_s: float | None = _limit("time until everything must be written", parse_duration_s, "30m")
-    power_cap_w: float | None = _limit("average power not to exceed", parse_power_w, "8W")
-    on_ac_only: bool = key("pause while the device runs on its battery", False, parse=_TRUTH.get)
-    quiet_hours: str | None = _limit("local hours in which to pause", parse_hours, "22:00-07:00", str)
+    new_classes: Literal["strict", "extend"] = key(
+        "classes of the images that the pack lacks: an error (strict), or added to the model (extend)", "strict"
+    )
+    checkpoint_every_s: float = key("seconds between checkpoints", 30.0, above=0, parse=_seconds)
+    energy_budget_j: float | None = _limit(
+        "stop before the run takes more gross energy than this", parse_energy_j, "500J"
+    )
+    max_temp_c: float | None = _limit(
+        "highest temperature; the run pauses before it", parse_temperature_c, "75C", high=150
+    )
+    battery_floor: float | None = _limit("stop at this battery charge", parse_fraction, "20%", high=1)
+    deadline_s: float | None = _limit(
+        "stop early enough that everything is written within this time", parse_duration_s, "30m"
+    )
+    power_cap_w: float | None = _limit("highest average power; the run pauses to keep it", parse_power_w, "8W")
+    on_ac_only: bool = key("pause while the device runs on battery", False, parse=_TRUTH.get)
+    quiet_hours: str | None = _limit("pause during these local hours", parse_hours, "22:00-07:00", str)
 
 
 @dataclass(frozen=True)

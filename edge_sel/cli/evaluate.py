@@ -84,5 +84,5 @@ def _read_weights(
     # Without the first axis, that of the head's classes.
     shapes, known = ({n: v.shape[1:] for n, v in part.items()} for part in (values, expected))
     if shapes != known:
-        raise BadInputError("these weights are not of this pack's model", where=path)
+        raise BadInputError("these weights belong to another model than the pack's", where=path)
     return tuple(names), values

@@ -50,7 +50,7 @@ def command(
     opened, wanted = open_pack(pack), read_signature(signature)
     model = opened.manifest.model
     if wanted.size != model.image_size:
-        raise UsageError("the signature is of images of another size than the pack's", where=signature,
+        raise UsageError("the signature's images have another size than the pack's", where=signature,
                          fix="take it again with this pack")  # fmt: skip
     images = load_folder(
         data, model.image_size, classes=model.classes, limit_per_class=limit_per_class, max_pixels=max_pixels

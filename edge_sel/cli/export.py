@@ -143,7 +143,7 @@ def command(
 
         require_training()
     if not dry_run and (data is None or out is None):
-        raise UsageError("--data and --out are needed", fix="or --dry-run, to only tell what a pack would hold")
+        raise UsageError("--data and --out are needed", fix="or --dry-run, to list what a pack would hold")
     if out is not None:
         refuse_foreign(out)
     names = None if classes is None else read_classes(classes)

@@ -60,7 +60,7 @@ class Console:
             if event["why"] != "no more plans":
                 self._console.print(f"ladder: ends ({event['why']})")
         elif kind == "reverted":
-            self._console.print(f"{event['plan']} did not make the model better on the validation set: undone")
+            self._console.print(f"{event['plan']} did not improve the model on the validation set: undone")
         elif kind == "checkpoints_damaged":
             self._console.print("every checkpoint here is damaged: starting from the beginning")
         elif kind == "outputs_damaged":
@@ -70,16 +70,18 @@ class Console:
         elif kind == "journal_damaged":
             self._console.print("the journal is damaged: some joules of earlier parts may be missing")
         elif kind == "journal_stopped":
-            self._console.print(f"the journal cannot be written ({event['why']}): a cut would lose count of joules")
+            self._console.print(
+                f"the journal cannot be written ({event['why']}): an interruption would lose joules from the count"
+            )
         elif kind == "lost":
             lost = f"{format_energy(event['energy_j'])} in {format_duration(event['seconds'])}"
             self._console.print(f"lost to interruptions so far: {lost}")
         elif kind == "engine_changed":
-            self._console.print(f"goes on with the engine {event['now']}, it began with {event['before']}")
+            self._console.print(f"continues with the engine {event['now']}; it began with {event['before']}")
         elif kind == "device":
             self._console.print(f"computes on the processor: {event['why']}")
         elif kind == "unlocked":
-            self._console.print(f"another process on this folder would not be noticed: {event['why']}")
+            self._console.print(f"this folder cannot be locked against another process: {event['why']}")
         elif kind == "tuned":
             told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event["settings"].items())
             self._console.print(f"tuned by `edge-sel tune`: {told}")
@@ -87,7 +89,7 @@ class Console:
             self._console.print(f"tuning ignored, {event['why']} (run `edge-sel tune` again)")
         elif kind in ("started", "resumed"):
             self._console.print(
-                f"{kind}: {event['images']} images to train on, {event['guard']} held back as the validation set"
+                f"{kind}: {event['images']} images to train on, {event['guard']} held out for validation"
             )
         elif kind == "evaluated":
             accuracy = event["accuracy"]
@@ -233,7 +235,7 @@ def _image_lines(result: dict[str, Any]) -> Iterator[str]:
     again = result["duplicates"]
     if again["left_out"]:
         yield (
-            f"left out {counted(len(again['left_out']), 'image')} that show again what others show, "
+            f"left out {counted(len(again['left_out']), 'image')} that repeat others, "
             f"the first: {escaped(again['left_out'][0])} (--keep-duplicates trains on them too)"
         )
     if again["contradictory"]:

@@ -67,7 +67,7 @@ def command(
     names = trained_plans(opened, plans or tuple(name.strip() for name in settings.plan.split(",")))
     path = choose.tuning_file(opened.digest, "ort", os.environ)
     if path is None:
-        raise SetupError("this user has no home to remember anything in", fix="set XDG_CACHE_HOME to a folder")
+        raise SetupError("this user has no home folder to store the result in", fix="set XDG_CACHE_HOME to a folder")
     cores = usable_cores()
     found, _ = find_meter(device, settings.meter, skip=("nvml",))
     window_s = max(seconds / measure.ROUNDS, found.min_window_s if found is not None else 0.0)

@@ -100,7 +100,7 @@ def _of_model(file: Path, engine: OrtEngine) -> Classifier:
         why = None
     if not fits:
         raise BadInputError(
-            "the model does not tell its classes and how images are normalised", where=file,
+            "the model names neither its classes nor its normalisation", where=file,
             fix="take model.onnx of a run, or a pack",
         ) from why  # fmt: skip
     name = inputs[0].name

@@ -40,7 +40,7 @@ class RunImages(NamedTuple):
     """What a run looks at."""
 
     images: ImageSet
-    """To train on; a part is held back as the validation set."""
+    """To train on; a part is held out for validation."""
     test: ImageSet | None
     """For the figures before and after only."""
     source: str

@@ -108,7 +108,7 @@ class _Zip:
         info, *others = self._members[name]
         kind = stat.S_IFMT(info.external_attr >> 16)
         if others or kind not in (0, stat.S_IFREG):
-            raise PackError(f"{name} is there twice, or no regular file", where=self._path, fix="export it again")
+            raise PackError(f"{name} occurs twice, or is not a regular file", where=self._path, fix="export it again")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
             raise PackError(f"{name} is encrypted or compressed in another way", where=self._path)
         if info.file_size > most:

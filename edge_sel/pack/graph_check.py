@@ -220,7 +220,7 @@ def _check(form: GraphForm, expected: Expected, weights: Mapping[str, TensorPlac
     _check_values("output", form.outputs, expected.outputs, expected.optional)
     constants = {tensor.name: tensor for tensor in form.initializers}
     if len(constants) < len(form.initializers) or constants.keys() & expected.inputs.keys():
-        raise WireError("an initializer is there twice")
+        raise WireError("an initializer occurs twice")
     for tensor in form.initializers:
         _check_tensor(tensor, expected, weights)
     for node in form.nodes:

@@ -242,7 +242,7 @@ def _external(tensor: list[Field]) -> tuple[str, int, int]:
     numbers = [entries.get(key, "") for key in ("offset", "length")]
     told = entries.keys() == {"location", "offset", "length"} and len(_all(tensor, 13)) == len(entries)
     if not told or not all(n.isascii() and n.isdigit() and len(n) < 16 for n in numbers):
-        raise WireError("a tensor's place outside of the graph is not told by location, offset and length")
+        raise WireError("a tensor outside of the graph lacks location, offset or length")
     return entries["location"], int(numbers[0]), int(numbers[1])
 
 

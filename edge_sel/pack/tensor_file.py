@@ -47,16 +47,16 @@ def tensor_notes(content: bytes) -> dict[str, str]:
 def _read_header(content: bytes) -> tuple[dict[str, TensorPlace], dict[str, str]]:
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > min(len(content) - 8, MOST_HEADER_BYTES):
-        raise ValueError("its header is longer than it")
+        raise ValueError("its header is longer than the file")
     try:
         header = json.loads(content[8 : 8 + size], object_pairs_hook=_without_doubles)
     except RecursionError as error:
         raise ValueError("its header is nested") from error
     if not isinstance(header, dict) or len(header) > MOST_TENSORS:
-        raise ValueError("its header is no table of tensors")
+        raise ValueError("its header is not a table of tensors")
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
-        raise ValueError("its notes are no words")
+        raise ValueError("its metadata are not strings")
     places = {name: _place(name, entry, 8 + size) for name, entry in header.items()}
     at = 8 + size
     for place in sorted(places.values(), key=lambda place: (place.offset, place.length)):

@@ -58,7 +58,7 @@ class BatteryMeter:
         states = {battery: _text(battery / "status") for battery in self._batteries}
         for battery, state in states.items():
             if state is None:
-                raise MeterError(f"battery {battery.name} does not tell its status; it may be gone", _MODELLED)
+                raise MeterError(f"battery {battery.name} reports no status; it may be gone", _MODELLED)
             if state == "Charging":
                 raise _not_the_systems(f"battery {battery.name} is charging")
         for charger in self._chargers:
@@ -130,13 +130,13 @@ def _power_w(battery: Path) -> float:
         current_ua, voltage_uv = _number(battery / "current_now"), _number(battery / "voltage_now")
         if current_ua is None or voltage_uv is None:
             raise MeterError(
-                f"battery {battery.name} tells neither power_now nor both of current_now and voltage_now", _MODELLED
+                f"battery {battery.name} reports neither power_now nor both of current_now and voltage_now", _MODELLED
             )
         how, watts = f"current_now {current_ua} uA, voltage_now {voltage_uv} uV", abs(current_ua * voltage_uv) / 1e12
     if watts == 0:
-        raise MeterError(f"battery {battery.name} discharges, but tells 0 W ({how}): its sensor is stuck", _STUCK)
+        raise MeterError(f"battery {battery.name} discharges, but reports 0 W ({how}): its sensor is stuck", _STUCK)
     if not LEAST_W <= watts <= MOST_W:
-        raise MeterError(f"battery {battery.name} tells {watts:g} W, which cannot be ({how})", _STUCK)
+        raise MeterError(f"battery {battery.name} reports {watts:g} W, which is impossible ({how})", _STUCK)
     return watts
 
 

@@ -58,11 +58,11 @@ class Rail:
         for path in self.files:
             value = self._value(path)
             if value < (self.least if path is self.files[-1] else 0.0):
-                raise MeterError(f"power rail {self.name} tells a negative value ({path.name}: {value})", _MODELLED)
+                raise MeterError(f"power rail {self.name} reports a negative value ({path.name}: {value})", _MODELLED)
             product *= max(0, value)
         watts = product * self.scale
         if watts > MOST_W:
-            raise MeterError(f"power rail {self.name} tells {watts:.0f} W, which no Jetson draws", _MODELLED)
+            raise MeterError(f"power rail {self.name} reports {watts:.0f} W, which no Jetson draws", _MODELLED)
         return watts
 
     def _value(self, path: Path) -> int:
@@ -76,7 +76,7 @@ class Rail:
         try:
             return int(text)
         except ValueError:
-            raise MeterError(f"power rail {self.name} tells {text[:20]!r} ({path})", _MODELLED) from None
+            raise MeterError(f"power rail {self.name} reports {text[:20]!r} ({path})", _MODELLED) from None
 
 
 class JetsonMeter:
@@ -112,7 +112,7 @@ class JetsonMeter:
         """Watts now."""
         power_w = sum(rail.watts() for rail in self._used)
         if power_w <= 0:
-            raise MeterError(f"the power rails tell 0 W: {', '.join(self.rails)}", _MODELLED)
+            raise MeterError(f"the power rails report 0 W: {', '.join(self.rails)}", _MODELLED)
         return Reading(now_s, None, power_w)
 
     def readings(self) -> list[tuple[str, float | None]]:
@@ -135,8 +135,8 @@ class JetsonMeter:
         total_w = self._used[0].watts()
         for name, watts in self.readings():
             if watts is not None and 0 < 1.2 * total_w < watts - OFFSET_MW / 1e3:
-                told = f"{name} tells {watts:.1f} W and the whole, {self._used[0].name}, {total_w:.1f} W"
-                raise MeterError(f"power rails seem to have each other's names: {told}", _MODELLED)
+                told = f"{name} reports {watts:.1f} W and the whole, {self._used[0].name}, {total_w:.1f} W"
+                raise MeterError(f"the names of two power rails seem to be swapped: {told}", _MODELLED)
 
     def _total(self, channels: list[Rail], boards: list[Rail]) -> list[Rail]:
         times = Counter(rail.name for rail in channels)

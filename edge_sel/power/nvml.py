@@ -67,7 +67,7 @@ class NvmlMeter:
             self._open = True
             chosen = range(self._ask(self._nvml.nvmlDeviceGetCount)) if gpus is None else gpus
             if not chosen:
-                raise MeterError("the NVIDIA driver knows no GPU", "see nvidia-smi")
+                raise MeterError("the NVIDIA driver lists no GPU", "see nvidia-smi")
             for number in chosen:
                 self._handles[number] = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, number, gpu=number)
                 self._refuse_mig(number)
@@ -144,7 +144,9 @@ class NvmlMeter:
         except self._nvml.NVMLError:
             return  # a board that cannot be divided
         if mode == self._nvml.NVML_DEVICE_MIG_ENABLE:
-            raise MeterError(f"GPU {number} is divided (MIG): NVML knows the power of the whole board only", _MODELLED)
+            raise MeterError(
+                f"GPU {number} is partitioned (MIG): NVML reports the power of the whole board only", _MODELLED
+            )
 
     def _each(self, call: str) -> list[int]:
         return [self._ask(getattr(self._nvml, call), h, gpu=n) for n, h in self._handles.items()]

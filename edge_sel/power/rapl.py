@@ -108,7 +108,7 @@ def _find_zones(tree: Path) -> list[_Zone]:
             if _text(tree / part / "name") == "dram":
                 zones.append(_open_zone(tree / part, f"{label}/dram"))
     if not zones:
-        raise MeterError(f"RAPL tells of no processor package in {tree}", _MODELLED)
+        raise MeterError(f"RAPL lists no processor package in {tree}", _MODELLED)
     return zones
 
 

@@ -22,7 +22,7 @@ COLDEST_C = -40.0
 HOTTEST_C = 150.0
 """Beyond these a sensor is broken."""
 
-_NOT_THE_CHIP = {"pmic-die": "always tells 100 °C", "thermal-fan-est": "a sum of others, for the fan"}
+_NOT_THE_CHIP = {"pmic-die": "always reports 100 °C", "thermal-fan-est": "a sum of others, for the fan"}
 
 
 class Zone(NamedTuple):
@@ -81,7 +81,7 @@ class ZoneReader:
                     zones.append(Zone(name, temp_c))
                     why = _NOT_THE_CHIP.get(name.lower())
                 else:
-                    why = f"tells {temp_c:g} °C"
+                    why = f"reports {temp_c:g} °C"
             if why is not None:
                 self.skipped.append((name, why))
         return zones
@@ -109,7 +109,7 @@ def whole_number(text: str, base: int = 10) -> int:
     try:
         return int(text, base)
     except ValueError:
-        raise ValueError(f"tells {text[:20]!r}") from None
+        raise ValueError(f"reports {text[:20]!r}") from None
 
 
 class Patience:

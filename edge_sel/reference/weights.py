@@ -30,8 +30,8 @@ def start_model(setup: Setup, classes: int, image_size: tuple[int, int], wanted:
         return model, f"ImageNet, but {' and '.join(left)} at random"
     except Exception as error:  # no torchvision, no network, a mirror that sends something else
         if wanted == "imagenet":
-            raise SetupError("ImageNet weights cannot be had", where=error, fix="leave out --weights") from error
-        return build(setup.model, classes, image_size), f"random (ImageNet weights cannot be had: {_short(error)})"
+            raise SetupError("ImageNet weights are not available", where=error, fix="leave out --weights") from error
+        return build(setup.model, classes, image_size), f"random (ImageNet weights are not available: {_short(error)})"
 
 
 def take_torchvision_resnet18(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:

@@ -18,7 +18,7 @@ def changes_section(record: Record, charts: Charts) -> Section:
     """From the weights, then from the decisions."""
     blocks = _weights(record, charts) + _heads(record) + _ladder(record)
     if not blocks:
-        blocks.append(Text("The files of this run do not tell it yet."))
+        blocks.append(Text("The files of this run do not contain this yet."))
     return Section("What changed?", blocks)
 
 

@@ -40,7 +40,7 @@ def require_matplotlib() -> None:
         import jinja2
         import matplotlib
     except ImportError as error:
-        raise SetupError(f"no report without {error.name}", fix="pip install 'edge-sel[report]'") from error
+        raise SetupError(f"a report needs {error.name}", fix="pip install 'edge-sel[report]'") from error
     except OSError as error:  # it wants a folder for its cache, and found none
         raise SetupError(f"matplotlib does not start ({error})", fix="set MPLCONFIGDIR to a folder of yours") from error
     del jinja2, matplotlib

@@ -32,7 +32,7 @@ def hardness_section(record: Record, charts: Charts, thumbnails: Thumbnails) -> 
     """By class, by image, by the gate."""
     blocks = _classes(record, charts) + _confusion(record, charts) + _gate(record, charts) + _images(record, thumbnails)
     if not blocks:
-        blocks.append(Text("The files of this run do not tell it yet."))
+        blocks.append(Text("The files of this run do not contain this yet."))
     return Section("Who was hard?", blocks)
 
 

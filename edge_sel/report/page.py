@@ -69,7 +69,7 @@ def refuse_other(out: Path) -> None:
             return
     except OSError:
         pass
-    raise UsageError("there is something else than a report", where=out, fix="name another --out")
+    raise UsageError("the file there is not a report", where=out, fix="name another --out")
 
 
 def render(parts: Sequence[Part], *, title: str, now: datetime, hidden: int = 0) -> bytes:
@@ -105,8 +105,7 @@ def _part(record: Record, charts: Charts, thumbnails: Thumbnails) -> Part:
         try:
             sections.append(make())
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-            told = (
-                f"The files of this run do not tell it: another version wrote them ({type(error).__name__}: {error})."
-            )
+            told = "This part cannot be read from the files of this run: another version wrote them "
+            told += f"({type(error).__name__}: {error})."
             sections.append(Section(title, [Text(told)]))
     return Part(record.name, str(record.past.folder), sections)

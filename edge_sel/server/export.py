@@ -214,7 +214,7 @@ def compile_plans(
             cuts[cut] if cut else "", plan.heads,
         )  # fmt: skip
     if not compiled:
-        raise GraphError("no plan can train this model", fix="`edge-sel export --dry-run` tells why")
+        raise GraphError("no plan can train this model", fix="`edge-sel export --dry-run` shows why")
     return Compiled(graphs, compiled, prefixes, {name: cut for cut, name in cuts.items()})
 
 

@@ -194,7 +194,9 @@ def test_zones_that_do_not_count(machine, capsys):
     report = machine.report()
     assert {skipped["zone"] for skipped in report["thermal_skipped"]} == {"PMIC-Die", "cv0-thermal"}
     text = shown(report, capsys)
-    assert "temperature tj-thermal: 48.5 °C" in text and "temperature cv0-thermal does not count: tells -256 °C" in text
+    assert (
+        "temperature tj-thermal: 48.5 °C" in text and "temperature cv0-thermal does not count: reports -256 °C" in text
+    )
 
 
 def test_the_sensors_of_psutil(machine, monkeypatch, capsys):

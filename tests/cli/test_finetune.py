@@ -86,9 +86,9 @@ def test_a_run_that_made_it_worse_says_so(edge_sel, digits_folder):
     result = edge_sel("finetune", PACK, "--data", digits_folder, *arguments)
     assert result.code == 0
     assert "% before; the original model stays" in result.out and "the original model stays" in result.err
-    assert "full did not make the model better on the validation set: undone" in result.err
+    assert "full did not improve the model on the validation set: undone" in result.err
     assert "evidence: nothing that was tried made it better" in result.out
-    assert "held back as the validation set" in result.err and "valid." in result.out
+    assert "held out for validation" in result.err and "valid." in result.out
     assert "guard" not in result.out + result.err
     told = json.loads(edge_sel("finetune", PACK, "--data", digits_folder, *arguments, "--resume", "--json").out)
     assert told["shipped"] is False

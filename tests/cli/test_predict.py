@@ -115,7 +115,7 @@ BAD = {
     "an empty folder": ([PACK, "empty"], "not one image could be read"),
     "no model": (["nothing", "x.png"], "nothing"),
     "a folder that is no run": (["empty", "x.png"], "empty"),
-    "a foreign model": (["foreign.onnx", "x.png"], "does not tell its classes"),
+    "a foreign model": (["foreign.onnx", "x.png"], "names neither its classes"),
     "no onnx file": (["broken.onnx", "x.png"], "broken.onnx"),
     "both forms": ([PACK, "x.png", "--csv", "--json"], "give one of them"),
     "a run that has not ended": (["cut", "x.png"], "no model.onnx"),

@@ -53,5 +53,5 @@ def test_what_is_missing_or_in_the_way_is_told_before_the_work(edge_sel, here, t
     assert not (here / "a").exists()
     (here / "b").mkdir()
     (here / "b" / "report.html").write_text("mine")
-    refused(edge_sel(*RUN, "--out", "b", "--report"), USAGE, "something else than a report")
+    refused(edge_sel(*RUN, "--out", "b", "--report"), USAGE, "not a report")
     assert (here / "b" / "report.html").read_text() == "mine"

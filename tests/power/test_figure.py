@@ -20,7 +20,7 @@ def test_a_counter_that_stopped_is_not_zero_joules() -> None:
     clock.sleep(2.0)
     stopped = recorder.end_window(window)
     assert (stopped.total_j, stopped.source) == (None, "unavailable")
-    assert "no energy at all for 2s" in str(stopped.why)
+    assert "no energy at all for 2 s" in str(stopped.why)
     assert recorder.end_window(run).total_j == pytest.approx(20.0)
 
 

@@ -95,15 +95,15 @@ def test_negative_power_on_jetpack_4_has_a_limit_too(tmp_path: Path) -> None:
     write(power, -400)
     assert JetsonMeter(tmp_path).read(0.0).power_w == pytest.approx(5.23)
     write(power, -501)
-    assert "GPU tells a negative value" in str(unusable(tmp_path))
+    assert "GPU reports a negative value" in str(unusable(tmp_path))
 
 
 BROKEN: Mapping[str, tuple[str, str, str]] = {
-    "negative current": ("curr2_input", "-101", "VDD_CPU_CV tells a negative value (curr2_input: -101)"),
-    "negative voltage": ("in2_input", "-1", "VDD_CPU_CV tells a negative value (in2_input: -1)"),
-    "garbage": ("curr2_input", "<busy>", "VDD_CPU_CV tells '<busy>'"),
-    "empty": ("in2_input", "", "VDD_CPU_CV tells ''"),
-    "more than any board draws": ("curr2_input", "32767", "VDD_CPU_CV tells 623 W"),  # 19 V x 32.767 A
+    "negative current": ("curr2_input", "-101", "VDD_CPU_CV reports a negative value (curr2_input: -101)"),
+    "negative voltage": ("in2_input", "-1", "VDD_CPU_CV reports a negative value (in2_input: -1)"),
+    "garbage": ("curr2_input", "<busy>", "VDD_CPU_CV reports '<busy>'"),
+    "empty": ("in2_input", "", "VDD_CPU_CV reports ''"),
+    "more than any board draws": ("curr2_input", "32767", "VDD_CPU_CV reports 623 W"),  # 19 V x 32.767 A
 }
 
 
@@ -148,7 +148,7 @@ def test_what_the_kernel_refuses_is_told(error: OSError, tmp_path: Path, monkeyp
 
 def test_zero_watts_are_an_error(tmp_path: Path) -> None:
     write(orin_nano(tmp_path) / "curr1_input", 0)
-    assert "tell 0 W: VDD_IN" in str(unusable(tmp_path))
+    assert "report 0 W: VDD_IN" in str(unusable(tmp_path))
 
 
 def test_a_tree_without_rails_is_refused(tmp_path: Path) -> None:
@@ -199,5 +199,5 @@ def test_a_chip_that_averages_for_long_needs_long_windows(tmp_path: Path) -> Non
 def test_rails_with_each_others_names_are_not_believed(tmp_path: Path) -> None:
     # A JetPack 4.6 log: POM_5V_IN 3.2 W and POM_5V_GPU 8.9 W.
     iio(tmp_path, "6-0040", 0, ("POM_5V_IN", 5000, 640), ("POM_5V_GPU", 5000, 1780), ("POM_5V_CPU", 5000, 200))
-    with pytest.raises(MeterError, match="each other's names: POM_5V_GPU tells 8"):
+    with pytest.raises(MeterError, match="seem to be swapped: POM_5V_GPU reports 8"):
         JetsonMeter(tmp_path)

@@ -118,7 +118,7 @@ def test_a_board_that_could_be_divided_but_is_not_is_read() -> None:
 
 
 def test_a_driver_without_boards_is_refused() -> None:
-    assert "knows no GPU" in unusable().reason
+    assert "lists no GPU" in unusable().reason
 
 
 def test_a_closed_meter_gives_nothing() -> None:

@@ -58,7 +58,7 @@ def test_what_is_no_temperature_is_left_out(temp: object, tmp_path: Path) -> Non
     assert reader.read() == [Zone("cpu-thermal", 45.0)]
     ((name, why),) = reader.skipped
     assert name == "cv0-thermal"
-    assert why.startswith("tells ")
+    assert why.startswith("reports ")
     assert reader.hottest_c() == 45.0
 
 

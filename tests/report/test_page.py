@@ -16,7 +16,7 @@ from edge_sel.report.side_by_side import pareto
 from tests.report.conftest import NOW, Page
 
 QUESTIONS = ["Did it work?", "Where did the joules go?", "Who was hard?", "What changed?"]
-UNKNOWN = "The files of this run do not tell it"
+UNKNOWN = "This part cannot be read"
 LARGEST = 1_500_000
 
 
@@ -226,7 +226,7 @@ def test_what_is_no_report_is_not_replaced(tmp_path, finished, kind):
         out.symlink_to(tmp_path / "target.html")
     else:
         out.write_text("precious" if kind == "text" else "")
-    with pytest.raises(UsageError, match="something else than a report"):
+    with pytest.raises(UsageError, match="not a report"):
         write_report(out, [finished], now=NOW)
     assert kind == "folder" or out.read_text() == ("" if kind == "empty" else "precious")
 
@@ -244,7 +244,7 @@ def test_it_says_what_to_install(tmp_path, finished, monkeypatch, missing):
     import sys
 
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(SetupError, match=rf"no report without {missing}.*edge-sel\[report\]"):
+    with pytest.raises(SetupError, match=rf"a report needs {missing}.*edge-sel\[report\]"):
         write_report(tmp_path / "report.html", [finished], now=NOW)
 
 

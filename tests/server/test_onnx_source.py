@@ -256,7 +256,7 @@ def test_external_data_are_read_and_missed(tmp_path):
 
 def test_how_images_were_normalised_must_be_told(tmp_path):
     path = plain(tmp_path / "net.onnx")
-    with pytest.raises(UsageError, match="how images were normalised is not known"):
+    with pytest.raises(UsageError, match="the normalisation of the images is unknown"):
         open_source(str(path), Asked(classes=CLASSES))
     assert open_source(str(path), Asked(dry=True)).info.classes == ("class 0", "class 1", "class 2")
 
@@ -314,7 +314,7 @@ def test_nothing_is_written_and_nothing_lost_when_a_file_is_refused(tmp_path):
 
 
 def test_weights_have_no_meaning_beside_an_onnx_file(tmp_path):
-    with pytest.raises(UsageError, match="--weights has no meaning"):
+    with pytest.raises(UsageError, match="--weights does not apply"):
         open_source(str(plain(tmp_path / "net.onnx")), Asked(classes=CLASSES, weights=Path("w.pth")))
 
 

@@ -175,15 +175,15 @@ def test_a_file_that_cannot_be_imported_is_one_line(tmp_path):
 def test_what_is_missing_is_asked_for(net, warm):
     with pytest.raises(UsageError, match="the image size is not known"):
         open_source(f"{net}:make_model", asked(image_size=None))
-    with pytest.raises(UsageError, match="how images were normalised"):
+    with pytest.raises(UsageError, match="normalisation of the images"):
         open_source(f"{net}:make_model", asked(std=None))
     with pytest.raises(UsageError, match="the model has 3 logits, the folder has 2 classes"):
         open_source(f"{net}:of_three", asked(folders=("a", "b")))
-    with pytest.raises(BadInputError, match="cannot be told the number of classes"):
+    with pytest.raises(BadInputError, match="takes no number of classes"):
         open_source(f"{net}:of_three", asked(folders=("a", "b"), new_head=True))
     for option in ("classes", "weights", "new_head"):
         value = {"classes": CLASSES, "weights": net, "new_head": True}[option]
-        with pytest.raises(UsageError, match="no meaning for a warmup checkpoint"):
+        with pytest.raises(UsageError, match="does not apply to a warmup checkpoint"):
             open_source(str(warm), Asked(**{option: value}))
 
 
@@ -201,7 +201,7 @@ def test_class_names_of_a_file(tmp_path):
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffüber\r\nbee hive\r\n\r\n".encode())
     assert read_classes(path) == ("über", "bee hive")
-    for content, told in (("a\n\nb\n", "line 2"), ("", "no class name"), ("a\nb\na\n", "class a is there twice")):
+    for content, told in (("a\n\nb\n", "line 2"), ("", "no class name"), ("a\nb\na\n", "class a occurs twice")):
         path.write_text(content)
         with pytest.raises(BadInputError, match=told):
             read_classes(path)

@@ -43,7 +43,7 @@ def from_factory(path: Path, function: str, info: WarmupInfo, asked: Asked) -> S
 
     if asked.weights is not None:
         if told is None:
-            raise BadInputError("the function cannot be told the number of classes", where=where,
+            raise BadInputError("the function takes no number of classes", where=where,
                                 fix="give it a parameter `classes`, or load the weights in it")  # fmt: skip
         return from_weights(build, info, asked)
     wanted = asked.names
@@ -51,7 +51,7 @@ def from_factory(path: Path, function: str, info: WarmupInfo, asked: Asked) -> S
     logits = _logits(model, info.image_size, where)
     names, new_head = asked.class_names(logits, where)
     if len(names) != logits:
-        raise BadInputError("the function cannot be told the number of classes", where=where,
+        raise BadInputError("the function takes no number of classes", where=where,
                             fix="give it a parameter `classes`; a new head needs one")  # fmt: skip
     return from_module(model, replace(info, classes=names), new_head=new_head, build=build)
 

@@ -24,10 +24,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
         names.pop()
     empty = next((number for number, name in enumerate(names, 1) if not name or not name.isprintable()), None)
     if not names or empty is not None:
-        raise BadInputError("a line has no class name", where=f"{path}, line {empty or 1}", fix="one name a line")
+        raise BadInputError("a line has no class name", where=f"{path}, line {empty or 1}", fix="one name per line")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise BadInputError(f"class {twice} is there twice", where=path)
+        raise BadInputError(f"class {twice} occurs twice", where=path)
     return tuple(names)
 
 

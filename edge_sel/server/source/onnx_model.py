@@ -102,7 +102,7 @@ def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: 
                          fix="export it with a dynamic batch axis") from error  # fmt: skip
     difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
     if not difference <= SAME:
-        raise GraphError(f"brought into form, the graph computes other logits (by {difference:.1e})", where=path,
+        raise GraphError(f"the rewritten graph computes different logits (by {difference:.1e})", where=path,
                          fix=f"export it with a dynamic batch axis and opset {OPSET}")  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def choose_logits(model: onnx.ModelProto, classes: int | None, path: Path) -> st
     if len(found) != 1:
         told = ", ".join(f"{value.name} {shapes.get(value.name, '?')}" for value in graph.output)
         what = "several outputs may be the logits" if found else "no output is a batch of logits [N, classes]"
-        raise GraphError(f"{what}; this is no plain classifier", where=f"{path}: {told}",
+        raise GraphError(f"{what}; this is not a plain classifier", where=f"{path}: {told}",
                          fix="export the classifier alone, with its logits as the one output")  # fmt: skip
     chosen = next(iter(found))
     if producers[chosen].op_type == "Sigmoid":

@@ -91,7 +91,7 @@ def _from_checkpoint(path: Path, asked: Asked) -> Source:
            "--weights": asked.weights, "--new-head": asked.new_head or None}  # fmt: skip
     given = [name for name, value in odd.items() if value is not None]
     if given:
-        raise UsageError(f"{given[0]} has no meaning for a warmup checkpoint: it says itself", where=path)
+        raise UsageError(f"{given[0]} does not apply to a warmup checkpoint, which contains it", where=path)
     _require_torch()
     from edge_sel.server.source.torch_model import from_checkpoint
 
@@ -126,7 +126,7 @@ def _from_factory(path: Path, function: str, asked: Asked) -> Source:
 
 def _from_onnx(path: Path, asked: Asked) -> Source:
     if asked.weights is not None:
-        raise UsageError("--weights has no meaning for an ONNX file: it holds them", where=path)
+        raise UsageError("--weights does not apply to an ONNX file, which contains its weights", where=path)
     from edge_sel.graphs.plans import head_names
     from edge_sel.server.source.onnx_model import from_onnx, read_onnx
     from edge_sel.server.source.resize_head import resize_head
@@ -142,6 +142,6 @@ def _from_onnx(path: Path, asked: Asked) -> Source:
 def _geometry(asked: Asked, where: object) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:
     """Image size, mean and std; a dry run does without the latter two."""
     if (asked.mean is None or asked.std is None) and not asked.dry:
-        raise UsageError("how images were normalised is not known", where=where,
+        raise UsageError("the normalisation of the images is unknown", where=where,
                          fix="give --mean and --std, such as 0.485,0.456,0.406 and 0.229,0.224,0.225")  # fmt: skip
     return asked.image_size or (0, 0), asked.mean or (0.5,) * 3, asked.std or (0.5,) * 3

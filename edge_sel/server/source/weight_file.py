@@ -20,7 +20,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name, of a ``.safetensors`` file or of a ``.pth`` file with a state dict.
 
     Raises:
-        BadInputError: no such file, or it holds no state dict.
+        BadInputError: no such file, or it the file has no state dict.
     """
     if not path.is_file():
         raise BadInputError("no such file of weights", where=path)
@@ -43,5 +43,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         or not content
         or not all(isinstance(v, torch.Tensor) for v in content.values())
     ):
-        raise BadInputError("holds no state dict", where=path, fix="save model.state_dict(), best with safetensors")
+        raise BadInputError(
+            "the file has no state dict", where=path, fix="save model.state_dict(), best with safetensors"
+        )
     return {str(name).removeprefix("module."): value for name, value in content.items()}

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import onnx
-from onnx import shape_inference
 
-from edge_sel.graphs.ir import BATCH, CLASSES, Node, Shape
+from edge_sel.graphs.ir import Node, Shape
+from edge_sel.graphs.shapes import static_shapes
 
 _BATCH_SIZE = 8
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -50,21 +50,3 @@ def _product_flops(
     if op == "Gemm":
         return 2 * prod(y) * a[0 if transposed else 1]
     return 2 * prod(y) * a[-1]
-
-
-def static_shapes(model: onnx.ModelProto, classes: int, batch: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a compiled graph, as far as they can be inferred, for so many images and classes."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in [*fixed.graph.input, *fixed.graph.output]:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == BATCH:
-                dim.dim_value = batch
-            elif dim.dim_param == CLASSES:
-                dim.dim_value = classes
-    fixed = shape_inference.infer_shapes(fixed, data_prop=True)
-    graph = fixed.graph
-    shapes = {i.name: tuple(i.dims) for i in graph.initializer}
-    for value in [*graph.value_info, *graph.input, *graph.output]:
-        shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-    return shapes

@@ -6,7 +6,7 @@ from math import prod
 
 import onnx
 
-from edge_sel.graphs.executed_flops import static_shapes
+from edge_sel.graphs.shapes import static_shapes
 
 _BYTES = 4
 

@@ -115,15 +115,15 @@ def head_layers(forward: Forward) -> list[Node]:
     Raises:
         GraphError: something else is between them and the logits.
     """
-    return [node for node in _behind_the_body(forward) if _is_linear(forward, node)]
+    return [node for node in behind_the_body(forward) if _is_linear(forward, node)]
 
 
 def rectified(forward: Forward) -> bool:
     """Whether ReLU stands between the head and the logits."""
-    return any(node.op == "Relu" for node in _behind_the_body(forward))
+    return any(node.op == "Relu" for node in behind_the_body(forward))
 
 
-def _behind_the_body(forward: Forward) -> list[Node]:
+def behind_the_body(forward: Forward) -> list[Node]:
     """The layers of the head, and what makes the logits of them."""
     made = {name: node for node in forward.nodes for name in node.outputs}
     waiting, passed = [forward.logits], []

@@ -9,8 +9,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.fold_shapes import constant_value, fold_known_shapes, shape_of, shapes_of_any_batch
-from edge_sel.graphs.ir import BATCH, LOGITS, Forward, Node, Shape, live_nodes
+from edge_sel.graphs.fold_shapes import constant_value, fold_known_shapes, shapes_of_any_batch
+from edge_sel.graphs.ir import LOGITS, Forward, Node, Shape, live_nodes
+from edge_sel.graphs.shapes import infer_shapes, infer_values, shape_of
 from edge_sel.graphs.simplify import simplify, split_into_slices
 
 
@@ -26,16 +27,16 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     Raises:
         GraphError: not exactly one image input and one output, or operators outside the standard domain.
     """
+    told = {v.name: shape_of(v) for v in model.graph.value_info if v.type.tensor_type.HasField("shape")}
     model = fold_known_shapes(model)
     graph = model.graph
     initializers = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     inputs = [i.name for i in graph.input if i.name not in initializers]
     if len(inputs) != 1 or len(graph.output) != 1 or graph.output[0].name != LOGITS:
         raise GraphError("a forward graph needs one image input and one output named logits", where=graph.name)
-    values = [*graph.value_info, *graph.input, *graph.output]
-    shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
-    if any(None in shape[1:] for shape in shapes.values()):
-        shapes |= shapes_of_any_batch(model)
+    values = infer_values(model)
+    known, batched = shapes_of_any_batch(model)
+    shapes = told | infer_shapes(model) | known
     types = {v.name: v.type.tensor_type.elem_type for v in values} | {i.name: i.data_type for i in graph.initializer}
     if parameters is None:
         parameters = {name for name, value in initializers.items() if "." in name and value.dtype.kind == "f"}
@@ -46,7 +47,7 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     used = {name for node in nodes for name in node.inputs}
     initializers = {name: value for name, value in initializers.items() if name in used}
     kept = frozenset(parameters) & initializers.keys()
-    per_image = frozenset(v.name for v in values if types[v.name] == onnx.TensorProto.FLOAT and _batched(v))
+    per_image = frozenset(name for name in batched if types.get(name) == onnx.TensorProto.FLOAT)
     return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
 
 
@@ -76,8 +77,3 @@ def _parse(
         else:
             nodes.append(node)
     return nodes
-
-
-def _batched(value: onnx.ValueInfoProto) -> bool:
-    dims = value.type.tensor_type.shape.dim
-    return bool(dims) and dims[0].dim_param == BATCH

@@ -10,9 +10,9 @@ from math import prod
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper
 
-from edge_sel.graphs.ir import Shape
+from edge_sel.graphs.shapes import infer_shapes
 
 _ELEMENTWISE = frozenset(
     (
@@ -38,7 +38,7 @@ _FEW = 256
 def spread_scalars(model: onnx.ModelProto) -> None:
     """Change the graph in place; what it computes stays the same."""
     graph = model.graph
-    shapes = _shapes(model)
+    shapes = infer_shapes(model)
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name in shapes}
     made: dict[tuple[str, int], str] = {}
     nodes: list[onnx.NodeProto] = []
@@ -69,28 +69,6 @@ def _reshape(name: str, to: str, rank: int, graph: onnx.GraphProto) -> onnx.Node
     if all(tensor.name != target for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.ones(rank, np.int64), target))
     return helper.make_node("Reshape", [name, target], [to], to)
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """As far as they are known; without the values of large tensors, which take time and tell nothing of shapes."""
-    light = onnx.ModelProto()
-    light.CopyFrom(onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import))
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and prod(tensor.dims) > 1:
-            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        else:
-            light.graph.initializer.append(tensor)
-    graph = shape_inference.infer_shapes(light, data_prop=True).graph
-    values = [*graph.value_info, *graph.input, *graph.output]
-    told = {v.name: v.type.tensor_type.shape.dim for v in values if v.type.tensor_type.HasField("shape")}
-    shapes: dict[str, Shape] = {
-        name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims) for name, dims in told.items()
-    }
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

@@ -33,3 +33,12 @@ def prepare(model: nn.Module) -> nn.Module:
     if linear and linear[-1].bias is None:
         linear[-1].bias = nn.Parameter(torch.zeros(linear[-1].out_features))
     return model
+
+
+def take_away_last_relu(model: nn.Module) -> nn.Module:
+    """Replace the last ReLU by nothing: in such networks as SqueezeNet it stands behind the head. In place."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
+    if names:
+        parent, _, last = names[-1].rpartition(".")
+        setattr(model.get_submodule(parent), last, nn.Identity())
+    return model

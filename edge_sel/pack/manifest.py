@@ -35,6 +35,8 @@ class ModelInfo:
     """Whether a mirrored image keeps its class."""
     rectified: bool = False
     """Whether ReLU makes the logits, as in SqueezeNet: a class whose logits are all 0 has no gradient."""
+    head_scale: float = 1.0
+    """Logits are this times the sum of what the head's layers make: ½ for a mean of two; 0 where it is no such sum."""
 
 
 def split_plan_name(name: str) -> tuple[str, float | None]:
@@ -91,6 +93,11 @@ RIDGE = "ridge"
 """The plan that fits the head in closed form. It needs no graph, so no pack lists it; ``Pack.plan`` makes it."""
 CLOSED = "closed"
 """The plan of all that needs no gradient: ``bn``, then ``ridge``, judged as one. ``Pack.plan`` makes it too."""
+
+
+def closed_form_flops(features: int, classes: int) -> int:
+    """Per image: the features' scatter matrix and their coordinates in it, 4 F² operations, and the old logits."""
+    return 4 * features**2 + 2 * features * classes
 
 
 IMAGE_GRID = ("image::scale", "image::zero")

@@ -91,6 +91,7 @@ def _check_model(model: ModelInfo, weights: Mapping[str, TensorPlace]) -> None:
     _require(len(model.mean) == len(model.std) == 3 and _finite((*model.mean, *model.std)), "mean or std")
     _require(min(model.std) > 0, "std")
     _require(0 <= model.parameters <= sum(math.prod(place.shape) for place in weights.values()), "parameters")
+    _require(math.isfinite(model.head_scale), "the head's scale")
     _require(model.head and set(model.head) <= weights.keys(), "the head")
     heads = [weights[name] for name in model.head]
     _require(all(place.kind.str == "<f4" and len(classes) in place.shape for place in heads), "the head's shape")

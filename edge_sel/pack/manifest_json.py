@@ -13,9 +13,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, Int8Info, Manifest
 
-FORMAT = 5
+FORMAT = 6
 """Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains,
-since 4 there may be artifacts of onnxruntime-training, since 5 plans may tell of attention heads."""
+since 4 there may be artifacts of onnxruntime-training, since 5 plans may tell of attention heads, since 6 the model of
+the scale of its head."""
 
 
 def to_json(manifest: Manifest) -> str:
@@ -25,10 +26,12 @@ def to_json(manifest: Manifest) -> str:
         del body["model"]["rectified"]
     # What an older version wrote keeps its digest, and can read this.
     heads = any(plan.heads for plan in manifest.plans.values())
-    if not heads:
-        body["format"] = 4 if manifest.ort_training else 3 if manifest.gains else 2
-        for plan in body["plans"].values():
-            del plan["heads"]
+    scaled = manifest.model.head_scale != 1.0
+    if not scaled:
+        del body["model"]["head_scale"]
+        body["format"] = 5 if heads else 4 if manifest.ort_training else 3 if manifest.gains else 2
+    for plan in body["plans"].values() if not heads else ():
+        del plan["heads"]
     if manifest.ort_training is None:
         del body["ort_training"]
     if not manifest.gains:

@@ -23,7 +23,18 @@ from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
 from edge_sel.pack.container import PackFiles, open_container
 from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.keys import TrustedKeys
-from edge_sel.pack.manifest import CLOSED, EVAL, MANIFEST, RIDGE, WEIGHTS, Manifest, PlanInfo, PrefixInfo
+from edge_sel.pack.linear_head import LinearHead
+from edge_sel.pack.manifest import (
+    CLOSED,
+    EVAL,
+    MANIFEST,
+    RIDGE,
+    WEIGHTS,
+    Manifest,
+    PlanInfo,
+    PrefixInfo,
+    closed_form_flops,
+)
 from edge_sel.pack.manifest_check import check_content, check_files
 from edge_sel.pack.manifest_json import from_json, to_json
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
@@ -90,22 +101,28 @@ class Pack:
         return (*plans, *closed_form)
 
     def _head_takes(self, width: int) -> bool:
-        """Whether the head is one linear layer on this many features."""
-        head = self.manifest.model.head
-        return len(head) == 2 and self._places[head[0]].shape[1:] == (width,)
+        """Whether the head is linear in a vector of this many features, with a bias in each of its layers."""
+        model = self.manifest.model
+        shapes = [self._places[name].shape for name in model.head]
+        if model.rectified or not model.head_scale or len(shapes) % 2 or any(len(bias) != 1 for bias in shapes[1::2]):
+            return False
+        plain = all(len(weight) in (2, 4) and set(weight[2:]) <= {1} for weight in shapes[::2])
+        return plain and sum(weight[1] for weight in shapes[::2]) == width
+
+    @property
+    def linear_head(self) -> LinearHead:
+        """The head as one linear layer, of a pack that has the plan ``ridge``."""
+        return LinearHead(self.manifest.model.head, self.manifest.model.head_scale)
 
     @cached_property
     def _places(self) -> dict[str, TensorPlace]:
         return tensor_places(self._content[WEIGHTS])
 
     def _closed_form_plan(self, name: str) -> PlanInfo:
-        """The plan ``head`` without its graphs; for ``closed`` the statistics come with it, but not their FLOPs.
-
-        Per image: the features' scatter matrix and their coordinates in it, 4 F² operations, and the old logits.
-        """
+        """The plan ``head`` without its graphs; for ``closed`` the statistics come with it, but not their FLOPs."""
         head = self.manifest.plans["head"]
         (width,) = self.manifest.prefixes[head.prefix].shape
-        flops = 4 * width**2 + 2 * width * len(self.manifest.model.classes)
+        flops = closed_form_flops(width, len(self.manifest.model.classes))
         buffers = self.manifest.plans["bn"].buffers if name == CLOSED else ()
         return replace(head, name=name, buffers=buffers, train="", score="", flops_train=flops, flops_forward=0)
 

@@ -9,10 +9,12 @@ import numpy as np
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.executed_flops import executed_flops
+from edge_sel.graphs.head_form import closed_form_reasons
 from edge_sel.graphs.liveness import peak_activation_bytes
 from edge_sel.graphs.plans import make_plan, with_probes
 from edge_sel.graphs.prefix import compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_score, compile_train
+from edge_sel.pack.manifest import CLOSED, RIDGE, closed_form_flops
 from edge_sel.pack.writer import externalise
 from edge_sel.server.source.base import Source
 from edge_sel.server.source.unfold import unfold
@@ -44,7 +46,20 @@ def forecast(source: Source, plans: Sequence[str], optimizer: str, batch: int) -
     """Of every plan, for steps of ``batch`` images. Nothing is computed with the weights, and nothing is checked."""
     if source.folded:
         source = unfold(source, None, np.random.default_rng(0))
-    return [_plan(source, name, optimizer, batch) for name in with_probes(plans)]
+    found = [_plan(source, name, optimizer, batch) for name in with_probes(plans)]
+    head = next((plan for plan in found if plan.name == "head" and not plan.reason), None)
+    return found + ([] if head is None else _in_closed_form(source, head))
+
+
+def _in_closed_form(source: Source, head: PlanForecast) -> list[PlanForecast]:
+    """Of the plans that need no graph of their own; ``head`` is the forecast of what trains the same weights."""
+    forward = source.forward
+    cut = find_cut(forward, make_plan(forward, "head"))
+    reasons = closed_form_reasons(forward, cut)
+    flops = 0 if cut is None else closed_form_flops(cut.shape[0], len(source.info.classes))
+    forecasts = {name: head._replace(name=name, flops=flops, activation_bytes=0, pack_bytes=0)
+                 for name in (RIDGE, CLOSED)}  # fmt: skip
+    return [PlanForecast(name, reasons[name]) if name in reasons else made for name, made in forecasts.items()]
 
 
 def _plan(source: Source, name: str, optimizer: str, batch: int) -> PlanForecast:

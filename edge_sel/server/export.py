@@ -21,6 +21,7 @@ from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import DataError, GraphError
 from edge_sel.graphs.executed_flops import executed_flops
+from edge_sel.graphs.head_form import closed_form_reasons, head_scale
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.optimizers import require_optimizer
 from edge_sel.graphs.plans import head_names, make_plan, parameters, rectified, with_probes
@@ -79,6 +80,7 @@ def export_pack(
     described = ModelInfo(
         info.model, sum(weights[name].size for name in parameters(forward)), info.classes, info.image_size, info.mean,
         info.std, head_names(forward), bool(info.training.get("flip", False)), rectified(forward),
+        1.0 if rectified(forward) else head_scale(forward),
     )  # fmt: skip
     unknown = Calibration(0.0, gamma_percentile, (0.0,), (None,) * len(info.classes), 0.0, 0)
     manifest = Manifest(
@@ -213,6 +215,10 @@ def compile_plans(
             f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
             cuts[cut] if cut else "", plan.heads,
         )  # fmt: skip
+    if "head" in compiled:
+        cut = next((cut for cut, name in cuts.items() if name == compiled["head"].prefix), None)
+        for name, reason in closed_form_reasons(forward, cut).items():
+            note(f"plan {name} left out: {reason}")
     if not compiled:
         raise GraphError("no plan can train this model", fix="`edge-sel export --dry-run` shows why")
     return Compiled(graphs, compiled, prefixes, {name: cut for cut, name in cuts.items()})

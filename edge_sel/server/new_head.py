@@ -41,13 +41,14 @@ def fit_new_head(pack: Pack, images: ImageSet, engine: Engine, rng: np.random.Ge
             "a new head is fitted only where it is one linear layer on a vector of features",
             fix="train the head on these classes first, and give the weights with --weights",
         )
-    model, (weight, bias) = pack.manifest.model, pack.plan(RIDGE).trainable
+    model, head = pack.manifest.model, pack.linear_head
     prefix = engine.prefix(pack, RIDGE, pack.weights())
     assert prefix is not None
     rows = np.sort(rng.permutation(len(images))[:MAX_IMAGES])
     chunks = np.array_split(rows, -(-len(rows) // _CHUNK))
     features = np.concatenate([prefix(normalise(images.read(chunk), model.mean, model.std)) for chunk in chunks])
     old = pack.weights()
-    fit = fit_head(features, images.labels[rows], np.zeros_like(old[weight]), np.zeros_like(old[bias]))
-    fitted = {weight: fit.weight.astype(np.float32), bias: fit.bias.astype(np.float32)}
+    weight, bias = (np.zeros_like(part) for part in head.joined(old))
+    fit = fit_head(features, images.labels[rows], weight, bias)
+    fitted = head.parted(fit.weight.astype(np.float32), fit.bias.astype(np.float32), old)
     return NewHead(fitted, rows, fit.left_out.astype(np.float32))

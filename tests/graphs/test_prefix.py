@@ -167,7 +167,7 @@ def test_what_has_no_row_for_each_image_is_no_features():
     extra = {"row_shape": np.array([-1, 3]), "map_shape": np.array([-1, 3, HEIGHT, WIDTH])}
     forward = hand_made(WIDE, rows, back, extra=extra)
     assert "rows" not in forward.per_image and "wide" in forward.per_image
-    assert cut_before_conv(forward).tensor == "wide"
+    assert cut_before_conv(forward).tensor == "deep", "behind it each image has its row again"
     turned = helper.make_node("Transpose", ["wide"], ["turned"], "turned", perm=[1, 2, 3, 0])
     again = helper.make_node("Transpose", ["turned"], ["deep"], "again", perm=[3, 0, 1, 2])
     forward = hand_made(WIDE, turned, again)

@@ -136,7 +136,8 @@ def manifest_paths() -> list[tuple[str, ...]]:
 
 
 OPTIONAL = {
-    ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("model", "rectified"), ("prefixes",), ("gains",),
+    ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("model", "rectified"), ("model", "head_scale"),
+    ("prefixes",), ("gains",),
     ("plans", "full-c50", "prefix"),
 }  # fmt: skip
 
@@ -145,7 +146,7 @@ OPTIONAL = {
 def budgeted(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("budgeted") / "pack"
     manifest, weights, graphs = tiny_pack(("full-c50",))
-    model = replace(manifest.model, rectified=True)
+    model = replace(manifest.model, rectified=True, head_scale=0.5)
     write_pack(path, replace(manifest, model=model, gains=(ROW,)), weights, graphs)
     return path
 

@@ -57,17 +57,18 @@ class RidgeStage(TrainingStage):
         self._fit(np.concatenate(rows))
 
     def _fit(self, features: np.ndarray) -> None:
-        weight, bias = self._plan.trainable
+        head = self.inputs.pack.linear_head
+        weight, bias = head.joined(self._start)
         labels, totals, state = self.inputs.images.labels, self.state.totals, self.state
         used = np.arange(len(labels))
         with self.inputs.phase("fit"):
-            fit = fit_head(features, labels, self._start[weight], self._start[bias])
+            fit = fit_head(features, labels, weight, bias)
             self.memory.looks_like = find_label_errors(fit.left_out, labels)
             good = self.trusted(used)
             if len(good) < len(used) and len(np.unique(labels[good])) > 1:
                 used, labels = good, labels[good]
-                fit = fit_head(features[good], labels, self._start[weight], self._start[bias])
-        self._head = {weight: fit.weight, bias: fit.bias}
+                fit = fit_head(features[good], labels, weight, bias)
+        self._head = head.parted(fit.weight, fit.bias, self._start)
         changed = fit.weight.size + fit.bias.size if fit.step or fit.scale != 1.0 else 0
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.
         logits = fit.left_out.astype(np.float32)

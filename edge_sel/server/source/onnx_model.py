@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from edge_sel.engines.base import Batch, Engine
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
+from edge_sel.graphs.head_form import with_vector_features
 from edge_sel.graphs.ir import OPSET, Forward
 from edge_sel.graphs.plans import running_statistics
 from edge_sel.graphs.read import read_forward
@@ -68,6 +69,7 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
 
 def from_onnx(path: Path, info: WarmupInfo, forward: Forward, *, new_head: bool = False) -> Source:
     """The source of a file that was read; ``info`` says what its logits are."""
+    forward = with_vector_features(forward)
     names = {*forward.parameters, *running_statistics(forward)}
     weights = {name: value for name, value in forward.initializers.items() if name in names}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

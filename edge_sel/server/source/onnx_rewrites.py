@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.evaluate_node import evaluate_node
 from edge_sel.graphs.ir import BATCH, LOGITS
 from edge_sel.graphs.prune import prune
+from edge_sel.graphs.shapes import infer_shapes
 from edge_sel.server.source.onnx_file import attribute, dimensions, image_input
 
 _PROBABILITIES = ("Softmax", "LogSoftmax")
@@ -124,17 +125,18 @@ def choose_logits(model: onnx.ModelProto, classes: int | None, path: Path) -> st
     """
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
-    shapes = _shapes(model)
+    shapes = infer_shapes(model)
     found: dict[str, int] = {}
     for output in graph.output:
         name = _before_softmax(output.name, producers)
-        shape = shapes.get(name, [])
+        shape = shapes.get(name, ())
         if len(shape) >= 2 and shape[1] and all(size == 1 for size in shape[2:]):
             found[name] = int(shape[1])
     if classes is not None and len(found) > 1:
         found = {name: count for name, count in found.items() if count == classes}
     if len(found) != 1:
-        told = ", ".join(f"{value.name} {shapes.get(value.name, '?')}" for value in graph.output)
+        sizes = {value.name: shapes.get(value.name, ()) for value in graph.output}
+        told = ", ".join(f"{name} {'×'.join(str(size or '?') for size in shape)}" for name, shape in sizes.items())
         what = "several outputs may be the logits" if found else "no output is a batch of logits [N, classes]"
         raise GraphError(f"{what}; this is not a plain classifier", where=f"{path}: {told}",
                          fix="export the classifier alone, with its logits as the one output")  # fmt: skip
@@ -174,8 +176,3 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
     for node in graph.node:
         node.input[:] = [new if name == old else name for name in node.input]
         node.output[:] = [new if name == old else name for name in node.output]
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
-    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
-    return {value.name: dimensions(value) for value in (*inferred.value_info, *inferred.output)}

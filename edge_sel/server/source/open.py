@@ -127,6 +127,7 @@ def _from_factory(path: Path, function: str, asked: Asked) -> Source:
 def _from_onnx(path: Path, asked: Asked) -> Source:
     if asked.weights is not None:
         raise UsageError("--weights does not apply to an ONNX file, which contains its weights", where=path)
+    from edge_sel.graphs.head_form import without_relu_behind
     from edge_sel.graphs.plans import head_names
     from edge_sel.server.source.onnx_model import from_onnx, read_onnx
     from edge_sel.server.source.resize_head import resize_head
@@ -136,7 +137,9 @@ def _from_onnx(path: Path, asked: Asked) -> Source:
     logits = len(forward.initializers[head_names(forward)[0]])
     names, new_head = asked.class_names(logits, path)
     info = WarmupInfo(path.name, names, size, mean, std, {"source": path.name})
-    return from_onnx(path, info, resize_head(forward, len(names)), new_head=new_head)
+    if new_head:
+        forward = resize_head(without_relu_behind(forward), len(names))
+    return from_onnx(path, info, forward, new_head=new_head)
 
 
 def _geometry(asked: Asked, where: object) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:

@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from edge_sel.engines.torch import BuildModel, TorchEngine
-from edge_sel.errors import BadInputError, EdgeSelError, SetupError
+from edge_sel.errors import BadInputError, EdgeSelError, GraphError, SetupError
+from edge_sel.graphs.head_form import with_vector_features
+from edge_sel.graphs.ir import Forward
+from edge_sel.graphs.plans import rectified
+from edge_sel.models.prepare import take_away_last_relu
 from edge_sel.models.registry import build
 from edge_sel.server.forward import export_forward
 from edge_sel.server.parity import check_parity
@@ -111,7 +115,22 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
         build: makes the same model again, for the parity check.
     """
     forward = export_forward(model, info.image_size)
+    if new_head and _is_rectified(forward):
+        model, build = take_away_last_relu(model), _without_last_relu(build)
+        forward = export_forward(model, info.image_size)
+    forward = with_vector_features(forward)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
     reference, twin = (TorchEngine(device="cpu", dtype=dtype, build=build) for dtype in (torch.float32, torch.float64))
     check = partial(check_parity, reference=reference, twin=twin)
     return Source(info, forward, weights, check, new_head)
+
+
+def _is_rectified(forward: Forward) -> bool:
+    try:
+        return rectified(forward)
+    except GraphError:  # no plan will find a head either, and say why
+        return False
+
+
+def _without_last_relu(build: BuildModel) -> BuildModel:
+    return lambda name, classes, image_size: take_away_last_relu(build(name, classes, image_size))

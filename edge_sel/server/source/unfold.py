@@ -19,6 +19,7 @@ from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node
+from edge_sel.graphs.plans import head_layers
 from edge_sel.server.source.base import Source, WarmupInfo
 
 EPSILON = 1e-5
@@ -54,10 +55,12 @@ def unfold(source: Source, images: ImageSet | None, rng: np.random.Generator) ->
 
 
 def _convolutions(forward: Forward) -> list[Node]:
+    """Those that had a normalisation: not the head, nor what works on one pixel, as a squeeze-and-excite block does."""
+    head = {layer.outputs for layer in head_layers(forward)}
     return [
         node for node in forward.nodes
         if node.op == "Conv" and len(node.inputs) == 3 and {*node.inputs[1:]} <= forward.parameters
-        and forward.shape(node.outputs[0])[2:] != (1, 1)
+        and forward.shape(node.outputs[0])[2:] != (1, 1) and node.outputs not in head
     ]  # fmt: skip
 
 

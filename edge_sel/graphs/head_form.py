@@ -1,0 +1,206 @@
+"""Give the head a vector of features, which a closed form can be fitted to, wherever it is linear in one.
+
+Where the head is a 1×1 convolution whose logits are averaged over the map, the map is averaged first: both are linear.
+Where several layers make the logits together, what they take is joined to one vector, of which each gets its part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.ir import Forward, Node, live_nodes
+from edge_sel.graphs.plans import behind_the_body, head_layers, head_names, rectified, running_statistics
+from edge_sel.graphs.prefix import Cut
+from edge_sel.pack.manifest import CLOSED, RIDGE
+
+
+def with_vector_features(forward: Forward) -> Forward:
+    """The same classifier; all layers of its head take parts of one vector per image, as far as that is possible.
+
+    What it computes changes by rounding alone. Where it is not possible, the graph stays as it is, and
+    ``closed_form_obstacle`` says why.
+    """
+    try:
+        layers = head_layers(forward)
+    except GraphError:
+        return forward
+    if layers_obstacle(forward) or (len(layers) == 1 and layers[0].op == "Gemm"):
+        return forward
+    head = _VectorHead(forward)
+    widths = [forward.initializers[layer.inputs[1]].shape[1] for layer in layers]
+    vectors = [head.vector(layer.inputs[0]) for layer in layers]
+    if len(vectors) > 1:
+        joined = head.add("Concat", tuple(vectors), (None, sum(widths)), "features", axis=1)
+        ends = np.cumsum(widths)
+        vectors = [head.part(joined, int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
+    taken = {}
+    for layer, vector, width in zip(layers, vectors, widths, strict=True):
+        taken[layer.outputs[0]] = vector if layer.op == "Gemm" else head.pixel(vector, width)
+    return head.finished(taken)
+
+
+def without_relu_behind(forward: Forward) -> Forward:
+    """The network without ReLU between head and logits, for a head that is still to be fitted.
+
+    Raises:
+        GraphError: the logits come from something else than linear layers.
+    """
+    taken = {id(node) for node in behind_the_body(forward) if node.op == "Relu"}
+    nodes = [Node("Identity", node.inputs, node.outputs, {}, node.name) if id(node) in taken else node
+             for node in forward.nodes]  # fmt: skip
+    return replace(forward, nodes=tuple(nodes))
+
+
+def head_scale(forward: Forward) -> float:
+    """The factor of what the layers of the head make together: ½ for a mean of two; 0 where they have no common one.
+
+    Raises:
+        GraphError: the logits come from something else than linear layers.
+    """
+    constants = {n: v for n, v in forward.initializers.items() if v.size == 1 and n not in forward.parameters}
+    made = {name: node for node in forward.nodes for name in node.outputs}
+    layers = {layer.outputs[0] for layer in head_layers(forward)}
+    found: set[float] = set()
+    waiting = [(forward.logits, 1.0)]
+    while waiting:
+        name, factor = waiting.pop()
+        if name in layers:
+            found.add(round(factor, 9))
+            continue
+        node = made[name]
+        computed = [other for other in node.inputs if other in made]
+        if node.op in ("Mul", "Div"):
+            given = [constants[other] for other in node.inputs if other in constants]
+            if len(given) != 1 or (node.op == "Div" and node.inputs[1] not in constants):
+                return 0.0
+            by = float(given[0].reshape(()))
+            factor = factor * by if node.op == "Mul" else factor / by
+        elif node.op == "Add" and len(computed) < len(node.inputs):  # another bias
+            return 0.0
+        waiting += [(other, factor) for other in (computed if node.op == "Add" else computed[:1])]
+    return found.pop() if len(found) == 1 and 0.0 not in found else 0.0
+
+
+def layers_obstacle(forward: Forward) -> str:
+    """Why no closed form fits what is between the features and the logits; empty where one does.
+
+    Raises:
+        GraphError: the logits come from something else than linear layers.
+    """
+    layers, classes = head_layers(forward), forward.shape(forward.logits)[-1]
+    if rectified(forward):
+        node = next(node for node in behind_the_body(forward) if node.op == "Relu")
+        return f"Relu {node.name or node.outputs[0]} is between the head and the logits; a new head has none"
+    if not head_scale(forward):
+        node = next((node for node in behind_the_body(forward) if node.op in ("Mul", "Div", "Add")), layers[0])
+        return f"{node.op} {node.name or node.outputs[0]} changes each class by another factor behind the head"
+    if len(head_names(forward)) < sum(len(layer.inputs) - 1 for layer in layers):
+        return "layers of the head share a weight"
+    for layer in layers:
+        where, rank = f"{layer.op} {layer.name or layer.outputs[0]}", len(forward.shape(layer.inputs[0]))
+        if len(layer.inputs) < 3 or not layer.inputs[2]:
+            return f"{where} has no bias"
+        if rank != (2 if layer.op == "Gemm" else 4) or forward.initializers[layer.inputs[1]].shape[0] != classes:
+            return f"{where} takes no vector of features"
+    behind = {id(node) for node in behind_the_body(forward)}
+    inside = {name for node in behind_the_body(forward) for name in node.outputs}
+    for node in forward.nodes:
+        if id(node) not in behind and inside.intersection(node.inputs):
+            return f"{node.op} {node.name or node.outputs[0]} reads what the head makes"
+    return ""
+
+
+def closed_form_obstacle(forward: Forward, cut: Cut | None) -> str:
+    """Why a network has no head in closed form; empty where it has one.
+
+    Args:
+        forward: with vector features where they are possible.
+        cut: of the plan that trains the head alone.
+    """
+    try:
+        found = layers_obstacle(forward)
+        layers = head_layers(forward)
+    except GraphError as error:
+        return str(error)
+    if found:
+        return found
+    width = sum(forward.initializers[layer.inputs[1]].shape[1] for layer in layers)
+    if cut is not None and cut.shape == (width,):
+        return ""
+    if cut is None:
+        return "nearly all of the work is in the head"
+    after = live_nodes(forward.nodes, forward.logits, known=cut.tensor)
+    node = next((node for node in after if cut.tensor in node.inputs), layers[0])
+    size = "×".join(map(str, cut.shape))
+    return f"{node.op} {node.name or node.outputs[0]} takes the last features that depend on the image alone ({size})"
+
+
+def closed_form_reasons(forward: Forward, cut: Cut | None) -> dict[str, str]:
+    """Of each plan in closed form that a network does not get, why; ``cut`` as in ``closed_form_obstacle``."""
+    obstacle = closed_form_obstacle(forward, cut)
+    if obstacle:
+        return {RIDGE: obstacle, CLOSED: obstacle}
+    return {} if running_statistics(forward) else {CLOSED: "the network has no batch statistics"}
+
+
+class _VectorHead:
+    """Collects the nodes that are put between the body and the head."""
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward, self._nodes = forward, list[Node]()
+        self._shapes, self._initializers = dict(forward.shapes), dict(forward.initializers)
+        self._made: set[str] = set()
+
+    def add(self, op: str, inputs: tuple[str, ...], shape: tuple[int | None, ...], what: str, **attributes: int) -> str:
+        """Append an operator; the name of what it makes."""
+        name = f"head::{what}"
+        while name in self._shapes:
+            name += "_"
+        self._nodes.append(Node(op, inputs, (name,), dict(attributes), name))
+        self._shapes[name] = shape
+        self._made.add(name)
+        return name
+
+    def vector(self, name: str) -> str:
+        """A map's mean over its pixels, or the vector that it is."""
+        _, *rest = self._forward.shape(name)
+        if len(rest) == 1:
+            return name
+        if rest[1:] != [1, 1]:
+            name = self.add("GlobalAveragePool", (name,), (None, rest[0], 1, 1), "pooled")
+        return self.add("Flatten", (name,), (None, rest[0]), "vector", axis=1)
+
+    def part(self, name: str, start: int, end: int) -> str:
+        """Of a vector."""
+        bounds = [self._ints(value) for value in (start, end, 1)]
+        return self.add("Slice", (name, *bounds), (None, end - start), f"part{start}")
+
+    def pixel(self, name: str, width: int) -> str:
+        """A vector as a map of one pixel."""
+        return self.add("Reshape", (name, self._ints(-1, width, 1, 1)), (None, width, 1, 1), "pixel")
+
+    def finished(self, taken: dict[str, str]) -> Forward:
+        """The graph whose head takes these tensors, by what each layer makes."""
+        forward = self._forward
+        last = {id(node) for node in behind_the_body(forward)}
+        behind = [node for node in forward.nodes if id(node) in last]
+        for node in behind:
+            shape = self._shapes.get(node.outputs[0], ())
+            if len(shape) == 4:
+                self._shapes[node.outputs[0]] = (*shape[:2], 1, 1)
+        moved = [
+            replace(node, inputs=(taken[node.outputs[0]], *node.inputs[1:])) if node.outputs[0] in taken else node
+            for node in behind
+        ]
+        before = [node for node in forward.nodes if id(node) not in last]
+        return replace(forward, nodes=(*before, *self._nodes, *moved), shapes=self._shapes,
+                       initializers=self._initializers, per_image=forward.per_image | self._made)  # fmt: skip
+
+    def _ints(self, *values: int) -> str:
+        name = f"head::{','.join(map(str, values))}"
+        self._initializers[name] = value = np.array(values, np.int64)
+        self._shapes[name] = value.shape
+        return name

@@ -68,8 +68,8 @@ def find_cut(forward: Forward, plan: Plan) -> Cut | None:
     share = 1.0 if only_head else NEARLY_ALL  # the closed form needs what the head itself takes
     least = max(least, share * max((flops for _, flops in found), default=0))
     late = [cut for cut, flops in reversed(found) if flops >= least]
-    if only_head:
-        return late[0] if late else None
+    if only_head:  # a vector rather than the same as a map of one pixel
+        return next((cut for cut in late if len(cut.shape) == 1), late[0] if late else None)
     return min(late, key=lambda cut: prod(cut.shape), default=None)
 
 

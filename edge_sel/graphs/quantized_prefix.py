@@ -19,6 +19,7 @@ from edge_sel.arrays import Arrays, Range
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node, live_nodes
+from edge_sel.graphs.plans import running_statistics
 from edge_sel.graphs.prefix import Cut
 from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info
 from edge_sel.quantize import grid_of
@@ -108,7 +109,8 @@ def compile_quantized(
         else:
             emitter.operator(step)
     model = emitter.model(cut)
-    constants = tuple(i.name for i in model.graph.initializer if i.name in forward.initializers and "." in i.name)
+    stored = {*forward.parameters, *running_statistics(forward)}
+    constants = tuple(tensor.name for tensor in model.graph.initializer if tensor.name in stored)
     return model, Int8Info("", math.nan, tuple(emitter.convolutions), constants)
 
 
@@ -183,8 +185,8 @@ def _require_supported(forward: Forward, node: Node) -> None:
 
 
 def _require_weights(forward: Forward, node: Node, names: list[str] | tuple[str, ...]) -> None:
-    """The device has what stands in the pack's weights under a name of the model's."""
-    if not all(name in forward.initializers and "." in name for name in names):
+    """The device has what stands in the pack's weights."""
+    if not {*names} <= {*forward.parameters, *running_statistics(forward)}:
         raise GraphError(f"operator {node.op} with computed weights is not supported", where=node.name)
 
 

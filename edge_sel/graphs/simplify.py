@@ -36,7 +36,7 @@ def simplify(
             initializers[node.outputs[0]] = value = _computed(node, initializers)
             shapes[node.outputs[0]] = value.shape
             continue
-        node = _without_zero_bias(node, initializers)
+        node = _without_zero_bias(node, initializers, parameters)
         node = _with_constant_shape(node, shapes, initializers)
         node = _flatten_of_one_pixel(node, shapes)
         if _takes_all(node, initializers) or _turns_nothing(node):
@@ -167,10 +167,10 @@ def _with_constant_shape(node: Node, shapes: Mapping[str, Shape], initializers: 
     return Node(node.op, (node.inputs[0], target), node.outputs, node.attributes, node.name)
 
 
-def _without_zero_bias(node: Node, initializers: dict[str, np.ndarray]) -> Node:
+def _without_zero_bias(node: Node, initializers: Mapping[str, np.ndarray], parameters: Collection[str]) -> Node:
     """Drop the all-zero bias that the torch exporter gives to a bias-free convolution."""
     if node.op == "Conv" and len(node.inputs) == 3:
         bias = node.inputs[2]
-        if "." not in bias and bias in initializers and not initializers[bias].any():
+        if bias not in parameters and bias in initializers and not initializers[bias].any():
             return Node(node.op, node.inputs[:2], node.outputs, node.attributes, node.name)
     return node

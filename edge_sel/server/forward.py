@@ -46,13 +46,14 @@ def export_forward(model: nn.Module, image_size: tuple[int, int]) -> Forward:
 
 
 def _export(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    import onnx_ir as ir
     from onnxscript import optimizer
 
-    program = torch.onnx.export(
-        model, (example,), dynamo=True, optimize=False, opset_version=OPSET, verbose=False,
-        input_names=["x"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-    )  # fmt: skip
-    assert program is not None
+    program = _traced(model, example)
+    if not isinstance(program.model.graph.inputs[0].shape[0], ir.SymbolicDim):
+        # A forward that asks for len(x) gets a number, unless its bytecode is traced.
+        axes = ({0: torch.export.Dim(BATCH)},)
+        program = _traced(torch.export.export(model, (example,), dynamic_shapes=axes, strict=True), example)
     parameters = {name for name, _ in model.named_parameters()}
     optimizer.fold_constants(  # but nothing that a plan may train: a folded Transpose would lose the weight's name
         program.model,
@@ -61,6 +62,15 @@ def _export(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     optimizer.remove_unused_nodes(program.model)
     proto: onnx.ModelProto = program.model_proto
     return proto
+
+
+def _traced(model: nn.Module | torch.export.ExportedProgram, example: torch.Tensor) -> torch.onnx.ONNXProgram:
+    program = torch.onnx.export(
+        model, (example,), dynamo=True, optimize=False, opset_version=OPSET, verbose=False,
+        input_names=["x"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+    )  # fmt: skip
+    assert program is not None
+    return program
 
 
 @contextlib.contextmanager

@@ -40,8 +40,8 @@ def unshare(forward: Forward) -> Forward:
     return replace(forward, nodes=tuple(nodes), initializers=initializers, shapes=shapes)
 
 
-def name_weights(forward: Forward) -> tuple[Forward, tuple[str, ...]]:
-    """Weights and running statistics under the names of layers, and all of them in forward order.
+def name_weights(forward: Forward) -> Forward:
+    """The graph with its weights and running statistics under the names of layers.
 
     A weight is a float operand of a convolution, a product or a normalisation; behind the first of these also one of
     more than one element of an addition or a multiplication. Names that are paths stay as they are; another becomes
@@ -62,9 +62,8 @@ def name_weights(forward: Forward) -> tuple[Forward, tuple[str, ...]]:
             fresh += "_"
         new[name] = name if _A_PATH.fullmatch(name) else fresh
         taken.add(new[name])
-    kept = tuple(new[name] for name in roles)
     parameters = {new[n] for n, (_, role) in roles.items() if role not in ("mean", "variance")}
-    return _renamed(forward, new, frozenset(parameters)), kept
+    return _renamed(forward, new, frozenset(parameters))
 
 
 def _weights_of(forward: Forward, node: Node, *, behind: bool) -> dict[str, str]:

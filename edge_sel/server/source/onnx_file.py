@@ -112,8 +112,8 @@ def _attributes_of(op: str) -> set[str] | None:
 
 
 def dimensions(value: onnx.ValueInfoProto) -> list[int | None]:
-    """Of a tensor; None where only known at run time."""
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    """Of a tensor; None where only known at run time, which some exporters write as -1."""
+    return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
 
 
 def image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:

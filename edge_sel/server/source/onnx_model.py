@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Engine
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
@@ -50,7 +51,7 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
     """
     original = load_onnx(path)
     image = image_input(original, path)
-    batch = dimensions(image)[0]
+    batch = dimensions(image)[0] or (None if _takes_any_batch(original, image_size) else 1)
     model = onnx.ModelProto()
     model.CopyFrom(original)
     model = to_opset(model, path)
@@ -60,7 +61,7 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
     name = choose_logits(model, classes, path)
     free_batch(model, batch)
     try:
-        forward, _ = name_weights(unshare(with_linear_head(read_forward(model))))
+        forward = name_weights(unshare(with_linear_head(read_forward(model))))
     except onnx.shape_inference.InferenceError as error:
         raise GraphError("the graph's shapes contradict each other", where=f"{path}: {error}") from error
     _require_same(original, name, forward, size, path)
@@ -70,14 +71,19 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
 def from_onnx(path: Path, info: WarmupInfo, forward: Forward, *, new_head: bool = False) -> Source:
     """The source of a file that was read; ``info`` says what its logits are."""
     forward = with_vector_features(forward)
-    names = {*forward.parameters, *running_statistics(forward)}
-    weights = {name: value for name, value in forward.initializers.items() if name in names}
+    weights = forward_weights(forward)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     info = replace(info, training={**info.training, "sha256": digest})
-    return Source(info, forward, weights, _check, new_head, is_folded(forward))
+    return Source(info, forward, weights, check_without_torch, new_head, is_folded(forward))
 
 
-def _check(pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Engine) -> dict[str, Agreement]:
+def forward_weights(forward: Forward) -> Arrays:
+    """Parameters and running statistics by name."""
+    names = {*forward.parameters, *running_statistics(forward)}
+    return {name: value for name, value in forward.initializers.items() if name in names}
+
+
+def check_without_torch(pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Engine) -> dict[str, Agreement]:
     """Every plan's gradients against numerical derivatives in float64, and its float32 step against a float64 one."""
     few = [Batch(*(values[:CHECKED_IMAGES] for values in batch)) for batch in batches[:CHECKED_BATCHES]]
     rng = np.random.default_rng(0)
@@ -106,6 +112,23 @@ def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: 
     if not difference <= SAME:
         raise GraphError(f"the rewritten graph computes different logits (by {difference:.1e})", where=path,
                          fix=f"export it with a dynamic batch axis and opset {OPSET}")  # fmt: skip
+
+
+def _takes_any_batch(original: onnx.ModelProto, image_size: tuple[int, int] | None) -> bool:
+    """Whether a file that leaves its batch open does so everywhere; what was traced may name the size of an example."""
+    image = original.graph.input[0]
+    _, *sizes = dimensions(image)
+    first = 1 if sizes[0] == 3 else 0
+    if image_size is not None:
+        sizes[first : first + 2] = image_size
+    if None in sizes:  # told later, with what to do about it
+        return True
+    try:
+        session = OrtEngine().session(original.SerializeToString(), {})
+        session.run(None, {image.name: np.zeros([3, *(size or 0 for size in sizes)], np.float32)})
+    except Exception:  # of onnxruntime, which has no common exception type
+        return False
+    return True
 
 
 def _logits_of_file(original: onnx.ModelProto, name: str, pixels: np.ndarray, path: Path) -> np.ndarray:

@@ -6,6 +6,7 @@ that does not depend on the image. Each function changes the model in place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +80,54 @@ def fold_constants(model: onnx.ModelProto) -> None:
 
 
 def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
-    """Where the batch size was fixed: a Reshape that names it takes it from its input instead."""
+    """Where the batch size was fixed: what names it takes it from the image instead.
+
+    These are targets of Reshape and Expand, and constants with a row for each image, such as class tokens, that are
+    joined with what is made of the images.
+
+    Args:
+        model: its input is called ``x``, and what is constant is an initializer.
+        batch: the size; None where it was never fixed.
+    """
     if batch is None:
         return
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        target = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-        if target is None or not len(target) or target[0] != batch or 0 in target:
-            continue
-        freed = np.concatenate([[0], target[1:]]).astype(np.int64)
-        model.graph.initializer.append(numpy_helper.from_array(freed, f"{node.output[0]}::target"))
-        node.input[1] = f"{node.output[0]}::target"
-        del node.attribute[:]  # allowzero: a zero is now what is copied
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+
+    def add(name: str, value: Sequence[int]) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        return name
+
+    def with_batch(name: str, rest: np.ndarray) -> str:
+        """A shape whose first size is that of the image's batch."""
+        nodes.append(helper.make_node("Shape", ["x"], [f"{name}::batch"], f"{name}::batch", start=0, end=1))
+        tail = add(f"{name}::rest", rest.tolist())
+        nodes.append(helper.make_node("Concat", [f"{name}::batch", tail], [name], name, axis=0))
+        return name
+
+    for node in graph.node:
+        target = constants.get(node.input[1]) if node.op_type in ("Reshape", "Expand") else None
+        if target is not None and len(target) and target[0] == batch:
+            name = f"{node.output[0]}::target"
+            if node.op_type == "Expand":
+                node.input[1] = with_batch(name, target[1:])
+            elif 0 not in target:
+                # All but one size are known: the first is what is left, whatever the rows were before.
+                node.input[1] = add(name, [-1 if -1 not in target else 0, *target[1:].tolist()])
+                del node.attribute[:]  # allowzero: a zero is now what is copied
+        elif node.op_type == "Concat" and attribute(node, "axis", 0) != 0 and set(node.input) - constants.keys():
+            for place, given in enumerate(node.input):
+                value = constants.get(given)
+                if value is not None and value.ndim and len(value) == batch and (value == value[:1]).all():
+                    name = f"{node.output[0]}::{place}"
+                    graph.initializer.append(numpy_helper.from_array(value[:1].copy(), f"{name}::row"))
+                    shape = with_batch(f"{name}::shape", np.array(value.shape[1:]))
+                    nodes.append(helper.make_node("Expand", [f"{name}::row", shape], [name], name))
+                    node.input[place] = name
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def name_image(model: onnx.ModelProto, path: Path) -> None:

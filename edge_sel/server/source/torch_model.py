@@ -21,6 +21,9 @@ from edge_sel.models.registry import build
 from edge_sel.server.forward import export_forward
 from edge_sel.server.parity import check_parity
 from edge_sel.server.source.base import Source, WarmupInfo
+from edge_sel.server.source.layer_names import name_weights, unshare
+from edge_sel.server.source.linear_head import with_linear_head
+from edge_sel.server.source.onnx_model import check_without_torch, forward_weights
 from edge_sel.server.source.weight_file import read_weights
 from edge_sel.server.warmup import load
 
@@ -118,6 +121,10 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
     if new_head and _is_rectified(forward):
         model, build = take_away_last_relu(model), _without_last_relu(build)
         forward = export_forward(model, info.image_size)
+    rewritten = with_linear_head(forward)
+    if rewritten is not forward:  # its weights are no longer those of the module, which nothing can be compared with
+        forward = with_vector_features(name_weights(unshare(rewritten)))
+        return Source(info, forward, forward_weights(forward), check_without_torch, new_head)
     forward = with_vector_features(forward)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
     reference, twin = (TorchEngine(device="cpu", dtype=dtype, build=build) for dtype in (torch.float32, torch.float64))

@@ -24,7 +24,8 @@ from edge_sel.server.source.base import Source, WarmupInfo
 
 EPSILON = 1e-5
 IMAGES, _CHUNK = 256, 16
-_NORMS = ("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization")
+_NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
+_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Mish")
 
 
 class Moments(NamedTuple):
@@ -35,7 +36,7 @@ class Moments(NamedTuple):
 
 
 def is_folded(forward: Forward) -> bool:
-    """Whether no layer is normalised, but convolutions have biases: as a folded network looks."""
+    """Whether no layer is normalised over images, but convolutions have biases: as a folded network looks."""
     return bool(_convolutions(forward)) and not any(node.op in _NORMS for node in forward.nodes)
 
 
@@ -55,12 +56,18 @@ def unfold(source: Source, images: ImageSet | None, rng: np.random.Generator) ->
 
 
 def _convolutions(forward: Forward) -> list[Node]:
-    """Those that had a normalisation: not the head, nor what works on one pixel, as a squeeze-and-excite block does."""
+    """Those that had a normalisation: not the head, nor what works on one pixel, as a squeeze-and-excite block does.
+
+    In a network that also normalises layers, as transformers do, it stood before an activation.
+    """
+    only_active = any(node.op == "LayerNormalization" for node in forward.nodes)
+    active = {name for node in forward.nodes if node.op in _ACTIVATIONS for name in node.inputs}
     head = {layer.outputs for layer in head_layers(forward)}
     return [
         node for node in forward.nodes
         if node.op == "Conv" and len(node.inputs) == 3 and {*node.inputs[1:]} <= forward.parameters
         and forward.shape(node.outputs[0])[2:] != (1, 1) and node.outputs not in head
+        and (node.outputs[0] in active or not only_active)
     ]  # fmt: skip
 
 

@@ -9,9 +9,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.fold_shapes import constant_value, fold_known_shapes, shapes_of_any_batch
 from edge_sel.graphs.ir import LOGITS, Forward, Node, Shape, live_nodes
-from edge_sel.graphs.shapes import infer_shapes, infer_values, shape_of
+from edge_sel.graphs.shapes import constant_value, infer_any_batch, shape_of
 from edge_sel.graphs.simplify import simplify, split_into_slices
 
 
@@ -27,27 +26,25 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     Raises:
         GraphError: not exactly one image input and one output, or operators outside the standard domain.
     """
-    told = {v.name: shape_of(v) for v in model.graph.value_info if v.type.tensor_type.HasField("shape")}
-    model = fold_known_shapes(model)
     graph = model.graph
     initializers = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     inputs = [i.name for i in graph.input if i.name not in initializers]
     if len(inputs) != 1 or len(graph.output) != 1 or graph.output[0].name != LOGITS:
         raise GraphError("a forward graph needs one image input and one output named logits", where=graph.name)
-    values = infer_values(model)
-    known, batched = shapes_of_any_batch(model)
-    shapes = told | infer_shapes(model) | known
-    types = {v.name: v.type.tensor_type.elem_type for v in values} | {i.name: i.data_type for i in graph.initializer}
+    known, batched = infer_any_batch(model)
+    told = {v.name: shape_of(v) for v in graph.value_info if v.type.tensor_type.HasField("shape")}
+    shapes = told | known.shapes
+    initializers |= known.values
     if parameters is None:
         parameters = {name for name, value in initializers.items() if "." in name and value.dtype.kind == "f"}
-    nodes = _parse(graph, initializers, shapes, types, parameters)
+    nodes = _parse(graph, initializers, shapes, known.types, parameters)
     shapes.update({name: value.shape for name, value in initializers.items()})
     nodes = simplify(nodes, shapes, initializers, parameters)
     nodes = live_nodes(nodes, graph.output[0].name)
     used = {name for node in nodes for name in node.inputs}
     initializers = {name: value for name, value in initializers.items() if name in used}
     kept = frozenset(parameters) & initializers.keys()
-    per_image = frozenset(name for name in batched if types.get(name) == onnx.TensorProto.FLOAT)
+    per_image = frozenset(name for name in batched if known.types.get(name) == onnx.TensorProto.FLOAT)
     return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
 
 
@@ -61,6 +58,8 @@ def _parse(
     """The graph's nodes; what is constant joins the initializers instead."""
     nodes: list[Node] = []
     for proto in graph.node:
+        if proto.output[0] in initializers:  # it was known before
+            continue
         if proto.domain not in ("", "ai.onnx"):
             raise GraphError(f"operator {proto.op_type} is not a standard ONNX operator", where=proto.name)
         attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}

@@ -1,66 +1,205 @@
-"""The shapes of a graph's tensors, inferred without the values of its weights.
+"""What is known of a graph's tensors before it runs: types, shapes, and whole numbers that tell sizes.
 
-ONNX's inference carries the values of small integer tensors along, which tell the targets of reshapes. Given the values
-of weights too it copies them again and again: 7 to 20 GB for a training step whose weights take 30 to 600 MB.
+One pass over the nodes, each by ONNX's own inference for its operator. ONNX's inference for whole graphs carries values
+along too, but in copies that grow with the square of the graph: 1 to 20 GB for one training step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from functools import cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from edge_sel.graphs.evaluate_node import evaluate_node
 from edge_sel.graphs.ir import BATCH, CLASSES, Shape
 
+_SIZES = ({BATCH: 7, CLASSES: 13}, {BATCH: 11, CLASSES: 17})
+"""What is the same for both stands for all."""
+_ARITHMETIC = frozenset(
+    ("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze",
+     "Cast", "Identity", "Reshape", "ReduceProd")
+)  # fmt: skip
+_MOST = 64
+"""Numbers of a tensor; one that tells sizes is small."""
 
-def infer_values(model: onnx.ModelProto, fixed: Mapping[str, int] | None = None) -> list[onnx.ValueInfoProto]:
-    """Type and shape of every tensor but the initializers, as far as they can be told.
+
+class Known(NamedTuple):
+    """Of the tensors of a graph, by name, as far as it could be told.
+
+    Attributes:
+        types: ONNX's number of the element type.
+        shapes: an unknown size is None.
+        values: whole numbers, of constants and of what is computed from known sizes.
+    """
+
+    types: dict[str, int]
+    shapes: dict[str, Shape]
+    values: dict[str, np.ndarray]
+
+
+def infer(model: onnx.ModelProto, fixed: Mapping[str, int]) -> Known:
+    """One pass; what the model says of computed tensors is not used.
 
     Args:
-        model: any; what it says of computed tensors is not used.
-        fixed: sizes by the names of symbolic axes, such as ``batch``.
-
-    Raises:
-        InferenceError: shapes contradict each other.
+        model: a graph in the order of its computation, whose nodes hold no graphs.
+        fixed: sizes by the names of symbolic axes, such as ``batch``; others are unknown.
     """
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    graph = light.graph
-    graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    listed = {value.name for value in graph.input}  # old files list their weights here too
-    weights = set()
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.INT64 or prod(tensor.dims) <= 1:
-            graph.initializer.append(tensor)
-        elif tensor.name not in listed:
-            weights.add(tensor.name)
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    for value in (*graph.input, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if fixed and dim.dim_param in fixed:
-                dim.dim_value = fixed[dim.dim_param]
-    graph = shape_inference.infer_shapes(light, data_prop=True).graph
-    return [*graph.value_info, *(value for value in graph.input if value.name not in weights), *graph.output]
+    graph, found = model.graph, _Pass(_opset(model))
+    for tensor in graph.initializer:
+        found.constant(tensor)
+    for value in (*graph.input, *(output for output in graph.output if output.type.tensor_type.elem_type)):
+        if value.name not in found.types:
+            found.types[value.name] = _fixed(value.type, fixed)
+    for node in graph.node:
+        found.node(node)
+    return Known(*found.result())
 
 
-def infer_shapes(model: onnx.ModelProto, fixed: Mapping[str, int] | None = None) -> dict[str, Shape]:
-    """Shapes by tensor, initializers included; a size that is not known is None."""
-    told = {
-        value.name: shape_of(value) for value in infer_values(model, fixed) if value.type.tensor_type.HasField("shape")
-    }
-    return told | {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes by tensor; a size that follows the number of images or of classes is None."""
+    return same_for_both(*(infer(model, sizes).shapes for sizes in _SIZES))
+
+
+def infer_any_batch(model: onnx.ModelProto) -> tuple[Known, frozenset[str]]:
+    """What holds for any number of images, and the names of the tensors whose first axis is that of the images.
+
+    Both follow from two numbers of images: what is the same for both holds for all, what differs is unknown, and an
+    axis that has the one size and then the other is the batch. Names of symbolic axes do not tell: behind a Reshape
+    they are forgotten.
+    """
+    first, second = (infer(model, sizes) for sizes in _SIZES)
+    values = {
+        name: value for name, value in first.values.items()
+        if name in second.values and np.array_equal(value, second.values[name])
+    }  # fmt: skip
+    shapes = same_for_both(first.shapes, second.shapes)
+    ends = tuple((sizes[BATCH],) for sizes in _SIZES)
+    batched = frozenset(name for name in shapes if tuple(known.shapes[name][:1] for known in (first, second)) == ends)
+    return Known(first.types, shapes, values), batched
+
+
+def same_for_both(first: Mapping[str, Shape], second: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of the tensors that have the same rank in both, None for sizes that differ."""
+    both = {name: (shape, second[name]) for name, shape in first.items() if name in second}
+    return {
+        name: tuple(a if a == b else None for a, b in zip(*pair, strict=True))
+        for name, pair in both.items() if len(pair[0]) == len(pair[1])
+    }  # fmt: skip
 
 
 def static_shapes(model: onnx.ModelProto, classes: int, batch: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a compiled graph for so many images and classes; 0 for a size that is not known."""
-    shapes = infer_shapes(model, {BATCH: batch, CLASSES: classes})
+    shapes = infer(model, {BATCH: batch, CLASSES: classes}).shapes
     return {name: tuple(size or 0 for size in shape) for name, shape in shapes.items()}
+
+
+class _Pass:
+    """What is known so far: types by name, tensors whose values are known, and of these the whole numbers."""
+
+    def __init__(self, opset: int) -> None:
+        self.types: dict[str, onnx.TypeProto] = {}
+        self._opset = opset
+        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._values: dict[str, np.ndarray] = {}
+
+    def constant(self, tensor: onnx.TensorProto) -> None:
+        self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        if tensor.data_location != TensorProto.EXTERNAL and int(np.prod(tensor.dims)) <= _MOST:
+            self._tensors[tensor.name] = tensor
+            if tensor.data_type == TensorProto.INT64:
+                self._values[tensor.name] = numpy_helper.to_array(tensor)
+
+    def node(self, node: onnx.NodeProto) -> None:
+        value = self._value(node)
+        if value is not None:
+            self.constant(numpy_helper.from_array(value, node.output[0]))
+            return
+        schema = _schema(node.op_type, node.domain, self._opset)
+        given = {name: self.types[name] for name in node.input if name in self.types}
+        if schema is None or len(given) < len({name for name in node.input if name}):
+            return
+        known = {name: self._tensors[name] for name in node.input if name in self._tensors}
+        try:
+            if schema.has_type_and_shape_inference_function:
+                made = shape_inference.infer_node_outputs(schema, node, given, known)
+            else:  # it is defined by other operators
+                made = _infer_alone(node, given, self._opset)
+        except Exception:  # of onnx, which has no common class: nothing is known of what this makes
+            return
+        self.types |= {name: kind for name, kind in made.items() if name}
+
+    def result(self) -> tuple[dict[str, int], dict[str, Shape], dict[str, np.ndarray]]:
+        types = {name: kind.tensor_type.elem_type for name, kind in self.types.items()}
+        shapes = {name: _shape(kind) for name, kind in self.types.items() if kind.tensor_type.HasField("shape")}
+        return types, shapes, self._values
+
+    def _value(self, node: onnx.NodeProto) -> np.ndarray | None:
+        """What the node makes, if that is a known list of whole numbers."""
+        if node.op_type == "Constant":
+            value = constant_value(node)
+        elif node.op_type == "Shape" and node.input[0] in self.types:
+            kind = self.types[node.input[0]]
+            bounds = {attribute.name: attribute.i for attribute in node.attribute}
+            sizes = _shape(kind)[bounds.get("start", 0) : bounds.get("end")]
+            if None in sizes or not kind.tensor_type.HasField("shape"):
+                return None
+            value = np.array(sizes, np.int64)
+        elif node.op_type in _ARITHMETIC and node.input and all(n in self._values for n in node.input if n):
+            (value,) = evaluate_node(node, self._values)
+        else:
+            return None
+        return value if value.dtype == np.int64 and value.size <= _MOST else None
+
+
+def _infer_alone(node: onnx.NodeProto, given: Mapping[str, onnx.TypeProto], opset: int) -> dict[str, onnx.TypeProto]:
+    """What a node makes, by ONNX's inference for a graph of it alone."""
+    inputs = [helper.make_value_info(name, kind) for name, kind in given.items()]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    graph = helper.make_graph([node], "alone", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return {value.name: value.type for value in shape_inference.infer_shapes(model).graph.output}
+
+
+def _shape(kind: onnx.TypeProto) -> Shape:
+    dims = kind.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:
     """Sizes of its axes; None for one that is not fixed."""
-    return tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
+    return _shape(value.type)
+
+
+def constant_value(node: onnx.NodeProto) -> np.ndarray:
+    """Of a ``Constant``."""
+    attribute = node.attribute[0]
+    value: Any = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return np.asarray(numpy_helper.to_array(value))
+    return np.asarray(value, np.int64 if attribute.name.startswith("value_int") else np.float32)
+
+
+def _fixed(kind: onnx.TypeProto, fixed: Mapping[str, int]) -> onnx.TypeProto:
+    """The type with symbolic axes at their sizes, or open."""
+    told = kind.tensor_type
+    if not told.HasField("shape"):
+        return kind
+    dims = [dim.dim_value if dim.HasField("dim_value") else fixed.get(dim.dim_param) for dim in told.shape.dim]
+    return helper.make_tensor_type_proto(told.elem_type, dims)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
+
+
+@cache
+def _schema(op: str, domain: str, opset: int) -> Any:
+    """Of an operator; None where onnx knows none."""
+    try:
+        return onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return None

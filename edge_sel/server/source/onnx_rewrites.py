@@ -17,7 +17,7 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.evaluate_node import evaluate_node
 from edge_sel.graphs.ir import BATCH, LOGITS
 from edge_sel.graphs.prune import prune
-from edge_sel.graphs.shapes import infer_shapes
+from edge_sel.graphs.shapes import infer
 from edge_sel.server.source.onnx_file import attribute, dimensions, image_input
 
 _PROBABILITIES = ("Softmax", "LogSoftmax")
@@ -154,15 +154,21 @@ def name_image(model: onnx.ModelProto, path: Path) -> None:
     graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [BATCH, 3, dims[1], dims[2]]))
 
 
-def choose_logits(model: onnx.ModelProto, classes: int | None, path: Path) -> str:
+def choose_logits(model: onnx.ModelProto, batch: int | None, classes: int | None, path: Path) -> str:
     """Keep the one output [batch, classes], before any softmax, as ``logits``; returns the name that it had.
+
+    Args:
+        model: with a symbolic batch size.
+        batch: the size that the file was written for, if it was for one.
+        classes: how many logits are expected, to choose among several outputs.
+        path: of the file.
 
     Raises:
         GraphError: no output is of that kind, or several are.
     """
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
-    shapes = infer_shapes(model)
+    shapes = infer(model, {BATCH: batch or 1}).shapes
     found: dict[str, int] = {}
     for output in graph.output:
         name = _before_softmax(output.name, producers)

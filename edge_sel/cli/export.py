@@ -19,7 +19,7 @@ from edge_sel.cli.common import (
     json_option,
     max_pixels_option,
 )
-from edge_sel.errors import UsageError, escaped
+from edge_sel.errors import GraphError, PackError, UsageError, escaped
 from edge_sel.units import counted
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
@@ -186,10 +186,13 @@ def _export(
     def measure_gains(pack: Pack) -> tuple[GainRow, ...]:
         return rehearse_pack(pack, images, load_unseen(data, info, max_pixels), rehearsals, seed, _note)
 
-    manifest = export_pack(
-        source, images, out, plans=plans, optimizer=optimizer, gamma_percentile=gamma_percentile, seed=seed,
-        ort_training=ort_training, now=datetime.now(timezone.utc), rehearse=measure_gains, note=_note,
-    )  # fmt: skip
+    try:
+        manifest = export_pack(
+            source, images, out, plans=plans, optimizer=optimizer, gamma_percentile=gamma_percentile, seed=seed,
+            ort_training=ort_training, now=datetime.now(timezone.utc), rehearse=measure_gains, note=_note,
+        )  # fmt: skip
+    except PackError as error:  # of what was to be written: there is no pack to be copied or exported again
+        raise GraphError(error.what, where=error.where, fix="nothing was written; --plans head may do") from error
     if as_json:
         echo_json({"schema": 1, "pack": str(out), **asdict(manifest)})
         return

@@ -46,7 +46,11 @@ COMMANDS = {
 
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _NO_ROOM = ("failed to map segment", "annot allocate memory")
-_LESS_MEMORY = "take a smaller --batch-size or --max-pixels where there is one, or end other programs"
+_LESS_MEMORY = {
+    **dict.fromkeys(("finetune", "tune"), "take a smaller --batch-size or --max-pixels, or end other programs"),
+    "export": "name fewer plans with --plans, such as head, or end other programs",
+}
+_ALONE = "end other programs"
 
 
 class LazyGroup(click.Group):
@@ -105,7 +109,8 @@ def main() -> None:
     except BaseException as error:
         if not _lacks_memory(error):
             raise
-        tell(str(SetupError("out of memory", fix=_LESS_MEMORY)))
+        fix = next((_LESS_MEMORY[word] for word in sys.argv[1:2] if word in _LESS_MEMORY), _ALONE)
+        tell(str(SetupError("out of memory", fix=fix)))
         status = SetupError.exit_code
     if lost := lost_output():
         tell(f"stdout is incomplete ({lost})")

@@ -70,6 +70,7 @@ class Builder:
         name: str,
     ) -> onnx.ModelProto:
         """The finished model; only the initializers that some node reads are kept."""
+        _make_unique(self.nodes)
         used = {i for node in self.nodes for i in node.input}
         given = {i.name for i in inputs}
         kept = {n: v for n, v in {**initializers, **self.constants}.items() if n in used and n not in given}
@@ -84,3 +85,12 @@ class Builder:
         model.ir_version = IR_VERSION
         spread_scalars(model)
         return model
+
+
+def _make_unique(nodes: Sequence[onnx.NodeProto]) -> None:
+    """A name of its own for each node: a forward graph may call one as a later one is called here."""
+    taken: set[str] = set()
+    for node in nodes:
+        while node.name and node.name in taken:
+            node.name += "_"
+        taken.add(node.name)

@@ -23,6 +23,7 @@ _ARITHMETIC = frozenset(
     ("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze",
      "Cast", "Identity", "Reshape", "ReduceProd")
 )  # fmt: skip
+_WHOLE = (TensorProto.INT64, TensorProto.INT32)
 _MOST = 64
 """Numbers of a tensor; one that tells sizes is small."""
 
@@ -110,7 +111,7 @@ class _Pass:
         self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         if tensor.data_location != TensorProto.EXTERNAL and int(np.prod(tensor.dims)) <= _MOST:
             self._tensors[tensor.name] = tensor
-            if tensor.data_type == TensorProto.INT64:
+            if tensor.data_type in _WHOLE:
                 self._values[tensor.name] = numpy_helper.to_array(tensor)
 
     def node(self, node: onnx.NodeProto) -> None:
@@ -149,10 +150,10 @@ class _Pass:
                 return None
             value = np.array(sizes, np.int64)
         elif node.op_type in _ARITHMETIC and node.input and all(n in self._values for n in node.input if n):
-            (value,) = evaluate_node(node, self._values)
+            (value,) = evaluate_node(node, self._values, self._opset)
         else:
             return None
-        return value if value.dtype == np.int64 and value.size <= _MOST else None
+        return value if value.dtype in (np.int64, np.int32) and value.size <= _MOST else None
 
 
 def _infer_alone(node: onnx.NodeProto, given: Mapping[str, onnx.TypeProto], opset: int) -> dict[str, onnx.TypeProto]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from onnx import helper
@@ -37,17 +39,20 @@ def simplify(
             shapes[node.outputs[0]] = value.shape
             continue
         node = _without_zero_bias(node, initializers, parameters)
+        node = _with_explicit_pads(node, shapes)
         node = _with_constant_shape(node, shapes, initializers)
         node = _flatten_of_one_pixel(node, shapes)
         if _takes_all(node, initializers) or _turns_nothing(node):
             node = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
         if node.op == "Resize":
             plain += _resize_as_products(node, shapes, initializers)
+        elif node.op == "LRN":
+            plain += _lrn_as_pool(node, shapes, initializers)
         elif node.op == "Range":
             plain += _range_as_sum(node, initializers)
         else:
             plain.append(node)
-    return plain
+    return _pads_in_convolutions(plain, initializers)
 
 
 def split_into_slices(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
@@ -89,6 +94,98 @@ def _flatten_of_one_pixel(node: Node, shapes: Mapping[str, Shape]) -> Node:
     if len(given) == 4 and given[2:] == (1, 1) and given[0] is None and made == given[:2]:
         return Node("Flatten", node.inputs[:1], node.outputs, {"axis": 1}, node.name)
     return node
+
+
+def _with_explicit_pads(node: Node, shapes: Mapping[str, Shape]) -> Node:
+    """A window that pads by itself (``auto_pad``), with the numbers that this comes to.
+
+    Raises:
+        GraphError: they follow from a size that is not known.
+    """
+    automatic = node.attribute("auto_pad", b"NOTSET")
+    if node.op not in ("Conv", "MaxPool", "AveragePool") or automatic in (b"NOTSET", b""):
+        return node
+    attributes = {key: value for key, value in node.attributes.items() if key != "auto_pad"}
+    sizes = shapes.get(node.inputs[0], ())[2:]
+    kernel = node.attribute("kernel_shape", None) or shapes.get(node.inputs[1], ())[2:]
+    if automatic != b"VALID":
+        if not sizes or None in sizes:
+            raise GraphError(f"{node.op} with auto_pad over a map of unknown size", where=node.name)
+        ones = [1] * len(sizes)
+        strides, dilations = node.attribute("strides", ones), node.attribute("dilations", ones)
+        total = [
+            max(0, (-(-(size or 0) // stride) - 1) * stride + (window - 1) * dilation + 1 - (size or 0))
+            for size, stride, window, dilation in zip(sizes, strides, kernel, dilations, strict=True)
+        ]
+        small, large = [pad // 2 for pad in total], [pad - pad // 2 for pad in total]
+        attributes["pads"] = [*small, *large] if automatic == b"SAME_UPPER" else [*large, *small]
+    return Node(node.op, node.inputs, node.outputs, attributes, node.name)
+
+
+def _pads_in_convolutions(nodes: Sequence[Node], initializers: Mapping[str, np.ndarray]) -> list[Node]:
+    """A Pad with zeros that only a convolution reads becomes that convolution's own."""
+    readers: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    around: dict[str, tuple[str, list[int]]] = {}
+    plain = []
+    for node in nodes:
+        pads = _zeros_around_maps(node, initializers)
+        if pads is not None and [reader.op for reader in readers.get(node.outputs[0], [])] == ["Conv"]:
+            around[node.outputs[0]] = node.inputs[0], pads
+        elif node.op == "Conv" and node.inputs[0] in around:
+            x, more = around[node.inputs[0]]
+            own = [a + b for a, b in zip(node.attribute("pads", [0] * len(more)), more, strict=True)]
+            plain.append(replace(node, inputs=(x, *node.inputs[1:]), attributes={**node.attributes, "pads": own}))
+        else:
+            plain.append(node)
+    return plain
+
+
+def _zeros_around_maps(node: Node, initializers: Mapping[str, np.ndarray]) -> list[int] | None:
+    """Padding of the two axes of each map, at the beginning of both and then at their ends; None of another node."""
+    if node.op != "Pad" or node.attribute("mode", b"constant") != b"constant" or len(node.inputs) > 3:
+        return None
+    pads, *value = (initializers.get(name) for name in node.inputs[1:] if name)
+    if pads is None or len(pads) != 8 or pads.min() < 0 or any(v is None or v.any() for v in value):
+        return None
+    return None if pads[[0, 1, 4, 5]].any() else [int(size) for size in pads[[2, 3, 6, 7]]]
+
+
+def _lrn_as_pool(node: Node, shapes: dict[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
+    """``y = x·(k + α·mean of x² over n channels)^−β`` (Krizhevsky et al. 2012), the mean by a pool along the channels.
+
+    Raises:
+        GraphError: the map's size is not known.
+    """
+    x, y, size = node.inputs[0], node.outputs[0], int(node.attributes["size"])
+    shape = shapes.get(x, ())
+    if len(shape) != 4 or None in shape[1:]:
+        raise GraphError("LRN over a map of unknown size", where=node.name)
+    channels, height, width = (n or 0 for n in shape[1:])
+    constants: dict[str, np.ndarray] = {
+        "rows": np.array([-1, 1, channels, height * width]), "map": np.array([-1, channels, height, width]),
+        "alpha": np.float32(node.attribute("alpha", 1e-4)), "bias": np.float32(node.attribute("bias", 1.0)),
+        "power": np.float32(-node.attribute("beta", 0.75)),
+    }  # fmt: skip
+    names = {key: f"{y}::{key}" for key in constants}
+    initializers.update({names[key]: np.asarray(value) for key, value in constants.items()})
+    rows = (None, 1, channels, height * width)
+    pool = {"kernel_shape": [size, 1], "pads": [(size - 1) // 2, 0, size // 2, 0], "count_include_pad": 1}
+    steps: tuple[tuple[str, tuple[str, ...], str, Shape, dict[str, Any]], ...] = (
+        ("Mul", (x, x), "squares", shape, {}), ("Reshape", ("squares", names["rows"]), "aside", rows, {}),
+        ("AveragePool", ("aside",), "means", rows, pool), ("Reshape", ("means", names["map"]), "mean", shape, {}),
+        ("Mul", ("mean", names["alpha"]), "scaled", shape, {}), ("Add", ("scaled", names["bias"]), "base", shape, {}),
+        ("Pow", ("base", names["power"]), "factor", shape, {}), ("Mul", (x, "factor"), "", shape, {}),
+    )  # fmt: skip
+    nodes = []
+    for op, inputs, made, of, attributes in steps:
+        given = tuple(name if name == x or name in initializers else f"{y}::{name}" for name in inputs)
+        output = f"{y}::{made}" if made else y
+        shapes[output] = of
+        nodes.append(Node(op, given, (output,), attributes, f"{node.name}::{made}"))
+    return nodes
 
 
 def _range_as_sum(node: Node, initializers: dict[str, np.ndarray]) -> list[Node]:

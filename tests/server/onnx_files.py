@@ -150,3 +150,72 @@ def equal_biases_once(model: onnx.ModelProto) -> None:
         if tensor.name == same[0].input[2]:
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(12, np.float32), tensor.name))
     same[1].input[2] = same[0].input[2]
+
+
+def as_paddle_writes(model: onnx.ModelProto) -> None:
+    """A batch of -1, the target of a Reshape from 32-bit integers, MatMul and Add, and Identity behind Softmax.
+
+    As the text-direction classifier of PaddleOCR, of operator set 11.
+    """
+    product_and_sum(model)
+    graph = model.graph
+    flatten = next(node for node in graph.node if node.op_type in ("Flatten", "Reshape"))
+    place, (pooled, flat) = list(graph.node).index(flatten), (flatten.input[0], flatten.output[0])
+    graph.node.remove(flatten)
+    for name, value, kind in (("begin", 0, np.int64), ("end", 1, np.int64), ("width", 12, np.int32)):
+        graph.node.insert(0, helper.make_node("Constant", [], [name], name,
+                                              value=numpy_helper.from_array(np.array([value], kind), name)))  # fmt: skip
+        place += 1
+    reshaped = (
+        helper.make_node("Shape", [pooled], ["sizes"], "sizes"),
+        helper.make_node("Slice", ["sizes", "begin", "end", "begin"], ["rows"], "rows"),
+        helper.make_node("Cast", ["width"], ["wide"], "wide", to=TensorProto.INT64),
+        helper.make_node("Concat", ["rows", "wide"], ["target"], "target", axis=-1),
+        helper.make_node("Reshape", [pooled, "target"], [flat], "flat"),
+    )
+    for number, node in enumerate(reshaped):
+        graph.node.insert(place + number, node)
+    graph.node.extend([
+        helper.make_node("Softmax", ["scores"], ["shares"], "softmax", axis=1),
+        helper.make_node("Identity", ["shares"], ["probabilities"], "same"),
+    ])  # fmt: skip
+    graph.output[0].name = "probabilities"
+    for value in (graph.input[0], graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+
+
+def identity_before_softmax(model: onnx.ModelProto) -> None:
+    """MatMul, Add, Identity, Softmax."""
+    product_and_sum(model)
+    model.graph.node.append(helper.make_node("Identity", ["scores"], ["same"], "same"))
+    with_softmax(model)
+    model.graph.node[-1].input[0] = "same"
+
+
+def named_as_a_step_names(model: onnx.ModelProto) -> None:
+    """Nodes and tensors that are called as those of a compiled step."""
+    graph = model.graph
+    names = ("loss", "labels", "lr", "const_0", "Add_1_0", "kept", "step", "features")
+    for number, (node, name) in enumerate(zip(list(graph.node), names, strict=False)):
+        node.name = f"Add_{14 + number}"
+        old = node.output[0]
+        if old in (value.name for value in graph.output):
+            continue
+        for other in graph.node:
+            other.input[:] = [name if given == old else given for given in other.input]
+        node.output[0] = name
+
+
+def normalised_behind_relu(model: onnx.ModelProto) -> None:
+    """A normalisation as a product and a sum, which an exporter could fold into nothing."""
+    graph = model.graph
+    relu = next(node for node in graph.node if node.op_type == "Relu")
+    old = relu.output[0]
+    relu.output[0] = "before"
+    rng = np.random.default_rng(3)
+    for name, low in (("batchnorm/mul", 0.5), ("batchnorm/sub", -0.5)):
+        values = rng.uniform(low, low + 1, (1, 8, 1, 1)).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(values, name))
+    place = list(graph.node).index(relu)
+    graph.node.insert(place + 1, helper.make_node("Mul", ["before", "batchnorm/mul"], ["scaled"], "scaled"))
+    graph.node.insert(place + 2, helper.make_node("Add", ["scaled", "batchnorm/sub"], [old], "shifted"))

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_sel.data.shifts import write_folder
+from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import BadInputError, GraphError, UsageError
 from edge_sel.graphs.plans import head_names, running_statistics
@@ -25,6 +27,7 @@ from edge_sel.pack.reader import open_pack
 from edge_sel.server.export import export_pack
 from edge_sel.server.source.onnx_model import read_onnx
 from edge_sel.server.source.open import Asked, open_source
+from edge_sel.server.source.unfold import unfold
 from tests.server import onnx_files as files
 from tests.server.conftest import CLASSES, NOW, noise_images
 from tests.server.test_export import bent, relu_that_forgets_its_mask, wrong_on_one_element
@@ -52,6 +55,10 @@ FORMS = {
         files.torch_file(path, files.settled(files.ConvHead)), files.turned_head
     ),
     "a head without bias": lambda path: files.torch_file(path, files.settled(files.NoBias)),
+    "as Paddle writes": lambda path: files.changed(plain(path, opset=11), files.as_paddle_writes),
+    "Identity before softmax": lambda path: files.changed(plain(path), files.identity_before_softmax),
+    "names of a step": lambda path: files.changed(plain(path, folded=True), files.named_as_a_step_names),
+    "normalised behind ReLU": lambda path: files.changed(plain(path, folded=True), files.normalised_behind_relu),
     "weights as inputs": lambda path: files.changed(plain(path), files.weights_as_inputs),
     "equal biases stored once": lambda path: files.changed(plain(path), files.equal_biases_once),
 }
@@ -88,8 +95,41 @@ def test_any_form_of_a_file_computes_the_same_and_has_a_linear_head(form, tmp_pa
     assert len(set(biases)) == len(biases), "a layer has no weight of another"
 
 
+def test_a_product_and_a_sum_behind_relu_become_a_normalisation_that_computes_the_same(tmp_path):
+    path = FORMS["normalised behind ReLU"](tmp_path / "net.onnx")
+    source = open_source(str(path), ASKED)
+    assert source.folded
+    images = noise_images(64)
+    unfolded = unfold(source, images, np.random.default_rng(0))
+    before, after = (Counter(node.op for node in part.forward.nodes) for part in (source, unfolded))
+    assert after["BatchNormalization"] == 4, "the stem's behind its ReLU, and three convolutions'"
+    assert (after["Mul"], after["Add"]) == (before["Mul"] - 1, before["Add"] - 1)
+    pixels = normalise(images.read(np.arange(8)), MEAN, STD)
+    logits = []
+    for part in (source, unfolded):
+        session = OrtEngine(1).session(compile_eval(part.forward).SerializeToString(), {})
+        head = {name: part.forward.initializers[name] for name in head_names(part.forward)}
+        logits.append(session.run(["logits"], {"x": pixels, **head})[0])
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_constants_that_the_exporter_did_not_store_are_told(tmp_path):
+    def lose(model):
+        model.graph.input.append(
+            helper.make_tensor_value_info("normalization/Sub/y:0", TensorProto.FLOAT, [1, 1, 1, 3])
+        )
+
+    path = files.changed(plain(tmp_path / "net.onnx"), lose)
+    with pytest.raises(GraphError, match=r"has 2: .*Sub/y:0 \(the others are constants .* tf2onnx.convert"):
+        open_source(str(path), ASKED)
+
+
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("form", ("folded, of a fixed batch", "channels last, scaled", "of operator set 9"))
+@pytest.mark.parametrize(
+    "form",
+    ("folded, of a fixed batch", "channels last, scaled", "of operator set 9", "as Paddle writes", "names of a step",
+     "normalised behind ReLU"),
+)  # fmt: skip
 @pytest.mark.parametrize("optimizer", ("sgd", "adam"))
 def test_a_pack_of_a_file_trains_as_torch_does(form, optimizer, one_thread, tmp_path):
     """Torch is not asked by the export; here it is, of the same network."""

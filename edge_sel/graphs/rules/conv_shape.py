@@ -103,8 +103,6 @@ def conv_shape(g: Gradients, node: Node) -> ConvShape:
     x, w, y = (_known(g, name) for name in (*node.inputs[:2], node.outputs[0]))
     if len(x) != 4 or not all((*x[1:], *y[1:])):
         raise GraphError("Conv needs a 2-D map of known size", where=node.name, fix="export at a fixed image size")
-    if node.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b""):
-        raise GraphError("Conv with auto_pad", where=node.name, fix="export with explicit pads")
     pads = tuple(node.attribute("pads", (0, 0, 0, 0)))
     return ConvShape(
         channels_in=x[1],

@@ -44,9 +44,9 @@ def neg(g: Gradients, node: Node, dy: str) -> Grads:
     return [g.op("Neg", dy)]
 
 
-@rule("Add")
+@rule("Add", "Sum")
 def add(g: Gradients, node: Node, dy: str) -> Grads:
-    """``y = a + b``."""
+    """``y = a + b + …``."""
     return [unbroadcast(g, dy, node.outputs[0], x) if g.needs(x) else None for x in node.inputs]
 
 

@@ -69,26 +69,35 @@ def global_average_pool(g: Gradients, node: Node, dy: str) -> Grads:
 
 @rule("AveragePool")
 def average_pool(g: Gradients, node: Node, dy: str) -> Grads:
-    """A depthwise transposed convolution with a constant kernel 1/(kh·kw)."""
+    """A depthwise transposed convolution of dy, divided by the number of pixels that each window had, with ones."""
     shape, out = g.shape(node.inputs[0]), g.shape(node.outputs[0])
-    kernel = list(node.attributes["kernel_shape"])
-    strides = list(node.attribute("strides", [1, 1]))
-    pads = list(node.attribute("pads", [0, 0, 0, 0]))
-    if (any(pads) and not node.attribute("count_include_pad", 0)) or node.attribute("ceil_mode", 0):
-        raise GraphError("AveragePool that leaves its padding out of the mean, or rounds up", where=node.name)
-    channels, height, width = shape[1], shape[2], shape[3]
-    if channels is None or height is None or width is None or out[2] is None or out[3] is None:
+    if len(shape) != 4 or None in (*shape[1:], *out[2:]):
         raise GraphError("AveragePool over a map of unknown size", where=node.name)
-    weight = g.floats(np.full((channels, 1, *kernel), 1 / (kernel[0] * kernel[1])))
-    rest = [
-        size - ((o - 1) * s - b - e + k)
-        for size, o, s, k, b, e in zip(
-            (height, width), (out[2], out[3]), strides, kernel, pads[:2], pads[2:], strict=True
-        )
-    ]
-    if any(r >= s for r, s in zip(rest, strides, strict=True)):
+    channels, *sizes = (size or 0 for size in shape[1:])
+    kernel, strides = list(node.attributes["kernel_shape"]), list(node.attribute("strides", [1, 1]))
+    pads = list(node.attribute("pads", [0, 0, 0, 0]))
+    counts, rest = [], []
+    for i in (0, 1):
+        starts = np.arange(out[2 + i] or 0) * strides[i]
+        first, last = pads[i], pads[i] + sizes[i]
+        rest.append(last - int(starts[-1]) - kernel[i])
+        if node.attribute("count_include_pad", 0):
+            if -rest[i] > pads[2 + i]:
+                raise GraphError("AveragePool that rounds up and counts its padding", where=node.name)
+            first, last = 0, last + pads[2 + i]
+        counts.append(np.minimum(starts + kernel[i], last) - np.maximum(starts, first))
+    if any(size >= stride for size, stride in zip(rest, strides, strict=True)):
         raise GraphError("AveragePool that ignores whole windows of its input", where=node.name)
-    return [g.op("ConvTranspose", dy, weight, strides=strides, pads=pads, output_padding=rest, group=channels)]
+    shares = 1 / np.outer(*counts)
+    if (shares == shares[0, 0]).all():
+        weight = np.full((channels, 1, *kernel), shares[0, 0])
+    else:
+        weight, dy = np.ones((channels, 1, *kernel)), g.op("Mul", dy, g.floats(shares[None, None]))
+    # What the last window has beyond the image is cut off; what no window reached gets zeros.
+    ends, more = [max(0, -size) for size in rest], [max(0, size) for size in rest]
+    around = [*pads[:2], *ends]
+    return [g.op("ConvTranspose", dy, g.floats(weight), strides=strides, pads=around, output_padding=more,
+                 group=channels)]  # fmt: skip
 
 
 @forward_form("MaxPool")

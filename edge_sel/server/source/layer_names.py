@@ -20,6 +20,12 @@ _WEIGHT_PLACES = {
 }
 """What the operands of an operator are, from the second on (for a MatMul whichever is constant)."""
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+_RESERVED = frozenset(
+    ("x", "logits", "labels", "sample_weight", "loss", "features", "kept", "lr", "gamma", "momentum", "bn_momentum",
+     "step")
+)  # fmt: skip
+_OF_A_STEP = re.compile(r"const_\d+|\w+_\d+_\d+|.*::.*")
+"""Names that ``graphs.builder`` makes."""
 _A_PATH = re.compile(r"[A-Za-z_][\w]*(\.\w+)+")
 """Names as torch gives them, such as ``layer1.0.conv1.weight``."""
 
@@ -38,6 +44,19 @@ def unshare(forward: Forward) -> Forward:
             seen.add(name)
         nodes.append(replace(node, inputs=tuple(new.get(name, name) for name in node.inputs)))
     return replace(forward, nodes=tuple(nodes), initializers=initializers, shapes=shapes)
+
+
+def unreserve(forward: Forward) -> Forward:
+    """The same with other names for tensors that are called as a compiled step calls its own."""
+    taken = {name for node in forward.nodes for name in (*node.inputs, *node.outputs)}
+    new = {}
+    for name in taken - {forward.input, forward.logits}:
+        if name in _RESERVED or _OF_A_STEP.fullmatch(name):
+            fresh = f"{name}_"
+            while fresh in taken:
+                fresh += "_"
+            new[name] = fresh
+    return _renamed(forward, new, forward.parameters) if new else forward
 
 
 def name_weights(forward: Forward) -> Forward:
@@ -81,7 +100,13 @@ def _weights_of(forward: Forward, node: Node, *, behind: bool) -> dict[str, str]
 
 
 def _renamed(forward: Forward, new: dict[str, str], parameters: frozenset[str]) -> Forward:
-    nodes = tuple(replace(node, inputs=tuple(new.get(name, name) for name in node.inputs)) for node in forward.nodes)
+    nodes = tuple(
+        replace(node, inputs=tuple(new.get(name, name) for name in node.inputs),
+                outputs=tuple(new.get(name, name) for name in node.outputs))
+        for node in forward.nodes
+    )  # fmt: skip
+    per_image = frozenset(new.get(name, name) for name in forward.per_image)
     initializers = {new.get(name, name): value for name, value in forward.initializers.items()}
     shapes = {new.get(name, name): shape for name, shape in forward.shapes.items()}
-    return replace(forward, nodes=nodes, initializers=initializers, shapes=shapes, parameters=parameters)
+    return replace(forward, nodes=nodes, initializers=initializers, shapes=shapes, parameters=parameters,
+                   per_image=per_image)  # fmt: skip

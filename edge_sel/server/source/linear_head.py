@@ -28,6 +28,11 @@ class _Head:
         last = self._producer(self.forward.logits)
         if last is None:
             return False
+        if last.op == "Identity" or (last.op == "Dropout" and len(last.outputs) == 1):
+            before = self._producer(last.inputs[0])
+            if before is None or len(before.outputs) > 1 or not self._only_read_by(last.inputs[0], last):
+                return False
+            return self._replace((before, last), [replace(before, outputs=last.outputs)])
         if last.op in ("Flatten", "Reshape", "Squeeze"):
             before = self._producer(last.inputs[0])
             return before is not None and self._flat(last, before)

@@ -18,6 +18,8 @@ QUANTIZED = frozenset(
     }
 )  # fmt: skip
 OLDEST_OPSET = 7
+_MOST_CHANNELS = 4
+"""An image has more pixels aside; what has fewer is a constant for each channel."""
 _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
 
 
@@ -116,6 +118,10 @@ def dimensions(value: onnx.ValueInfoProto) -> list[int | None]:
     return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
 
 
+def _known(value: onnx.ValueInfoProto) -> list[int]:
+    return [0, *(size for size in dimensions(value) if size)]
+
+
 def image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     """The one input that is no weight: images [N, 3, H, W] or [N, H, W, 3] in float32.
 
@@ -126,7 +132,15 @@ def image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs)
-        raise GraphError(f"a classifier has one input, this file has {len(inputs)}", where=f"{path}: {names}")
+        images = [value for value in inputs if len(dimensions(value)) == 4 and max(_known(value)) > _MOST_CHANNELS]
+        lost = len(images) == 1 and all(None not in dimensions(value) for value in inputs if value is not images[0])
+        fix = (
+            "the others are constants that the exporter did not store: of a Keras model, export a SavedModel and "
+            "convert it by `python -m tf2onnx.convert --saved-model DIR --output FILE`"
+            if lost
+            else None
+        )
+        raise GraphError(f"a classifier has one input, this file has {len(inputs)}", where=f"{path}: {names}", fix=fix)
     (image,) = inputs
     kind = image.type.tensor_type.elem_type
     if kind != TensorProto.FLOAT:

@@ -25,7 +25,7 @@ from edge_sel.server.derivative import check_gradients
 from edge_sel.server.parity import check_parity
 from edge_sel.server.reference_engine import ReferenceEngine
 from edge_sel.server.source.base import Agreement, Source, WarmupInfo
-from edge_sel.server.source.layer_names import name_weights, unshare
+from edge_sel.server.source.layer_names import name_weights, unreserve, unshare
 from edge_sel.server.source.linear_head import with_linear_head
 from edge_sel.server.source.onnx_file import dimensions, image_input, load_onnx, to_opset
 from edge_sel.server.source.onnx_rewrites import choose_logits, fold_constants, free_batch, name_image, set_image_size
@@ -54,13 +54,13 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
     batch = dimensions(image)[0] or (None if _takes_any_batch(original, image_size) else 1)
     model = onnx.ModelProto()
     model.CopyFrom(original)
-    model = to_opset(model, path)
     size = set_image_size(model, image_size, path)
+    name = choose_logits(model, batch, classes, path)  # by the file's own names, which a conversion changes
+    model = to_opset(model, path)
     fold_constants(model)
     name_image(model, path)
-    name = choose_logits(model, batch, classes, path)
     free_batch(model, batch)
-    forward = name_weights(unshare(with_linear_head(read_forward(model))))
+    forward = name_weights(unreserve(unshare(with_linear_head(read_forward(model)))))
     _require_same(original, name, forward, size, path)
     return forward, size
 
@@ -141,6 +141,7 @@ def _logits_of_file(original: onnx.ModelProto, name: str, pixels: np.ndarray, pa
         session = OrtEngine().session(shown.SerializeToString(), {})
         rows = [session.run([name], {image.name: np.repeat(row[None], batch, 0)})[0][:1] for row in pixels]
     except Exception as error:  # of onnxruntime, or ours around it
-        told = (str(error) or repr(error)).splitlines()[0]
-        raise GraphError("onnxruntime cannot run the file", where=f"{path}: {told}") from error
+        told = (getattr(error, "where", None) or str(error) or repr(error)).splitlines()[0]
+        raise GraphError("onnxruntime cannot run the file", where=f"{path}: {told}",
+                         fix="export it with a dynamic batch axis, in float32") from error  # fmt: skip
     return np.concatenate(rows).reshape(len(pixels), -1)

@@ -21,7 +21,7 @@ from edge_sel.models.registry import build
 from edge_sel.server.forward import export_forward
 from edge_sel.server.parity import check_parity
 from edge_sel.server.source.base import Source, WarmupInfo
-from edge_sel.server.source.layer_names import name_weights, unshare
+from edge_sel.server.source.layer_names import name_weights, unreserve, unshare
 from edge_sel.server.source.linear_head import with_linear_head
 from edge_sel.server.source.onnx_model import check_without_torch, forward_weights
 from edge_sel.server.source.weight_file import read_weights
@@ -123,7 +123,7 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
         forward = export_forward(model, info.image_size)
     rewritten = with_linear_head(forward)
     if rewritten is not forward:  # its weights are no longer those of the module, which nothing can be compared with
-        forward = with_vector_features(name_weights(unshare(rewritten)))
+        forward = with_vector_features(name_weights(unreserve(unshare(rewritten))))
         return Source(info, forward, forward_weights(forward), check_without_torch, new_head)
     forward = with_vector_features(forward)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}

@@ -16,7 +16,7 @@ from edge_sel.graphs.check import Erf
 from edge_sel.graphs.prune import prune
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack
-from edge_sel.server.reference_operators import ConvTranspose, MaxPool, OneHot
+from edge_sel.server.reference_operators import Conv, ConvTranspose, MaxPool, OneHot
 
 
 class ReferenceGraph:
@@ -43,7 +43,7 @@ class ReferenceGraph:
                 node.attribute[0].i = TensorProto.DOUBLE
         self._names = {name for node in model.graph.node for name in node.input}
         self._outputs = [output.name for output in model.graph.output]
-        self._evaluator = ReferenceEvaluator(model, new_ops=[Erf, OneHot, ConvTranspose, MaxPool])
+        self._evaluator = ReferenceEvaluator(model, new_ops=[Erf, OneHot, Conv, ConvTranspose, MaxPool])
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs by name; what the graph does not read may be fed too."""

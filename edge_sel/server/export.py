@@ -102,7 +102,7 @@ def export_pack(
     others = make_anchors(pack, images, np.random.default_rng(seed))
     note("checking one step of every plan")
     batches = parity_batches(images, described, rng)
-    found = source.check(pack, forward, batches, OrtEngine())
+    found = source.check(pack, forward, batches, OrtEngine(), note)
     parity = {
         "error_to_float64": {name: agreement.ours for name, agreement in found.items()},
         "error_of_reference": {name: agreement.reference for name, agreement in found.items()},
@@ -113,7 +113,7 @@ def export_pack(
 
         note("making artifacts of onnxruntime-training")
         artifacts, official = add_artifacts(
-            pack, forward, lambda made, engine: source.check(made, forward, batches, engine), note
+            pack, forward, lambda made, engine: source.check(made, forward, batches, engine, note), note
         )
         manifest, others = replace(manifest, ort_training=official), {**others, **artifacts}
     write_pack(out, manifest, weights, compiled.graphs, others)

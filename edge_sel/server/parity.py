@@ -8,7 +8,7 @@ torch model, ONNX's reference implementation stands in for torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -94,8 +94,9 @@ def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator)
 
 
 def check_parity(
-    pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Program, *, reference: Program, twin: Program
-) -> dict[str, Agreement]:
+    pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Program, *, reference: Program, twin: Program,
+    begin: Callable[[str], None] = lambda plan: None,
+) -> dict[str, Agreement]:  # fmt: skip
     """Compare one step of every plan with the reference's, and both with the twin's.
 
     The first optimizer state after one step from zero is the gradient times a constant, so comparing it compares
@@ -109,6 +110,7 @@ def check_parity(
         engine: that runs what stands in the pack.
         reference: another program, in float32.
         twin: the same in float64.
+        begin: told each plan before it is compared.
 
     Raises:
         GraphError: a plan is farther from the twin than float32 explains; the message names the plan, the weight and
@@ -117,6 +119,7 @@ def check_parity(
     report = {}
     weights = pack.weights()
     for name in pack.manifest.plans:
+        begin(name)
         engines = (engine, reference, twin)
         trainers = [e.trainer(pack, name, weights) for e in engines]
         prefixes = [e.prefix(pack, name, weights) for e in engines]

@@ -1,4 +1,4 @@
-"""Operators that ONNX's reference implementation (onnx 1.23) has not, or not for all that the standard allows."""
+"""Operators that ONNX's reference implementation (onnx 1.23) has not, or not wholly, or only slowly."""
 
 from __future__ import annotations
 
@@ -18,6 +18,32 @@ class OneHot(OpRun):
     ) -> tuple[np.ndarray]:
         members = indices[..., None] == np.arange(int(depth.reshape(-1)[0]))
         return (np.where(members, values[1], values[0]),)
+
+
+class Conv(OpRun):
+    """ONNX's own copies each window, image by image: on a MobileNet 3 times slower. Two axes and explicit pads only."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None, **attributes: Any
+    ) -> tuple[np.ndarray]:
+        given = {name: value for name, value in attributes.items() if value is not None}
+        (sh, sw), (dh, dw) = given.get("strides", (1, 1)), given.get("dilations", (1, 1))
+        group, (top, left, bottom, right) = given.get("group", 1), given.get("pads", (0,) * 4)
+        count, (out, per_group, kh, kw) = len(x), w.shape
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        height, width = ((x.shape[2] - (kh - 1) * dh - 1) // sh + 1, (x.shape[3] - (kw - 1) * dw - 1) // sw + 1)
+        x, w = x.reshape(count, group, per_group, *x.shape[2:]), w.reshape(group, out // group, per_group, kh, kw)
+        y = np.zeros((count, group, out // group, height * width), x.dtype)
+        for i in range(kh):
+            for j in range(kw):
+                seen = x[..., i * dh : i * dh + (height - 1) * sh + 1 : sh, j * dw : j * dw + (width - 1) * sw + 1 : sw]
+                seen = seen.reshape(count, group, per_group, height * width)
+                # A matrix product of one row and one column each is slow.
+                y += w[:, :, 0, i, j, None] * seen if per_group == 1 else w[..., i, j] @ seen
+        y = y.reshape(count, out, height, width)
+        return (y if bias is None else y + bias[:, None, None],)
 
 
 class ConvTranspose(OpRun):

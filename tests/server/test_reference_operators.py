@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from edge_sel.server.reference_operators import ConvTranspose, MaxPool
+from edge_sel.server.reference_operators import Conv, ConvTranspose, MaxPool
 
 
 def run(op, shapes, outputs, **attributes):
@@ -21,7 +21,21 @@ def run(op, shapes, outputs, **attributes):
     model = helper.make_model(
         helper.make_graph([node], "one", inputs, made), opset_imports=[helper.make_opsetid("", 18)]
     )
-    return list(values.values()), ReferenceEvaluator(model, new_ops=[ConvTranspose, MaxPool]).run(None, values)
+    return list(values.values()), ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, MaxPool]).run(None, values)
+
+
+@pytest.mark.parametrize(
+    ("group", "out", "kernel", "stride", "padding", "dilation", "bias"),
+    ((1, 8, 3, 1, 1, 1, True), (1, 4, 1, 2, 0, 1, False), (6, 6, 3, 2, 1, 1, True), (6, 12, 3, 1, 2, 2, False),
+     (2, 4, 2, 2, 0, 1, True)),
+)  # fmt: skip
+def test_a_convolution_is_torchs(group, out, kernel, stride, padding, dilation, bias):
+    shapes = [(2, 6, 9, 8), (out, 6 // group, kernel, kernel)] + ([(out,)] if bias else [])
+    values, (found,) = run("Conv", shapes, ["y"], group=group, strides=[stride] * 2, pads=[padding] * 4,
+                           dilations=[dilation] * 2)  # fmt: skip
+    given = [torch.from_numpy(value) for value in values]
+    expected = F.conv2d(*given, stride=stride, padding=padding, groups=group, dilation=dilation)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

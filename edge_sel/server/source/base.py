@@ -35,8 +35,10 @@ class Agreement(NamedTuple):
     reference: float
 
 
-Check: TypeAlias = Callable[[Pack, Forward, Sequence[Batch], Engine], dict[str, Agreement]]
-"""Compares one step of every plan of a pack, as an engine makes it, with another program; raises GraphError."""
+Check: TypeAlias = Callable[[Pack, Forward, Sequence[Batch], Engine, Callable[[str], None]], dict[str, Agreement]]
+"""Compares one step of every plan of a pack, as an engine makes it, with another program; raises GraphError.
+
+The last argument is told what is being done, where that takes long."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,16 +80,24 @@ def forward_weights(forward: Forward) -> Arrays:
     return {name: value for name, value in forward.initializers.items() if name in names}
 
 
-def check_without_torch(pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Engine) -> dict[str, Agreement]:
+def check_without_torch(
+    pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Engine, note: Callable[[str], None]
+) -> dict[str, Agreement]:
     """Every plan's gradients against numerical derivatives in float64, and its float32 step against a float64 one."""
     few = [Batch(*(values[:CHECKED_IMAGES] for values in batch)) for batch in batches[:CHECKED_BATCHES]]
     rng = np.random.default_rng(0)
     # Of labels drawn by lot the loss is large: a model that is sure of the right ones has hardly a gradient.
     drawn = few[0]._replace(labels=rng.integers(0, len(pack.manifest.model.classes), len(few[0].labels)))
     if engine.name == OrtEngine.name:  # it is about the pack's own graphs
+        note("comparing gradients with numerical derivatives")
         check_gradients(pack, forward, drawn, rng)
     reference, twin = (ReferenceEngine(dtype) for dtype in (np.float32, np.float64))
-    return check_parity(pack, forward, few, engine, reference=reference, twin=twin)
+    plans = list(pack.manifest.plans)
+
+    def begin(name: str) -> None:
+        note(f"comparing a step of {name} ({plans.index(name) + 1} of {len(plans)})")
+
+    return check_parity(pack, forward, few, engine, reference=reference, twin=twin, begin=begin)
 
 
 def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: tuple[int, int], path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from edge_sel.engines.base import Batch, Engine
 from edge_sel.engines.torch import BuildModel, TorchEngine
 from edge_sel.errors import BadInputError, EdgeSelError, GraphError, SetupError
 from edge_sel.graphs.head_form import with_vector_features
@@ -18,9 +18,10 @@ from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import rectified
 from edge_sel.models.prepare import take_away_last_relu
 from edge_sel.models.registry import build
+from edge_sel.pack.reader import Pack
 from edge_sel.server.forward import export_forward
 from edge_sel.server.parity import check_parity
-from edge_sel.server.source.base import Source, WarmupInfo
+from edge_sel.server.source.base import Agreement, Source, WarmupInfo
 from edge_sel.server.source.layer_names import name_weights, unreserve, unshare
 from edge_sel.server.source.linear_head import with_linear_head
 from edge_sel.server.source.onnx_model import check_without_torch, forward_weights
@@ -128,7 +129,12 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
     forward = with_vector_features(forward)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
     reference, twin = (TorchEngine(device="cpu", dtype=dtype, build=build) for dtype in (torch.float32, torch.float64))
-    check = partial(check_parity, reference=reference, twin=twin)
+
+    def check(
+        pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Engine, note: Callable[[str], None]
+    ) -> dict[str, Agreement]:
+        return check_parity(pack, forward, batches, engine, reference=reference, twin=twin)
+
     return Source(info, forward, weights, check, new_head)
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.reader import Pack
     from edge_sel.server.source.base import Source
 
+REHEARSALS, LARGE = 8, 96
+"""By default; none for images of more pixels aside. There one takes minutes, and simulated cameras trouble such networks
+little: what they measured was 0 for every stage of the body."""
 FEW_RIGHT = 0.5
 """Share of the calibration images; a model that gets fewer right may have its classes in another order."""
 
@@ -107,9 +110,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--rehearsals",
     type=click.IntRange(0),
-    default=8,
-    show_default=True,
-    help="Simulated field conditions in which to measure the gain of each training stage; the device decides by it.",
+    help="Simulated field conditions in which to measure the gain of each training stage; the device decides by it. "
+    f"[default: {REHEARSALS}; none above {LARGE} pixels]",
 )
 @click.option(
     "--with",
@@ -124,13 +126,14 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 def command(
     source: str, data: Path | None, out: Path | None, dry_run: bool, weights: Path | None, classes: Path | None,
     new_head: bool, image_size: tuple[int, int] | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    plans: str | None, optimizer: str, gamma_percentile: float, limit_per_class: int, rehearsals: int,
+    plans: str | None, optimizer: str, gamma_percentile: float, limit_per_class: int, rehearsals: int | None,
     extras: tuple[str, ...], seed: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a classifier into a pack that a device can fine-tune without torch.
 
-    SOURCE is a checkpoint of `edge-sel pretrain`, torchvision:NAME or timm:NAME, a function that makes a torch model
-    (path/to/model.py:make_model), or a forward .onnx file. Of an ONNX file a pack is made without torch.
+    SOURCE is imagenet:efficientnet-lite0, a checkpoint of `edge-sel pretrain`, torchvision:NAME or timm:NAME, a
+    function that makes a torch model (path/to/model.py:make_model), or a forward .onnx file. Of an ONNX file a pack is
+    made without torch.
     """
     from edge_sel.cli.show_forecast import show_forecast
     from edge_sel.pack.writer import refuse_foreign
@@ -172,7 +175,7 @@ def command(
 
 def _export(
     source: Source, data: Path, out: Path, plans: tuple[str, ...], optimizer: str, gamma_percentile: float,
-    limit_per_class: int, rehearsals: int, ort_training: bool, seed: int, max_pixels: int, as_json: bool,
+    limit_per_class: int, rehearsals: int | None, ort_training: bool, seed: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     from edge_sel.cli.rehearse import load_unseen, rehearse_pack
     from edge_sel.data.folder import load_folder
@@ -182,6 +185,9 @@ def _export(
     images = load_folder(
         data, info.image_size, classes=info.classes, limit_per_class=limit_per_class, max_pixels=max_pixels
     )
+
+    if rehearsals is None:
+        rehearsals = REHEARSALS if max(info.image_size) <= LARGE else 0
 
     def measure_gains(pack: Pack) -> tuple[GainRow, ...]:
         return rehearse_pack(pack, images, load_unseen(data, info, max_pixels), rehearsals, seed, _note)

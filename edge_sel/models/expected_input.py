@@ -6,6 +6,7 @@ import importlib
 from typing import Any, NamedTuple
 
 from edge_sel.errors import SetupError, UsageError
+from edge_sel.models import efficientnet_lite as lite
 
 
 class ExpectedInput(NamedTuple):
@@ -17,13 +18,15 @@ class ExpectedInput(NamedTuple):
 
 
 def expected_input(name: str) -> ExpectedInput:
-    """Of ``torchvision:NAME`` or ``timm:NAME``, as its publisher says; nothing is downloaded.
+    """Of ``torchvision:NAME``, ``timm:NAME`` or ``imagenet:NAME``, as its publisher says; nothing is downloaded.
 
     Raises:
         UsageError: the library has no such classifier, or says nothing about it.
         SetupError: the library cannot be imported.
     """
     library, _, model = name.partition(":")
+    if library == "imagenet":
+        return ExpectedInput(lite.IMAGE_SIZE, lite.MEAN, lite.STD)
     try:
         found = importlib.import_module(library)
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch

@@ -1,18 +1,19 @@
-"""Models by name: the small ones defined here, and any torchvision or timm classifier.
+"""Models by name: those defined here, and any torchvision or timm classifier.
 
 ``build("resnet-c", classes=10, image_size=(32, 32))``; ``build("torchvision:mobilenet_v3_small", …)``;
-``build("timm:mobilenetv3_small_100", …)``.
+``build("timm:mobilenetv3_small_100", …)``; ``build("imagenet:efficientnet-lite0", …)``.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from edge_sel.errors import SetupError, UsageError
+from edge_sel.models import efficientnet_lite as lite
 from edge_sel.models.fast_net import FastNet
 from edge_sel.models.prepare import prepare
 from edge_sel.models.resnet import SmallImageResNet
@@ -21,6 +22,8 @@ from edge_sel.models.wide_resnet import WideResNet
 
 TIMM = "timm:"
 """What the name of a model of timm begins with."""
+IMAGENET = "imagenet:"
+"""What the name of a model begins with whose published weights are in a package, not behind a network."""
 
 MakeModel = Callable[[int, tuple[int, int]], nn.Module]
 
@@ -51,12 +54,15 @@ def build(name: str, classes: int, image_size: tuple[int, int], *, pretrained: b
     library, _, model_name = name.rpartition(":")
     if library == "torchvision":
         return _torchvision(model_name, classes, image_size, pretrained)
+    if library == "imagenet":
+        return _imagenet(model_name, classes, image_size, pretrained)
     if library == "timm":
         return _timm(model_name, classes, image_size, pretrained)
     known = {**MODELS, **REFERENCE_MODELS}
     if library or name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}, torchvision:NAME, timm:NAME"
+        choice = ", ".join((*known, "torchvision:NAME", "timm:NAME", f"{IMAGENET}{lite.NAME}"))
+        hint = f"did you mean {near[0]}?" if near else f"one of {choice}"
         raise UsageError("unknown model", where=name, fix=hint)
     if pretrained:
         raise UsageError("no pretrained weights exist for this model", where=name, fix="use torchvision:NAME")
@@ -80,11 +86,24 @@ def _torchvision(name: str, classes: int, image_size: tuple[int, int], pretraine
         given["init_weights"] = False  # slow, and warned about
     model = models.get_model(name, weights=None, num_classes=classes, **given)
     if pretrained:
-        published = models.get_model(name, weights="DEFAULT").state_dict()
-        own = model.state_dict()
-        own.update({n: v for n, v in published.items() if n in own and own[n].shape == v.shape})  # all but the head
-        model.load_state_dict(own)
+        _fill_all_but_head(model, models.get_model(name, weights="DEFAULT").state_dict())
     return prepare(model)
+
+
+def _imagenet(name: str, classes: int, image_size: tuple[int, int], pretrained: bool) -> nn.Module:
+    if name != lite.NAME:
+        raise UsageError("no package has a network of this name", where=name, fix=f"{IMAGENET}{lite.NAME}")
+    model = lite.EfficientNetLite0(classes, image_size)
+    if pretrained:
+        _fill_all_but_head(model, lite.published_weights())
+    return model
+
+
+def _fill_all_but_head(model: nn.Module, published: Mapping[str, Any]) -> None:
+    """Load published weights; of the head, which has other classes, none fits."""
+    own = model.state_dict()
+    own.update({name: value for name, value in published.items() if name in own and own[name].shape == value.shape})
+    model.load_state_dict(own)
 
 
 def _timm(name: str, classes: int, image_size: tuple[int, int], pretrained: bool) -> nn.Module:

@@ -9,6 +9,7 @@ torch model, ONNX's reference implementation stands in for torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,10 +21,12 @@ from edge_sel.engines.base import Batch, Hyper, Prefix, StepResult
 from edge_sel.errors import GraphError
 from edge_sel.graphs.check import rule_error
 from edge_sel.graphs.ir import Forward, Node
-from edge_sel.graphs.plans import node_parameters
+from edge_sel.graphs.plans import Plan, node_parameters, parameters
 from edge_sel.graphs.rules import RULES, STEPWISE
-from edge_sel.pack.manifest import OPTIMIZER_STATE, ModelInfo, PlanInfo
+from edge_sel.graphs.train import compile_train
+from edge_sel.pack.manifest import OPTIMIZER_STATE, WEIGHTS, ModelInfo, PlanInfo
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.writer import external_layout, externalise
 from edge_sel.server.exact_step import exact_step
 from edge_sel.server.source.base import Agreement
 
@@ -40,8 +43,10 @@ EXACT = 1e-7
 RULE_TOLERANCE = 1e-4
 STEP = Hyper(learning_rate=1e-3)
 
-BATCH_SIZE = 4
-TRIES = 12
+BATCH_SIZE, FEW = 4, 2
+"""Images of a batch; the latter where they have more than ``MANY_PIXELS`` aside, and so more kinks."""
+MANY_PIXELS = 128
+TRIES = 4
 """How many batches may have a kink. A wrong rule is off on every batch."""
 
 
@@ -80,13 +85,13 @@ class Errors(NamedTuple):
 
 
 def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator) -> list[Batch]:
-    """``TRIES`` batches of ``BATCH_SIZE`` images, with labels and sample weights at random.
+    """``TRIES`` batches of ``BATCH_SIZE`` images, or of ``FEW`` large ones, with labels and sample weights at random.
 
     A model that has every image right would have no gradient to compare.
     """
-    batches = []
+    batches, size = [], BATCH_SIZE if max(model.image_size) <= MANY_PIXELS else FEW
     for _ in range(TRIES):
-        chosen = np.sort(rng.permutation(len(images))[:BATCH_SIZE])
+        chosen = np.sort(rng.permutation(len(images))[:size])
         weights = rng.uniform(0.5, 1.5, len(chosen)).astype(np.float32)
         labels = rng.integers(0, len(model.classes), len(chosen))
         batches.append(Batch(normalise(images.read(chosen), model.mean, model.std), labels, weights))
@@ -100,8 +105,9 @@ def check_parity(
     """Compare one step of every plan with the reference's, and both with the twin's.
 
     The first optimizer state after one step from zero is the gradient times a constant, so comparing it compares
-    gradients, without Adam's division blowing up differences of tiny ones. What stands in the pack in two halves is
-    compared with the whole that the reference computes.
+    gradients, without Adam's division blowing up differences of tiny ones. What stands in the pack in two halves, or
+    for some channels, is compared with the whole that the others compute: once for all plans that normalise alike, as
+    a gradient does not depend on what else is trained.
 
     Args:
         pack: as a device would load it.
@@ -116,30 +122,71 @@ def check_parity(
         GraphError: a plan is farther from the twin than float32 explains; the message names the plan, the weight and
             the operator.
     """
-    report = {}
-    weights = pack.weights()
-    for name in pack.manifest.plans:
-        begin(name)
-        engines = (engine, reference, twin)
-        trainers = [e.trainer(pack, name, weights) for e in engines]
-        prefixes = [e.prefix(pack, name, weights) for e in engines]
-        start, slot = engine.trainer(pack, name, weights).state(), OPTIMIZER_STATE[pack.manifest.optimizer][0]
-        seen: list[Errors] = []
+    report: dict[str, Agreement] = {}
+    whole, weights = _with_whole_plans(pack, forward), pack.weights()
+    slot = OPTIMIZER_STATE[pack.manifest.optimizer][0]
+    for name, plan in whole.items():
+        mine = [info for info in pack.manifest.plans.values() if info.bn_mode == plan.manifest.plans[name].bn_mode]
+        others = [program.trainer(plan, name, weights) for program in (reference, twin)]
+        start = others[0].state()
+        waiting = {info.name: info for info in mine}
+        programs = {}
+        seen: dict[str, list[Errors]] = {info.name: [] for info in mine}
         for batch in batches:
-            results = []
-            for trainer, prefix in zip(trainers, prefixes, strict=True):
+            for trainer in others:
                 trainer.load_state(start)
+            single, double = (_results(trainer, batch, slot) for trainer in others)
+            for info in list(waiting.values()):
+                if info.name not in programs:
+                    begin(info.name)
+                    trainer = engine.trainer(pack, info.name, weights)
+                    programs[info.name] = trainer, trainer.state(), engine.prefix(pack, info.name, weights)
+                trainer, first, prefix = programs[info.name]
+                trainer.load_state(first)
                 fed = batch._replace(images=prefix(batch.images)) if prefix else batch
-                results.append(_results(trainer, fed, slot))
-            ours, other, double = results
-            seen.append(_errors(ours, other, double, pack.plan(name)))
-            if not _too_far(seen[-1]):
+                ours = _results(trainer, fed, slot)
+                seen[info.name].append(_errors(ours, _of_plan(single, info), _of_plan(double, info), info))
+                if not _too_far(seen[info.name][-1]):
+                    del waiting[info.name], programs[info.name]
+            if not waiting:
                 break
-        else:
-            _require_explained(name, seen, pack, forward, weights, batch, double, (engine.name, reference.name))
-        told = min(seen, key=lambda errors: max(errors.ours.values()))
-        report[name] = Agreement(max(told.ours.values()), max(told.reference.values()))
-    return report
+        names = engine.name, reference.name
+        for info in waiting.values():
+            expected = _of_plan(double, info)
+            _require_explained(info.name, seen[info.name], pack, forward, weights, batch, expected, names)
+        for info in mine:
+            told = min(seen[info.name], key=lambda errors: max(errors.ours.values()))
+            report[info.name] = Agreement(max(told.ours.values()), max(told.reference.values()))
+    return {name: report[name] for name in pack.manifest.plans}
+
+
+def _with_whole_plans(pack: Pack, forward: Forward) -> dict[str, Pack]:
+    """For each form of normalisation a pack with one plan more: it trains all that any plan of this form trains."""
+    packs = {}
+    used = {plan.bn_mode for plan in pack.manifest.plans.values()}
+    for mode in (mode for mode in ("frozen", "batch") if mode in used):  # the simpler first
+        plans = [plan for plan in pack.manifest.plans.values() if plan.bn_mode == mode]
+        wanted = {name for plan in plans for name in plan.trainable}
+        trained = tuple(name for name in parameters(forward) if name in wanted)
+        buffers = max((plan.buffers for plan in plans), key=len)
+        name, graph = f"whole-{mode}", f"whole-{mode}.onnx"
+        compiled = compile_train(forward, Plan(name, trained, mode, {}, buffers), pack.manifest.optimizer)
+        info = PlanInfo(name, trained, buffers, mode, {}, graph, "", 0, 0)
+        stored = externalise(compiled, external_layout(pack.files[WEIGHTS])).SerializeToString()
+        manifest = replace(pack.manifest, plans={**pack.manifest.plans, name: info})
+        packs[name] = pack.with_manifest(manifest, {graph: stored})
+    return packs
+
+
+def _of_plan(found: Arrays, plan: PlanInfo) -> Arrays:
+    """What a plan's step should give, of what a step of the whole gave: nothing for channels that it does not train."""
+    gradients = {}
+    for name in reversed(plan.trainable):
+        gradients[name] = found[name]
+        if name in plan.channels:
+            gradients[name] = np.zeros_like(found[name])
+            gradients[name][: plan.channels[name]] = found[name][: plan.channels[name]]
+    return {"loss": found["loss"], **gradients, **{name: found[name] for name in plan.buffers}}
 
 
 def _too_far(errors: Errors) -> bool:

@@ -69,7 +69,7 @@ def open_source(text: str, asked: Asked) -> Source:
         GraphError: it cannot be trained.
         SetupError: a package is missing, or published weights cannot be had.
     """
-    if text.startswith(("torchvision:", "timm:")):
+    if text.startswith(("torchvision:", "timm:", "imagenet:")):
         return _published(text, asked)
     factory = _FACTORY.fullmatch(text)
     if factory:

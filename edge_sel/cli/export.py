@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.server.source.base import Source
 
 REHEARSALS, LARGE = 8, 96
-"""By default; none for images of more pixels aside. There one takes minutes, and simulated cameras trouble such networks
-little: what they measured was 0 for every stage of the body."""
+"""By default; none for images of more pixels aside. There one takes minutes, and simulated cameras trouble such
+networks little: they measured a gain of 0 for every stage of the body."""
 FEW_RIGHT = 0.5
 """Share of the calibration images; a model that gets fewer right may have its classes in another order."""
 

@@ -246,8 +246,8 @@ def _image_lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"skipped {counted(len(skipped), 'file')}, the first: {first}, {why}"
 
 
-DOUBTFUL = 0.15
-"""Share of labels that look wrong worth a line: of good ones a few per cent do, in blurred pictures twice as many."""
+DOUBTFUL = 0.02
+"""Share of labels that look wrong worth a line; of good ones fewer do."""
 _COLUMNS = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "valid.")
 
 

@@ -11,7 +11,7 @@ from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.train.stage import EpochDone, StageEvent, TrainingStage
 from edge_sel.engines.base import StepResult
 from edge_sel.sel.embarrassment import cross_entropy
-from edge_sel.sel.label_errors import find_label_errors
+from edge_sel.sel.label_errors import find_label_errors, surest_label_errors
 from edge_sel.sel.ridge import fit_head
 
 CHOICE = 1
@@ -43,7 +43,7 @@ class RidgeStage(TrainingStage):
         if not self.state.epoch:
             yield from self._fit_to_all()
             done = self._end_epoch(0, "closed form")
-            yield EpochDone({**done.figures, "doubted": float((self.memory.looks_like >= 0).mean())})
+            yield EpochDone({**done.figures, "doubted": self._doubted})
 
     def _fit_to_all(self) -> Iterator[StageEvent]:
         """Features of all images, then the head; whoever stops on the way begins anew."""
@@ -63,7 +63,11 @@ class RidgeStage(TrainingStage):
         used = np.arange(len(labels))
         with self.inputs.phase("fit"):
             fit = fit_head(features, labels, weight, bias)
-            self.memory.looks_like = find_label_errors(fit.left_out, labels)
+            doubts = find_label_errors(fit.left_out, labels)
+            self._doubted = float((doubts >= 0).mean())
+            if not self.inputs.settings.drop_suspicious:  # who asks for it has reason to doubt the labels
+                doubts = surest_label_errors(fit.left_out, labels)
+            self.memory.looks_like = doubts
             good = self.trusted(used)
             if len(good) < len(used) and len(np.unique(labels[good])) > 1:
                 used, labels = good, labels[good]

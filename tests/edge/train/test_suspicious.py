@@ -29,14 +29,14 @@ def test_they_are_told_by_name_with_what_they_look_like(tmp_path):
     bad = {images.ids[row] for row in hit} & {*run.training.ids}
     found = {entry["path"]: entry for entry in told["files"]}
     assert not told["dropped"] and told["share"] == len(found) / len(run.training) > DOUBTFUL
-    assert len(bad & {*found}) > 0.9 * len(bad) and len(bad & {*found}) > 0.8 * len(found)
+    assert len(bad & {*found}) > 0.8 * len(bad) and len(bad & {*found}) > 0.8 * len(found)
     truth = clean(240).labels  # an image is named by its number
     right = [entry["looks_like"] == images.classes[truth[int(path)]] for path, entry in found.items() if path in bad]
     assert np.mean(right) > 0.8
 
 
 def test_good_labels_are_left_in_peace(tmp_path):
-    assert session(tmp_path, images=clean(240), **CLOSED).run()["suspicious"]["share"] < 0.05
+    assert session(tmp_path, images=clean(240), **CLOSED).run()["suspicious"]["share"] < 0.02
 
 
 def test_nobody_has_looked_where_there_is_no_closed_form(tmp_path):

@@ -18,15 +18,19 @@ from edge_sel.cli.common import (
     required_keys,
 )
 from edge_sel.config.profiles import MAX_THREADS
-from edge_sel.errors import BadInputError, escaped
+from edge_sel.errors import BadInputError, UsageError, escaped
 from edge_sel.units import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edge_sel.edge.classifier import Classifier
+    from edge_sel.pack.keys import TrustedKeys
+    from edge_sel.pack.signatures import Signers
+
 
 @click.command()
-@click.argument("pack", type=GivenPath())
+@click.argument("model", type=GivenPath())
 @click.option("--data", required=True, type=GivenPath(), help="Labelled images: DIR/<class>/*.jpg.")
 @click.option("--weights", type=GivenPath(), help="weights.safetensors of a run, instead of the pack's.")
 @click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "ort-training", "torch"]))
@@ -35,28 +39,34 @@ if TYPE_CHECKING:
 @require_signature_option
 @json_option
 def command(
-    pack: Path, data: Path, weights: Path | None, engine: str, threads: int, max_pixels: int,
+    model: Path, data: Path, weights: Path | None, engine: str, threads: int, max_pixels: int,
     require_signature: tuple[str, ...] | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Accuracy and embarrassment (per-class loss at temperature 1.5) of PACK on a folder of images."""
+    """Accuracy and embarrassment (per-class loss at temperature 1.5) of MODEL on a folder of images.
+
+    MODEL is a pack, the folder of a run, or its model.onnx.
+    """
     from edge_sel.data.folder import load_folder
+    from edge_sel.edge.classifier import is_model, open_classifier
     from edge_sel.edge.evaluate import evaluate
-    from edge_sel.engines.by_name import choose_engine
-    from edge_sel.pack.reader import open_pack
     from edge_sel.runs.tables import finite
 
-    opened = open_pack(pack, required_keys(require_signature))
-    model = opened.manifest.model
-    classes, values = model.classes, opened.weights()
-    if weights is not None:
-        classes, values = _read_weights(weights, values, classes)
-    images = load_folder(data, model.image_size, classes=classes, max_pixels=max_pixels)
-    result = evaluate(choose_engine(engine, threads).predictor(opened, values), images, model)
+    keys = required_keys(require_signature)
+    if is_model(model):
+        if weights is not None or engine != "ort":
+            odd = "--weights" if weights is not None else f"--engine {engine}"
+            raise UsageError(f"{odd} needs a pack", where=model, fix="name the pack that the run began with")
+        found, signers = open_classifier(model, threads, keys), None
+    else:
+        found, signers = _of_pack(model, weights, engine, threads, keys)
+    classes = found.classes
+    images = load_folder(data, found.image_size, classes=classes, max_pixels=max_pixels)
+    result = evaluate(found.logits, images, found)
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
         figures = finite(result.to_json(classes))
-        signers = {"pack": opened.signers.to_json() if opened.signers else None}
-        echo_json({"schema": 1, "pack": str(pack), "signers": signers, **figures, "skipped_images": skipped})
+        signed = {"pack": signers.to_json() if signers else None}
+        echo_json({"schema": 1, "pack": str(model), "signers": signed, **figures, "skipped_images": skipped})
         return
     click.echo(f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}")
     for name, figures in result.to_json(classes)["classes"].items():
@@ -67,6 +77,22 @@ def command(
     if images.skipped:
         count = counted(len(images.skipped), "file")
         click.echo(f"skipped {count}, the first: {images.skipped[0].path}", err=True)
+
+
+def _of_pack(
+    path: Path, weights: Path | None, engine: str, threads: int, keys: TrustedKeys | None
+) -> tuple[Classifier, Signers | None]:
+    """The pack's model, or that of a run's weights, and who signed the pack."""
+    from edge_sel.edge.classifier import Classifier
+    from edge_sel.engines.by_name import choose_engine
+    from edge_sel.pack.reader import open_pack
+
+    opened = open_pack(path, keys)
+    told, classes, values = opened.manifest.model, opened.manifest.model.classes, opened.weights()
+    if weights is not None:
+        classes, values = _read_weights(weights, values, classes)
+    predict = choose_engine(engine, threads).predictor(opened, values)
+    return Classifier(classes, told.image_size, told.mean, told.std, predict), opened.signers
 
 
 def _read_weights(

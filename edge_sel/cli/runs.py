@@ -33,15 +33,37 @@ def command(folder: Path, as_json: bool) -> None:
 
     from edge_sel.units import format_duration, format_energy
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for name in ("plan", "verdict", "before", "after", "energy", "source", "time"):
-        table.add_column(name, justify="left" if name in ("plan", "verdict", "source") else "right", no_wrap=True)
+    rows = []
     for run in runs:
         accuracy = ["–" if value is None else f"{100 * value:.1f}%" for value in (run.before, run.after)]
         energy = "–" if run.energy_j is None else format_energy(run.energy_j)
         time = "–" if run.time_s is None else format_duration(run.time_s)
         verdict = run.verdict + (f" ({run.why})" if run.why else "")
         name = escaped(run.folder.name or str(run.folder))
-        table.add_row(name, escaped(run.plan), escaped(verdict), *accuracy, energy, run.energy_source, time)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+        rows.append((name, escaped(run.plan), escaped(verdict), *accuracy, energy, run.energy_source, time))
+    console = Console(highlight=False, markup=False, emoji=False)
+    shown = _that_fit(rows, console.width)
+    table = Table(box=None, pad_edge=False)
+    for place in shown:
+        name = _COLUMNS[place]
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "run", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[place] for place in shown))
+    console.print(table)
+
+
+_COLUMNS = ("run", "plan", "verdict", "before", "after", "energy", "source", "time")
+_LEFT = ("run", "plan", "verdict", "source")
+
+
+def _that_fit(rows: list[tuple[str, ...]], width: int) -> list[int]:
+    """Places of the columns to show: names of runs are whole as long as leaving out figures makes room for them."""
+    from rich.cells import cell_len
+
+    shown = list(range(len(_COLUMNS)))
+    for given_up in ("", "source", "time", "plan", "energy"):
+        shown = [place for place in shown if _COLUMNS[place] != given_up]
+        wide = sum(max(cell_len(row[place]) for row in (*rows, _COLUMNS)) + 2 for place in shown) - 2
+        if wide <= width:
+            break
+    return shown

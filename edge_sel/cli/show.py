@@ -28,7 +28,8 @@ class Console:
     """Shows session events: a live line on a terminal, one line per epoch anywhere else. Quiet shows nothing."""
 
     def __init__(self, quiet: bool) -> None:
-        self._console = _Stderr(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = _Stderr(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
+        self._console.soft_wrap = not self._console.is_terminal  # there lines end between words
         self._status: Status | None = None
         self._live = LiveLine(time.monotonic)
 
@@ -101,10 +102,7 @@ class Console:
         elif kind == "epoch":
             self._console.print(epoch_line(event))
         elif kind == "guard":
-            verdict = "the new model ships" if event["shipped"] else "the original model stays"
-            self._console.print(
-                f"validation: {_percent(event['before'])} → {_percent(event['after'])}, {verdict} ({event['why']})"
-            )
+            self._console.print(verdict_line(event))
         elif kind == "memory_short":
             self._console.print(batch_line(event["batch_limit"]))
         elif kind == "stopped":
@@ -113,6 +111,21 @@ class Console:
             self._console.print(governor_line(event))
         elif kind == "meter_lost":
             self._console.print(f"the meter {event['meter']} is lost, energy is unavailable from here: {event['why']}")
+
+
+def verdict_line(event: dict[str, Any]) -> str:
+    """What ships and why; where the validation images alone seem to say otherwise, the evidence comes first."""
+    verdict = "the new model ships" if event["shipped"] else "the original model stays"
+    before, after = event["before"], event["after"]
+    told = f"{_percent(before)} → {_percent(after)}"
+    if _contradicts(before, after, shipped=event["shipped"]):
+        return f"{verdict}: {event['why']}; the validation images alone are too few to tell: {told}"
+    return f"validation: {told}, {verdict} ({event['why']})"
+
+
+def _contradicts(before: float | None, after: float | None, *, shipped: bool) -> bool:
+    """Whether two accuracies alone would say the opposite of the verdict."""
+    return None not in (before, after) and ((after or 0) < (before or 0) if shipped else (after or 0) > (before or 0))
 
 
 def batch_line(images: int) -> str:
@@ -150,7 +163,8 @@ def governor_line(event: dict[str, Any]) -> str:
 
 def print_result(result: dict[str, Any], page: Path | None = None) -> None:
     """The summary table and where the files are; ``page``: the report, if there is one."""
-    console = RichConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = RichConsole(highlight=False, markup=False, emoji=False)
+    console.soft_wrap = not console.is_terminal
     if result["epochs"]:
         console.print(_epoch_table(result["epochs"]))
     for line in (*_accuracy_lines(result), *_energy_lines(result), *_image_lines(result)):
@@ -194,9 +208,14 @@ def _accuracy_lines(result: dict[str, Any]) -> Iterator[str]:
             same = evidence is not None and evidence["gain"] == 0 and evidence["p_loss"] == 1
             after = ("" if same else f"{after} by the new model") + "; the original model stays"
         images = f"{result['images'][accuracy['on']]} {_shown(accuracy['on'])} images"
-        yield f"accuracy on {images}: {_percent(accuracy['before'])} before{after}"
+        line, why = f"accuracy on {images}: {_percent(accuracy['before'])} before{after}", ""
         if evidence is not None:
-            yield f"evidence: {evidence['why']}"
+            why = f"evidence: {evidence['why']}"
+        if why and _contradicts(accuracy["before"], accuracy["after"], shipped=result["shipped"]):
+            line, why = f"{line}; {why}", ""  # never the one without the other
+        yield line
+        if why:
+            yield why
     for name, signers in result.get("signers", {}).items():
         if signers is not None:
             checked = "checked" if signers["checked"] else "not checked"

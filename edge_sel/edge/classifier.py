@@ -47,6 +47,12 @@ class Classifier:
         return probabilities
 
 
+def is_model(path: Path) -> bool:
+    """Whether this names what a run has written, and no pack."""
+    names = (MODEL, "run.json", JOURNAL)
+    return path.name.endswith(".onnx") or (path.is_dir() and any((path / name).exists() for name in names))
+
+
 def open_classifier(path: str | PathLike[str], threads: int = 0, trusted: TrustedKeys | None = None) -> Classifier:
     """Open what a run or an export has written.
 

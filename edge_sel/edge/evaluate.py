@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.engines.base import Predict
-from edge_sel.pack.manifest import ModelInfo
 from edge_sel.sel.embarrassment import class_embarrassment, confidence, cross_entropy
 
 BATCH = 16
 """More images take more memory and no less time."""
+
+
+class Normalisation(Protocol):
+    """What a model says of its images: a manifest's model, or a classifier."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each colour, 0..1."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Likewise."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Evaluation:
 def evaluate(
     predict: Predict,
     images: ImageSet,
-    model: ModelInfo,
+    model: Normalisation,
     between: Callable[[], None] = lambda: None,
     *,
     batch_size: int = BATCH,

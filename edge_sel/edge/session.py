@@ -220,7 +220,7 @@ class Session:
         """Tell, ask signals and limits, save where it is time to; what stops the run, if anything."""
         self.book.tick()
         state = stage.state
-        self.host.listener(step_event(stage, len(self.training), self.ledger, self.recorder))
+        self.host.listener(step_event(stage, self.ledger, self.recorder))
         plan = self.pack.plan(state.plan)
         fitted = plan.trainable and not plan.stepped and state.epoch
         if not self._stepped and (state.totals.computed or fitted):

@@ -9,18 +9,17 @@ from edge_sel.edge.train.stage import TrainingStage
 from edge_sel.power.recorder import EnergyRecorder
 
 
-def step_event(stage: TrainingStage, images: int, ledger: EnergyLedger, recorder: EnergyRecorder) -> dict[str, Any]:
+def step_event(stage: TrainingStage, ledger: EnergyLedger, recorder: EnergyRecorder) -> dict[str, Any]:
     """The event ``step``; what costs something to know (``work_left``, ``spent``, ``temp_c``) is a function.
 
     Args:
         stage: at a boundary of a step.
-        images: in the training set.
         ledger: what the run has spent.
         recorder: knows the temperature.
     """
-    state, totals = stage.state, stage.state.totals
+    state, totals, (seen, images) = stage.state, stage.state.totals, stage.seen
     return {
-        "event": "step", "plan_epoch": state.epoch, "epochs": state.epochs, "cursor": state.cursor, "images": images,
+        "event": "step", "plan_epoch": state.epoch, "epochs": state.epochs, "cursor": seen, "images": images,
         "step": state.step, "trained": totals.trained, "candidates": totals.candidates, "passed": totals.passed,
         "work_left": stage.work_left, "spent": ledger.booked, "temp_c": recorder.max_temperature_c,
     }  # fmt: skip

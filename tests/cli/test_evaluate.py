@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from tests.cli.shell import PACK
+from tests.cli.shell import BAD_INPUT, PACK, USAGE, refused
 
 SHORT = ["--plan", "bn", "--threads", 1]
 
@@ -19,6 +19,17 @@ def test_evaluate_tells_the_accuracy_of_the_pack_and_of_a_runs_weights(edge_sel,
     assert figures["after"]["images"] == 120 and set(figures["after"]["classes"]) == set("0123456789")
     shown = edge_sel("evaluate", PACK, "--data", digits_folder)
     assert f"accuracy {100 * figures['before']['accuracy']:.2f} % on 120 images" in shown.out
+
+
+def test_what_predict_takes_is_evaluated_too(edge_sel, here, digits_folder):
+    assert edge_sel("finetune", PACK, "--data", digits_folder, "--out", "run", "--json", *SHORT).code == 0
+    by_weights = edge_sel("evaluate", PACK, "--data", digits_folder, "--weights", "run/weights.safetensors")
+    for name in ("run", "run/model.onnx"):
+        result = edge_sel("evaluate", name, "--data", digits_folder)
+        assert result.code == 0 and result.out.splitlines()[0] == by_weights.out.splitlines()[0]
+        refused(edge_sel("evaluate", name, "--data", digits_folder, "--engine", "torch"), USAGE, "needs a pack", name)
+    (here / "run" / "model.onnx").unlink()
+    refused(edge_sel("evaluate", "run", "--data", digits_folder), BAD_INPUT, "the run has no model.onnx", "--resume")
 
 
 def test_an_extended_model_is_evaluated_with_its_own_classes(edge_sel, here, digits_folder):

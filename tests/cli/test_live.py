@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import edge_sel
 from edge_sel.cli.live import LiveLine
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +97,37 @@ def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
     told = shown.decode()
     assert re.search(r"full: epoch \d of 3, \d+ of 422 images seen, gate holds back \d+%", told)
     assert b"\x1b[2K" not in out and "images seen" not in out.decode() and "accuracy on" in out.decode()
+
+
+def test_every_pass_of_the_closed_form_counts_what_it_sees(tmp_path):
+    """Statistics first, of at most 256 images in whole batches, then features of all."""
+    events = []
+    run = edge_sel.finetune(None, None, out=tmp_path / "run", plan="closed", threads=1, batch_size=64,
+                            listener=lambda event: events.append(event))  # fmt: skip
+    seen = [
+        (event["cursor"], event["images"]) for event in events if event["event"] == "step" and not event["plan_epoch"]
+    ]
+    first = [cursor for cursor, images in seen if images == 256]
+    assert first and first == sorted(first) and first[0] == 16
+    assert any(images == run.summary["images"]["train"] for _, images in seen)
+    assert all(0 < cursor <= images for cursor, images in seen)
+
+
+def test_lines_on_a_terminal_end_between_words(here):
+    main, other = pty.openpty()
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "edge_sel", "finetune", "--plan", "closed", "--threads", "1", "--out", "run"]
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": path}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=other, env=environ) as run:
+        os.close(other)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(main, 65536)
+            except OSError:
+                break
+    assert run.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "\n").splitlines()
+    told = [line for line in lines if "images seen" not in line]
+    assert any(line.startswith("epoch 1 closed") for line in told) and max(map(len, told)) <= 80
+    assert not any(re.search(r"(trai|wei|vali|impro)$", line.strip()) for line in told)

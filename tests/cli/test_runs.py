@@ -52,6 +52,19 @@ def test_the_table_fits_eighty_columns(edge_sel, runs, monkeypatch):
     assert max(map(len, result.out.splitlines())) <= 80 and "stopped (deadline)" in result.out
 
 
+@pytest.mark.parametrize("width", (80, 60))
+def test_a_long_name_stays_on_its_line_where_figures_can_make_room(edge_sel, runs, monkeypatch, width):
+    name = "tuesday-greenhouse-2"
+    (runs / "good").rename(runs / name)
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = edge_sel("runs").out.splitlines()
+    assert len(lines) == 6 and max(map(len, lines)) <= width
+    (line,) = [line for line in lines if name in line]
+    assert "shipped" in line and "%" in line
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "source" in edge_sel("runs").out.splitlines()[0]
+
+
 def test_one_run_may_be_named_itself(edge_sel, runs):
     assert [run["verdict"] for run in json.loads(edge_sel("runs", "runs/good", "--json").out)["runs"]] == ["shipped"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_sel.cli.show import epoch_line, print_result
+from edge_sel.cli.show import epoch_line, print_result, verdict_line
 
 
 def epoch(**changes):
@@ -37,3 +37,16 @@ def test_it_fits_eighty_columns_and_what_is_unknown_is_a_dash(capsys, monkeypatc
 
 def test_an_epoch_on_one_line_without_joules():
     assert "unavailable" in epoch_line(epoch(energy_j=None, power_w=None, energy_source=""))
+
+
+@pytest.mark.parametrize(
+    ("shipped", "before", "after", "line"),
+    (
+        (True, 0.4, 0.5, "validation: 40.0% → 50.0%, the new model ships (WHY)"),
+        (False, 0.5, 0.5, "validation: 50.0% → 50.0%, the original model stays (WHY)"),
+        (True, 0.467, 0.433, "the new model ships: WHY; the validation images alone are too few to tell: 46.7% → 43.3%"),
+        (False, 0.4, 0.5, "the original model stays: WHY; the validation images alone are too few to tell: 40.0% → 50.0%"),
+    ),
+)  # fmt: skip
+def test_accuracies_that_seem_to_contradict_the_verdict_come_with_its_reason(shipped, before, after, line):
+    assert verdict_line({"shipped": shipped, "before": before, "after": after, "why": "WHY"}) == line

@@ -9,7 +9,7 @@ from edge_sel.edge.features.cache import FeatureCache
 from edge_sel.edge.features.precision import Precision
 from edge_sel.edge.train.ridge_stage import RidgeStage
 from edge_sel.edge.train.stage import PrecisionChosen, StageEvent, StepDone
-from edge_sel.edge.train.statistics_stage import estimate, statistics_batches
+from edge_sel.edge.train.statistics_stage import estimate, seen_by_statistics, statistics_batches
 
 STATISTICS = "bn"
 """The plan that estimates them."""
@@ -48,6 +48,11 @@ class ClosedStage(RidgeStage):
     def weights(self) -> Arrays:
         """Every weight of the model, as of now."""
         return super().weights() if self._statistics else {**self._start, **self._trainer.weights()}
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Images that the pass under way has seen, of so many: first that of the statistics."""
+        return super().seen if self._statistics else seen_by_statistics(self.inputs.images.labels, self.state.step)
 
     def snapshot(self) -> None:
         """Bring ``state`` up to now, for a checkpoint."""

@@ -185,6 +185,11 @@ class TrainingStage(ABC):
 
     # For the kinds of stage
 
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Images that the pass under way has seen, of so many."""
+        return self.state.cursor, len(self.inputs.images)
+
     def trusted(self, indices: np.ndarray) -> np.ndarray:
         """Of these images those that may be trained on: all, unless labels in doubt are to be left out."""
         if not self.inputs.settings.drop_suspicious:

@@ -18,6 +18,11 @@ BATCH = 16
 class StatisticsStage(TrainingStage):
     """One pass over some of the device's images; the statistics become the cumulative mean over its batches."""
 
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Images that the pass under way has seen, of so many."""
+        return seen_by_statistics(self.inputs.images.labels, self.state.step)
+
     def _train_through(self) -> Iterator[StageEvent]:
         state, memory, inputs = self.state, self.memory, self.inputs
         if state.epoch:
@@ -35,6 +40,14 @@ class StatisticsStage(TrainingStage):
             yield StepDone()
         memory.last_loss = state.totals.mean_loss
         yield self._end_epoch(0, "statistics")
+
+
+def seen_by_statistics(labels: np.ndarray, steps: int) -> tuple[int, int]:
+    """After so many batches: images, of so many."""
+    chosen = min(len(labels), STATISTICS_IMAGES)
+    size = max(1, min(BATCH, chosen))
+    whole = chosen // size * size
+    return min(steps * size, whole), whole
 
 
 def estimate(

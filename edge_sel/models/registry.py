@@ -15,13 +15,15 @@ from torch import nn
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.models import efficientnet_lite as lite
 from edge_sel.models.fast_net import FastNet
-from edge_sel.models.prepare import prepare
+from edge_sel.models.prepare import prepare, take_away_last_relu
 from edge_sel.models.resnet import SmallImageResNet
 from edge_sel.models.simple import SimpleCNN, SmallImageMobileNet
 from edge_sel.models.wide_resnet import WideResNet
 
 TIMM = "timm:"
 """What the name of a model of timm begins with."""
+LINEAR = "+linear"
+"""What a name ends in whose network has no ReLU behind its head, as its publisher's has."""
 IMAGENET = "imagenet:"
 """What the name of a model begins with whose published weights are in a package, not behind a network."""
 
@@ -51,6 +53,8 @@ def build(name: str, classes: int, image_size: tuple[int, int], *, pretrained: b
         UsageError: the name is unknown, or pretrained weights were asked of a model that has none.
         SetupError: torchvision or timm is needed and cannot be imported.
     """
+    if name.endswith(LINEAR):
+        return take_away_last_relu(build(name.removesuffix(LINEAR), classes, image_size, pretrained=pretrained))
     library, _, model_name = name.rpartition(":")
     if library == "torchvision":
         return _torchvision(model_name, classes, image_size, pretrained)

@@ -9,17 +9,22 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from torch import nn
 
 from edge_sel.cli import export as command
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import write_folder
 from edge_sel.errors import BadInputError, EdgeSelError, UsageError
 from edge_sel.graphs.rules import RULES
+from edge_sel.models import registry
 from edge_sel.pack.reader import open_pack
 from edge_sel.server.export import export_pack
+from edge_sel.server.source.base import WarmupInfo
 from edge_sel.server.source.names import read_classes
 from edge_sel.server.source.open import Asked, open_source
+from edge_sel.server.source.torch_model import from_module
 from tests.server.conftest import CLASSES, NOW, noise_images
+from tests.server.endings import settled
 
 FILE = """
 import torch
@@ -261,3 +266,15 @@ def test_a_model_whose_classes_are_in_another_order_is_doubted(net, one_thread, 
 )  # fmt: skip
 def test_options_that_make_no_sense_are_usage_errors(wrong, net):
     assert invoke(f"{net}:make_model", "--dry-run", *wrong).exit_code == 2
+
+
+def test_a_network_that_lost_its_last_relu_is_built_without_it_by_its_name(monkeypatch, one_thread):
+    """As SqueezeNet with a new head: on a device `--engine torch` asks for the model by the name in the pack."""
+    monkeypatch.setitem(registry.MODELS, "rectified", lambda classes, size: settled("ConvReluPool", classes))
+    info = WarmupInfo("rectified", ("a", "b", "c"), (16, 16), (0.5,) * 3, (0.2,) * 3, {})
+    source = from_module(registry.build("rectified", 3, (16, 16)), info, new_head=True)
+    assert source.info.model == "rectified+linear"
+    assert not any(isinstance(m, nn.ReLU) for m in registry.build(source.info.model, 3, (16, 16)).classifier)
+    assert any(isinstance(m, nn.ReLU) for m in registry.build("rectified", 3, (16, 16)).classifier)
+    assert any(isinstance(m, nn.ReLU) for m in registry.build("rectified+linear", 3, (16, 16)).body), "only the last"
+    assert from_module(registry.build("rectified", 3, (16, 16)), info).info.model == "rectified"

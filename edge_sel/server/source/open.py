@@ -49,6 +49,9 @@ class Asked:
         Raises:
             UsageError: the model has another number of logits.
         """
+        if logits == 1 and not self.new_head:
+            raise UsageError("the model has one logit, and a classifier has one for each class", where=where,
+                             fix="fit a head for the classes of --data with --new-head")  # fmt: skip
         if self.names is None:
             return tuple(f"class {number}" for number in range(logits)), False
         if len(self.names) != logits and not self.new_head:

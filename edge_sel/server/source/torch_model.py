@@ -17,7 +17,8 @@ from edge_sel.graphs.head_form import with_vector_features
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import rectified
 from edge_sel.models.prepare import take_away_last_relu
-from edge_sel.models.registry import build
+from edge_sel.models.registry import LINEAR, build
+from edge_sel.models.registry import build as build_by_name
 from edge_sel.pack.reader import Pack
 from edge_sel.server.forward import export_forward
 from edge_sel.server.parity import check_parity
@@ -120,7 +121,11 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
     """
     forward = export_forward(model, info.image_size)
     if new_head and _is_rectified(forward):
-        model, build = take_away_last_relu(model), _without_last_relu(build)
+        model = take_away_last_relu(model)
+        if build is build_by_name:  # a device that asks torch for the model gets this one, too
+            info = replace(info, model=f"{info.model}{LINEAR}")
+        else:
+            build = _without_last_relu(build)
         forward = export_forward(model, info.image_size)
     rewritten = with_linear_head(forward)
     if rewritten is not forward:  # its weights are no longer those of the module, which nothing can be compared with

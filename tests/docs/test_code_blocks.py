@@ -20,6 +20,8 @@ from tools.doc_commands import ROOT, Block, blocks, commands, executed, pages
 
 LANGUAGES = {"sh", "python", "console", "text", "toml", "ini", "json", "csv", "", "{toctree}", "{eval-rst}"}
 NAMES = {page: str(page.relative_to(ROOT)) for page in pages()}
+LONGEST_S = 600
+"""The tutorial with one's own photos exports a network for 224 pixels and trains it four times."""
 every_page = pytest.mark.parametrize("page", pages(), ids=NAMES.get)
 
 
@@ -48,6 +50,7 @@ def case(page):
     return pytest.param(page, marks=() if NAMES[page] == "README.md" else pytest.mark.slow)
 
 
+@pytest.mark.timeout(LONGEST_S + 20)
 @pytest.mark.parametrize("page", [case(page) for page in pages() if executed(page)], ids=NAMES.get)
 def test_the_commands_of_a_page_work(page, folder, tmp_path):
     here = tmp_path / "here"
@@ -56,7 +59,7 @@ def test_the_commands_of_a_page_work(page, folder, tmp_path):
     environ |= {"PATH": f"{here / 'bin'}{os.pathsep}{environ['PATH']}", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     environ |= {"HOME": str(here), "XDG_CACHE_HOME": str(here / "cache")}
     given = ["bash", "-euo", "pipefail", "-x", "-c", script(page)]
-    result = subprocess.run(given, cwd=here, env=environ, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(given, cwd=here, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

@@ -124,6 +124,7 @@ COLD = {
     "curriculum.stage_pool": lambda i: [
         curriculum.stage_pool(i.loss, i.labels, stage, per_class_cap=3) for stage in curriculum.STAGES
     ],
+    "label_errors.surest_label_errors": lambda i: label_errors.surest_label_errors(i.logits, i.labels),
     "ridge.fit_head": lambda i: [
         fit
         for labels in (i.labels, i.predicted)

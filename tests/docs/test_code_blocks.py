@@ -59,7 +59,9 @@ def test_the_commands_of_a_page_work(page, folder, tmp_path):
     environ |= {"PATH": f"{here / 'bin'}{os.pathsep}{environ['PATH']}", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     environ |= {"HOME": str(here), "XDG_CACHE_HOME": str(here / "cache")}
     given = ["bash", "-euo", "pipefail", "-x", "-c", script(page)]
-    result = subprocess.run(given, cwd=here, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    result = subprocess.run(
+        given, cwd=here, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 

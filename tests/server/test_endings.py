@@ -67,7 +67,7 @@ def opened(ending: str, kind: str, tmp_path, *, new_head: bool) -> Source:
 CASES = [(ending, kind) for kind in KINDS for ending in ENDINGS]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
 def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, tmp_path):
     source = opened(ending, kind, tmp_path, new_head=True)
@@ -83,7 +83,7 @@ def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, tmp_
         assert run.shipped and run.accuracy_after > run.accuracy_before + 0.2
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
 def test_its_own_head_has_the_closed_form_too(ending, kind, tmp_path):
     found = {plan.name: plan.reason for plan in forecast(opened(ending, kind, tmp_path, new_head=False),

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import Forward
+from edge_sel.graphs.ir import IR_VERSION, Forward
 from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_eval, compile_train
@@ -20,6 +20,7 @@ PADS, EMPTY = np.array([0, 0, 1, 0, 0, 0, 2, 1]), np.zeros((), np.float32)
 def with_layers(*layers, extra=None) -> Forward:
     """The tiny classifier with these before its ReLU, from ``x`` to ``convolved``."""
     model = tiny_model((*layers, *LAYERS[1:]), extra=extra)
+    model.ir_version = IR_VERSION
     forward = read_forward(model)
     x = np.random.default_rng(0).standard_normal((3, 3, HEIGHT, WIDTH)).astype(np.float32)
     (expected,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})

@@ -7,10 +7,26 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_sel.graphs.ir import IR_VERSION, OPSET, Node
 from edge_sel.graphs.scalars import spread_scalars
+
+
+class Absent(np.ndarray):
+    """An array whose values nobody asks for, such as the weights in a dry run: it takes no memory."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> Absent:
+        """Of floats."""
+        return np.broadcast_to(np.float32(0), shape).view(cls)
+
+
+def _initializer(value: np.ndarray, name: str) -> onnx.TensorProto:
+    if isinstance(value, Absent):
+        return onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape,
+                                data_location=TensorProto.EXTERNAL)  # fmt: skip
+    return numpy_helper.from_array(value, name)
 
 
 class Builder:
@@ -79,7 +95,7 @@ class Builder:
             name,
             list(inputs),
             list(outputs),
-            [numpy_helper.from_array(v, n) for n, v in kept.items()],
+            [_initializer(v, n) for n, v in kept.items()],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="edge-sel")
         model.ir_version = IR_VERSION

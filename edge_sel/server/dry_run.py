@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from edge_sel.errors import GraphError
+from edge_sel.graphs.builder import Absent
 from edge_sel.graphs.executed_flops import executed_flops
 from edge_sel.graphs.head_form import closed_form_reasons
 from edge_sel.graphs.liveness import peak_activation_bytes
@@ -46,6 +48,9 @@ def forecast(source: Source, plans: Sequence[str], optimizer: str, batch: int) -
     """Of every plan, for steps of ``batch`` images. Nothing is computed with the weights, and nothing is checked."""
     if source.folded:
         source = unfold(source, None, np.random.default_rng(0))
+    forward = source.forward
+    absent = {name: Absent.of(forward.initializers[name].shape) for name in forward.parameters}
+    source = replace(source, forward=replace(forward, initializers={**forward.initializers, **absent}))
     found = [_plan(source, name, optimizer, batch) for name in with_probes(plans)]
     head = next((plan for plan in found if plan.name == "head" and not plan.reason), None)
     return found + ([] if head is None else _in_closed_form(source, head))

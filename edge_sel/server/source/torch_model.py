@@ -133,6 +133,7 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
         return Source(info, forward, forward_weights(forward), check_without_torch, new_head)
     forward = with_vector_features(forward)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
+    forward = replace(forward, initializers={**forward.initializers, **weights})  # the same values, held once
     reference, twin = (TorchEngine(device="cpu", dtype=dtype, build=build) for dtype in (torch.float32, torch.float64))
 
     def check(

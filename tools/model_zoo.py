@@ -150,11 +150,11 @@ def rows_of(model: str, size: int, work: Path) -> list[dict[str, Any]]:
     figures = {"closed_form": found.get("closed_form", "no"), "new_head": found.get("new_head", "no"),
                "export_s": found.get("s"), "export_mb": found.get("mb"), "dry_run_s": dry.get("s"),
                "dry_run_mb": dry.get("mb")}  # fmt: skip
-    rows = []
+    rows, named = [], Path(model).name if model.endswith(".onnx") else model
+    found["reason"] = found["reason"].replace(model, named)  # no path of this machine
     for plan in PLANS:
         told = found["plans"].get(plan)
         why = next((part for part in found["reason"].split("; ") if f"plan {plan} " in part), found["reason"])
-        named = Path(model).name if model.endswith(".onnx") else model
         rows.append({"model": named, "size": size, "plan": plan, "result": "ok" if told else why, **(told or {}),
                      **figures})  # fmt: skip
     return rows

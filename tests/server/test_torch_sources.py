@@ -14,7 +14,7 @@ from torch import nn
 from edge_sel.cli import export as command
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import write_folder
-from edge_sel.errors import BadInputError, EdgeSelError, UsageError
+from edge_sel.errors import BadInputError, EdgeSelError, GraphError, UsageError
 from edge_sel.graphs.rules import RULES
 from edge_sel.models import registry
 from edge_sel.pack.reader import open_pack
@@ -24,7 +24,7 @@ from edge_sel.server.source.names import read_classes
 from edge_sel.server.source.open import Asked, open_source
 from edge_sel.server.source.torch_model import from_module
 from tests.server.conftest import CLASSES, NOW, noise_images
-from tests.server.endings import settled
+from tests.server.endings import ENDINGS, settled
 
 FILE = """
 import torch
@@ -278,3 +278,16 @@ def test_a_network_that_lost_its_last_relu_is_built_without_it_by_its_name(monke
     assert any(isinstance(m, nn.ReLU) for m in registry.build("rectified", 3, (16, 16)).classifier)
     assert any(isinstance(m, nn.ReLU) for m in registry.build("rectified+linear", 3, (16, 16)).body), "only the last"
     assert from_module(registry.build("rectified", 3, (16, 16)), info).info.model == "rectified"
+
+
+class FunctionalRelu(ENDINGS["ConvHead"]):
+    """Its last ReLU is a function; the last module of that kind is in the body."""
+
+    def end(self, x):
+        return torch.relu(self.classifier(x)).mean((2, 3))
+
+
+def test_a_relu_that_is_no_module_is_refused_and_no_other_is_taken_for_it(one_thread):
+    info = WarmupInfo("net.py:make", ("a", "b", "c"), (16, 16), (0.5,) * 3, (0.2,) * 3, {})
+    with pytest.raises(GraphError, match=r"a ReLU behind the head .*torch\.nn\.ReLU"):
+        from_module(FunctionalRelu(3).eval(), info, new_head=True)

@@ -51,7 +51,7 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
     """
     original = load_onnx(path)
     image = image_input(original, path)
-    batch = dimensions(image)[0] or (None if _takes_any_batch(original, image_size) else 1)
+    batch = dimensions(image)[0] or (None if _takes_any_batch(original, image, image_size) else 1)
     model = onnx.ModelProto()
     model.CopyFrom(original)
     size = set_image_size(model, image_size, path)
@@ -119,9 +119,8 @@ def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: 
                          fix=f"export it with a dynamic batch axis and opset {OPSET}")  # fmt: skip
 
 
-def _takes_any_batch(original: onnx.ModelProto, image_size: tuple[int, int] | None) -> bool:
+def _takes_any_batch(original: onnx.ModelProto, image: onnx.ValueInfoProto, image_size: tuple[int, int] | None) -> bool:
     """Whether a file that leaves its batch open does so everywhere; what was traced may name the size of an example."""
-    image = original.graph.input[0]
     _, *sizes = dimensions(image)
     first = 1 if sizes[0] == 3 else 0
     if image_size is not None:

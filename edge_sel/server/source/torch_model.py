@@ -127,6 +127,9 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
         else:
             build = _without_last_relu(build)
         forward = export_forward(model, info.image_size)
+        if _is_rectified(forward):  # it is a function, not a module: another ReLU was the last
+            raise GraphError("a ReLU behind the head is in the way of a new one", where=info.model,
+                             fix="make it a module torch.nn.ReLU, or leave it out")  # fmt: skip
     rewritten = with_linear_head(forward)
     if rewritten is not forward:  # its weights are no longer those of the module, which nothing can be compared with
         forward = with_vector_features(name_weights(unreserve(unshare(rewritten))))

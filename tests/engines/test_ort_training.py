@@ -138,7 +138,7 @@ def test_the_parity_check_finds_what_frozen_batch_normalisation_would_be(packs, 
     twin = ReferenceEngine(np.float64)
 
     def check(made, engine):
-        return check_parity(made, forward, batches, engine, reference=OrtEngine(1), twin=twin)
+        return check_parity(made, forward, batches, engine, reference=ReferenceEngine(np.float32), twin=twin)
 
     told: list[str] = []
     assert ort_artifacts.add_artifacts(affine, forward, check, told.append)[1].parameters.keys() == {"affine"}

@@ -52,8 +52,7 @@ def shares(features: np.ndarray, labels: np.ndarray, classes: int, changed: floa
     true, given = labels[rows], labels[rows].copy()
     hit = rng.permutation(len(rows))[: round(changed * len(rows))]
     given[hit] = (given[hit] + rng.integers(1, classes, len(hit))) % classes
-    zero = np.zeros((classes, features.shape[1]), np.float32)
-    fit = fit_head(features[rows], given, zero, zero[:, 0])
+    fit = fit_head(features[rows], given, classes)
     wrong, found = given != true, []
     for method in (find_label_errors, surest_label_errors):
         doubted = method(fit.left_out, given) >= 0

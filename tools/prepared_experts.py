@@ -93,7 +93,7 @@ class Bench:
         model.eval()
         seen, features = self._features(model, judged), self._features(model, field)
         weight, bias = (getattr(model.head, part).numpy() for part in ("weight", "bias"))
-        fit = fit_head(features, field.labels, weight, bias)
+        fit = fit_head(features, field.labels, len(weight), old=(weight, bias))
         heads = ((weight, bias), (fit.weight, fit.bias))
         return np.array([100 * ((seen @ w.T + b).argmax(1) == judged.labels).mean() for w, b in heads])
 

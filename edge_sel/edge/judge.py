@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
+from edge_sel.data.transforms import normalise
 from edge_sel.edge.batch_limit import BatchLimit
-from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate
+from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate, evaluate_logits
+from edge_sel.edge.features.precision import CHUNK
 from edge_sel.edge.free_memory import trim
 from edge_sel.engines.base import Engine
+from edge_sel.errors import PackError
+from edge_sel.pack.manifest import RIDGE
 from edge_sel.pack.reader import Pack
+
+KEPT_IMAGES = 1000
+"""Of larger sets features are not kept."""
+SAME = 1e-3
+"""Largest difference of logits between two graphs of a pack, relative to the largest."""
+
+
+class _Features(NamedTuple):
+    """Of a set of images, by a network with these weights behind which only the head comes."""
+
+    body: Arrays
+    rows: np.ndarray
 
 
 class Judge:
@@ -43,6 +62,8 @@ class Judge:
         self.validation, self.test, self.witnesses = validation, test, witnesses
         self.engine, self.batch_limit = engine, batch_limit
         self._pack, self._phase, self._breathe = pack, phase, breathe
+        self._seen: dict[int, _Features] = {}
+        self._compared = False
 
     def validate(self, weights: Arrays) -> Evaluation:
         """The model with these weights on the validation set."""
@@ -59,6 +80,15 @@ class Judge:
     def look(self, weights: Arrays, images: ImageSet) -> Evaluation:
         """The model with these weights on any images."""
 
+        with self._phase("evaluate"):
+            if images in (self.validation, self.test) and len(images) <= KEPT_IMAGES:
+                features = self.batch_limit.whole(CHUNK, partial(self._features, weights, images), "evaluation")
+                if features is not None:
+                    weight, bias = self._pack.linear_head.joined(weights)
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        logits = features @ weight.T + bias  # of a model that diverged
+                    return evaluate_logits(np.where(np.isfinite(logits), logits, np.nan), images.labels)
+
         def compute(batch_size: int) -> Evaluation:
             trim()  # its session comes on top of the trainer's
             predict = self.engine.predictor(self._pack, weights)
@@ -66,3 +96,40 @@ class Judge:
 
         with self._phase("evaluate"):
             return self.batch_limit.whole(BATCH, compute, "evaluation")
+
+    def _features(self, weights: Arrays, images: ImageSet, chunk: int) -> np.ndarray | None:
+        """What the head takes, float32 [N, F]: each image is looked at once by the same body. None without such."""
+        pack, model = self._pack, self._pack.manifest.model
+        if RIDGE not in pack.plan_names:
+            return None
+        body = {name: value for name, value in weights.items() if name not in model.head}
+        seen = self._seen.get(id(images))
+        if seen is not None and all(np.array_equal(value, seen.body[name]) for name, value in body.items()):
+            return seen.rows
+        prefix = self.engine.prefix(pack, RIDGE, weights)
+        if prefix is None:
+            return None
+        rows = []
+        for part in np.split(np.arange(len(images)), range(chunk, len(images), chunk)):
+            rows.append(prefix(normalise(images.read(part), model.mean, model.std)))
+            self._breathe()
+        self._seen[id(images)] = _Features(body, np.concatenate(rows))
+        if not self._compared:
+            self._compare(weights, images, rows[0])
+        return self._seen[id(images)].rows
+
+    def _compare(self, weights: Arrays, images: ImageSet, features: np.ndarray) -> None:
+        """Whether the pack's inference graph makes of the first images what the head makes of their features.
+
+        Raises:
+            PackError: it does not.
+        """
+        model, (weight, bias) = self._pack.manifest.model, self._pack.linear_head.joined(weights)
+        pixels = normalise(images.read(np.arange(len(features))), model.mean, model.std)
+        whole, parts = self.engine.predictor(self._pack, weights)(pixels), features @ weight.T + bias
+        known = np.isfinite(whole) & np.isfinite(parts)
+        difference = np.abs(np.where(known, whole, 0) - np.where(known, parts, 0)).max()
+        if difference > SAME * np.abs(np.where(known, whole, 0)).max():
+            raise PackError("two graphs of the pack disagree about an image", where=self._pack.path,
+                            fix="export it again")  # fmt: skip
+        self._compared = True

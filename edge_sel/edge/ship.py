@@ -17,7 +17,7 @@ from edge_sel.edge.head import original_weights
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.progress import Progress, no_logits
 from edge_sel.edge.train.auto_ladder import NONSENSE
-from edge_sel.edge.train.closed_stage import STATISTICS
+from edge_sel.edge.train.closed_form_stage import STATISTICS
 from edge_sel.edge.train.statistics_stage import BATCH, estimate
 from edge_sel.engines.base import Batch
 from edge_sel.pack.reader import Pack
@@ -56,7 +56,8 @@ def keep_if_better(
     rows = stage.left_out_of[: max(0, ENOUGH - len(labels))]
     if judge.witnesses is not None and len(rows) and not taught:  # what was trained on before is no witness
         more = judge.witnesses.subset(rows)
-        begun = original = judge.look(progress.weights, more).logits
+        known = stage.left_out_begun[: len(rows)]
+        begun = original = known if len(known) else judge.look(progress.weights, more).logits
         if not np.array_equal(before, seen.before):
             original = judge.look(original_weights(pack, len(more.classes)), more).logits
         seen = seen._replace(left_out=stage.left_out[: len(rows)], left_out_of=rows, left_out_before=original)
@@ -121,7 +122,9 @@ class Memory(NamedTuple):
 
 
 def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) -> Memory | None:
-    """None where the pack has too few anchors to tell."""
+    """By features of the server's examples where only the head has changed; None where there is too little to tell."""
+    if (seen := _by_features(weights, pack, training)) is not None:
+        return seen
     anchors = pack.anchors
     if anchors is None:
         return None
@@ -139,6 +142,20 @@ def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) ->
         again = judge.look(adapted, images).logits.argmax(1) == images.labels
         right, forgot = max(right, again, key=np.count_nonzero), _forgot(known, again, images.labels)
     return Memory(len(asked), int(known.sum()), int(right.sum()), forgot)
+
+
+def _by_features(weights: Arrays, pack: Pack, training: ImageSet) -> Memory | None:
+    """What the new head makes of the examples in the pack's sums."""
+    sums, old, head = pack.sums, pack.weights(), pack.manifest.model.head
+    same = all(np.array_equal(weights[name], value) for name, value in old.items() if name not in head)
+    if sums is None or not same or len(sums.examples.labels) < LEAST_ANCHORS:
+        return None
+    features, labels = sums.example_features(), sums.examples.labels
+    known, right = (
+        (features @ weight.T + bias).argmax(1) == labels
+        for weight, bias in (pack.linear_head.joined(values) for values in (old, weights))
+    )
+    return Memory(len(labels), int(known.sum()), int(right.sum()), _forgot(known, right, labels))
 
 
 def _forgot(known: np.ndarray, right: np.ndarray, labels: np.ndarray) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from edge_sel.errors import GraphError, UsageError
 from edge_sel.graphs.attention import QUERY_KEY_VALUE, attention_heads
 from edge_sel.graphs.ir import Forward, Node
-from edge_sel.pack.manifest import limits_heads, split_plan_name
+from edge_sel.pack.manifest import DEEP_HEAD, limits_heads, split_plan_name
 
 PLANS = ("bn", "head", "affine", "last", "last2", "first", "full")
 _OF_ONE = ("Identity", "Relu", "GlobalAveragePool", "ReduceMean", "Flatten", "Squeeze")
@@ -110,12 +110,13 @@ def head_names(forward: Forward) -> tuple[str, ...]:
 
 
 def head_layers(forward: Forward) -> list[Node]:
-    """The linear layers and 1×1 convolutions whose outputs, averaged or added up, are the logits.
+    """The linear layers and 1×1 convolutions whose outputs, averaged or added up, are the logits; in the graph's order.
 
     Raises:
         GraphError: something else is between them and the logits.
     """
-    return [node for node in behind_the_body(forward) if _is_linear(forward, node)]
+    layers = {id(node) for node in behind_the_body(forward) if _is_linear(forward, node)}
+    return [node for node in forward.nodes if id(node) in layers]
 
 
 def rectified(forward: Forward) -> bool:
@@ -213,7 +214,7 @@ def stages(forward: Forward) -> list[list[str]]:
 def blocks(forward: Forward) -> list[list[str]]:
     """Parameters grouped by module path up to its first run of numbers (``layer1.0``, ``features.3``).
 
-    A group without a matrix or kernel (a normalisation on its own) joins the one before it.
+    A group without a matrix or kernel (a normalisation on its own) joins the one before it, and so does the deep head.
     """
     grouped: dict[str, list[str]] = {}
     for name in parameters(forward):
@@ -221,7 +222,8 @@ def blocks(forward: Forward) -> list[list[str]]:
         grouped.setdefault(match[1] if match else name.split(".")[0], []).append(name)
     merged: list[list[str]] = []
     for names in grouped.values():
-        if merged and all(forward.initializers[n].ndim < 2 for n in names):
+        small = all(forward.initializers[n].ndim < 2 for n in names)
+        if merged and (small or names[0].startswith(f"{DEEP_HEAD}.")):
             merged[-1].extend(names)
         else:
             merged.append(names)

@@ -60,6 +60,7 @@ class EfficientNetLite0(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = _SameConv(width, _WIDEST, 1, 1, size)
         self._bn1 = _norm(_WIDEST)
+        self._relu6 = nn.ReLU6()
         self._fc = nn.Linear(_WIDEST, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,7 @@ class EfficientNetLite0(nn.Module):
         x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
-        x = nn.functional.relu6(self._bn1(self._conv_head(x)))
+        x = self._relu6(self._bn1(self._conv_head(x)))
         logits: torch.Tensor = self._fc(x.mean((2, 3)))
         return logits
 

@@ -21,6 +21,28 @@ RETIRED_SCALARS = {"weight_decay": 0.0}
 
 
 @dataclass(frozen=True)
+class Tap:
+    """A layer whose pooled output the head reads, beside what it always took.
+
+    Attributes:
+        name: of the module whose output it is, or of the tensor in a foreign file.
+        axes: of its pixels or tokens.
+        width: its channels C; deviations of C channels are features, and means.
+        mean: whether the means are among them; not where the head takes these already.
+    """
+
+    name: str
+    axes: tuple[int, ...]
+    width: int
+    mean: bool = True
+
+    @property
+    def features(self) -> int:
+        """How many it gives."""
+        return self.width * (2 if self.mean else 1)
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """The classifier: its builder's name, class names in label order, and input geometry."""
 
@@ -37,6 +59,13 @@ class ModelInfo:
     """Whether ReLU makes the logits, as in SqueezeNet: a class whose logits are all 0 has no gradient."""
     head_scale: float = 1.0
     """Logits are this times the sum of what the head's layers make: ½ for a mean of two; 0 where it is no such sum."""
+    taps: tuple[Tap, ...] = ()
+    """Layers that the head's last layer, ``deep_head``, reads; those next to the head first."""
+
+    def feature_groups(self, width: int) -> tuple[int, ...]:
+        """How many of the head's ``width`` features are of one kind: what it always took, then means and deviations."""
+        taps = [tap.width for tap in self.taps for _ in range(2 if tap.mean else 1)]
+        return (width - sum(taps), *taps)
 
 
 def split_plan_name(name: str) -> tuple[str, float | None]:
@@ -89,6 +118,8 @@ class PlanInfo:
         return split_plan_name(self.name)[1]
 
 
+DEEP_HEAD = "deep_head"
+"""The layer of a head that reads pooled features of earlier layers: ``deep_head.weight`` and ``deep_head.bias``."""
 RIDGE = "ridge"
 """The plan that fits the head in closed form. It needs no graph, so no pack lists it; ``Pack.plan`` makes it."""
 CLOSED = "closed"

@@ -7,7 +7,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from edge_sel.pack.anchors import ANCHORS
-from edge_sel.pack.manifest import EVAL, WEIGHTS, Calibration, Manifest, ModelInfo, PlanInfo, artifact_files
+from edge_sel.pack.manifest import (
+    DEEP_HEAD,
+    EVAL,
+    WEIGHTS,
+    Calibration,
+    Manifest,
+    ModelInfo,
+    PlanInfo,
+    artifact_files,
+)
+from edge_sel.pack.sums import SUMS
 from edge_sel.pack.tensor_file import TensorPlace
 
 MOST_BYTES = 1 << 30
@@ -39,7 +49,7 @@ def check_files(manifest: Manifest) -> None:
     missing = sorted({WEIGHTS, *graphs, *checkpoints} - manifest.files.keys())
     if missing:
         raise ValueError(f"the manifest does not list {', '.join(missing)}")
-    known = {WEIGHTS, ANCHORS, *checkpoints}
+    known = {WEIGHTS, ANCHORS, SUMS, *checkpoints}
     foreign = sorted(name for name in manifest.files.keys() - known if not name.endswith(".onnx"))
     if foreign:  # a graph that no plan uses is never loaded
         raise ValueError(f"the manifest lists {foreign[0]}, which is no file of a pack")
@@ -92,6 +102,10 @@ def _check_model(model: ModelInfo, weights: Mapping[str, TensorPlace]) -> None:
     _require(min(model.std) > 0, "std")
     _require(0 <= model.parameters <= sum(math.prod(place.shape) for place in weights.values()), "parameters")
     _require(math.isfinite(model.head_scale), "the head's scale")
+    deep = weights[f"{DEEP_HEAD}.weight"].shape if f"{DEEP_HEAD}.weight" in model.head else (len(classes), 0)
+    sound = all(tap.name.isprintable() and 1 <= tap.width <= MOST_FEATURES for tap in model.taps)
+    fits = not model.taps or deep == (len(classes), sum(tap.features for tap in model.taps))
+    _require(sound and fits, "the taps")
     _require(model.head and set(model.head) <= weights.keys(), "the head")
     heads = [weights[name] for name in model.head]
     _require(all(place.kind.str == "<f4" and len(classes) in place.shape for place in heads), "the head's shape")

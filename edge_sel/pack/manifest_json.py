@@ -13,10 +13,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, Int8Info, Manifest
 
-FORMAT = 6
+FORMAT = 7
 """Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains,
 since 4 there may be artifacts of onnxruntime-training, since 5 plans may tell of attention heads, since 6 the model of
-the scale of its head."""
+the scale of its head, since 7 of layers that its head reads, and there may be sums of the server's features."""
 
 
 def to_json(manifest: Manifest) -> str:
@@ -27,7 +27,10 @@ def to_json(manifest: Manifest) -> str:
     # What an older version wrote keeps its digest, and can read this.
     heads = any(plan.heads for plan in manifest.plans.values())
     scaled = manifest.model.head_scale != 1.0
-    if not scaled:
+    if not manifest.model.taps:
+        del body["model"]["taps"]
+        body["format"] = 6
+    if not scaled and not manifest.model.taps:
         del body["model"]["head_scale"]
         body["format"] = 5 if heads else 4 if manifest.ort_training else 3 if manifest.gains else 2
     for plan in body["plans"].values() if not heads else ():

@@ -46,6 +46,7 @@ OPERATORS = frozenset(
 OFFICIAL = OPERATORS | {
     "SoftmaxCrossEntropyLoss",
     *(f"com.microsoft.{op}" for op in ("BatchNormInternal", "InPlaceAccumulatorV2", "Scale", "ConcatTraining")),
+    "com.microsoft.SplitTraining",
     *(f"com.microsoft.{op}" for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "FusedMatMul", "BiasGeluGrad_dX")),
     *(f"com.microsoft.{op}" for op in ("GatherElementsGrad", "GatherGrad", "GatherNDGrad", "SliceGrad")),
     *(

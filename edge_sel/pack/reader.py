@@ -38,6 +38,7 @@ from edge_sel.pack.manifest import (
 from edge_sel.pack.manifest_check import check_content, check_files
 from edge_sel.pack.manifest_json import from_json, to_json
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
+from edge_sel.pack.sums import SUMS, ServerSums, read_sums
 from edge_sel.pack.tensor_file import TensorPlace, not_finite, read_tensors, tensor_places
 
 MOST_MANIFEST_BYTES = 4 << 20
@@ -145,6 +146,24 @@ class Pack:
         content, model = self._content.get(ANCHORS), self.manifest.model
         return None if content is None else read_anchors(content, model.image_size, model.classes, self.path)
 
+    @cached_property
+    def sums(self) -> ServerSums | None:
+        """Sums of the server's features; None where the pack has none, or no head in closed form.
+
+        Raises:
+            PackError: they cannot be read.
+        """
+        content = self._content.get(SUMS)
+        if content is None or RIDGE not in self.plan_names:
+            return None
+        return read_sums(content, self.head_features, len(self.manifest.model.classes), self.path)
+
+    @property
+    def head_features(self) -> int:
+        """How many the head takes, of a pack that has the plan ``ridge``."""
+        head = self.manifest.plans["head"]
+        return self.manifest.prefixes[head.prefix].shape[0]
+
     @property
     def digest(self) -> str:
         """A short identity of the pack, its calibration included, for resume checks."""
@@ -196,7 +215,7 @@ def refuse_unlisted(files: PackFiles, manifest: Manifest, path: Path) -> None:
 
 def _check(manifest: Manifest, content: Mapping[str, bytes]) -> None:
     """ValueError unless weights, anchors and graphs are what the manifest says."""
-    for name in {WEIGHTS, ANCHORS} & content.keys():
+    for name in {WEIGHTS, ANCHORS, SUMS} & content.keys():
         try:
             places = tensor_places(content[name])
         except ValueError as error:

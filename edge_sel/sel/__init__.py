@@ -7,7 +7,9 @@ embarrassment  how badly the model does on each class
 curriculum     which part of each class, from easy to hard, a stage may train on
 guilt          which parameters and output channels are worth an update
 schedule       how large the step is
-ridge          the head in closed form, as far as leave-one-out supports it
+feature_sums   what ridge regression needs of many samples, and of a server's in a few rows
+temperature    how sure the probabilities are, as far as the labels support it
+ridge          the head in closed form, of samples and of what the server knew, as leave-one-out says
 label_errors   which labels look wrong
 significance   how much a gradient on each sample is worth
 sundew         which samples of a batch get one, held at a target rate

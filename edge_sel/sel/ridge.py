@@ -1,193 +1,297 @@
-"""The head in closed form: ridge regression of what the old head got wrong, its strength chosen by leave-one-out."""
+"""The head in closed form: ridge regression on samples and on what the server knew, judged by leave-one-out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import log
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from edge_sel.sel._array import Array, Namespace, array_namespace, class_members, device
+from edge_sel.sel._array import Array, array_namespace, class_members, device
+from edge_sel.sel.feature_sums import (
+    CONSTANT,
+    Examples,
+    Prior,
+    Standard,
+    decompose,
+    standard_of,
+    standardised,
+    with_constant,
+)
+from edge_sel.sel.temperature import best_scale, cross_entropies, softmax
 
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""λ to try, in units of the mean eigenvalue of the features' scatter matrix."""
-STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Lengths of the step to try: the residual is a direction in the space of logits, not a distance."""
-SCALES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
-"""Factors of the old logits to try: one over temperatures."""
-
-_NOTHING = 1e-9
-"""Scatter of features, relative to the square of their mean, that is rounding."""
+RIDGES = tuple(10.0 ** (step / 3) for step in range(-15, 4))
+"""λ to try, in units of the samples' scatter for each class: 1e-5 to 10."""
+PRIORS = (0.3, 1.0, 3.0, 10.0)
+"""Weights to try of what the server knew; 1 is that of the device's samples. None is 0: nothing is to be forgotten."""
+OLD_HEADS = (0.0, 0.3, 1.0, 3.0)
+"""The same of what the old head says of the device's samples, where nothing else is known of the server."""
+SHARED = 0.3
+"""Weight of the loss of a server's example whose class the device has samples of; of other classes it is 1."""
+CHOSEN_BY = 512
+"""Samples that choices are made by, at most: a decomposition takes their number cubed."""
 
 
 class HeadFit(NamedTuple):
     """A head for features φ: logits are ``weight φ + bias``."""
 
     weight: Array
-    """float[C, F], as the old one."""
+    """float[C, F]."""
     bias: Array
     """float[C]."""
-    scale: float
-    """Of the old logits, before the correction; it changes no prediction."""
+    changed: bool
+    """Whether it is another one than the old head."""
     ridge: float
-    """λ that was chosen, in units of the mean eigenvalue; infinite where there is no correction."""
-    step: float
-    """Length that was chosen, 0 where there is no correction."""
+    """λ that was chosen, as in ``RIDGES``; infinite where the old head stays."""
+    prior: float
+    """Weight of what the server, or the old head, knew."""
+    features: int
+    """How many were used: the first ones, or all."""
     loss: float
     """Mean cross-entropy of the samples, each under the head that was fitted without it, nats."""
     old_loss: float
-    """The same under the old head."""
+    """The same under the old head; infinite without one."""
     left_out: Array
     """float64[N, C], logits of each sample under the head that was fitted without it."""
 
 
-class _Scatter(NamedTuple):
-    """Centred features in the coordinates of their scatter matrix."""
+class _Choice(NamedTuple):
+    """One candidate: how much of the features, of the prior, of shrinking; the temperature's inverse, and its loss."""
 
-    mean: Array
-    values: Array
-    """float64[K], K = min(N, F): eigenvalues."""
-    vectors: Array
-    """float64[F, K]."""
-    coordinates: Array
-    """float64[N, K] of each sample."""
-
-
-class _Candidate(NamedTuple):
-    """One correction: its λ and s, how much it changes the samples' logits, and their losses when left out."""
-
+    features: int
+    prior: float
     ridge: float
-    step: float
-    change: float
-    losses: Array
-    """float64[N]."""
+    scale: float
+    loss: float
 
 
 def fit_head(
     features: Array,
     labels: Array,
-    weight: Array,
-    bias: Array,
+    classes: int,
     *,
+    old: tuple[Array, Array] | None = None,
+    groups: Sequence[int] = (),
+    shallow: int = 0,
+    standard: Standard | None = None,
+    prior: Prior | None = None,
+    examples: Examples | None = None,
     ridges: Sequence[float] = RIDGES,
-    steps: Sequence[float] = STEPS,
-    scales: Sequence[float] = SCALES,
+    priors: Sequence[float] = (),
 ) -> HeadFit:
-    """The old head, corrected as far as the samples support it.
+    """The head that does best on samples, and on examples of the server, that it was not fitted to.
 
-    Formula: the old logits times the scale that gives the least cross-entropy (temperature scaling), then, with
-    ``R = onehot(y) - softmax(old logits)`` and centred features Φ, the correction ``s Rᵀ Φ (ΦᵀΦ + λ I)⁻¹`` of the
-    weight, and ``s`` times the mean of R on the bias. Each λ and s is judged by the cross-entropy of every sample under
-    the correction that was fitted to the others, which is exact and needs no second fit:
-    ``r̂₋ᵢ = rᵢ - (rᵢ - r̂ᵢ) / (1 - hᵢ)``, ``hᵢ = 1/N + φᵢᵀ(ΦᵀΦ + λ I)⁻¹φᵢ``. Of those that are not worse than the best
-    by more than one standard error, the one that changes least is taken. Of a class that has no sample, R is 0: the
-    softmax that it is made of is one over the classes that have some, for nothing was learnt of the others.
+    Formula: with standardised features and a constant, ``W = (Σ v φᵀφ + w PᵀP + λI)⁻¹ (Σ v φᵀt + w PᵀS)``, t one-hot,
+    P and S the prior's rows and targets. v gives the device's samples a mean weight of 1 for each of their classes, and
+    the server's classes have w each; a class that the server has not, gets as much more. Each sample's logits under
+    the head that was fitted without it are exact and need no second fit: ``t - (t - t̂) / (1 - h)``, h its leverage.
+    λ, w and how many of the features are used: those with the least cross-entropy of these logits, each at its best
+    temperature, plus that of the examples. The temperature is part of the head, so its probabilities are calibrated.
 
     Args:
         features: float[N, F], N at least 2.
-        labels: int[N] in 0..C-1; classes that are new to the head have rows in it.
-        weight: float[C, F] of the old head, the prior.
-        bias: float[C].
-        ridges: λ to try, in units of the mean eigenvalue of ΦᵀΦ.
-        steps: s to try.
-        scales: of the old logits, to try.
+        labels: int[N] in 0..classes-1.
+        classes: C.
+        old: weight [C, F] and bias [C] of the head so far, a candidate too; and a prior where there is no other, by
+            its probabilities for the samples.
+        groups: numbers of features that are of one kind, such as the channels of a layer; each group has the same
+            weight. All of them by default.
+        shallow: the first so many features are a candidate by themselves; 0 for none.
+        standard: of the features; by default that of the samples.
+        prior: what the server knew.
+        examples: of the server.
+        ridges: λ to try.
+        priors: w to try; by default ``PRIORS`` or ``OLD_HEADS``.
 
     Returns:
-        The head that does best; the old one where nothing does better.
+        the best head; the old one where nothing does better.
 
-    Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit;
-    the one-standard-error rule); Guo et al. 2017 (temperature scaling); Caccia et al. 2022 (no gradient to the logits
-    of classes that are not there).
+    Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit);
+    Guo et al. 2017 (temperature scaling); Fanì et al. 2024 (sums of several places add up).
     """
     xp = array_namespace(features)
-    scatter = _scatter(features)
-    logits = xp.astype(features, xp.float64) @ xp.astype(weight, xp.float64).T + xp.astype(bias, xp.float64)
-    right = class_members(labels, weight.shape[0])
-    old_loss = float(xp.mean(_losses(logits, right)))
-    # Of equal ones the nearest to none: logits that are all alike have every scale for the best.
-    scale = min(scales, key=lambda factor: (float(xp.mean(_losses(factor * logits, right))), abs(log(factor))))
-    logits = scale * logits
-    met = xp.any(right, axis=0)
-    residual = xp.astype(right, xp.float64) - _softmax(xp.where(met, logits, float("-inf")))
-    unit = float(xp.mean(scatter.values))
-    if unit <= _NOTHING * float(xp.sum(scatter.mean * scatter.mean)):  # the samples are all alike, but for rounding
-        unit = 0.0
-    candidates = [_Candidate(float("inf"), 0.0, 0.0, _losses(logits, right))]
-    for ridge in ridges if unit > 0 else ():
-        predicted = _left_out(scatter, residual, ridge * unit)
-        length = float(xp.sum(predicted * predicted)) ** 0.5
-        candidates += [
-            _Candidate(ridge, step, step * length, _losses(logits + step * predicted, right)) for step in steps
-        ]
-    chosen = _least_change(candidates)
-    if chosen.step > 0:
-        logits = logits + chosen.step * _left_out(scatter, residual, chosen.ridge * unit)
-    fit = HeadFit(weight, bias, scale, chosen.ridge, chosen.step, float(xp.mean(chosen.losses)), old_loss, logits)
-    if scale == 1.0 and not chosen.step:
-        return fit
-    correction, offset = xp.zeros_like(scatter.vectors[:1, :1]), xp.zeros_like(scatter.mean[:1])
-    if chosen.step > 0:
-        solved = scatter.coordinates / (scatter.values + chosen.ridge * unit)
-        correction = chosen.step * (residual.T @ solved) @ scatter.vectors.T
-        offset = chosen.step * xp.mean(residual, axis=0) - correction @ scatter.mean
-    return fit._replace(
-        weight=xp.astype(scale * xp.astype(weight, xp.float64) + correction, weight.dtype),
-        bias=xp.astype(scale * xp.astype(bias, xp.float64) + offset, bias.dtype),
-    )
+    standard = standard or standard_of(features, groups)
+    data = _Data(features, labels, classes, standard, prior, examples, old)
+    few = data if features.shape[0] <= CHOSEN_BY else data.subset(_spread(labels, CHOSEN_BY))
+    old_loss, old_logits = float("inf"), None
+    best: _Choice | None = None
+    if old is not None:
+        old_logits = xp.astype(features, xp.float64) @ xp.astype(old[0], xp.float64).T + xp.astype(old[1], xp.float64)
+        old_loss = float(xp.mean(cross_entropies(old_logits, data.right)))
+        chosen = few.old_logits()
+        best = _Choice(0, 0.0, float("inf"), *few.judge(*chosen))
+    tried = priors or (PRIORS if prior is not None else OLD_HEADS if old is not None and _says(old) else (0.0,))
+    for width in dict.fromkeys((shallow or features.shape[1], features.shape[1])):
+        for weight in tried:
+            for candidate in few.candidates(width, weight, ridges):
+                if best is None or candidate.loss < best.loss:
+                    best = candidate
+    assert best is not None
+    if not best.features:
+        assert old is not None and old_logits is not None
+        scale = xp.asarray(best.scale, dtype=old[0].dtype)
+        loss = float(xp.mean(cross_entropies(best.scale * old_logits, data.right)))
+        return HeadFit(old[0] * scale, old[1] * scale, False, best.ridge, 0.0, features.shape[1], loss, old_loss,
+                       best.scale * old_logits)  # fmt: skip
+    coefficients, left_out = data.solve(best.features, best.prior, best.ridge)
+    return _as_head(best, coefficients, left_out, data, old_loss, features.dtype)
 
 
-def _least_change(candidates: Sequence[_Candidate]) -> _Candidate:
-    """The one-standard-error rule, for differences between the losses of the same samples."""
-    xp = array_namespace(candidates[0].losses)
-    best = min(candidates, key=lambda candidate: float(xp.mean(candidate.losses)))
+class _Data:
+    """Samples, prior and examples in one form."""
 
-    def good(candidate: _Candidate) -> bool:
-        worse = candidate.losses - best.losses
-        return bool(float(xp.mean(worse)) <= float(xp.std(worse)) / len(worse) ** 0.5)
+    def __init__(
+        self, features: Array, labels: Array, classes: int, standard: Standard, prior: Prior | None,
+        examples: Examples | None, old: tuple[Array, Array] | None,
+    ) -> None:  # fmt: skip
+        self.xp = xp = array_namespace(features)
+        self._given = features, labels, classes, standard, prior, examples, old
+        self.standard = standard
+        self.right = class_members(labels, classes)
+        self._targets = xp.astype(self.right, xp.float64)
+        self._samples = with_constant(standardised(features, standard))
+        self._examples = None
+        if examples is not None:
+            self._examples = with_constant(examples.features), class_members(examples.labels, classes)
+        counts = xp.sum(self._targets, axis=0)
+        self._met = counts > 0
+        classes_met = float(xp.sum(xp.astype(self._met, xp.float64)))
+        self._mass: float = classes_met / features.shape[0]
+        self._counts = counts * self._mass
+        self._prior = prior
+        if prior is None and old is not None:
+            probabilities = softmax(self.old_logits()[0])
+            self._prior = Prior(
+                self._mass**0.5 * self._samples, self._mass**0.5 * probabilities, self._met | ~self._met
+            )
 
-    return min((candidate for candidate in candidates if good(candidate)), key=lambda candidate: candidate.change)
+    def subset(self, rows: Array) -> _Data:
+        """With these samples only."""
+        features, labels, classes, standard, prior, examples, old = self._given
+        return _Data(features[rows], labels[rows], classes, standard, prior, examples, old)
+
+    def old_logits(self) -> tuple[Array, Array | None]:
+        """Of the samples and of the examples under the old head."""
+        xp, features, old = self.xp, self._given[0], self._given[6]
+        assert old is not None
+        weight, bias = (xp.astype(part, xp.float64) for part in old)
+        of_examples = None
+        if self._examples is not None:
+            used = self.standard.scale != 0
+            scale = xp.astype(xp.where(used, self.standard.scale, xp.ones_like(self.standard.scale)), xp.float64)
+            raw = self._examples[0][:, :-1] / scale + xp.astype(self.standard.mean, xp.float64)
+            of_examples = raw @ weight.T + bias
+        return xp.astype(features, xp.float64) @ weight.T + bias, of_examples
+
+    def candidates(self, width: int, weight: float, ridges: Sequence[float]) -> Iterator[_Choice]:
+        """Of each λ."""
+        xp = self.xp
+        rows, targets, masses = self._system(width, weight)
+        values, vectors, coordinates = decompose(rows)
+        before = rows.shape[0] - self._samples.shape[0]
+        projected = coordinates.T @ targets
+        own, unit = coordinates[before:], self._unit(width)
+        examples = None if self._examples is None else _part(self._examples[0], width) @ vectors
+        for ridge in ridges:
+            inverse = 1 / (values + ridge * unit)
+            solved = inverse[:, None] * projected
+            left_out = self._left_out(own @ solved, (own * own) @ inverse, masses)
+            logits = None if examples is None else examples @ solved
+            yield _Choice(width, weight, ridge, *self.judge(left_out, logits))
+        del xp
+
+    def judge(self, left_out: Array, of_examples: Array | None) -> tuple[float, float]:
+        """The scale at which the loss is least, and that loss."""
+        xp = self.xp
+        logits, right = left_out, self.right
+        weights = xp.full((logits.shape[0],), 1 / logits.shape[0], dtype=xp.float64, device=device(logits))
+        if of_examples is not None and self._examples is not None and of_examples.shape[0]:
+            theirs = self._examples[1]
+            shared = xp.any(theirs & self._met, axis=1)
+            each = xp.where(shared, xp.full_like(of_examples[:, 0], SHARED), xp.ones_like(of_examples[:, 0]))
+            logits, right = xp.concat([logits, of_examples]), xp.concat([right, theirs])
+            weights = xp.concat([weights, each / of_examples.shape[0]])
+        scale = best_scale(logits, right, weights)
+        return scale, float(xp.sum(weights * cross_entropies(scale * logits, right)))
+
+    def solve(self, width: int, weight: float, ridge: float) -> tuple[Array, Array]:
+        """Coefficients [width + 1, C] and the left-out logits [N, C] of one candidate, without a decomposition."""
+        xp = self.xp
+        rows, targets, masses = self._system(width, weight)
+        before, strength = rows.shape[0] - self._samples.shape[0], ridge * self._unit(width)
+        if rows.shape[0] < rows.shape[1]:
+            inverse = xp.linalg.inv(
+                rows @ rows.T + strength * xp.eye(rows.shape[0], dtype=rows.dtype, device=device(rows))
+            )
+            dual = inverse @ targets
+            leverage = 1 - strength * xp.linalg.diagonal(inverse)[before:]
+            coefficients = rows.T @ dual
+        else:
+            inverse = xp.linalg.inv(
+                rows.T @ rows + strength * xp.eye(rows.shape[1], dtype=rows.dtype, device=device(rows))
+            )
+            coefficients = inverse @ (rows.T @ targets)
+            leverage = xp.sum((rows[before:] @ inverse) * rows[before:], axis=1)
+        return coefficients, self._left_out(rows[before:] @ coefficients, leverage, masses)
+
+    def _left_out(self, fitted: Array, leverage: Array, masses: Array) -> Array:
+        """float64[N, C]; what is fitted is scaled by the root of each sample's mass."""
+        xp = self.xp
+        rest = 1 - leverage
+        rest = xp.where(rest > 1e-12, rest, xp.full_like(rest, 1e-12))
+        return self._targets - (self._targets - fitted / masses) / rest[:, None]
+
+    def _system(self, width: int, weight: float) -> tuple[Array, Array, Array]:
+        """Rows and targets, those of the prior first; and the roots of the samples' masses [N, 1]."""
+        xp, samples, targets = self.xp, _part(self._samples, width), self._targets
+        if self._prior is None or not weight:
+            masses = xp.full((samples.shape[0], 1), self._mass**0.5, dtype=xp.float64, device=device(samples))
+            return masses * samples, masses * targets, masses
+        known = self._prior.known
+        absent = xp.sum(xp.astype(known & ~self._met, xp.float64)) / xp.sum(xp.astype(known, xp.float64))
+        weight = weight + float(absent)
+        counts = xp.where(self._met, self._counts, xp.ones_like(self._counts))
+        more = xp.where(known | ~self._met, xp.ones_like(counts), (counts + weight) / counts)
+        masses = xp.sqrt(self._mass * (targets @ more))[:, None]
+        rows = xp.concat([weight**0.5 * _part(xp.astype(self._prior.rows, xp.float64), width), masses * samples])
+        wanted = xp.astype(self._prior.targets, xp.float64)
+        return rows, xp.concat([weight**0.5 * wanted, masses * targets]), masses
+
+    def _unit(self, width: int) -> float:
+        """The samples' scatter for each class."""
+        xp, features = self.xp, self._samples[:, :width]
+        return max(float(xp.sum(features * features)) * self._mass, 1e-12)
 
 
-def _scatter(features: Array) -> _Scatter:
-    """By the smaller of ΦᵀΦ and ΦΦᵀ."""
-    xp = array_namespace(features)
-    centred = xp.astype(features, xp.float64)
-    mean = xp.mean(centred, axis=0)
-    centred = centred - mean
-    if centred.shape[1] <= centred.shape[0]:
-        values, vectors = xp.linalg.eigh(centred.T @ centred)
-        return _Scatter(mean, _not_negative(values), vectors, centred @ vectors)
-    values, samples = xp.linalg.eigh(centred @ centred.T)
-    lengths = xp.sqrt(_not_negative(values))
-    vectors = centred.T @ samples / xp.where(lengths > 0, lengths, xp.ones_like(lengths))
-    return _Scatter(mean, _not_negative(values), vectors, samples * lengths)
+def _as_head(
+    best: _Choice, coefficients: Array, left_out: Array, data: _Data, old_loss: float, dtype: object
+) -> HeadFit:
+    """For features as they are: the standard and the temperature are part of the head."""
+    xp = data.xp
+    mean, scale = (xp.astype(part, xp.float64) for part in data.standard)
+    unused = xp.zeros((scale.shape[0] - best.features, coefficients.shape[1]), dtype=xp.float64, device=device(scale))
+    weight = best.scale * (xp.concat([coefficients[:-1], unused]).T * scale)
+    bias = best.scale * CONSTANT * coefficients[-1] - weight @ mean
+    left_out = best.scale * left_out
+    loss = float(xp.mean(cross_entropies(left_out, data.right)))
+    weight, bias = (xp.astype(part, dtype) for part in (weight, bias))
+    return HeadFit(weight, bias, True, best.ridge, best.prior, best.features, loss, old_loss, left_out)
 
 
-def _left_out(scatter: _Scatter, residual: Array, ridge: float) -> Array:
-    """float64[N, C]: the residual of each sample as predicted from the others."""
-    xp = array_namespace(residual)
-    inverse = 1 / (scatter.values + ridge)
-    solved = inverse[:, None] * (scatter.coordinates.T @ residual)
-    fitted = xp.mean(residual, axis=0) + scatter.coordinates @ solved
-    leverage = 1 / residual.shape[0] + (scatter.coordinates * scatter.coordinates) @ inverse
-    rest = xp.where(leverage < 1, 1 - leverage, xp.ones_like(leverage))
-    return residual - (residual - fitted) / rest[:, None]
+def _part(rows: Array, width: int) -> Array:
+    """The first ``width`` features and the constant."""
+    if width + 1 == rows.shape[1]:
+        return rows
+    return array_namespace(rows).concat([rows[:, :width], rows[:, -1:]], axis=1)
 
 
-def _not_negative(values: Array) -> Array:
-    """Eigenvalues of a scatter matrix without the rounding."""
-    xp = array_namespace(values)
-    return xp.where(values > 0, values, xp.zeros_like(values))
+def _says(old: tuple[Array, Array]) -> bool:
+    """Whether the old head distinguishes anything: a new one is zero."""
+    xp = array_namespace(old[0])
+    return bool(xp.any(old[0] != 0))
 
 
-def _softmax(logits: Array) -> Array:
-    xp = array_namespace(logits)
-    powers = xp.exp(logits - xp.max(logits, axis=1, keepdims=True))
-    return powers / xp.sum(powers, axis=1, keepdims=True)
-
-
-def _losses(logits: Array, right: Array) -> Array:
-    """float64[N], cross-entropy of each sample in nats."""
-    xp: Namespace = array_namespace(logits)
-    shifted = logits - xp.max(logits, axis=1, keepdims=True)
-    chosen = xp.sum(xp.where(right, shifted, xp.zeros((), dtype=shifted.dtype, device=device(shifted))), axis=1)
-    return xp.log(xp.sum(xp.exp(shifted), axis=1)) - chosen
+def _spread(labels: Array, count: int) -> Array:
+    """Indices of so many samples, of each class its share."""
+    xp = array_namespace(labels)
+    order = xp.argsort(labels, stable=True)
+    places = xp.astype(xp.arange(count, dtype=xp.float64, device=device(labels)) * (labels.shape[0] / count), xp.int64)
+    return order[places]

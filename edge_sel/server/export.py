@@ -30,9 +30,10 @@ from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.pack.anchors import ANCHORS, choose_anchors, read_anchors, write_anchors
 from edge_sel.pack.manifest import EVAL, Calibration, GainRow, Manifest, ModelInfo, PlanInfo, PrefixInfo
 from edge_sel.pack.reader import Pack, open_pack
+from edge_sel.pack.sums import SUMS, write_sums
 from edge_sel.pack.writer import refuse_foreign, write_pack
 from edge_sel.server.calibrate import calibrate, frozen_gradients
-from edge_sel.server.new_head import NewHead, fit_new_head
+from edge_sel.server.new_head import NewHead, fit_new_head, head_features, sums_of
 from edge_sel.server.parity import parity_batches
 from edge_sel.server.quantized_variant import IMAGES, make_quantized_variant
 from edge_sel.server.source.base import Source, WarmupInfo
@@ -80,7 +81,7 @@ def export_pack(
     described = ModelInfo(
         info.model, sum(weights[name].size for name in parameters(forward)), info.classes, info.image_size, info.mean,
         info.std, head_names(forward), bool(info.training.get("flip", False)), rectified(forward),
-        1.0 if rectified(forward) else head_scale(forward),
+        1.0 if rectified(forward) else head_scale(forward), source.taps,
     )  # fmt: skip
     unknown = Calibration(0.0, gamma_percentile, (0.0,), (None,) * len(info.classes), 0.0, 0)
     manifest = Manifest(
@@ -89,8 +90,12 @@ def export_pack(
     new_head = None
     if source.new_head:
         note("fitting a new head")
-        new_head = fit_new_head(_as_loaded(manifest, weights, compiled), images, OrtEngine(), rng)
+    pack = _as_loaded(manifest, weights, compiled)
+    features = head_features(pack, images, OrtEngine(), rng)
+    if source.new_head:
+        new_head = fit_new_head(pack, images, features)
         weights |= new_head.weights
+    sums = None if features is None else sums_of(pack, images, features, rng)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:IMAGES])
     _add_quantized_variants(compiled, forward, weights, normalise(images.read(chosen), info.mean, info.std), note)
     pack = _as_loaded(manifest, weights, compiled)
@@ -100,6 +105,8 @@ def export_pack(
     pack = pack.with_manifest(replace(pack.manifest, calibration=calibration))
     note("choosing anchors")
     others = make_anchors(pack, images, np.random.default_rng(seed))
+    others |= {} if sums is None else {SUMS: write_sums(sums)}
+    pack = pack.with_manifest(pack.manifest, others)
     note("checking one step of every plan")
     batches = parity_batches(images, described, rng)
     found = source.check(pack, forward, batches, OrtEngine(), note)

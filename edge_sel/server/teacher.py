@@ -126,7 +126,7 @@ def _of_pack(path: Path) -> tuple[str, nn.Module, ModelInfo]:
     info = pack.manifest.model
     try:
         model = TorchEngine(device="cpu").model(pack, pack.weights())
-    except (RuntimeError, AssertionError) as error:  # of torch: other shapes; of ours: other names
+    except (RuntimeError, AttributeError, AssertionError) as error:  # of torch: other shapes, layers; of ours: names
         raise PackError("weights do not fit the model", where=f"{path} ({info.name})") from error
     return info.name, model, info
 
@@ -142,8 +142,7 @@ def _with_new_head(given: str, images: ImageSet, training: np.ndarray, device: t
     look = Teacher(given, backbone.model, backbone.image_size, loader, precision)
     features, labels = look.of_rows(np.random.default_rng(0).permutation(training)[:_MOST_FITTED])
     head = nn.Linear(features.shape[1], len(images.classes))
-    nothing = torch.zeros_like(head.weight, device=device), torch.zeros_like(head.bias, device=device)
-    fit = fit_head(features, labels, *nothing)  # corrects a head that knows nothing
+    fit = fit_head(features, labels, len(images.classes))
     with torch.no_grad():
         head.weight.copy_(fit.weight)
         head.bias.copy_(fit.bias)

@@ -12,6 +12,7 @@ import pytest
 
 import edge_sel
 from edge_sel.cli.live import LiveLine
+from edge_sel.edge.train.work import probed_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,15 +101,16 @@ def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
 
 
 def test_every_pass_of_the_closed_form_counts_what_it_sees(tmp_path):
-    """Statistics first, of at most 256 images in whole batches, then features of all."""
+    """Features of all, statistics of some on trial, of more if they are better, and features of all by these."""
     events = []
     run = edge_sel.finetune(None, None, out=tmp_path / "run", plan="closed", threads=1, batch_size=64,
                             listener=lambda event: events.append(event))  # fmt: skip
     seen = [
         (event["cursor"], event["images"]) for event in events if event["event"] == "step" and not event["plan_epoch"]
     ]
-    first = [cursor for cursor, images in seen if images == 256]
-    assert first and first == sorted(first) and first[0] == 16
+    tried = probed_images(run.summary["images"]["train"]) // 16 * 16
+    trial = [cursor for cursor, images in seen if images == tried]
+    assert trial and trial == sorted(trial) and trial[0] == 16
     assert any(images == run.summary["images"]["train"] for _, images in seen)
     assert all(0 < cursor <= images for cursor, images in seen)
 

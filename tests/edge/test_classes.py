@@ -61,7 +61,7 @@ def test_two_new_classes_are_learnt(twelve, tmp_path):
     assert logits.shape == (3, 12)
     assert json.loads(model.get_modelmeta().custom_metadata_map["classes"]) == list(twelve.classes)
     weights = load_file(tmp_path / "weights.safetensors")
-    assert [len(weights[name]) for name in MODEL.head] == [12, 12]
+    assert [len(weights[name]) for name in MODEL.head] == [12, 12, 12, 12]
 
 
 @pytest.mark.sampled(3)

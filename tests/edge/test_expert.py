@@ -141,7 +141,7 @@ def test_what_looking_at_it_takes_is_the_runs_and_no_epochs(tmp_path):
         spent.append((sum(epoch["energy_j"] for epoch in result["epochs"]), result["energy"]["total_j"]))
     (epochs, run), (epochs_without, run_without) = spent
     assert epochs == pytest.approx(epochs_without)
-    assert run - run_without == pytest.approx(0.02 * 10 * result["images"]["guard"])
+    assert run - run_without == pytest.approx(0.02 * 10 * result["images"]["guard"], rel=0.05)
 
 
 @pytest.mark.parametrize("limit", [Deadline(3.0), EnergyBudget(30.0)], ids=["time", "joules"])

@@ -97,10 +97,13 @@ def test_whoever_was_trained_on_bears_no_witness(tmp_path):
     assert result["evidence"]["images"] == result["images"]["guard"]
 
 
-def test_two_images_never_replace_a_model(tmp_path):
+def test_a_handful_of_images_replaces_a_model_only_by_a_better_one(tmp_path):
+    """Four, if each of them says so; by other images it is."""
     images = of_counts(2, 2)
-    result = session(tmp_path, images=images, **CLOSED).run()
-    assert not result["shipped"] and result["evidence"]["images"] == len(images)
+    result = session(tmp_path, images=images, test=digits(200, "test"), **CLOSED).run()
+    assert result["evidence"]["images"] == len(images)
+    better = result["after"]["test"]["accuracy"] > result["before"]["test"]["accuracy"]
+    assert better or not result["shipped"]
 
 
 @pytest.mark.slow
@@ -136,13 +139,13 @@ def test_a_pack_without_anchors_is_judged_by_the_devices_images_alone(tmp_path):
     assert result["shipped"] and result["evidence"]["anchors"] is None
 
 
-def test_a_device_with_few_classes_is_asked_about_these_only(tmp_path):
-    """A hundred images of two digits; to forget the others is what it should do."""
+def test_a_device_with_few_classes_may_forget_the_others(tmp_path):
+    """A hundred images of two digits."""
     images = digits(500)
     two = images.subset(np.flatnonzero(np.isin(images.labels, [3, 7])))
     result = session(tmp_path, images=two, **CLOSED).run()
     memory = result["evidence"]["anchors"]
-    assert result["shipped"] and LEAST_ANCHORS <= memory["images"] <= 40 and not memory["forgot"]
+    assert result["shipped"] and memory["images"] >= LEAST_ANCHORS and not memory["forgot"]
     assert 0 < REMEMBERED < 1
 
 

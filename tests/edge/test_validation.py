@@ -106,7 +106,7 @@ def test_validation_and_training_images_are_disjoint_and_all(tmp_path):
     given = {"plan": "bn,affine", "gate": "off", "curriculum": "off"}
     result = session(tmp_path, images=images, engine=engine, base=without_anchors(), **given).run()
     engine.calls.pop()  # the last look is at the written model, with noise
-    learnt, scored, judged = engine.images("step"), engine.images("score"), engine.images("predict")
+    learnt, scored, judged = engine.images("step"), engine.images("score"), engine.images("backbone")
     assert not judged & (learnt | scored)
     assert len(judged) == result["images"]["guard"] and len(scored | learnt) == result["images"]["train"]
     assert len(judged | scored | learnt) == len(images)

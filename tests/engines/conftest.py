@@ -18,7 +18,7 @@ from edge_sel.engines.ort_training_api import owners
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
-from tests.engines.reference import network
+from tests.engines.reference import forward_of
 
 
 class BlockedOrt(OrtEngine):
@@ -99,10 +99,9 @@ def can_train(request: pytest.FixtureRequest) -> None:
 def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Pack]:
     """By optimizer: the built-in pack's weights with the graphs that today's compiler makes of them."""
     from edge_sel.server.export import DEFAULT_PLANS, compile_plans
-    from edge_sel.server.forward import export_forward
 
     manifest, weights = digits_pack.manifest, digits_pack.weights()
-    forward = export_forward(network(digits_pack).eval(), manifest.model.image_size)
+    forward = forward_of(digits_pack)
     made = {}
     for optimizer in OPTIMIZERS:
         classes = len(manifest.model.classes)

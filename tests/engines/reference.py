@@ -1,6 +1,7 @@
 """What an engine must compute, from torch.autograd and torch.optim: shares no code with the engines.
 
-Only the network's definition is the product's: what a pack names is built by ``edge_sel.models``.
+Only the network's definition is the product's: what a pack names is built by ``edge_sel.models``, with the layer that
+reads its last blocks.
 """
 
 from __future__ import annotations
@@ -14,18 +15,32 @@ from torch import nn
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Hyper
+from edge_sel.engines.torch_deep_head import add_deep_head
+from edge_sel.graphs.ir import Forward
 from edge_sel.models.registry import build
 from edge_sel.pack.reader import Pack
+from edge_sel.server.source.base import WarmupInfo
+from edge_sel.server.source.torch_model import from_module
 
 
 def network(pack: Pack) -> nn.Module:
     """The pack's network with the pack's weights."""
     info = pack.manifest.model
-    model = build(info.name, len(info.classes), info.image_size)
+    model = add_deep_head(build(info.name, len(info.classes), info.image_size), info.taps, len(info.classes))
     found = model.load_state_dict({n: torch.tensor(v) for n, v in pack.weights().items()}, strict=False)
     assert not found.unexpected_keys
     assert all(name.endswith("num_batches_tracked") for name in found.missing_keys)
     return model
+
+
+def forward_of(pack: Pack) -> Forward:
+    """What the pack's graphs are compiled from."""
+    info = pack.manifest.model
+    model = build(info.name, len(info.classes), info.image_size)
+    own = {n: torch.tensor(v) for n, v in pack.weights().items() if n in model.state_dict()}
+    model.load_state_dict(own, strict=False)
+    told = WarmupInfo(info.name, info.classes, info.image_size, info.mean, info.std, {})
+    return from_module(model.eval(), told).forward
 
 
 class Step(NamedTuple):

@@ -120,17 +120,16 @@ def test_the_parity_check_finds_what_frozen_batch_normalisation_would_be(packs, 
     from edge_sel.graphs.builder import Builder
     from edge_sel.graphs.ir import Node
     from edge_sel.server import ort_artifacts
-    from edge_sel.server.forward import export_forward
     from edge_sel.server.parity import check_parity, parity_batches
     from edge_sel.server.reference_engine import ReferenceEngine
-    from tests.engines.reference import network
+    from tests.engines.reference import forward_of
 
     def left_to_the_runtime(b: Builder, node: Node, rank: int) -> None:
         b.copy(node)
 
     pack = packs["sgd"]
     model = pack.manifest.model
-    forward = export_forward(network(pack).eval(), model.image_size)
+    forward = forward_of(pack)
     affine = pack.with_manifest(dataclasses.replace(pack.manifest, plans={"affine": pack.plan("affine")}))
     from edge_sel.data.builtin import load_digits
 

@@ -59,7 +59,8 @@ def test_a_pack_with_artifacts_opens(tmp_path):
 def test_an_older_format_has_none(tmp_path):
     """So that a version that knows nothing of artifacts says that it is too old."""
     _, body = builtin_files()
-    assert body["format"] < FORMAT and "ort_training" not in body
+    assert "ort_training" not in body
+    body["model"] |= {"taps": []}
 
 
 def node(op, **more):

@@ -28,7 +28,7 @@ def test_it_answers_the_four_questions_with_the_figures_of_run_json(finished, re
     assert "The new model ships" in page.text and result["evidence"]["why"] in page.text
     assert "modelled by psutil" in page.text and "forecast, not measured" in page.text
     assert "built-in (digits.edgepack)" in page.text and result["pack"] not in page.text
-    for name in ("head.weight", "stem.conv.weight", "closed", "last-c25", "training steps", "embarrassment"):
+    for name in ("head.weight", "deep_head.weight", "closed", "last-c25", "training steps", "embarrassment"):
         assert name in page.text
 
 

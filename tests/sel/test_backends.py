@@ -10,6 +10,7 @@ import torch
 from edge_sel.sel import (
     curriculum,
     embarrassment,
+    feature_sums,
     guilt,
     hardness,
     label_errors,
@@ -20,12 +21,13 @@ from edge_sel.sel import (
     self_paced,
     significance,
     sundew,
+    temperature,
 )
 
 N, C = 40, 5
 MODULES = (
-    curriculum, embarrassment, guilt, hardness, label_errors, nominal_flops, ridge, schedule, selection, self_paced, significance,
-    sundew,
+    curriculum, embarrassment, feature_sums, guilt, hardness, label_errors, nominal_flops, ridge, schedule, selection, self_paced, significance,
+    sundew, temperature,
 )  # fmt: skip
 
 
@@ -70,6 +72,22 @@ def some_unknown(i):
 def aged(i):
     ages = selection.init_ages(N, i.xp, device=i.device)
     return selection.update_ages(ages, i.indices, i.correct)
+
+
+def right(i):
+    return i.labels[:, None] == i.xp.arange(C)[None]
+
+
+def with_prior(i):
+    standard = feature_sums.standard_of(i.features)
+    examples = feature_sums.Examples(feature_sums.standardised(i.features[:8], standard), i.labels[:8])
+    prior = feature_sums.summarise(feature_sums.standardised(i.features, standard), i.labels, C, 5)
+    return {"standard": standard, "prior": prior, "examples": examples}
+
+
+def summed(prior):
+    """Eigenvectors may differ by their signs."""
+    return [prior.rows.T @ prior.rows, prior.rows.T @ prior.targets, prior.known]
 
 
 # The functions of the training loop: name -> call.
@@ -126,11 +144,23 @@ COLD = {
     ],
     "label_errors.surest_label_errors": lambda i: label_errors.surest_label_errors(i.logits, i.labels),
     "ridge.fit_head": lambda i: [
-        fit
+        part
         for labels in (i.labels, i.predicted)
-        for fit in ridge.fit_head(i.features, labels, i.head, i.known)
-        if not isinstance(fit, float)
+        for given in ({"old": (i.head, i.known)}, with_prior(i), {"groups": (2, 4), "shallow": 2})
+        for part in ridge.fit_head(i.features, labels, C, **given)
+        if not isinstance(part, (float, bool, int))
     ],
+    "feature_sums.with_constant": lambda i: feature_sums.with_constant(i.features),
+    "feature_sums.decompose": lambda i: [
+        feature_sums.decompose(i.features)[0],
+        feature_sums.decompose(i.features.T)[0],
+    ],
+    "feature_sums.standard_of": lambda i: feature_sums.standard_of(i.features, (2, 4)),
+    "feature_sums.standardised": lambda i: feature_sums.standardised(i.features, feature_sums.standard_of(i.features)),
+    "feature_sums.summarise": lambda i: summed(feature_sums.summarise(i.features, i.labels, C, 3)),
+    "temperature.cross_entropies": lambda i: temperature.cross_entropies(i.logits, right(i)),
+    "temperature.softmax": lambda i: temperature.softmax(i.logits),
+    "temperature.best_scale": lambda i: i.logits[:1, 0] * temperature.best_scale(i.logits, right(i), i.p),
 }
 # Plain numbers in, plain numbers out.
 NO_ARRAYS = {

@@ -53,6 +53,14 @@ def exported_forward(warm: Path):
     return export_forward(model, info.image_size)
 
 
+@pytest.fixture(scope="session")
+def source_forward(warm: Path):
+    """What an export of ``warm`` compiles: with a head that reads the last blocks too."""
+    from edge_sel.server.source.torch_model import from_checkpoint
+
+    return from_checkpoint(warm).forward
+
+
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch, exported_forward) -> None:
     """Exports of ``warm`` take its forward graph as it is: the slow part of an export."""

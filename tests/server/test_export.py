@@ -254,13 +254,13 @@ def checked(quick_export, warm, tmp_path):
 TWINS = {"reference": TorchEngine(1, device="cpu"), "twin": TorchEngine(1, device="cpu", dtype=torch.float64)}
 
 
-def test_parity_reports_what_two_like_engines_differ_by(checked, exported_forward):
+def test_parity_reports_what_two_like_engines_differ_by(checked, source_forward):
     pack, batches = checked
-    same = check_parity(pack, exported_forward, batches, engine=TWINS["reference"], **TWINS)
+    same = check_parity(pack, source_forward, batches, engine=TWINS["reference"], **TWINS)
     assert same.keys() == {"bn", "head", "full"} and all(0 < ours == torch < 1e-4 for ours, torch in same.values())
-    other = check_parity(pack, exported_forward, batches, engine=OrtEngine(1), **TWINS)
+    other = check_parity(pack, source_forward, batches, engine=OrtEngine(1), **TWINS)
     assert all(0 < ours <= MULTIPLE * max(torch, ROUNDING) for ours, torch in other.values())
-    exact = check_parity(pack, exported_forward, batches, engine=TWINS["twin"], **TWINS)
+    exact = check_parity(pack, source_forward, batches, engine=TWINS["twin"], **TWINS)
     assert all(ours == 0 for ours, _ in exact.values())
 
 
@@ -312,12 +312,12 @@ class KinkedEngine(TorchEngine):
         return trainer
 
 
-def test_a_batch_with_rounding_across_a_kink_refuses_no_right_graph(checked, exported_forward):
+def test_a_batch_with_rounding_across_a_kink_refuses_no_right_graph(checked, source_forward):
     pack, batches = checked
-    report = check_parity(pack, exported_forward, batches, engine=KinkedEngine(TRIES - 1), **TWINS)
+    report = check_parity(pack, source_forward, batches, engine=KinkedEngine(TRIES - 1), **TWINS)
     assert all(ours < 1e-4 for ours, _ in report.values())
     with pytest.raises(GraphError, match=r"plan head differs from torch by 5\.0e-02.*what torch makes of it"):
-        check_parity(pack, exported_forward, batches, engine=KinkedEngine(TRIES), **TWINS)
+        check_parity(pack, source_forward, batches, engine=KinkedEngine(TRIES), **TWINS)
 
 
 @pytest.mark.slow

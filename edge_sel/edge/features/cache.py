@@ -162,8 +162,7 @@ def open_features(
     with ``outlive`` rather in a file.
     """
     info, path = pack.prefix(plan), folder / FILE
-    integers = {"int8": image_range(pack, images)} if precision == INT8 else {}
-    load = partial(engine.prefix, pack, plan, weights, **integers)
+    load = _loader(engine, pack, plan, weights, images, precision)
     prefix = load()
     store = None
     if info is None or prefix is None:
@@ -175,6 +174,21 @@ def open_features(
             memory_mb=settings.feature_cache_mb, disk_mb=settings.feature_cache_disk_mb, outlive=outlive,
         )  # fmt: skip
     return FeatureCache(pack, images, info, prefix, load, store, featured, phase)
+
+
+def passing_features(
+    engine: Engine, pack: Pack, plan: str, weights: Arrays, images: ImageSet, *, precision: str, phase: EnterPhase
+) -> FeatureCache:
+    """The same, of which nothing is kept."""
+    load = _loader(engine, pack, plan, weights, images, precision)
+    return FeatureCache(pack, images, pack.prefix(plan), load(), load, None, np.zeros(0, bool), phase)
+
+
+def _loader(
+    engine: Engine, pack: Pack, plan: str, weights: Arrays, images: ImageSet, precision: str
+) -> Callable[[], Prefix | None]:
+    integers = {"int8": image_range(pack, images)} if precision == INT8 else {}
+    return partial(engine.prefix, pack, plan, weights, **integers)
 
 
 def _key(

@@ -25,7 +25,7 @@ CHUNK = 4
 """Images per run of a frozen backbone, always: an image's last bits may depend on how many others it comes with, and a
 resumed run has other ones to compute together. More of them are hardly faster."""
 
-WORTHWHILE = 200
+WORTHWHILE = 800
 """Fewest images to come that pay for a trial, which takes both precisions the time of ``TIMED + 1`` chunks."""
 
 TIMED = 5

@@ -45,6 +45,7 @@ def import_onnx() -> None:
 def write_model(path: Path, pack: Pack, weights: Mapping[str, np.ndarray], classes: Sequence[str]) -> None:
     """``model.onnx``: the pack's inference graph with these weights inside and the class names as metadata."""
     import onnx
+    from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
     from onnx import numpy_helper
 
     model = onnx.load_model_from_string(pack.eval_graph)
@@ -60,7 +61,11 @@ def write_model(path: Path, pack: Pack, weights: Mapping[str, np.ndarray], class
     info = pack.manifest.model
     facts = {"classes": json.dumps(list(classes)), "mean": json.dumps(info.mean), "std": json.dumps(info.std)}
     onnx.helper.set_model_props(model, {**facts, "input": "float32 [batch, 3, height, width], (pixel/255 - mean)/std"})
-    write_durably(path, model.SerializeToString())
+    try:
+        content = model.SerializeToString()
+    except EncodeError as error:  # what protobuf says where there was no room
+        raise MemoryError from error
+    write_durably(path, content)
 
 
 def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
@@ -76,6 +81,7 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
     options.intra_op_num_threads = 1  # more would take memory for four images
     session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     images = np.random.default_rng(0).standard_normal((4, 3, *model.image_size)).astype(np.float32)
-    written, expected = session.run(None, {"x": images})[0], predict(images)
+    expected = predict(images)  # what cannot be run is told by the engine
+    written = session.run(None, {"x": images})[0]
     if not np.allclose(written, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max())):
         raise EdgeSelError("the written model differs from the one in memory", where=path, fix="report this as a bug")

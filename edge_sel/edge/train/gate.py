@@ -30,6 +30,8 @@ from edge_sel.sel.selection import Ages, SoftConfig
 from edge_sel.sel.significance import significance_v1, significance_v101
 from edge_sel.sel.sundew import SundewConfig, SundewState
 
+MOST_PIXELS = 1 << 18
+"""That are converted to floats at once."""
 WAIT = 4.0
 """Starvation limit of the soft gate, in mean waits of random selection (1 / target decisions)."""
 
@@ -139,5 +141,6 @@ class Gate:
 
 def intensities(images: ImageSet) -> np.ndarray:
     """Standard deviation of each image's intensity [N]."""
-    chunks = np.array_split(np.arange(len(images)), max(1, len(images) // 256))
+    pixels = len(images) * int(np.prod(images.read(np.arange(1)).shape[1:3]))
+    chunks = np.array_split(np.arange(len(images)), max(1, pixels // MOST_PIXELS))
     return np.concatenate([intensity_std(images.read(chunk)) for chunk in chunks])

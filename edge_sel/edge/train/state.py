@@ -79,7 +79,9 @@ class StageState:
         pool_loss: loss of every image at the start (orders the curriculum); empty before that is known.
         featured: which features of the frozen backbone have been computed and kept; see ``FeatureCache``.
         left_out: logits of the images ``left_out_of`` under the head that was fitted without each; empty without such.
+        left_out_begun: the same by the weights that the stage began with, where its features tell; else empty.
         guilt: of a plan with a budget, gradient norm of each channel or head, which the epoch's choice was made by.
+        statistics: of a head in closed form, "old" or "new"; empty before the choice.
         precision: of the frozen backbone, "fp32" or "int8"; empty before the choice.
         sums: of embarrassment over the current epoch.
     """
@@ -98,7 +100,9 @@ class StageState:
     featured: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     left_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     left_out_of: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    left_out_begun: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     guilt: Arrays = field(default_factory=dict)
+    statistics: str = ""
     precision: str = ""
     sums: EmbarrassmentSums = field(default_factory=lambda: init_sums(0))
     totals: EpochTotals = field(default_factory=EpochTotals)

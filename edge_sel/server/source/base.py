@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Engine
 from edge_sel.graphs.ir import Forward
+from edge_sel.pack.manifest import Tap
 from edge_sel.pack.reader import Pack
 
 
@@ -52,6 +53,7 @@ class Source:
         check: how its packs are checked.
         new_head: whether its head is still to be fitted to the classes.
         folded: whether its batch normalisation was folded into the convolutions.
+        taps: layers that its head reads, beside what it always took.
     """
 
     info: WarmupInfo
@@ -60,3 +62,4 @@ class Source:
     check: Check
     new_head: bool = False
     folded: bool = False
+    taps: tuple[Tap, ...] = ()

@@ -25,6 +25,7 @@ from edge_sel.server.derivative import check_gradients
 from edge_sel.server.parity import check_parity
 from edge_sel.server.reference_engine import ReferenceEngine
 from edge_sel.server.source.base import Agreement, Source, WarmupInfo
+from edge_sel.server.source.deep_head import deepened
 from edge_sel.server.source.layer_names import name_weights, unreserve, unshare
 from edge_sel.server.source.linear_head import with_linear_head
 from edge_sel.server.source.onnx_file import dimensions, image_input, load_onnx, to_opset
@@ -71,7 +72,8 @@ def from_onnx(path: Path, info: WarmupInfo, forward: Forward, *, new_head: bool 
     weights = forward_weights(forward)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     info = replace(info, training={**info.training, "sha256": digest})
-    return Source(info, forward, weights, check_without_torch, new_head, is_folded(forward))
+    source = Source(info, forward, weights, check_without_torch, new_head, is_folded(forward))
+    return source if source.folded else deepened(source)
 
 
 def forward_weights(forward: Forward) -> Arrays:

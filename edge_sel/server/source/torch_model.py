@@ -23,6 +23,7 @@ from edge_sel.pack.reader import Pack
 from edge_sel.server.forward import export_forward
 from edge_sel.server.parity import check_parity
 from edge_sel.server.source.base import Agreement, Source, WarmupInfo
+from edge_sel.server.source.deep_head import deepened, deepened_by_modules
 from edge_sel.server.source.layer_names import name_weights, unreserve, unshare
 from edge_sel.server.source.linear_head import with_linear_head
 from edge_sel.server.source.onnx_model import check_without_torch, forward_weights
@@ -133,7 +134,7 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
     rewritten = with_linear_head(forward)
     if rewritten is not forward:  # its weights are no longer those of the module, which nothing can be compared with
         forward = with_vector_features(name_weights(unreserve(unshare(rewritten))))
-        return Source(info, forward, forward_weights(forward), check_without_torch, new_head)
+        return deepened(Source(info, forward, forward_weights(forward), check_without_torch, new_head))
     forward = with_vector_features(forward)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
     forward = replace(forward, initializers={**forward.initializers, **weights})  # the same values, held once
@@ -144,7 +145,7 @@ def from_module(model: nn.Module, info: WarmupInfo, *, new_head: bool = False, b
     ) -> dict[str, Agreement]:
         return check_parity(pack, forward, batches, engine, reference=reference, twin=twin)
 
-    return Source(info, forward, weights, check, new_head)
+    return deepened_by_modules(Source(info, forward, weights, check, new_head), model.cpu().eval())
 
 
 def _is_rectified(forward: Forward) -> bool:

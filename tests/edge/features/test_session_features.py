@@ -55,6 +55,16 @@ def test_a_resumed_run_reads_the_file_and_computes_the_rest(tmp_path):
     assert all_of_them - 5 * 16 - CHUNK <= computed <= all_of_them - 5 * 16 + CHUNK
 
 
+def validated(engine):
+    """The validation images, whose features the head in closed form would take."""
+    return {
+        image.tobytes()
+        for at, kind, images, _ in engine.calls
+        if (at, kind) == ("ridge", "backbone")
+        for image in images
+    }
+
+
 @pytest.mark.parametrize(("flips", "epochs"), [(False, 3), (True, 12)])
 def test_training_the_head_takes_one_forward_pass_an_image(flips, epochs, tmp_path):
     engine = Recording()
@@ -64,7 +74,7 @@ def test_training_the_head_takes_one_forward_pass_an_image(flips, epochs, tmp_pa
     ).run()
     images = result["images"]["train"] * (2 if flips else 1)
     assert images <= sum(engine.sizes("backbone", "head")) <= 1.25 * images
-    assert len(engine.images("backbone")) == images
+    assert len(engine.images("backbone") - validated(engine)) == images
     flops = [epoch["executed_flops_t"] for epoch in result["epochs"]]
     assert flops[-1] < 0.1 * flops[0]
 

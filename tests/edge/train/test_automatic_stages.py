@@ -87,13 +87,15 @@ def test_the_history_tells_where_each_training_stage_began(given, tmp_path):
         assert {(epoch["best_loss"], epoch["best_e"], epoch["best_acc"]) for epoch in epochs} == {best}
         best = min(best, tuple(epochs[-1][f"guard_{key}"] for key in ("loss", "e", "acc")))
     after = result["after"]["guard"]
-    assert len(stages) == 3 and (after["loss"], after["embarrassment"], after["accuracy"]) == best
+    assert len(stages) >= 2 and (after["loss"], after["embarrassment"], after["accuracy"]) == best
 
 
-@pytest.mark.parametrize(("worth", "stages"), [(1.0, STAGES["statistics first"]), (1e6, [("bn", 1), (None, 0)])])
-def test_joules_decide_what_is_worth_its_price(worth, stages, tmp_path):
+@pytest.mark.parametrize(("worth", "more"), [(1.0, True), (1e6, False)])
+def test_joules_decide_what_is_worth_its_price(worth, more, tmp_path):
     result = governed(tmp_path, World(), base=PACKS["statistics first"], **AUTO, worth=worth)
-    assert decided(result) == stages and all(d["expected"]["energy_j"] > 0 for d in result["decisions"][1:])
+    first, *others, last = decided(result)
+    assert first == ("bn", 1) and last == (None, 0) and bool(others) == more
+    assert all(d["expected"]["energy_j"] > 0 for d in result["decisions"][1:])
     assert " J" in result["decisions"][-1]["why"]
     assert " J" not in automatic_run("statistics first")[0]["decisions"][-1]["why"]
 

@@ -1,0 +1,239 @@
+"""The stage that fits the head in closed form: one pass for the features, then no epoch of steps.
+
+``ridge`` takes the network's statistics as they are. ``closed`` tries on some of the images whether batch
+normalisation's statistics from the device's own images make features of which the head learns more; where they do,
+there is a second pass with these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from edge_sel.arrays import Arrays
+from edge_sel.edge.evidence import ENOUGH
+from edge_sel.edge.features.cache import FeatureCache, passing_features
+from edge_sel.edge.features.precision import Precision
+from edge_sel.edge.train.stage import EpochDone, StageEvent, StepDone, TrainingStage
+from edge_sel.edge.train.statistics_stage import estimate, statistics_batch, statistics_batches
+from edge_sel.edge.train.work import probed_images
+from edge_sel.engines.base import Batch, StepResult, Trainer
+from edge_sel.pack.manifest import RIDGE
+from edge_sel.pack.sums import ServerSums
+from edge_sel.sel.embarrassment import cross_entropy
+from edge_sel.sel.label_errors import find_label_errors, surest_label_errors
+from edge_sel.sel.ridge import HeadFit, fit_head
+
+STATISTICS = "bn"
+"""The plan that estimates them."""
+CHOICE = 1
+"""Stream of random numbers: which predictions are kept as evidence."""
+SURELY = 1.0
+"""Standard errors by which new statistics must be better: they take another pass."""
+OLD, NEW = "old", "new"
+"""Statistics: those that the model came with, or of the device's own images."""
+TRIED_PRIOR = 1.0
+"""Weight of what the server knew, in that comparison."""
+
+
+class ClosedFormStage(TrainingStage):
+    """Features of every image, then the head that does best on images that it was fitted without; see ``sel.ridge``.
+
+    All images count, whatever the gate: there is no gradient that a gate could save. Whoever is stopped in a pass for
+    features begins it anew, but for those that were kept.
+    """
+
+    _in_trial = False
+
+    def _open_features(self, plan: str) -> tuple[Precision, FeatureCache]:
+        """By the statistics that the run has decided for, if all of their images have been seen."""
+        state, images = self.state, self.inputs.images
+        self._batches = statistics_batches(images.labels, self._rng(0), statistics_batch(self.inputs.pack))
+        self._tried = self._batches[: max(1, probed_images(len(images)) // len(self._batches[0]))]
+        self._begun = self._start
+        if not state.epoch and state.statistics == NEW and state.step == len(self._batches):
+            self._start = {**self._start, **{name: state.trainer[name] for name in self._plan.buffers}}
+        return super()._open_features(RIDGE)
+
+    def _prepare(self) -> None:
+        """Bring what is under way to where ``state`` stands."""
+        inputs, state = self.inputs, self.state
+        self._head: Arrays = {name: state.trainer[name] for name in self._plan.trainable if state.epoch}
+        self._estimator: Trainer | None = None
+        if state.epoch:
+            self._start = {**self._start, **{n: v for n, v in state.trainer.items() if n in self._plan.buffers}}
+        elif self._plan.buffers and state.statistics != OLD and self._start is self._begun:
+            self._estimator = inputs.engine.trainer(inputs.pack, STATISTICS, self._start)
+            if state.trainer:
+                self._estimator.load_state(state.trainer)
+
+    def weights(self) -> Arrays:
+        """Every weight of the model: the old ones until the head is fitted."""
+        if not self._head:
+            return dict(self._begun)
+        return {**self._start, **self._head}
+
+    def snapshot(self) -> None:
+        """Bring ``state`` up to now, for a checkpoint."""
+        state = self.state
+        state.featured = self._features.featured
+        if self._head:
+            state.trainer = {**{name: self._start[name] for name in self._plan.buffers}, **self._head}
+        elif self._estimator is not None and state.step:
+            state.trainer = self._estimator.state()
+        elif self._start is not self._begun:
+            state.trainer = {name: self._start[name] for name in self._plan.buffers}
+
+    @property
+    def _planned_rate(self) -> float:
+        return 1.0
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Images that the pass under way has seen, of so many."""
+        whole = self._batches if self.state.statistics == NEW else self._tried
+        if self._in_trial:
+            return self.state.step * len(whole[0]), len(whole) * len(whole[0])
+        return super().seen
+
+    def _train_through(self) -> Iterator[StageEvent]:
+        state = self.state
+        if state.epoch:
+            return
+        rows: np.ndarray | None = None
+        if self._estimator is not None:
+            if not state.statistics:
+                rows = yield from self._features_of_all()
+                yield from self._estimate(self._tried)
+                state.statistics = NEW if self._new_are_better(rows) else OLD
+            if state.statistics == NEW:
+                yield from self._estimate(self._batches)
+                self._take_statistics()
+                rows = None
+        if rows is None:
+            rows = yield from self._features_of_all()
+        self._fit(rows)
+        done = self._end_epoch(0, "closed form")
+        yield EpochDone({**done.figures, **self._told})
+
+    def _features_of_all(self) -> Generator[StageEvent, None, np.ndarray]:
+        """Returns float16 [N, F]."""
+        state, count, size = self.state, len(self.inputs.images), self.inputs.settings.batch_size
+        state.cursor, counted, rows = 0, state.totals.prefixed, []
+        for indices in np.split(np.arange(count), range(size, count, size)):
+            rows.append(self._as_they_are(indices).images.astype(np.float16))  # as they were rounded
+            state.cursor += len(indices)
+            if state.cursor < count:
+                yield from self._boundary_in_pass(counted)
+        return np.concatenate(rows)
+
+    # The statistics
+
+    def _estimate(self, batches: list[np.ndarray]) -> Iterator[StageEvent]:
+        """Go on to the end of these; a run that is resumed goes on where it was."""
+        inputs, state, estimator = self.inputs, self.state, self._estimator
+        assert estimator is not None
+        flops = inputs.pack.plan(STATISTICS).flops_train
+        images = passing_features(
+            inputs.engine, inputs.pack, STATISTICS, self._start, inputs.images, precision="", phase=inputs.phase
+        )  # fmt: skip
+
+        def batch_of(part: np.ndarray) -> Batch:
+            return Batch(images.get(part), inputs.images.labels[part], np.ones(len(part), np.float32))
+
+        self._in_trial = True
+        for indices in batches[state.step :]:
+            with inputs.phase("train"):
+                for part, _ in estimate(estimator, inputs.batch_limit, indices, state.step, batch_of):
+                    state.totals.probe_flops += len(part) * flops
+            state.step += 1
+            yield StepDone()
+        self._in_trial = False
+
+    def _new_are_better(self, rows: np.ndarray) -> bool:
+        """Whether features by new statistics surely give the better head, each judged on images left out."""
+        assert self._estimator is not None
+        tried = np.sort(np.concatenate(self._tried))
+        again, labels = self._features_with(self._estimator.weights(), tried), self.inputs.images.labels[tried]
+        with self.inputs.phase("fit"):
+            fits = [self._fit_to(features, labels, (TRIED_PRIOR,)) for features in (rows[tried], again)]
+        before, after = (cross_entropy(fit.left_out.astype(np.float32), labels).astype(np.float64) for fit in fits)
+        gain = before - after
+        return bool(gain.mean() > SURELY * gain.std() / len(gain) ** 0.5)
+
+    def _take_statistics(self) -> None:
+        """From here on features are those by the new ones."""
+        assert self._estimator is not None
+        self._start = {**self._start, **self._estimator.weights()}
+        self._estimator = None
+        self._features.close(keep=False)
+        self.state.featured = self.state.featured[:0]
+        self._precision, self._features = super()._open_features(RIDGE)
+
+    def _features_with(self, statistics: Arrays, rows: np.ndarray) -> np.ndarray:
+        """float16 [n, F] of some images."""
+        inputs, weights = self.inputs, {**self._start, **statistics}
+        features = passing_features(
+            inputs.engine, inputs.pack, RIDGE, weights, inputs.images, precision=self._precision.name,
+            phase=inputs.phase,
+        )  # fmt: skip
+        found = features.get(rows).astype(np.float16)
+        self.state.totals.prefixed += features.computed
+        features.close(keep=False)
+        return found
+
+    # The head
+
+    def _sums(self) -> ServerSums | None:
+        sums = self.inputs.pack.sums
+        return None if sums is None else sums.with_classes(len(self.memory.class_e))
+
+    def _fit_to(self, features: np.ndarray, labels: np.ndarray, priors: Sequence[float] = ()) -> HeadFit:
+        pack, sums = self.inputs.pack, self._sums()
+        groups = pack.manifest.model.feature_groups(features.shape[1])
+        return fit_head(
+            features.astype(np.float32), labels, len(self.memory.class_e), old=pack.linear_head.joined(self._start),
+            groups=groups, shallow=groups[0], standard=sums and sums.standard, prior=sums and sums.prior,
+            examples=sums.examples if sums and len(sums.examples.labels) else None, priors=priors,
+        )  # fmt: skip
+
+    def _fit(self, features: np.ndarray) -> None:
+        head, state, totals = self.inputs.pack.linear_head, self.state, self.state.totals
+        labels = self.inputs.images.labels
+        used = np.arange(len(labels))
+        self._told: dict[str, Any] = {"statistics": OLD if self._start is self._begun else NEW}
+        with self.inputs.phase("fit"):
+            fit = self._fit_to(features, labels)
+            doubts = find_label_errors(fit.left_out, labels)
+            self._told["doubted"] = float((doubts >= 0).mean())
+            if not self.inputs.settings.drop_suspicious:  # who asks for it has reason to doubt the labels
+                doubts = surest_label_errors(fit.left_out, labels)
+            self.memory.looks_like = doubts
+            good = self.trusted(used)
+            if len(good) < len(used) and len(np.unique(labels[good])) > 1:
+                used, labels = good, labels[good]
+                fit = self._fit_to(features[good], labels)
+        self._told |= {"head": {"prior": fit.prior, "ridge": fit.ridge, "features": fit.features}}
+        self._head = head.parted(fit.weight, fit.bias, self._start)
+        size = sum(value.size for value in self._head.values())
+        # Of every image under the head that was fitted without it: what a head has seen tells nothing.
+        logits = fit.left_out.astype(np.float32)
+        if len(used) == len(features):  # else they were chosen for what this very head makes of them
+            state.left_out_of = self._rng(CHOICE).permutation(len(used))[:ENOUGH]
+            state.left_out = logits[state.left_out_of]
+            if self._start is self._begun:
+                state.left_out_begun = _logits(features[state.left_out_of], *head.joined(self._start))
+        losses = cross_entropy(logits, labels)
+        self.memory.remember(used, losses, logits, labels)
+        totals.add(StepResult(losses, logits, size if fit.changed else 0, size), labels)
+        totals.candidates, totals.passed = len(features), len(used)
+        totals.steps = 1
+        self.memory.last_loss = fit.loss
+
+
+def _logits(features: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """float32[N, C]."""
+    made: np.ndarray = features.astype(np.float32) @ weight.T + bias
+    return made

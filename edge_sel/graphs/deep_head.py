@@ -1,0 +1,254 @@
+"""Let the head read earlier layers too: means and deviations over the map of the outputs of the last blocks.
+
+A linear layer ``deep_head`` of these is added to the logits. Its weights are zero, so the classifier computes what it
+did; a head in closed form, or any training, may then use them. They cost no further forward pass.
+
+Source: Evci et al. 2022 (Head2Toe: a linear head on features of all layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from edge_sel.errors import GraphError
+from edge_sel.graphs.head_form import head_scale, layers_obstacle
+from edge_sel.graphs.ir import Forward, Node, live_nodes
+from edge_sel.graphs.plans import head_layers, head_names, make_plan
+from edge_sel.graphs.prefix import find_cut
+from edge_sel.pack.manifest import DEEP_HEAD, Tap
+
+MOST_TAPS = 4
+"""Further ones, nearer to the image, gave nothing more on real photographs."""
+MOST_FEATURES = 8192
+"""Of all taps together: the sums of the server's features are as long."""
+EPSILON = 1e-8
+"""In the variance: the square root of nothing has no derivative."""
+
+_JOINS = ("Add", "Concat", "Sum", "ScatterND")
+_KEEPING = (
+    "Add", "Relu", "Clip", "Identity", "HardSwish", "LeakyRelu", "Elu", "BatchNormalization", "LayerNormalization",
+)  # fmt: skip
+"""Operators by which a block's output goes on as one tensor; the next block takes what they make."""
+
+
+def find_taps(forward: Forward) -> list[Tap]:
+    """The outputs of the last blocks by the names of their tensors, the last one first; empty where there are none.
+
+    Where the graph narrows to one tensor, everything that comes later depends on the image through it alone. Of these
+    a block's output is what a join makes, or a bottleneck: a convolution with fewer channels than those before and
+    behind it. What the head's own pooling takes comes first, whatever made it.
+    """
+    narrow = _narrow(forward)
+    made = {name: node for node in forward.nodes for name in node.outputs}
+    place = {name: number for number, name in enumerate(narrow)}
+    found: dict[str, None] = {}
+    pooled, bottlenecks = _pooled_by_head(forward, made), _bottlenecks(forward)
+    if pooled is not None:
+        found[pooled] = None
+    for number in range(len(narrow) - 1, -1, -1):
+        name = narrow[number]
+        if made[name].op not in _JOINS and name not in bottlenecks:
+            continue
+        while place[name] + 1 < len(narrow):
+            following = made[narrow[place[name] + 1]]
+            others = forward.per_image.intersection(following.inputs) - {name}
+            if following.op not in _KEEPING or name not in following.inputs or others:
+                break
+            name = narrow[place[name] + 1]
+        found.setdefault(name)
+    chosen: list[str] = []
+    first = _first_allowed(forward, place)
+    for name in found:
+        inside = any(made[other].op == "Concat" and name in made[other].inputs for other in chosen)
+        if inside or place[name] < first or not _pixels(forward, name):
+            continue
+        if len(chosen) == MOST_TAPS or sum(2 * _width(forward, n) for n in (*chosen, name)) > MOST_FEATURES:
+            break
+        chosen.append(name)
+    return [Tap(name, _axes(forward, name), _width(forward, name), mean=name != pooled) for name in chosen]
+
+
+def with_deep_head(forward: Forward, taps: Sequence[Tap]) -> Forward:
+    """The same classifier, whose logits come from the taps too, with weights of zero.
+
+    Args:
+        forward: with vector features, see ``head_form.with_vector_features``.
+        taps: maps or tokens, by the names of their tensors.
+
+    Returns:
+        The graph; as it was where the head is not linear in a vector, or is a deep one already, as in our own files.
+    """
+    if any(name.startswith(DEEP_HEAD) for name in forward.shapes):
+        return forward
+    try:
+        if not taps or layers_obstacle(forward):
+            return forward
+        vector, scale = _head_input(forward), head_scale(forward)
+    except GraphError:
+        return forward
+    return forward if vector is None else _DeepHead(forward, vector).added(taps, scale)
+
+
+def _head_input(forward: Forward) -> str | None:
+    """The one vector that all layers of the head take, or None."""
+    names = head_names(forward)
+    width = sum(forward.initializers[name].shape[1] for name in names[::2])
+    narrow = [name for name in _narrow(forward) if forward.shape(name)[1:] == (width,)]
+    return narrow[-1] if narrow else None
+
+
+def _narrow(forward: Forward) -> list[str]:
+    """Tensors through which everything passes that the image contributes to the logits, in order."""
+    nodes = live_nodes(forward.nodes, forward.logits)
+    last = {name: number for number, node in enumerate(nodes) for name in node.inputs}
+    depends, alive, found = {forward.input}, {forward.input}, []
+    for number, node in enumerate(nodes):
+        if depends.intersection(node.inputs):
+            depends |= {*node.outputs}
+            alive |= {name for name in node.outputs if name in last and name in forward.per_image}
+        alive = {name for name in alive if last[name] > number}
+        if len(alive) == 1 and node.outputs[0] in alive:
+            found.append(node.outputs[0])
+    return found
+
+
+def _first_allowed(forward: Forward, place: dict[str, int]) -> int:
+    """Where the last stage begins: a head that read what comes before would take its frozen backbone from ``last``."""
+    try:
+        cut = find_cut(forward, make_plan(forward, "last"))
+    except GraphError:
+        return 0
+    return 0 if cut is None or len(cut.shape) == 1 else place.get(cut.tensor, 0)  # else it is the head's own
+
+
+def _bottlenecks(forward: Forward) -> set[str]:
+    """What convolutions make that have fewer channels than the convolutions before and behind them."""
+    convolutions = [node.outputs[0] for node in live_nodes(forward.nodes, forward.logits) if node.op == "Conv"]
+    widths = [_width(forward, name) for name in convolutions]
+    return {
+        convolutions[number] for number in range(1, len(widths) - 1)
+        if widths[number - 1] > widths[number] < widths[number + 1]
+    }  # fmt: skip
+
+
+def _pooled_by_head(forward: Forward, made: dict[str, Node]) -> str | None:
+    """The map whose mean the head takes."""
+    name = head_layers(forward)[0].inputs[0]
+    while name in made and made[name].op in ("Flatten", "Reshape", "Squeeze", "Slice", "Dropout", "Identity"):
+        name = made[name].inputs[0]
+    node = made.get(name)
+    return node.inputs[0] if node is not None and node.op in ("GlobalAveragePool", "ReduceMean") else None
+
+
+def _axes(forward: Forward, name: str) -> tuple[int, ...]:
+    """Those of the pixels, or of the tokens; none where it is a vector or of unknown size."""
+    shape = forward.shape(name)
+    if name not in forward.per_image or None in shape[1:]:
+        return ()
+    if len(shape) == 4:  # transformers with windows keep their channels last
+        return (1, 2) if shape[1] == shape[2] != shape[3] else (2, 3)
+    return (1,) if len(shape) == 3 else ()
+
+
+def _pixels(forward: Forward, name: str) -> bool:
+    """Whether there is something to average."""
+    shape, axes = forward.shape(name), _axes(forward, name)
+    return any((shape[axis] or 0) > 1 for axis in axes)
+
+
+def _width(forward: Forward, name: str) -> int:
+    """How many channels."""
+    shape, axes = forward.shape(name), _axes(forward, name)
+    return int(next(shape[axis] for axis in range(1, len(shape)) if axis not in axes) or 0) if axes else 0
+
+
+class _DeepHead:
+    """Collects the nodes that a deep head adds to a graph."""
+
+    def __init__(self, forward: Forward, vector: str) -> None:
+        self._forward, self._vector = forward, vector
+        self._nodes: list[Node] = []
+        self._shapes, self._initializers = dict(forward.shapes), dict(forward.initializers)
+        self._made: set[str] = set()
+
+    def added(self, taps: Sequence[Tap], scale: float) -> Forward:
+        """The whole graph; the new layer has the factor of the others."""
+        forward = self._forward
+        own, classes = int(forward.shape(self._vector)[1] or 0), forward.shape(forward.logits)[1]
+        parts = [part for tap in taps for part in self._pooled(tap)]
+        width = sum(tap.features for tap in taps)
+        joined = self._add("Concat", (self._vector, *parts), (None, own + width), "features", axis=1)
+        shallow = self._part(joined, 0, own, "head")
+        deep = self._part(joined, own, own + width, "taps")
+        weight, bias = f"{DEEP_HEAD}.weight", f"{DEEP_HEAD}.bias"
+        count = forward.initializers[head_names(forward)[0]].shape[0]
+        for name, value in ((weight, np.zeros((count, width))), (bias, np.zeros(count))):
+            self._initializers[name] = value.astype(np.float32)
+            self._shapes[name] = value.shape
+        before = f"{DEEP_HEAD}::shallow"
+        factor = f"{DEEP_HEAD}::scale"
+        logits = self._add("Gemm", (deep, weight, bias), (None, classes), "logits", transB=1)
+        if scale != 1.0:
+            self._initializers[factor], self._shapes[factor] = np.array([scale], np.float32), (1,)
+            logits = self._add("Mul", (logits, factor), (None, classes), "scaled")
+        self._shapes[before] = forward.shape(forward.logits)
+        self._made.add(before)
+        start = live_nodes(forward.nodes, self._vector) + [
+            node for tap in taps for node in live_nodes(forward.nodes, tap.name)
+        ]
+        first = {id(node) for node in start}
+        body = [node for node in forward.nodes if id(node) in first]
+        head = [self._behind(node, shallow, before) for node in forward.nodes if id(node) not in first]
+        own_head = next(number for number, node in enumerate(self._nodes) if node.op == "Gemm")
+        join = Node("Add", (before, logits), (forward.logits,), {}, f"{DEEP_HEAD}::sum")
+        return replace(
+            forward, nodes=(*body, *self._nodes[:own_head], *head, *self._nodes[own_head:], join), shapes=self._shapes,
+            initializers=self._initializers, per_image=forward.per_image | self._made,
+            parameters=forward.parameters | {weight, bias},
+        )  # fmt: skip
+
+    def _behind(self, node: Node, shallow: str, before: str) -> Node:
+        """A node of the head, which takes its part of the features, and makes its part of the logits."""
+        inputs = tuple(shallow if name == self._vector else name for name in node.inputs)
+        outputs = tuple(before if name == self._forward.logits else name for name in node.outputs)
+        return replace(node, inputs=inputs, outputs=outputs)
+
+    def _pooled(self, tap: Tap) -> list[str]:
+        """Means of a map or of tokens, where they are features, and standard deviations."""
+        name, width, shape = tap.name, tap.width, self._forward.shape(tap.name)
+        kept = tuple(1 if axis in tap.axes else size for axis, size in enumerate(shape))
+        where = self._ints(*tap.axes)
+        mean = self._add("ReduceMean", (name, where), kept, f"{name}::mean", keepdims=1)
+        centred = self._add("Sub", (name, mean), shape, f"{name}::centred")
+        square = self._add("Mul", (centred, centred), shape, f"{name}::square")
+        variance = self._add("ReduceMean", (square, where), (None, width), f"{name}::variance", keepdims=0)
+        small = f"{DEEP_HEAD}::epsilon"
+        self._initializers[small] = np.array([EPSILON], np.float32)
+        self._shapes[small] = (1,)
+        positive = self._add("Add", (variance, small), (None, width), f"{name}::positive")
+        deviation = self._add("Sqrt", (positive,), (None, width), f"{name}::deviation")
+        if not tap.mean:
+            return [deviation]
+        return [self._add("Reshape", (mean, self._ints(-1, width)), (None, width), f"{name}::vector"), deviation]
+
+    def _part(self, name: str, start: int, end: int, what: str) -> str:
+        bounds = [self._ints(value) for value in (start, end, 1)]
+        return self._add("Slice", (name, *bounds), (None, end - start), what)
+
+    def _add(
+        self, op: str, inputs: tuple[str, ...], shape: tuple[int | None, ...], what: str, **attributes: int
+    ) -> str:
+        name = f"{DEEP_HEAD}::{what}"
+        self._nodes.append(Node(op, inputs, (name,), dict(attributes), name))
+        self._shapes[name] = shape
+        self._made.add(name)
+        return name
+
+    def _ints(self, *values: int) -> str:
+        name = f"{DEEP_HEAD}::{','.join(map(str, values))}"
+        self._initializers[name] = value = np.array(values, np.int64)
+        self._shapes[name] = value.shape
+        return name

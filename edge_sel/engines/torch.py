@@ -22,7 +22,7 @@ from edge_sel.engines.base import (
     computed_elements,
     measured,
 )
-from edge_sel.engines.torch_deep_head import add_deep_head
+from edge_sel.engines.torch_deep_head import add_deep_head, as_in_a_graph
 from edge_sel.errors import SetupError
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.models.registry import build
@@ -66,6 +66,9 @@ class TorchEngine:
         classes = weights[info.head[-1]].shape[0]
         model = self._build(info.name, classes, info.image_size)
         model = add_deep_head(model, info.taps, classes, info.head_scale)
+        for module in model.modules():
+            if isinstance(getattr(module, "eps", None), float):
+                module.eps = as_in_a_graph(module.eps)
         state = model.state_dict()  # with the versions of its layers, which some of them ask for
         assert weights.keys() <= state.keys(), weights.keys() - state.keys()
         state.update({n: torch.tensor(v) for n, v in weights.items()})

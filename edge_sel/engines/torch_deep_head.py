@@ -41,10 +41,15 @@ def add_deep_head(model: nn.Module, taps: Sequence[Tap], classes: int, scale: fl
     return model
 
 
+def as_in_a_graph(constant: float) -> float:
+    """What is left of it in a graph, whose constants are float32: a float64 twin must take the same."""
+    return float(np.float32(constant))
+
+
 def _pooled(made: object, tap: Tap) -> list[torch.Tensor]:
     assert isinstance(made, torch.Tensor)
     mean = made.mean(tap.axes, keepdim=True)
-    deviation = ((made - mean) ** 2).mean(tap.axes).add(EPSILON).sqrt()
+    deviation = ((made - mean) ** 2).mean(tap.axes).add(as_in_a_graph(EPSILON)).sqrt()
     return [mean.flatten(1), deviation] if tap.mean else [deviation]
 
 

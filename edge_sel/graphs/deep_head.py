@@ -24,8 +24,8 @@ MOST_TAPS = 4
 """Further ones, nearer to the image, gave nothing more on real photographs."""
 MOST_FEATURES = 8192
 """Of all taps together: the sums of the server's features are as long."""
-EPSILON = 1e-8
-"""In the variance: the square root of nothing has no derivative."""
+EPSILON = 1e-5
+"""In the variance, as batch normalisation has it: the square root of nothing has no derivative."""
 
 _JOINS = ("Add", "Concat", "Sum", "ScatterND")
 _KEEPING = (

@@ -36,9 +36,10 @@ PLAIN = {
     "sgd": Hyper(learning_rate=0.05, momentum=0.8),
     "adam": Hyper(learning_rate=1e-3),
 }
+# With larger steps of Adam one channel's ReLU crosses its kink in one program and not in another.
 OTHER = {
     "sgd": Hyper(learning_rate=0.05, momentum=0.8, bn_momentum=0.4),
-    "adam": Hyper(learning_rate=1e-2, bn_momentum=0.4),
+    "adam": Hyper(learning_rate=5e-3, bn_momentum=0.4),
 }
 
 
@@ -92,11 +93,10 @@ def assert_steps_agree(pack, trainer, course, batch: Batch, hyper: Hyper) -> Non
         assert_statistics_agree(after, expected.weights, plan.buffers, wider * STATISTICS)
     if plan.trainable:
         # float32 and its order of summation move weights a little (Adam divides tiny gradients by themselves);
-        # an engine must stay as close to the truth as plain torch does in float32. The deviation of a channel that is
-        # the same everywhere is 1e-4: what Adam makes of such gradients differs by half as much again.
+        # an engine must stay as close to the truth as plain torch does in float32.
         end, names = exact[-1].weights, plan.trainable
         moved = distance(start, end, names)
-        allowed = max(4 * distance(rounded[-1].weights, end, names), 1e-4 * moved)
+        allowed = max(3 * distance(rounded[-1].weights, end, names), 1e-4 * moved)
         assert distance(trainer.weights(), end, names) <= allowed
         assert allowed < 0.1 * moved, "otherwise this comparison says nothing"
 

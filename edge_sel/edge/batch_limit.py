@@ -49,7 +49,8 @@ class BatchLimit:
     def whole(self, asked: int, compute: Callable[[int], Computed], work: str) -> Computed:
         """``compute`` with a batch size; from its beginning again with a smaller one where memory is short.
 
-        The result never depends on where in the work that was, which a resumed run could not repeat.
+        Where the smallest batch does not fit, larger ones of training hold the memory: then these become smaller. The
+        result never depends on where in the work that was, which a resumed run could not repeat.
 
         Raises:
             SetupError: the smallest batch does not fit either.
@@ -59,7 +60,7 @@ class BatchLimit:
             try:
                 return compute(size)
             except MemoryError:
-                self.halve(size, work)
+                self.halve(max(size, self.images), work)
 
     def parts(
         self, rows: np.ndarray, compute: Callable[[np.ndarray], Computed], work: str

@@ -95,6 +95,7 @@ class OrtEngine:
             file, constants = info.int8.graph, quantize_prefix(info.int8, weights, int8)
         else:
             file, constants = info.graph, {n: weights[n] for n in info.constants if n in weights}
+        shrink_arena()  # a trainer, if there is one, rests meanwhile
         session = self.session(pack.graph(file), constants, int8=int8 is not None)
 
         def prefix(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place

@@ -30,19 +30,14 @@ def lacks_memory(error: Exception) -> bool:
 
 def shrink_arena() -> None:
     """Give back what no session uses at the moment; onnxruntime does that at the end of a run only."""
-    options, shrink = ort.SessionOptions(), ort.RunOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     with suppress(Exception):  # bare pybind ones: there may be no room for this either
-        session = ort.InferenceSession(_IDENTITY, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session, shrink = share_arena()
         session.run(None, {"x": np.zeros((), np.float32)}, shrink)
 
 
 @cache
-def share_arena() -> None:
-    """One arena for all sessions of this process.
+def share_arena() -> tuple[ort.InferenceSession, ort.RunOptions]:
+    """One arena for all sessions of this process; returned is a session whose runs make it smaller.
 
     Arenas of their own keep what the largest run ever needed. This one grows in doubling regions and cuts pieces off
     them to the size that is asked for: a region that is not used yet takes no memory, and pieces that are free grow
@@ -56,3 +51,10 @@ def share_arena() -> None:
         "max_dead_bytes_per_chunk": 65_536,
     }
     ort.create_and_register_allocator(info, ort.OrtArenaCfg(doubling))
+    options, shrink = ort.SessionOptions(), ort.RunOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    # It is made now: where memory is short, there is no room for a session.
+    return ort.InferenceSession(_IDENTITY, options, providers=["CPUExecutionProvider"], enable_fallback=0), shrink

@@ -119,12 +119,13 @@ class OrtTrainer:
         feeds |= {f"steps::{name}": steps for name, steps in self._channels.next_steps().items()}
         for name in self._names & feeds.keys():
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
-        for name in ("loss", "logits"):  # afresh: their batch size may differ from the last step's
-            binding.bind_output(name)
         with told("run"):
             form.session.run_with_iobinding(binding)
-        outputs = binding.get_outputs()[-len(self._free_outputs) :]
-        return {name: value.numpy() for name, value in zip(self._free_outputs, outputs, strict=True)}
+        values = binding.get_outputs()[-len(self._free_outputs) :]
+        outputs = {name: value.numpy() for name, value in zip(self._free_outputs, values, strict=True)}
+        for name in self._free_outputs:  # afresh: the next batch size may differ, and these hold a part of the arena
+            binding.bind_output(name)
+        return outputs
 
     def _scalars(self, hyper: Hyper) -> dict[str, float]:
         return {

@@ -75,6 +75,18 @@ def test_the_floor_is_tried_before_giving_up():
     assert log == [13, FLOOR]
 
 
+def test_where_few_images_do_not_fit_training_makes_room():
+    """Evaluation in fours fails beside training in sixty-fours: smaller steps may be what helps."""
+    limit = BatchLimit(64)
+
+    def compute(images):
+        if limit.images > 16:
+            raise MemoryError
+        return images
+
+    assert limit.whole(4, compute, "evaluation") == 4 and limit.images == 16
+
+
 @linux
 def test_a_run_goes_on_in_smaller_batches_and_says_so(tmp_path):
     told = short("run", 40, tmp_path / "run")

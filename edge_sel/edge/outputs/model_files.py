@@ -73,15 +73,19 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
 
     Raises:
         EdgeSelError: they differ; this would be a bug.
+        MemoryError: there is no room for it.
     """
     from edge_sel.engines.native import ort
+    from edge_sel.engines.ort_call import run, told
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1  # more would take memory for four images
-    session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    file, cpu = path.read_bytes(), ["CPUExecutionProvider"]
+    with told("load"):
+        session = ort.InferenceSession(file, options, providers=cpu, enable_fallback=0)
     images = np.random.default_rng(0).standard_normal((4, 3, *model.image_size)).astype(np.float32)
     expected = predict(images)  # what cannot be run is told by the engine
-    written = session.run(None, {"x": images})[0]
+    written = run(session, ["logits"], {"x": images})[0]
     if not np.allclose(written, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max())):
         raise EdgeSelError("the written model differs from the one in memory", where=path, fix="report this as a bug")

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from edge_sel.errors import GraphError
+from edge_sel.graphs.extension import Extension
 from edge_sel.graphs.head_form import head_scale, layers_obstacle
 from edge_sel.graphs.ir import Forward, Node, live_nodes
 from edge_sel.graphs.plans import head_layers, head_names, make_plan
@@ -165,50 +166,50 @@ def _width(forward: Forward, name: str) -> int:
     return int(next(shape[axis] for axis in range(1, len(shape)) if axis not in axes) or 0) if axes else 0
 
 
-class _DeepHead:
-    """Collects the nodes that a deep head adds to a graph."""
+class _DeepHead(Extension):
+    """The nodes that a deep head adds to a graph."""
 
     def __init__(self, forward: Forward, vector: str) -> None:
+        super().__init__(forward, DEEP_HEAD)
         self._forward, self._vector = forward, vector
-        self._nodes: list[Node] = []
-        self._shapes, self._initializers = dict(forward.shapes), dict(forward.initializers)
-        self._made: set[str] = set()
 
     def added(self, taps: Sequence[Tap], scale: float) -> Forward:
         """The whole graph; the new layer has the factor of the others."""
         forward = self._forward
-        own, classes = int(forward.shape(self._vector)[1] or 0), forward.shape(forward.logits)[1]
+        own, width = int(forward.shape(self._vector)[1] or 0), sum(tap.features for tap in taps)
         parts = [part for tap in taps for part in self._pooled(tap)]
-        width = sum(tap.features for tap in taps)
-        joined = self._add("Concat", (self._vector, *parts), (None, own + width), "features", axis=1)
-        shallow = self._part(joined, 0, own, "head")
-        deep = self._part(joined, own, own + width, "taps")
-        weight, bias = f"{DEEP_HEAD}.weight", f"{DEEP_HEAD}.bias"
-        count = forward.initializers[head_names(forward)[0]].shape[0]
-        for name, value in ((weight, np.zeros((count, width))), (bias, np.zeros(count))):
-            self._initializers[name] = value.astype(np.float32)
-            self._shapes[name] = value.shape
+        joined = self.add("Concat", (self._vector, *parts), (None, own + width), "features", axis=1)
+        shallow, deep = self.part(joined, 0, own), self.part(joined, own, own + width)
+        pooling, self.nodes = self.nodes, []
+        weights = self._layer(deep, width, scale)
         before = f"{DEEP_HEAD}::shallow"
-        factor = f"{DEEP_HEAD}::scale"
-        logits = self._add("Gemm", (deep, weight, bias), (None, classes), "logits", transB=1)
-        if scale != 1.0:
-            self._initializers[factor], self._shapes[factor] = np.array([scale], np.float32), (1,)
-            logits = self._add("Mul", (logits, factor), (None, classes), "scaled")
-        self._shapes[before] = forward.shape(forward.logits)
-        self._made.add(before)
-        start = live_nodes(forward.nodes, self._vector) + [
-            node for tap in taps for node in live_nodes(forward.nodes, tap.name)
+        self.shapes[before] = forward.shape(forward.logits)
+        self.per_image.add(before)
+        join = Node("Add", (before, self.nodes[-1].outputs[0]), (forward.logits,), {}, f"{DEEP_HEAD}::sum")
+        needed = [
+            node for name in (self._vector, *(tap.name for tap in taps)) for node in live_nodes(forward.nodes, name)
         ]
-        first = {id(node) for node in start}
+        first = {id(node) for node in needed}
         body = [node for node in forward.nodes if id(node) in first]
         head = [self._behind(node, shallow, before) for node in forward.nodes if id(node) not in first]
-        own_head = next(number for number, node in enumerate(self._nodes) if node.op == "Gemm")
-        join = Node("Add", (before, logits), (forward.logits,), {}, f"{DEEP_HEAD}::sum")
         return replace(
-            forward, nodes=(*body, *self._nodes[:own_head], *head, *self._nodes[own_head:], join), shapes=self._shapes,
-            initializers=self._initializers, per_image=forward.per_image | self._made,
-            parameters=forward.parameters | {weight, bias},
+            forward, nodes=(*body, *pooling, *head, *self.nodes, join), shapes=self.shapes,
+            initializers=self.initializers, per_image=frozenset(self.per_image),
+            parameters=forward.parameters | {*weights},
         )  # fmt: skip
+
+    def _layer(self, features: str, width: int, scale: float) -> tuple[str, str]:
+        """A linear layer of zeros; the names of its weight and its bias."""
+        classes = self._forward.shape(self._forward.logits)[1]
+        count = self._forward.initializers[head_names(self._forward)[0]].shape[0]
+        weight, bias = f"{DEEP_HEAD}.weight", f"{DEEP_HEAD}.bias"
+        for name, value in ((weight, np.zeros((count, width), np.float32)), (bias, np.zeros(count, np.float32))):
+            self.initializers[name], self.shapes[name] = value, value.shape
+        logits = self.add("Gemm", (features, weight, bias), (None, classes), "logits", transB=1)
+        if scale != 1.0:
+            factor = self.constant("scale", np.array([scale], np.float32))
+            self.add("Mul", (logits, factor), (None, classes), "scaled")
+        return weight, bias
 
     def _behind(self, node: Node, shallow: str, before: str) -> Node:
         """A node of the head, which takes its part of the features, and makes its part of the logits."""
@@ -218,37 +219,15 @@ class _DeepHead:
 
     def _pooled(self, tap: Tap) -> list[str]:
         """Means of a map or of tokens, where they are features, and standard deviations."""
-        name, width, shape = tap.name, tap.width, self._forward.shape(tap.name)
+        name, vector, shape = tap.name, (None, tap.width), self._forward.shape(tap.name)
         kept = tuple(1 if axis in tap.axes else size for axis, size in enumerate(shape))
-        where = self._ints(*tap.axes)
-        mean = self._add("ReduceMean", (name, where), kept, f"{name}::mean", keepdims=1)
-        centred = self._add("Sub", (name, mean), shape, f"{name}::centred")
-        square = self._add("Mul", (centred, centred), shape, f"{name}::square")
-        variance = self._add("ReduceMean", (square, where), (None, width), f"{name}::variance", keepdims=0)
-        small = f"{DEEP_HEAD}::epsilon"
-        self._initializers[small] = np.array([EPSILON], np.float32)
-        self._shapes[small] = (1,)
-        positive = self._add("Add", (variance, small), (None, width), f"{name}::positive")
-        deviation = self._add("Sqrt", (positive,), (None, width), f"{name}::deviation")
+        where, small = self.ints(*tap.axes), self.constant("epsilon", np.array([EPSILON], np.float32))
+        mean = self.add("ReduceMean", (name, where), kept, f"{name}::mean", keepdims=1)
+        centred = self.add("Sub", (name, mean), shape, f"{name}::centred")
+        square = self.add("Mul", (centred, centred), shape, f"{name}::square")
+        variance = self.add("ReduceMean", (square, where), vector, f"{name}::variance", keepdims=0)
+        positive = self.add("Add", (variance, small), vector, f"{name}::positive")
+        deviation = self.add("Sqrt", (positive,), vector, f"{name}::deviation")
         if not tap.mean:
             return [deviation]
-        return [self._add("Reshape", (mean, self._ints(-1, width)), (None, width), f"{name}::vector"), deviation]
-
-    def _part(self, name: str, start: int, end: int, what: str) -> str:
-        bounds = [self._ints(value) for value in (start, end, 1)]
-        return self._add("Slice", (name, *bounds), (None, end - start), what)
-
-    def _add(
-        self, op: str, inputs: tuple[str, ...], shape: tuple[int | None, ...], what: str, **attributes: int
-    ) -> str:
-        name = f"{DEEP_HEAD}::{what}"
-        self._nodes.append(Node(op, inputs, (name,), dict(attributes), name))
-        self._shapes[name] = shape
-        self._made.add(name)
-        return name
-
-    def _ints(self, *values: int) -> str:
-        name = f"{DEEP_HEAD}::{','.join(map(str, values))}"
-        self._initializers[name] = value = np.array(values, np.int64)
-        self._shapes[name] = value.shape
-        return name
+        return [self.add("Reshape", (mean, self.ints(-1, tap.width)), vector, f"{name}::vector"), deviation]

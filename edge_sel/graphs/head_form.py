@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from edge_sel.errors import GraphError
+from edge_sel.graphs.extension import Extension
 from edge_sel.graphs.ir import Forward, Node, live_nodes
 from edge_sel.graphs.plans import behind_the_body, head_layers, head_names, rectified, running_statistics
 from edge_sel.graphs.prefix import Cut
@@ -146,23 +147,12 @@ def closed_form_reasons(forward: Forward, cut: Cut | None) -> dict[str, str]:
     return {} if running_statistics(forward) else {CLOSED: "the network has no batch statistics"}
 
 
-class _VectorHead:
-    """Collects the nodes that are put between the body and the head."""
+class _VectorHead(Extension):
+    """The nodes that are put between the body and the head."""
 
     def __init__(self, forward: Forward) -> None:
-        self._forward, self._nodes = forward, list[Node]()
-        self._shapes, self._initializers = dict(forward.shapes), dict(forward.initializers)
-        self._made: set[str] = set()
-
-    def add(self, op: str, inputs: tuple[str, ...], shape: tuple[int | None, ...], what: str, **attributes: int) -> str:
-        """Append an operator; the name of what it makes."""
-        name = f"head::{what}"
-        while name in self._shapes:
-            name += "_"
-        self._nodes.append(Node(op, inputs, (name,), dict(attributes), name))
-        self._shapes[name] = shape
-        self._made.add(name)
-        return name
+        super().__init__(forward, "head")
+        self._forward = forward
 
     def vector(self, name: str) -> str:
         """A map's mean over its pixels, or the vector that it is."""
@@ -173,14 +163,9 @@ class _VectorHead:
             name = self.add("GlobalAveragePool", (name,), (None, rest[0], 1, 1), "pooled")
         return self.add("Flatten", (name,), (None, rest[0]), "vector", axis=1)
 
-    def part(self, name: str, start: int, end: int) -> str:
-        """Of a vector."""
-        bounds = [self._ints(value) for value in (start, end, 1)]
-        return self.add("Slice", (name, *bounds), (None, end - start), f"part{start}")
-
     def pixel(self, name: str, width: int) -> str:
         """A vector as a map of one pixel."""
-        return self.add("Reshape", (name, self._ints(-1, width, 1, 1)), (None, width, 1, 1), "pixel")
+        return self.add("Reshape", (name, self.ints(-1, width, 1, 1)), (None, width, 1, 1), "pixel")
 
     def finished(self, taken: dict[str, str]) -> Forward:
         """The graph whose head takes these tensors, by what each layer makes."""
@@ -188,19 +173,13 @@ class _VectorHead:
         last = {id(node) for node in behind_the_body(forward)}
         behind = [node for node in forward.nodes if id(node) in last]
         for node in behind:
-            shape = self._shapes.get(node.outputs[0], ())
+            shape = self.shapes.get(node.outputs[0], ())
             if len(shape) == 4:
-                self._shapes[node.outputs[0]] = (*shape[:2], 1, 1)
+                self.shapes[node.outputs[0]] = (*shape[:2], 1, 1)
         moved = [
             replace(node, inputs=(taken[node.outputs[0]], *node.inputs[1:])) if node.outputs[0] in taken else node
             for node in behind
         ]
         before = [node for node in forward.nodes if id(node) not in last]
-        return replace(forward, nodes=(*before, *self._nodes, *moved), shapes=self._shapes,
-                       initializers=self._initializers, per_image=forward.per_image | self._made)  # fmt: skip
-
-    def _ints(self, *values: int) -> str:
-        name = f"head::{','.join(map(str, values))}"
-        self._initializers[name] = value = np.array(values, np.int64)
-        self._shapes[name] = value.shape
-        return name
+        return replace(forward, nodes=(*before, *self.nodes, *moved), shapes=self.shapes,
+                       initializers=self.initializers, per_image=frozenset(self.per_image))  # fmt: skip

@@ -12,7 +12,8 @@ TEMPERATURE = 1.5
 """The published softening temperature T."""
 
 
-def _log_softmax(logits: Array) -> Array:
+def log_softmax(logits: Array) -> Array:
+    """Logarithms of the probabilities, as the logits [N, C]."""
     xp = array_namespace(logits)
     # Subtracting the maximum keeps exp() in range; the result does not change.
     shifted = logits - xp.max(logits, axis=1, keepdims=True)
@@ -38,7 +39,7 @@ def cross_entropy(logits: Array, labels: Array, temperature: float = 1.0) -> Arr
         [0.6931, 0.0]
     """
     xp = array_namespace(logits, labels)
-    log_p = _log_softmax(as_float(logits) / temperature)
+    log_p = log_softmax(as_float(logits) / temperature)
     # 0 - x rather than -x, here and below: a perfect prediction costs 0, not -0.
     return 0.0 - xp.max(xp.where(class_members(labels, logits.shape[1]), log_p, -xp.inf), axis=1)
 
@@ -60,7 +61,7 @@ def entropy(logits: Array) -> Array:
         [0.6931]
     """
     xp = array_namespace(logits)
-    log_p = _log_softmax(as_float(logits))
+    log_p = log_softmax(as_float(logits))
     p = xp.exp(log_p)
     # 0 * log 0 is 0 here; without the guard a logit of -inf would make it NaN.
     return 0.0 - xp.sum(p * xp.where(p > 0, log_p, 0.0), axis=1)

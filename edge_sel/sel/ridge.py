@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf, isfinite, nan
 from typing import NamedTuple
 
 from edge_sel.sel._array import Array, array_namespace, class_members, device
+from edge_sel.sel.embarrassment import cross_entropy, log_softmax
 from edge_sel.sel.feature_sums import (
     CONSTANT,
     Examples,
@@ -16,7 +18,7 @@ from edge_sel.sel.feature_sums import (
     standardised,
     with_constant,
 )
-from edge_sel.sel.temperature import best_scale, cross_entropies, softmax
+from edge_sel.sel.temperature import best_scale
 
 RIDGES = tuple(10.0 ** (step / 3) for step in range(-15, 4))
 """λ to try, in units of the samples' scatter for each class: 1e-5 to 10."""
@@ -47,8 +49,6 @@ class HeadFit(NamedTuple):
     """How many were used: the first ones, or all."""
     loss: float
     """Mean cross-entropy of the samples, each under the head that was fitted without it, nats."""
-    old_loss: float
-    """The same under the old head; infinite without one."""
     left_out: Array
     """float64[N, C], logits of each sample under the head that was fitted without it."""
 
@@ -107,32 +107,15 @@ def fit_head(
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit);
     Guo et al. 2017 (temperature scaling); Fanì et al. 2024 (sums of several places add up).
     """
-    xp = array_namespace(features)
     standard = standard or standard_of(features, groups)
     data = _Data(features, labels, classes, standard, prior, examples, old)
     few = data if features.shape[0] <= CHOSEN_BY else data.subset(_spread(labels, CHOSEN_BY))
-    old_loss, old_logits = float("inf"), None
-    best: _Choice | None = None
-    if old is not None:
-        old_logits = xp.astype(features, xp.float64) @ xp.astype(old[0], xp.float64).T + xp.astype(old[1], xp.float64)
-        old_loss = float(xp.mean(cross_entropies(old_logits, data.right)))
-        chosen = few.old_logits()
-        best = _Choice(0, 0.0, float("inf"), *few.judge(*chosen))
     tried = priors or (PRIORS if prior is not None else OLD_HEADS if old is not None and _says(old) else (0.0,))
-    for width in dict.fromkeys((shallow or features.shape[1], features.shape[1])):
-        for weight in tried:
-            for candidate in few.candidates(width, weight, ridges):
-                if best is None or candidate.loss < best.loss:
-                    best = candidate
-    assert best is not None
-    if not best.features:
-        assert old is not None and old_logits is not None
-        scale = xp.asarray(best.scale, dtype=old[0].dtype)
-        loss = float(xp.mean(cross_entropies(best.scale * old_logits, data.right)))
-        return HeadFit(old[0] * scale, old[1] * scale, False, best.ridge, 0.0, features.shape[1], loss, old_loss,
-                       best.scale * old_logits)  # fmt: skip
-    coefficients, left_out = data.solve(best.features, best.prior, best.ridge)
-    return _as_head(best, coefficients, left_out, data, old_loss, features.dtype)
+    widths = dict.fromkeys((shallow or features.shape[1], features.shape[1]))
+    choices = [few.old_head()] if old is not None else []
+    choices += [choice for width in widths for weight in tried for choice in few.candidates(width, weight, ridges)]
+    best = min(choices, key=lambda choice: choice.loss)  # of equal ones the old head
+    return data.as_it_is(best) if best.features == 0 else data.fitted(best)
 
 
 class _Data:
@@ -145,12 +128,12 @@ class _Data:
         self.xp = xp = array_namespace(features)
         self._given = features, labels, classes, standard, prior, examples, old
         self.standard = standard
-        self.right = class_members(labels, classes)
-        self._targets = xp.astype(self.right, xp.float64)
+        self._labels = labels
+        self._targets = xp.astype(class_members(labels, classes), xp.float64)
         self._samples = with_constant(standardised(features, standard))
         self._examples = None
         if examples is not None:
-            self._examples = with_constant(examples.features), class_members(examples.labels, classes)
+            self._examples = with_constant(examples.features), examples.labels
         counts = xp.sum(self._targets, axis=0)
         self._met = counts > 0
         classes_met = float(xp.sum(xp.astype(self._met, xp.float64)))
@@ -158,7 +141,7 @@ class _Data:
         self._counts = counts * self._mass
         self._prior = prior
         if prior is None and old is not None:
-            probabilities = softmax(self.old_logits()[0])
+            probabilities = xp.exp(log_softmax(self._old_logits()[0]))
             self._prior = Prior(
                 self._mass**0.5 * self._samples, self._mass**0.5 * probabilities, self._met | ~self._met
             )
@@ -168,7 +151,7 @@ class _Data:
         features, labels, classes, standard, prior, examples, old = self._given
         return _Data(features[rows], labels[rows], classes, standard, prior, examples, old)
 
-    def old_logits(self) -> tuple[Array, Array | None]:
+    def _old_logits(self) -> tuple[Array, Array | None]:
         """Of the samples and of the examples under the old head."""
         xp, features, old = self.xp, self._given[0], self._given[6]
         assert old is not None
@@ -179,11 +162,11 @@ class _Data:
             scale = xp.astype(xp.where(used, self.standard.scale, xp.ones_like(self.standard.scale)), xp.float64)
             raw = self._examples[0][:, :-1] / scale + xp.astype(self.standard.mean, xp.float64)
             of_examples = raw @ weight.T + bias
-        return xp.astype(features, xp.float64) @ weight.T + bias, of_examples
+        known = xp.where(xp.isfinite(features), features, xp.full_like(features, nan))  # of an infinity NumPy warns
+        return xp.astype(known, xp.float64) @ weight.T + bias, of_examples
 
     def candidates(self, width: int, weight: float, ridges: Sequence[float]) -> Iterator[_Choice]:
         """Of each λ."""
-        xp = self.xp
         rows, targets, masses = self._system(width, weight)
         values, vectors, coordinates = decompose(rows)
         before = rows.shape[0] - self._samples.shape[0]
@@ -195,24 +178,50 @@ class _Data:
             solved = inverse[:, None] * projected
             left_out = self._left_out(own @ solved, (own * own) @ inverse, masses)
             logits = None if examples is None else examples @ solved
-            yield _Choice(width, weight, ridge, *self.judge(left_out, logits))
-        del xp
+            yield _Choice(width, weight, ridge, *self._judge(left_out, logits))
 
-    def judge(self, left_out: Array, of_examples: Array | None) -> tuple[float, float]:
+    def _judge(self, left_out: Array, of_examples: Array | None) -> tuple[float, float]:
         """The scale at which the loss is least, and that loss."""
         xp = self.xp
-        logits, right = left_out, self.right
+        logits, labels = left_out, self._labels
         weights = xp.full((logits.shape[0],), 1 / logits.shape[0], dtype=xp.float64, device=device(logits))
         if of_examples is not None and self._examples is not None and of_examples.shape[0]:
             theirs = self._examples[1]
-            shared = xp.any(theirs & self._met, axis=1)
-            each = xp.where(shared, xp.full_like(of_examples[:, 0], SHARED), xp.ones_like(of_examples[:, 0]))
-            logits, right = xp.concat([logits, of_examples]), xp.concat([right, theirs])
+            each = xp.where(self._met[theirs], xp.full_like(of_examples[:, 0], SHARED), xp.ones_like(of_examples[:, 0]))
+            logits, labels = xp.concat([logits, of_examples]), xp.concat([labels, theirs])
             weights = xp.concat([weights, each / of_examples.shape[0]])
-        scale = best_scale(logits, right, weights)
-        return scale, float(xp.sum(weights * cross_entropies(scale * logits, right)))
+        scale = best_scale(logits, labels, weights)
+        loss = float(xp.sum(weights * cross_entropy(scale * logits, labels)))
+        return scale, loss if isfinite(loss) else inf
 
-    def solve(self, width: int, weight: float, ridge: float) -> tuple[Array, Array]:
+    def old_head(self) -> _Choice:
+        """The candidate that changes nothing but the temperature."""
+        return _Choice(0, 0.0, inf, *self._judge(*self._old_logits()))
+
+    def as_it_is(self, best: _Choice) -> HeadFit:
+        """The old head at its best temperature."""
+        xp, features, old = self.xp, self._given[0], self._given[6]
+        assert old is not None
+        logits = best.scale * self._old_logits()[0]
+        loss = float(xp.mean(cross_entropy(logits, self._labels)))
+        scale = xp.asarray(best.scale, dtype=old[0].dtype)
+        return HeadFit(old[0] * scale, old[1] * scale, False, best.ridge, 0.0, features.shape[1], loss, logits)
+
+    def fitted(self, best: _Choice) -> HeadFit:
+        """A head for features as they are: the standard and the temperature are part of it."""
+        xp, dtype = self.xp, self._given[0].dtype
+        coefficients, left_out = self._solve(best.features, best.prior, best.ridge)
+        mean, scale = (xp.astype(part, xp.float64) for part in self.standard)
+        unused = (scale.shape[0] - best.features, coefficients.shape[1])
+        rows = xp.concat([coefficients[:-1], xp.zeros(unused, dtype=xp.float64, device=device(scale))])
+        weight = best.scale * (rows.T * scale)
+        bias = best.scale * CONSTANT * coefficients[-1] - weight @ mean
+        left_out = best.scale * left_out
+        loss = float(xp.mean(cross_entropy(left_out, self._labels)))
+        weight, bias = (xp.astype(part, dtype) for part in (weight, bias))
+        return HeadFit(weight, bias, True, best.ridge, best.prior, best.features, loss, left_out)
+
+    def _solve(self, width: int, weight: float, ridge: float) -> tuple[Array, Array]:
         """Coefficients [width + 1, C] and the left-out logits [N, C] of one candidate, without a decomposition."""
         xp = self.xp
         rows, targets, masses = self._system(width, weight)
@@ -259,21 +268,6 @@ class _Data:
         """The samples' scatter for each class."""
         xp, features = self.xp, self._samples[:, :width]
         return max(float(xp.sum(features * features)) * self._mass, 1e-12)
-
-
-def _as_head(
-    best: _Choice, coefficients: Array, left_out: Array, data: _Data, old_loss: float, dtype: object
-) -> HeadFit:
-    """For features as they are: the standard and the temperature are part of the head."""
-    xp = data.xp
-    mean, scale = (xp.astype(part, xp.float64) for part in data.standard)
-    unused = xp.zeros((scale.shape[0] - best.features, coefficients.shape[1]), dtype=xp.float64, device=device(scale))
-    weight = best.scale * (xp.concat([coefficients[:-1], unused]).T * scale)
-    bias = best.scale * CONSTANT * coefficients[-1] - weight @ mean
-    left_out = best.scale * left_out
-    loss = float(xp.mean(cross_entropies(left_out, data.right)))
-    weight, bias = (xp.astype(part, dtype) for part in (weight, bias))
-    return HeadFit(weight, bias, True, best.ridge, best.prior, best.features, loss, old_loss, left_out)
 
 
 def _part(rows: Array, width: int) -> Array:

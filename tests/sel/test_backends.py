@@ -74,10 +74,6 @@ def aged(i):
     return selection.update_ages(ages, i.indices, i.correct)
 
 
-def right(i):
-    return i.labels[:, None] == i.xp.arange(C)[None]
-
-
 def with_prior(i):
     standard = feature_sums.standard_of(i.features)
     examples = feature_sums.Examples(feature_sums.standardised(i.features[:8], standard), i.labels[:8])
@@ -93,6 +89,7 @@ def summed(prior):
 # The functions of the training loop: name -> call.
 HOT = {
     "embarrassment.cross_entropy": lambda i: embarrassment.cross_entropy(i.logits, i.labels, 1.5),
+    "embarrassment.log_softmax": lambda i: embarrassment.log_softmax(i.logits),
     "embarrassment.entropy": lambda i: embarrassment.entropy(i.logits),
     "embarrassment.init_sums": lambda i: embarrassment.init_sums(C, i.xp, device=i.device),
     "embarrassment.add_batch": streamed,
@@ -158,9 +155,7 @@ COLD = {
     "feature_sums.standard_of": lambda i: feature_sums.standard_of(i.features, (2, 4)),
     "feature_sums.standardised": lambda i: feature_sums.standardised(i.features, feature_sums.standard_of(i.features)),
     "feature_sums.summarise": lambda i: summed(feature_sums.summarise(i.features, i.labels, C, 3)),
-    "temperature.cross_entropies": lambda i: temperature.cross_entropies(i.logits, right(i)),
-    "temperature.softmax": lambda i: temperature.softmax(i.logits),
-    "temperature.best_scale": lambda i: i.logits[:1, 0] * temperature.best_scale(i.logits, right(i), i.p),
+    "temperature.best_scale": lambda i: i.logits[:1, 0] * temperature.best_scale(i.logits, i.labels, i.p),
 }
 # Plain numbers in, plain numbers out.
 NO_ARRAYS = {

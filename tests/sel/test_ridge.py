@@ -272,10 +272,10 @@ def test_only_the_class_shares_have_changed():
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_features_that_are_no_numbers_are_left_out(wrong):
     """As where one layer overflows."""
-    features, labels, _ = samples(80, 12)
+    features, labels, old = samples(80, 12)
     spoilt = features.copy()
     spoilt[3, 8:] = wrong
-    fit = fit_head(spoilt, labels, CLASSES, groups=(8, 4), shallow=8)
+    fit = fit_head(spoilt, labels, CLASSES, old=old, groups=(8, 4), shallow=8, priors=(0.0,))
     assert np.isfinite(fit.weight).all() and not fit.weight[:, 8:].any()
     clean = np.where(np.isfinite(spoilt), spoilt, 0)
     assert (

@@ -125,7 +125,7 @@ def sha256_of(path: Path) -> str | None:
     try:
         regular_size(path)
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
+            while block := file.read(1 << 16):
                 digest.update(block)
     except OSError:
         return None

@@ -35,6 +35,12 @@ def extend_head(weights: Mapping[str, np.ndarray], model: ModelInfo, classes: in
     return extended
 
 
+def changed_in(weights: Mapping[str, np.ndarray], pack: Pack) -> set[str]:
+    """Which of the body's weights and statistics are no longer the pack's."""
+    head = pack.manifest.model.head
+    return {n for n, v in pack.weights().items() if n not in head and not np.array_equal(weights[n], v)}
+
+
 def original_weights(pack: Pack, classes: int) -> dict[str, np.ndarray]:
     """The pack's weights, with room for the device's own classes."""
     return extend_head(pack.weights(), pack.manifest.model, classes)

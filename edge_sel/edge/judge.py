@@ -14,6 +14,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate, evaluate_logits
+from edge_sel.edge.features.cache import weights_digest
 from edge_sel.edge.features.precision import CHUNK
 from edge_sel.edge.free_memory import trim
 from edge_sel.engines.base import Engine
@@ -28,9 +29,9 @@ SAME = 1e-3
 
 
 class _Features(NamedTuple):
-    """Of a set of images, by a network with these weights behind which only the head comes."""
+    """Of a set of images [N, F], and a hash of the weights that they depend on."""
 
-    body: Arrays
+    by: bytes
     rows: np.ndarray
 
 
@@ -81,7 +82,8 @@ class Judge:
         """The model with these weights on any images."""
 
         with self._phase("evaluate"):
-            if images in (self.validation, self.test) and len(images) <= KEPT_IMAGES:
+            held = images is self.validation or images is self.test
+            if held and len(images) <= KEPT_IMAGES:
                 features = self.batch_limit.whole(CHUNK, partial(self._features, weights, images), "evaluation")
                 if features is not None:
                     weight, bias = self._pack.linear_head.joined(weights)
@@ -100,12 +102,13 @@ class Judge:
     def _features(self, weights: Arrays, images: ImageSet, chunk: int) -> np.ndarray | None:
         """What the head takes, float32 [N, F]: each image is looked at once by the same body. None without such."""
         pack, model = self._pack, self._pack.manifest.model
-        if RIDGE not in pack.plan_names:
+        info = pack.prefix(RIDGE) if RIDGE in pack.plan_names else None
+        if info is None:
             return None
-        body = {name: value for name, value in weights.items() if name not in model.head}
-        seen = self._seen.get(id(images))
-        if seen is not None and all(np.array_equal(value, seen.body[name]) for name, value in body.items()):
+        by, seen = weights_digest(info, weights), self._seen.get(id(images))
+        if seen is not None and seen.by == by:
             return seen.rows
+        trim()  # its session comes on top of the trainer's
         prefix = self.engine.prefix(pack, RIDGE, weights)
         if prefix is None:
             return None
@@ -113,7 +116,7 @@ class Judge:
         for part in np.split(np.arange(len(images)), range(chunk, len(images), chunk)):
             rows.append(prefix(normalise(images.read(part), model.mean, model.std)))
             self._breathe()
-        self._seen[id(images)] = _Features(body, np.concatenate(rows))
+        self._seen[id(images)] = _Features(by, np.concatenate(rows))
         if not self._compared:
             self._compare(weights, images, rows[0])
         return self._seen[id(images)].rows

@@ -13,7 +13,7 @@ from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
-from edge_sel.edge.head import original_weights
+from edge_sel.edge.head import changed_in, original_weights
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.progress import Progress, no_logits
 from edge_sel.edge.train.auto_ladder import NONSENSE
@@ -123,7 +123,7 @@ class Memory(NamedTuple):
 
 def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) -> Memory | None:
     """By features of the server's examples where only the head has changed; None where there is too little to tell."""
-    if (seen := _by_features(weights, pack, training)) is not None:
+    if (seen := _by_features(weights, pack)) is not None:
         return seen
     anchors = pack.anchors
     if anchors is None:
@@ -144,11 +144,10 @@ def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) ->
     return Memory(len(asked), int(known.sum()), int(right.sum()), forgot)
 
 
-def _by_features(weights: Arrays, pack: Pack, training: ImageSet) -> Memory | None:
+def _by_features(weights: Arrays, pack: Pack) -> Memory | None:
     """What the new head makes of the examples in the pack's sums."""
-    sums, old, head = pack.sums, pack.weights(), pack.manifest.model.head
-    same = all(np.array_equal(weights[name], value) for name, value in old.items() if name not in head)
-    if sums is None or not same or len(sums.examples.labels) < LEAST_ANCHORS:
+    sums, old = pack.sums, pack.weights()
+    if sums is None or len(sums.examples.labels) < LEAST_ANCHORS or changed_in(weights, pack):
         return None
     features, labels = sums.example_features(), sums.examples.labels
     known, right = (

@@ -196,10 +196,15 @@ def _key(
 ) -> bytes:
     """A hash of all that the features depend on."""
     parts = [engine, pack.digest, info.graph, info.shape, pack.manifest.model.flip, images.fingerprint(), precision]
-    digest = hashlib.sha256(json.dumps(parts).encode())
+    return hashlib.sha256(json.dumps(parts).encode() + weights_digest(info, weights)).digest()
+
+
+def weights_digest(info: PrefixInfo, weights: Mapping[str, np.ndarray]) -> bytes:
+    """A hash of the weights that features behind this backbone depend on."""
+    digest = hashlib.sha256()
     for name in info.constants:
         if name in weights:
-            digest.update(np.ascontiguousarray(weights[name]).tobytes())
+            digest.update(np.ascontiguousarray(weights[name]).data)
     return digest.digest()
 
 

@@ -8,6 +8,7 @@ there is a second pass with these.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from edge_sel.arrays import Arrays
 from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.features.cache import FeatureCache, passing_features
 from edge_sel.edge.features.precision import Precision
+from edge_sel.edge.head import changed_in
 from edge_sel.edge.train.stage import EpochDone, StageEvent, StepDone, TrainingStage
 from edge_sel.edge.train.statistics_stage import estimate, statistics_batch, statistics_batches
 from edge_sel.edge.train.work import probed_images
@@ -108,6 +110,7 @@ class ClosedFormStage(TrainingStage):
                 rows = yield from self._features_of_all()
                 yield from self._estimate(self._tried)
                 state.statistics = NEW if self._new_are_better(rows) else OLD
+                state.cursor = 0 if state.statistics == NEW else state.cursor  # all images are still to come again
             if state.statistics == NEW:
                 yield from self._estimate(self._batches)
                 self._take_statistics()
@@ -186,12 +189,17 @@ class ClosedFormStage(TrainingStage):
 
     # The head
 
+    @cached_property
     def _sums(self) -> ServerSums | None:
-        sums = self.inputs.pack.sums
-        return None if sums is None else sums.with_classes(len(self.memory.class_e))
+        """Those of the pack, if the body is the pack's: of another one's features they would say nothing."""
+        pack = self.inputs.pack
+        statistics = pack.plan(STATISTICS).buffers if STATISTICS in pack.plan_names else ()
+        if pack.sums is None or changed_in(self._begun, pack) - {*statistics}:
+            return None
+        return pack.sums.with_classes(len(self.memory.class_e))
 
     def _fit_to(self, features: np.ndarray, labels: np.ndarray, priors: Sequence[float] = ()) -> HeadFit:
-        pack, sums = self.inputs.pack, self._sums()
+        pack, sums = self.inputs.pack, self._sums
         groups = pack.manifest.model.feature_groups(features.shape[1])
         return fit_head(
             features.astype(np.float32), labels, len(self.memory.class_e), old=pack.linear_head.joined(self._start),

@@ -141,6 +141,6 @@ class Gate:
 
 def intensities(images: ImageSet) -> np.ndarray:
     """Standard deviation of each image's intensity [N]."""
-    pixels = len(images) * int(np.prod(images.read(np.arange(1)).shape[1:3]))
+    pixels = len(images) * images.size[0] * images.size[1]
     chunks = np.array_split(np.arange(len(images)), max(1, pixels // MOST_PIXELS))
     return np.concatenate([intensity_std(images.read(chunk)) for chunk in chunks])

@@ -71,7 +71,7 @@ def stage_work_left(pack: Pack, state: StageState, images: int, rate: float, to_
         return float(max(pictures - seen, 0) * plan.flops_train)
     candidates = max((state.epochs - state.epoch) * images - state.cursor, 0)
     work = candidates * rate * plan.flops_train + to_score * plan.flops_forward
-    if plan.name == CLOSED and not state.epoch and not state.cursor:  # the last images are too few for a batch
+    if plan.name == CLOSED and not state.epoch and not state.statistics:
         work += max(_trial_work(pack, images) - state.totals.probe_flops, 0.0)
     if prefix:
         work += _features_left(pack, ~kept, images, rate, candidates, to_score) * prefix.flops

@@ -282,3 +282,28 @@ def test_the_torch_engine_is_refused_before_anything_is_read(plans, tmp_path):
         cli.main(arguments, standalone_mode=False)
     assert "\n" not in str(error.value) and plans in str(error.value.where) and "--engine ort" in error.value.fix
     assert not (tmp_path / "run").exists()
+
+
+# What the server knew
+
+
+def priors_of(tmp_path, monkeypatch, **given):
+    """The prior of each fit."""
+    seen = []
+
+    def spy(*samples, **more):
+        seen.append(more["prior"])
+        return fit_head(*samples, **more)
+
+    monkeypatch.setattr(closed_form_stage, "fit_head", spy)
+    session(tmp_path, **{**GIVEN, **given}).run()
+    return seen
+
+
+def test_the_servers_sums_are_used_with_the_servers_body(tmp_path, monkeypatch):
+    assert priors_of(tmp_path, monkeypatch, plan="bn,ridge")[-1] is not None, "new statistics may go with them"
+
+
+def test_sums_say_nothing_of_the_features_of_another_body(tmp_path, monkeypatch):
+    given = {"plan": "full,ridge", "epochs": 1, "learning_rate": 0.01, "gate": "off"}
+    assert priors_of(tmp_path, monkeypatch, **given)[-1] is None

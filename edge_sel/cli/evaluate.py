@@ -68,7 +68,10 @@ def command(
         signed = {"pack": signers.to_json() if signers else None}
         echo_json({"schema": 1, "pack": str(model), "signers": signed, **figures, "skipped_images": skipped})
         return
-    click.echo(f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}")
+    click.echo(
+        f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}, "
+        f"calibration error {100 * result.calibration_error:.1f} %"
+    )
     for name, figures in result.to_json(classes)["classes"].items():
         click.echo(
             f"  {escaped(name):20} {100 * figures['accuracy']:6.1f} %   E {figures['embarrassment']:.3f}"

@@ -89,9 +89,10 @@ class Settings:
         "confidence that the new model is better, required before it replaces the old one",
         0.9, low=0.5, high=0.999, parse=parse_fraction, example="90%",
     )  # fmt: skip
-    forget: bool = key(
-        "replace the old model even if the new one no longer recognises the server's images", False, parse=_TRUTH.get
-    )
+    forget: float = key(
+        "share of what the old model knew of the server's images that a new one may lose and still replace it",
+        0.67, low=0, high=1, parse=parse_fraction, example="20%",
+    )  # fmt: skip
     drop_suspicious: bool = key("leave out training images whose labels look wrong", False, parse=_TRUTH.get)
     keep_duplicates: bool = key("keep copies, and further frames of a scene, among the images", False, parse=_TRUTH.get)
     seed: int = key("seed of every random choice", 0, low=0, high=MAX_SEED)

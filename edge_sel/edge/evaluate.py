@@ -11,6 +11,7 @@ import numpy as np
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.engines.base import Predict
+from edge_sel.sel.calibration import calibration_error
 from edge_sel.sel.embarrassment import class_embarrassment, confidence, cross_entropy
 
 BATCH = 16
@@ -36,6 +37,7 @@ class Evaluation:
     Attributes:
         accuracy: share of the images classified correctly, 0..1.
         loss: mean cross-entropy in nats.
+        calibration_error: expected calibration error, 0..1.
         embarrassment: E_c at T = 1.5.
         class_accuracy: share correct per class.
         images: how many images.
@@ -44,6 +46,7 @@ class Evaluation:
 
     accuracy: float
     loss: float
+    calibration_error: float
     embarrassment: np.ndarray
     class_accuracy: np.ndarray
     images: int
@@ -66,6 +69,7 @@ class Evaluation:
         return {
             "accuracy": self.accuracy,
             "loss": self.loss,
+            "calibration_error": self.calibration_error,
             "embarrassment": self.mean_embarrassment,
             "images": self.images,
             "classes": {
@@ -109,6 +113,7 @@ def evaluate_logits(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
     return Evaluation(
         accuracy=float(correct.mean()),
         loss=float(cross_entropy(logits, labels).mean()),
+        calibration_error=calibration_error(logits, labels),
         embarrassment=class_embarrassment(logits, labels, classes),
         class_accuracy=np.where(counts > 0, hits / np.maximum(counts, 1), np.nan),
         images=len(labels),

@@ -13,8 +13,6 @@ from edge_sel.edge.progress import Progress
 from edge_sel.edge.ship import keep_if_better
 from edge_sel.pack.reader import Pack
 
-ANCHOR_PASSES = 5
-"""Over the pack's anchors, at most: a look, new statistics, which may take three, and a look with these."""
 WRITES = 3
 """How many times the writing of a checkpoint the writing of the results is expected to take."""
 
@@ -46,7 +44,7 @@ def closing_forecast(pack: Pack, judge: Judge, spent: Spent, write_s: float | No
     """What the end will take, from what the first look took and a write takes; None is guessed."""
     anchors = pack.anchors
     held, looks = len(judge.validation), len(judge.validation) + len(judge.test or ())
-    held += 0 if anchors is None else ANCHOR_PASSES * len(anchors.known)
+    held += 0 if anchors is None else len(anchors.known)
     write_s = spent.seconds / WRITES if write_s is None else write_s
     # Once for the last judgement, once for the epoch that may just be ending.
     seconds = 1.1 * spent.seconds * (1 + held / looks) + WRITES * write_s

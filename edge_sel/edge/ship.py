@@ -11,15 +11,11 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
 from edge_sel.edge.head import changed_in, original_weights
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.progress import Progress, no_logits
 from edge_sel.edge.train.auto_ladder import NONSENSE
-from edge_sel.edge.train.closed_form_stage import STATISTICS
-from edge_sel.edge.train.statistics_stage import BATCH, estimate
-from edge_sel.engines.base import Batch
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.embarrassment import cross_entropy
 
@@ -28,10 +24,10 @@ CHANCE = 2
 LEAST_ANCHORS = 10
 SURELY = 0.1
 """Level of the binomial test that a model remembers less than that."""
+RARE = 1 / 3
+"""Of its equal share among the device's images: a class that they surely have less of is rare there."""
 MANY = 100_000
 """Images of which nobody collects more."""
-REMEMBERED = 1 / 3
-"""Of what the model knew of the server's images beyond chance: with less it has forgotten."""
 
 
 def keep_if_better(
@@ -92,13 +88,12 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
     if doubted > NONSENSE:
         ships, why = False, f"{doubted:.0%} of the labels look wrong: by these nothing is better"
     if ships:
-        memory = _look_back(progress.weights, pack, judge, training)
-        if memory is not None and memory.forgot and not settings.forget:
-            ships = False
-            why = (
-                f"better here, but it forgot what it knew: {memory.right} of {memory.images} images of the server are "
-                f"right, before {memory.right_before} (--forget ships it)"
-            )
+        rehearsed = any(entry.get("rehearsed") for entry in progress.history)
+        memory = _look_back(progress.weights, pack, judge, training, settings.forget, rehearsed=rehearsed)
+        if memory is not None:
+            told = f"{memory.right} of {memory.images} images of the server are right, before {memory.right_before}"
+            ships = not memory.forgot
+            why = f"{why}; {told}" if ships else f"better here, but it forgot too much: {told} (--forget allows more)"
     return Verdict(ships, {**evidence._asdict(), "level": level, "anchors": memory and memory._asdict(), "why": why})
 
 
@@ -110,7 +105,7 @@ class Verdict(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a model makes of the pack's anchors.
+    """What a model makes of images of the server.
 
     Of all classes, or of those that the device has, where it has so many images that the others are surely rare there.
     """
@@ -121,30 +116,42 @@ class Memory(NamedTuple):
     forgot: bool
 
 
-def _look_back(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet) -> Memory | None:
-    """By features of the server's examples where only the head has changed; None where there is too little to tell."""
-    if (seen := _by_features(weights, pack)) is not None:
-        return seen
+def _look_back(
+    weights: Arrays, pack: Pack, judge: Judge, training: ImageSet, may_lose: float, *, rehearsed: bool
+) -> Memory | None:
+    """By features of the server's images where only the head has changed; None where there is too little to tell."""
+    found = _by_features(weights, pack) or _by_images(weights, pack, judge, training, rehearsed=rehearsed)
+    if found is None:
+        return None
+    forgot = _forgot(found, 1 - may_lose, np.setdiff1d(found.labels, training.labels))
+    return Memory(len(found.labels), int(found.known.sum()), int(found.right.sum()), forgot)
+
+
+class _Seen(NamedTuple):
+    """Of images of the server: whether the original and the new model are right, bool[N], and the labels int[N]."""
+
+    known: np.ndarray
+    right: np.ndarray
+    labels: np.ndarray
+
+
+def _by_images(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet, *, rehearsed: bool) -> _Seen | None:
+    """What the new model makes of the pack's anchors, of those that it was not fitted to."""
     anchors = pack.anchors
     if anchors is None:
         return None
     asked = np.arange(len(anchors.images))
-    if _below(0, len(training), REMEMBERED / len(pack.manifest.model.classes)):
-        asked = np.flatnonzero(np.isin(anchors.images.labels, training.labels))
+    if rehearsed:
+        asked = np.setdiff1d(asked, anchors.rehearsed())
+    if _below(0, len(training), RARE / len(pack.manifest.model.classes)):
+        asked = asked[np.isin(anchors.images.labels[asked], training.labels)]
     if len(asked) < LEAST_ANCHORS:
         return None
-    images, known = anchors.images.subset(asked), anchors.known[asked]
-    right = judge.look(weights, images).logits.argmax(1) == images.labels
-    forgot = _forgot(known, right, images.labels)
-    if forgot and STATISTICS in pack.plan_names and pack.plan(STATISTICS).buffers:
-        # Of another place it may have nothing but the statistics, and these it can learn again.
-        adapted = _adapt(weights, anchors.images, pack, judge)
-        again = judge.look(adapted, images).logits.argmax(1) == images.labels
-        right, forgot = max(right, again, key=np.count_nonzero), _forgot(known, again, images.labels)
-    return Memory(len(asked), int(known.sum()), int(right.sum()), forgot)
+    images = anchors.images.subset(asked)
+    return _Seen(anchors.known[asked], judge.look(weights, images).logits.argmax(1) == images.labels, images.labels)
 
 
-def _by_features(weights: Arrays, pack: Pack) -> Memory | None:
+def _by_features(weights: Arrays, pack: Pack) -> _Seen | None:
     """What the new head makes of the examples in the pack's sums."""
     sums, old = pack.sums, pack.weights()
     if sums is None or len(sums.examples.labels) < LEAST_ANCHORS or changed_in(weights, pack):
@@ -154,38 +161,26 @@ def _by_features(weights: Arrays, pack: Pack) -> Memory | None:
         (features @ weight.T + bias).argmax(1) == labels
         for weight, bias in (pack.linear_head.joined(values) for values in (old, weights))
     )
-    return Memory(len(labels), int(known.sum()), int(right.sum()), _forgot(known, right, labels))
+    return _Seen(known, right, labels)
 
 
-def _forgot(known: np.ndarray, right: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether too little is left of what was known, bool [N], beyond chance; or nothing of one of the classes."""
+def _forgot(seen: _Seen, keeps: float, absent: np.ndarray) -> bool:
+    """Whether surely less than this share of what was known is left beyond chance, or of a class absent here."""
+    known, right, labels = seen
     chance = 1 / len(np.unique(labels))
-    whole = chance + REMEMBERED * max(known.mean() - chance, 0.0)
+    whole = chance + keeps * max(known.mean() - chance, 0.0)
+    if keeps <= 0:
+        return False
     if _below(int(right.sum()), len(right), whole):
         return True
-    classes = [labels == label for label in np.unique(labels)]
-    return any(_below(int(right[of].sum()), int(of.sum()), REMEMBERED * known[of].mean()) for of in classes)
+    classes = [labels == label for label in absent]  # of others the device's own images tell more
+    return any(_below(int(right[of].sum()), int(of.sum()), keeps * known[of].mean()) for of in classes)
 
 
 def _below(right: int, images: int, least: float) -> bool:
     """Whether so few right ones show that the true share is less than ``least``: a binomial tail."""
     tail = sum(comb(images, k) * least**k * (1 - least) ** (images - k) for k in range(right + 1))
     return tail <= SURELY
-
-
-def _adapt(weights: Arrays, images: ImageSet, pack: Pack, judge: Judge) -> Arrays:
-    """With the batch-normalisation statistics of these images."""
-    trainer, model = judge.engine.trainer(pack, STATISTICS, weights), pack.manifest.model
-    batches = np.array_split(np.arange(len(images)), max(1, len(images) // BATCH))
-
-    def batch_of(rows: np.ndarray) -> Batch:
-        pixels = normalise(images.read(rows), model.mean, model.std)
-        return Batch(pixels, images.labels[rows], np.ones(len(rows), np.float32))
-
-    for before, rows in enumerate(batches):
-        for _ in estimate(trainer, judge.batch_limit, rows, before, batch_of):
-            pass
-    return {**weights, **trainer.weights()}
 
 
 def _why(evidence: Evidence, level: float) -> str:

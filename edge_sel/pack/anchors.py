@@ -15,6 +15,8 @@ from edge_sel.pack.tensor_file import read_tensors
 
 ANCHORS = "anchors.safetensors"
 MOST, MOST_BYTES = 100, 150_000
+LEAST_REHEARSED = 40
+"""Fewer are all needed to judge."""
 QUALITY = 90
 """Of JPEG. What the model makes of the images is measured after they were compressed."""
 
@@ -29,6 +31,14 @@ class Anchors(NamedTuple):
     images: ImageSet
     known: np.ndarray
     """bool[N], whether the pack's model classifies each correctly."""
+
+    def rehearsed(self) -> np.ndarray:
+        """Rows that a new head may be fitted to, half of each class; the others judge it. None where they are few."""
+        labels = self.images.labels
+        if len(labels) < LEAST_REHEARSED:
+            return np.zeros(0, np.int64)
+        place = np.array([np.count_nonzero(labels[:row] == label) for row, label in enumerate(labels)])
+        return np.flatnonzero((place + labels) % 2 == 0)
 
 
 def choose_anchors(images: ImageSet, rng: np.random.Generator) -> tuple[list[bytes], np.ndarray]:

@@ -54,6 +54,9 @@ def _accuracy(record: Record) -> Card:
             f"; gain {words.points(evidence['gain'])}, {level} {100 * evidence['low']:+.1f} to "
             f"{100 * evidence['high']:+.1f}, on {counted(evidence['images'], 'image')} that nothing was learnt from"
         )
+    errors = [((record.result.get(key) or {}).get(on) or {}).get("calibration_error") for key in ("before", "after")]
+    if None not in errors:
+        note += f"; calibration error {words.percent(errors[0])} → {words.percent(errors[1])}"
     return Card("accuracy, before → after", f"{words.percent(before)} → {words.percent(after)}", note.lstrip("; "))
 
 

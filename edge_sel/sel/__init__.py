@@ -8,7 +8,7 @@ curriculum     which part of each class, from easy to hard, a stage may train on
 guilt          which parameters and output channels are worth an update
 schedule       how large the step is
 feature_sums   what ridge regression needs of many samples, and of a server's in a few rows
-temperature    how sure the probabilities are, as far as the labels support it
+calibration    whether probabilities are as sure as they are right, and the temperature at which they are
 ridge          the head in closed form, of samples and of what the server knew, as leave-one-out says
 label_errors   which labels look wrong
 significance   how much a gradient on each sample is worth

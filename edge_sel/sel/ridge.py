@@ -7,6 +7,7 @@ from math import inf, isfinite, nan
 from typing import NamedTuple
 
 from edge_sel.sel._array import Array, array_namespace, class_members, device
+from edge_sel.sel.calibration import best_scale
 from edge_sel.sel.embarrassment import cross_entropy, log_softmax
 from edge_sel.sel.feature_sums import (
     CONSTANT,
@@ -18,7 +19,6 @@ from edge_sel.sel.feature_sums import (
     standardised,
     with_constant,
 )
-from edge_sel.sel.temperature import best_scale
 
 RIDGES = tuple(10.0 ** (step / 3) for step in range(-15, 4))
 """λ to try, in units of the samples' scatter for each class: 1e-5 to 10."""

@@ -116,7 +116,7 @@ def test_no_meter_is_no_guess():
 
 
 def test_a_classifier_of_a_run(tmp_path, images):
-    run = edge_sel.finetune(None, images, out=tmp_path / "run", forget=True, **SHORT)
+    run = edge_sel.finetune(None, images, out=tmp_path / "run", forget=1.0, **SHORT)
     pixels = images.read(np.arange(5))
     found = edge_sel.open_classifier(run.folder).probabilities(pixels)
     assert found.shape == (5, 10) and np.allclose(found.sum(1), 1)

@@ -23,7 +23,9 @@ SHORT = ["--plan", "bn", "--threads", 1]
 @pytest.fixture
 def run(edge_sel, here, digits_folder):
     """A finished run in ``run``."""
-    assert edge_sel("finetune", PACK, "--data", digits_folder, "--out", "run", "--json", "--forget", *SHORT).code == 0
+    assert (
+        edge_sel("finetune", PACK, "--data", digits_folder, "--out", "run", "--json", "--forget", "1", *SHORT).code == 0
+    )
     return here / "run"
 
 

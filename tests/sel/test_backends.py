@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from edge_sel.sel import (
+    calibration,
     curriculum,
     embarrassment,
     feature_sums,
@@ -21,13 +22,12 @@ from edge_sel.sel import (
     self_paced,
     significance,
     sundew,
-    temperature,
 )
 
 N, C = 40, 5
 MODULES = (
     curriculum, embarrassment, feature_sums, guilt, hardness, label_errors, nominal_flops, ridge, schedule, selection, self_paced, significance,
-    sundew, temperature,
+    sundew, calibration,
 )  # fmt: skip
 
 
@@ -155,7 +155,8 @@ COLD = {
     "feature_sums.standard_of": lambda i: feature_sums.standard_of(i.features, (2, 4)),
     "feature_sums.standardised": lambda i: feature_sums.standardised(i.features, feature_sums.standard_of(i.features)),
     "feature_sums.summarise": lambda i: summed(feature_sums.summarise(i.features, i.labels, C, 3)),
-    "temperature.best_scale": lambda i: i.logits[:1, 0] * temperature.best_scale(i.logits, i.labels, i.p),
+    "calibration.best_scale": lambda i: i.logits[:1, 0] * calibration.best_scale(i.logits, i.labels, i.p),
+    "calibration.calibration_error": lambda i: i.logits[:1, 0] * calibration.calibration_error(i.logits, i.labels),
 }
 # Plain numbers in, plain numbers out.
 NO_ARRAYS = {

@@ -3,6 +3,9 @@
 ``ridge`` takes the network's statistics as they are. ``closed`` tries on some of the images whether batch
 normalisation's statistics from the device's own images make features of which the head learns more; where they do,
 there is a second pass with these.
+
+Where features are not those that the pack's head was made for, half of its anchors, images of the server, are learnt
+from beside the device's own: else what the head knew of the server's features would be lost.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edge_sel.arrays import Arrays
+from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.features.cache import FeatureCache, passing_features
 from edge_sel.edge.features.precision import Precision
@@ -159,7 +163,7 @@ class ClosedFormStage(TrainingStage):
         """Whether features by new statistics surely give the better head, each judged on images left out."""
         assert self._estimator is not None
         tried = np.sort(np.concatenate(self._tried))
-        again, labels = self._features_with(self._estimator.weights(), tried), self.inputs.images.labels[tried]
+        labels, again = self.inputs.images.labels[tried], self._features_with(self._estimator.weights(), tried)
         with self.inputs.phase("fit"):
             fits = [self._fit_to(features, labels, (TRIED_PRIOR,)) for features in (rows[tried], again)]
         before, after = (cross_entropy(fit.left_out.astype(np.float32), labels).astype(np.float64) for fit in fits)
@@ -175,11 +179,11 @@ class ClosedFormStage(TrainingStage):
         self.state.featured = self.state.featured[:0]
         self._precision, self._features = super()._open_features(RIDGE)
 
-    def _features_with(self, statistics: Arrays, rows: np.ndarray) -> np.ndarray:
-        """float16 [n, F] of some images."""
+    def _features_with(self, statistics: Arrays, rows: np.ndarray, images: ImageSet | None = None) -> np.ndarray:
+        """float16 [n, F] of some images, by default of the device's."""
         inputs, weights = self.inputs, {**self._start, **statistics}
         features = passing_features(
-            inputs.engine, inputs.pack, RIDGE, weights, inputs.images, precision=self._precision.name,
+            inputs.engine, inputs.pack, RIDGE, weights, images or inputs.images, precision=self._precision.name,
             phase=inputs.phase,
         )  # fmt: skip
         found = features.get(rows).astype(np.float16)
@@ -207,13 +211,26 @@ class ClosedFormStage(TrainingStage):
             examples=sums.examples if sums and len(sums.examples.labels) else None, priors=priors,
         )  # fmt: skip
 
+    def _rehearsal(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features float16 [M, F] and labels of the server's images that are learnt from too."""
+        pack, (head, _) = self.inputs.pack, self.inputs.pack.linear_head.joined(self._start)
+        anchors = pack.anchors if changed_in(self._start, pack) else None
+        if anchors is None or not len(rows := anchors.rehearsed()):
+            return np.zeros((0, head.shape[1]), np.float16), np.zeros(0, np.int64)
+        return self._features_with({}, rows, anchors.images), anchors.images.labels[rows]
+
+    def _fit_with(self, features: np.ndarray, labels: np.ndarray, rehearsal: tuple[np.ndarray, np.ndarray]) -> HeadFit:
+        """To the device's images and the server's; what is left out are the device's."""
+        fit = self._fit_to(np.concatenate([features, rehearsal[0]]), np.concatenate([labels, rehearsal[1]]))
+        return fit._replace(left_out=fit.left_out[: len(labels)])
+
     def _fit(self, features: np.ndarray) -> None:
         head, state, totals = self.inputs.pack.linear_head, self.state, self.state.totals
         labels = self.inputs.images.labels
-        used = np.arange(len(labels))
+        used, rehearsal = np.arange(len(labels)), self._rehearsal()
         self._told: dict[str, Any] = {"statistics": OLD if self._start is self._begun else NEW}
         with self.inputs.phase("fit"):
-            fit = self._fit_to(features, labels)
+            fit = self._fit_with(features, labels, rehearsal)
             doubts = find_label_errors(fit.left_out, labels)
             self._told["doubted"] = float((doubts >= 0).mean())
             if not self.inputs.settings.drop_suspicious:  # who asks for it has reason to doubt the labels
@@ -222,8 +239,9 @@ class ClosedFormStage(TrainingStage):
             good = self.trusted(used)
             if len(good) < len(used) and len(np.unique(labels[good])) > 1:
                 used, labels = good, labels[good]
-                fit = self._fit_to(features[good], labels)
-        self._told |= {"head": {"prior": fit.prior, "ridge": fit.ridge, "features": fit.features}}
+                fit = self._fit_with(features[good], labels, rehearsal)
+        found = {"prior": fit.prior, "ridge": fit.ridge, "features": fit.features}
+        self._told |= {"head": found, "rehearsed": len(rehearsal[1])}
         self._head = head.parted(fit.weight, fit.bias, self._start)
         size = sum(value.size for value in self._head.values())
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.
@@ -238,7 +256,7 @@ class ClosedFormStage(TrainingStage):
         totals.add(StepResult(losses, logits, size if fit.changed else 0, size), labels)
         totals.candidates, totals.passed = len(features), len(used)
         totals.steps = 1
-        self.memory.last_loss = fit.loss
+        self.memory.last_loss = float(losses.mean())
 
 
 def _logits(features: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:

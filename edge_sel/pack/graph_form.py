@@ -131,6 +131,7 @@ class GraphFormReader:
         self._names: dict[bytes, str] = {}
         self._tensors: dict[bytes, Tensor] = {}
         self._values: dict[bytes, Value] = {}
+        self._operators: dict[bytes, Operator] = {}
 
     def read(self, content: bytes, *, contrib: bool = False) -> GraphForm:
         """The form of a serialised ``ModelProto``; with ``contrib`` operators of ``CONTRIB`` may be in it.
@@ -150,7 +151,9 @@ class GraphFormReader:
         values = [[_once(self._values, v, _value) for v in _all(graph, number)] for number in (11, 12)]
         initializers = [_once(self._tensors, tensor, _tensor) for tensor in _all(graph, 5)]
         version = _number(model, 1)
-        return GraphForm(version, opset, [self._node(node) for node in nodes], initializers, *values)
+        return GraphForm(
+            version, opset, [_once(self._operators, node, self._node) for node in nodes], initializers, *values
+        )
 
     def read_operators(self, content: bytes) -> list[str]:
         """Those of a graph whose inputs may be lists of tensors, and that holds no tensor itself.
@@ -163,9 +166,9 @@ class GraphFormReader:
         graph = _GRAPH.read(_content(model, 7), self._most_nodes + 3 * self._most_tensors + 1)
         if _all(graph, 5):
             raise WireError("it holds a tensor")
-        return [self._node(node).op for node in _all(graph, 1)]
+        return [_once(self._operators, node, self._node).op for node in _all(graph, 1)]
 
-    def _node(self, content: int | bytes) -> Operator:
+    def _node(self, content: bytes) -> Operator:
         domain, op, inputs, outputs = "", "", [], []
         for tag, value in _NODE.read(content, 2 * self._most_tensors + MOST_ITEMS):
             number, raw = tag >> 3, as_bytes(value)

@@ -8,30 +8,35 @@ from edge_sel.sel.embarrassment import log_softmax
 _NEWTON = 8
 """Steps to the best temperature."""
 _MOST_SCALE = 100.0
+_CLOSE = 1e-3
+"""Change of the scale, relative, at which it is found: the next one would be of the square of this."""
 _BINS = 15
 
 
-def best_scale(logits: Array, labels: Array, weights: Array) -> float:
+def best_scale(logits: Array, labels: Array, weights: Array, start: float | None = None) -> float:
     """Where the weighted cross-entropy of scaled logits is least; it is convex, so Newton's steps find it.
 
     Args:
         logits: float64[N, C].
         labels: int[N].
         weights: float64[N].
+        start: where to begin; by default where logits deviate by 1.
 
     Source: Guo et al. 2017.
     """
     xp = array_namespace(logits)
     own = xp.sum(xp.where(class_members(labels, logits.shape[1]), logits, xp.zeros_like(logits)), axis=1)
     spread = max(float(xp.mean(xp.std(logits, axis=1))), 1e-12)
-    scale = 1 / spread
+    scale = start or 1 / spread
     for _ in range(_NEWTON):
         probabilities = xp.exp(log_softmax(scale * logits))
         mean = xp.sum(probabilities * logits, axis=1)
         slope = float(xp.sum(weights * (mean - own)))
         curve = float(xp.sum(weights * (xp.sum(probabilities * logits * logits, axis=1) - mean * mean)))
         step = slope / curve if curve > 0 else 0.0
-        scale = min(max(scale - step, scale / 3), 3 * scale)
+        last, scale = scale, min(max(scale - step, scale / 3), 3 * scale)
+        if abs(scale - last) <= _CLOSE * scale:
+            break
     return float(min(scale, _MOST_SCALE / spread))
 
 

@@ -86,7 +86,8 @@ def summarise(features: Array, labels: Array, classes: int, rank: int) -> Prior:
     counts = xp.sum(right, axis=0)
     weights = xp.sqrt(right @ (1 / xp.where(counts > 0, counts, xp.ones_like(counts))))[:, None]
     rows, targets = weights * with_constant(features), weights * right
-    values, vectors, coordinates = decompose(rows)
+    each = xp.eye(rows.shape[1], dtype=xp.float64, device=device(rows))
+    values, coordinates, vectors = decompose(rows, each)
     order = xp.argsort(-values)[:rank]
     order = order[values[order] > 1e-9 * xp.max(values)]
     lengths = xp.sqrt(values[order])
@@ -102,17 +103,17 @@ def with_constant(features: Array) -> Array:
     return xp.concat([xp.astype(features, xp.float64), constant], axis=1)
 
 
-def decompose(rows: Array) -> tuple[Array, Array, Array]:
-    """Eigenvalues [K] and eigenvectors [F, K] of ``rowsᵀ rows``, and the rows' coordinates [n, K]."""
+def decompose(rows: Array, others: Array) -> tuple[Array, Array, Array]:
+    """Eigenvalues [K] of ``rowsᵀ rows``; coordinates, by its eigenvectors, of the rows [n, K] and of others [m, K]."""
     xp = array_namespace(rows)
     if rows.shape[1] <= rows.shape[0]:
         values, vectors = xp.linalg.eigh(rows.T @ rows)
-        return _not_negative(values), vectors, rows @ vectors
+        return _not_negative(values), rows @ vectors, others @ vectors
     values, samples = xp.linalg.eigh(rows @ rows.T)
     values = _not_negative(values)
     lengths = xp.sqrt(values)
-    vectors = rows.T @ (samples / xp.where(lengths > 0, lengths, xp.ones_like(lengths)))
-    return values, vectors, samples * lengths
+    along = samples / xp.where(lengths > 0, lengths, xp.ones_like(lengths))
+    return values, samples * lengths, (others @ rows.T) @ along  # the eigenvectors are rowsᵀ along
 
 
 def _not_negative(values: Array) -> Array:

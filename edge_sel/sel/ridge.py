@@ -22,6 +22,8 @@ from edge_sel.sel.feature_sums import (
 
 RIDGES = tuple(10.0 ** (step / 3) for step in range(-15, 4))
 """λ to try, in units of the samples' scatter for each class: 1e-5 to 10."""
+COARSE = 3
+"""First so much of the list of λ is tried, then what is near the best."""
 PRIORS = (0.3, 1.0, 3.0, 10.0)
 """Weights to try of what the server knew; 1 is that of the device's samples. None is 0: nothing is to be forgotten."""
 OLD_HEADS = (0.0, 0.3, 1.0, 3.0)
@@ -113,9 +115,16 @@ def fit_head(
     tried = priors or (PRIORS if prior is not None else OLD_HEADS if old is not None and _says(old) else (0.0,))
     widths = dict.fromkeys((shallow or features.shape[1], features.shape[1]))
     choices = [few.old_head()] if old is not None else []
-    choices += [choice for width in widths for weight in tried for choice in few.candidates(width, weight, ridges)]
+    for width in widths:
+        for weight in tried:
+            choices += few.candidates(width, weight, ridges[::COARSE])
     best = min(choices, key=lambda choice: choice.loss)  # of equal ones the old head
-    return data.as_it_is(best) if best.features == 0 else data.fitted(best)
+    if not best.features:
+        return data.as_it_is(best)
+    place = ridges.index(best.ridge)
+    near = [ridge for ridge in ridges[max(0, place - COARSE + 1) : place + COARSE] if ridge != best.ridge]
+    finer = few.candidates(best.features, best.prior, near, scale=best.scale)
+    return data.fitted(min([best, *finer], key=lambda choice: choice.loss))
 
 
 class _Data:
@@ -165,22 +174,24 @@ class _Data:
         known = xp.where(xp.isfinite(features), features, xp.full_like(features, nan))  # of an infinity NumPy warns
         return xp.astype(known, xp.float64) @ weight.T + bias, of_examples
 
-    def candidates(self, width: int, weight: float, ridges: Sequence[float]) -> Iterator[_Choice]:
-        """Of each λ."""
+    def candidates(
+        self, width: int, weight: float, ridges: Sequence[float], scale: float | None = None
+    ) -> Iterator[_Choice]:
+        """Of each λ; the search for the temperature begins with ``scale``, and then with what was best before."""
         rows, targets, masses = self._system(width, weight)
-        values, vectors, coordinates = decompose(rows)
+        others = rows[:0] if self._examples is None else _part(self._examples[0], width)
+        values, coordinates, examples = decompose(rows, others)
         before = rows.shape[0] - self._samples.shape[0]
         projected = coordinates.T @ targets
         own, unit = coordinates[before:], self._unit(width)
-        examples = None if self._examples is None else _part(self._examples[0], width) @ vectors
         for ridge in ridges:
             inverse = 1 / (values + ridge * unit)
             solved = inverse[:, None] * projected
             left_out = self._left_out(own @ solved, (own * own) @ inverse, masses)
-            logits = None if examples is None else examples @ solved
-            yield _Choice(width, weight, ridge, *self._judge(left_out, logits))
+            scale, loss = self._judge(left_out, examples @ solved, scale)
+            yield _Choice(width, weight, ridge, scale, loss)
 
-    def _judge(self, left_out: Array, of_examples: Array | None) -> tuple[float, float]:
+    def _judge(self, left_out: Array, of_examples: Array | None, start: float | None = None) -> tuple[float, float]:
         """The scale at which the loss is least, and that loss."""
         xp = self.xp
         logits, labels = left_out, self._labels
@@ -190,7 +201,7 @@ class _Data:
             each = xp.where(self._met[theirs], xp.full_like(of_examples[:, 0], SHARED), xp.ones_like(of_examples[:, 0]))
             logits, labels = xp.concat([logits, of_examples]), xp.concat([labels, theirs])
             weights = xp.concat([weights, each / of_examples.shape[0]])
-        scale = best_scale(logits, labels, weights)
+        scale = best_scale(logits, labels, weights, start)
         loss = float(xp.sum(weights * cross_entropy(scale * logits, labels)))
         return scale, loss if isfinite(loss) else inf
 

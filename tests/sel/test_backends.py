@@ -149,8 +149,8 @@ COLD = {
     ],
     "feature_sums.with_constant": lambda i: feature_sums.with_constant(i.features),
     "feature_sums.decompose": lambda i: [
-        feature_sums.decompose(i.features)[0],
-        feature_sums.decompose(i.features.T)[0],
+        feature_sums.decompose(i.features, i.features[:3])[0],
+        feature_sums.decompose(i.features.T, i.features.T[:3])[0],
     ],
     "feature_sums.standard_of": lambda i: feature_sums.standard_of(i.features, (2, 4)),
     "feature_sums.standardised": lambda i: feature_sums.standardised(i.features, feature_sums.standard_of(i.features)),

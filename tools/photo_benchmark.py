@@ -10,9 +10,9 @@ CPU time and peak memory are the kernel's account. One evaluator judges the mode
 server's own test photographs: what is forgotten. A finished run is a line in WORK/results.jsonl.
 
 ``shipped``, ``default``, ``max`` (``--worth max``) are this product; ``torch-head`` trains the head for ten epochs on
-features of each image and its mirror image; ``torch-N`` trains all for N epochs (SGD, one cycle); ``logistic`` is
-scikit-learn's regression on the features that our head reads, its strength by cross-validation; ``imprint`` takes class
-means of normalised features (Qi et al. 2018).
+features of each image and its mirror image; ``torch-N`` and ``torch-N-slow`` train all for N epochs (SGD, one cycle),
+at two rates; ``logistic`` is scikit-learn's regression on the features that our head reads, its strength by cross-
+validation; ``imprint`` takes class means of normalised features (Qi et al. 2018).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -40,7 +39,8 @@ NEW = tuple(f"new-{each}" for each in (5, 10, 20, 40))
 CASES = (*PAINTINGS, "insects-100", *NEW, "photos-40")
 KEPT_BACK = ("dog", "house")
 """Classes that the server has not, in the cases ``new``."""
-SYSTEMS = ("shipped", "default", "max", "torch-head", "torch-2", "torch-5", "logistic", "imprint")
+DENSE = tuple(f"torch-{epochs}{rate}" for epochs in (2, 5, 20) for rate in ("", "-slow"))
+SYSTEMS = ("shipped", "default", "max", "torch-head", "logistic", "imprint", *DENSE)
 _BATCH = 32
 
 
@@ -231,5 +231,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     main()

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-RATES = {"torch-2": 0.01, "torch-5": 0.01, "torch-20": 0.01}
+RATE, SLOW = 0.01, 0.002
+"""Largest step size of dense training: that of ``torch-N``, and of ``torch-N-slow``."""
 _BATCH = 32
 
 
@@ -54,16 +55,17 @@ def train(system: str, pack: Path, images: Path, out: Path) -> None:
     labels = np.array([names.index(data.classes[label]) for label in data.labels])
     pixels = data.read(np.arange(len(labels)))
     (out / "classes.json").write_text(json.dumps(names))
-    model, weights = open_pack(pack).manifest.model, open_pack(pack).weights()
-    head = open_pack(pack).linear_head.joined(weights)
+    opened = open_pack(pack)
+    head = opened.linear_head.joined(opened.weights())
     if system == "torch-head":
         _train_head(pack, pixels, labels, head, len(names), out)
     elif system.startswith("torch"):
-        _train_all(pack, pixels, labels, len(names), int(system.split("-")[1]), RATES[system], out)
+        rate = SLOW if system.endswith("-slow") else RATE
+        _train_all(pack, pixels, labels, len(names), int(system.split("-")[1]), rate, out)
     elif system == "logistic":
         _logistic(features_of(pack, pixels, deep=True), labels, len(names), out)
     else:
-        _imprint(pack, features_of(pack, pixels, deep=False), labels, head, len(names), model.parameters, out)
+        _imprint(features_of(pack, pixels, deep=False), labels, head[0], len(names), out)
 
 
 def _logistic(features: np.ndarray, labels: np.ndarray, classes: int, out: Path) -> None:
@@ -79,13 +81,10 @@ def _logistic(features: np.ndarray, labels: np.ndarray, classes: int, out: Path)
     np.savez(out / "head.npz", weight=weight, bias=bias, deep=True, cosine=False)
 
 
-def _imprint(
-    pack: Path, features: np.ndarray, labels: np.ndarray, head: tuple[np.ndarray, np.ndarray], classes: int,
-    parameters: int, out: Path,
-) -> None:  # fmt: skip
+def _imprint(features: np.ndarray, labels: np.ndarray, head: np.ndarray, classes: int, out: Path) -> None:
     """Class means; of classes that the device has not, the pack's own rows, normalised."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    rows = [unit[labels == label].mean(0) if (labels == label).any() else head[0][label][: features.shape[1]]
+    rows = [unit[labels == label].mean(0) if (labels == label).any() else head[label][: features.shape[1]]
             for label in range(classes)]  # fmt: skip
     weight = np.stack(rows)
     weight = weight / np.linalg.norm(weight, axis=1, keepdims=True)
@@ -133,6 +132,7 @@ def _train_all(
     from edge_sel.data.transforms import normalise
     from edge_sel.pack.reader import open_pack
 
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     info, model = open_pack(pack).manifest.model, _network(pack, classes).train()
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)

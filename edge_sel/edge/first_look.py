@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_sel.arrays import Arrays
+from edge_sel.config.settings import Settings
 from edge_sel.edge.energy import EnergyLedger, Spent
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
@@ -18,7 +19,13 @@ WRITES = 3
 
 
 def look_first(
-    progress: Progress, pack: Pack, expert: Arrays | None, judge: Judge, ledger: EnergyLedger, emit: EventLog
+    progress: Progress,
+    pack: Pack,
+    expert: Arrays | None,
+    judge: Judge,
+    ledger: EnergyLedger,
+    emit: EventLog,
+    settings: Settings,
 ) -> tuple[Progress, Spent]:
     """Where the model stands before anything is changed, and what that look took.
 
@@ -33,7 +40,7 @@ def look_first(
     spent, _ = ledger.end_epoch()
     if expert is not None:
         found = judge.validate(expert)
-        begun = keep_if_better(progress, pack, judge, expert, found.to_json(classes), found.logits)
+        begun = keep_if_better(progress, pack, judge, expert, found.to_json(classes), found.logits, settings)
         emit("expert", taken=begun is not progress, accuracy=found.accuracy, instead_of=seen.accuracy)
         progress = begun
         ledger.end_epoch()  # what this look took is the run's, not that of the first epoch

@@ -138,7 +138,9 @@ class Session:
 
     def _look_first(self) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
-        self.progress, spent = look_first(self.progress, self.pack, self.expert, self.judge, self.ledger, self.emit)
+        self.progress, spent = look_first(
+            self.progress, self.pack, self.expert, self.judge, self.ledger, self.emit, self.settings
+        )
         self._memory_short()
         self.expert = None  # as large as the model, and no longer needed
         # A guess first, for a run that is killed now, or that is given limits only when it is resumed.
@@ -198,7 +200,7 @@ class Session:
                 if stop := self._at_boundary(stage):
                     return stop
             weights = stage.weights()
-        self.progress = end_stage(self.progress, self.pack, self.judge, weights, self.emit)
+        self.progress = end_stage(self.progress, self.pack, self.judge, weights, self.emit, self.settings)
         return None
 
     def _end_epoch(self, stage: TrainingStage, event: EpochDone) -> None:
@@ -267,7 +269,9 @@ class Session:
         progress = self.progress  # and stays: whoever resumes goes on from where the stage stood
         if latest is not None:
             seen = self.judge.validate(latest)
-            progress = keep_if_better(progress, self.pack, self.judge, latest, seen.to_json(self.classes), seen.logits)
+            progress = keep_if_better(
+                progress, self.pack, self.judge, latest, seen.to_json(self.classes), seen.logits, self.settings
+            )
         shipped, evidence = decide(progress, self.pack, self.judge, self.training, self.settings)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]

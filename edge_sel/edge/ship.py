@@ -14,7 +14,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
 from edge_sel.edge.head import changed_in, original_weights
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.progress import Progress, no_logits
+from edge_sel.edge.progress import Predictions, Progress, no_logits
 from edge_sel.edge.train.auto_ladder import NONSENSE
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.embarrassment import cross_entropy
@@ -31,12 +31,14 @@ MANY = 100_000
 
 
 def keep_if_better(
-    progress: Progress, pack: Pack, judge: Judge, weights: Arrays, figures: dict[str, Any], predictions: np.ndarray
-) -> Progress:
+    progress: Progress, pack: Pack, judge: Judge, weights: Arrays, figures: dict[str, Any], predictions: np.ndarray,
+    settings: Settings,
+) -> Progress:  # fmt: skip
     """With these weights as the ones that the run would end with, if they are better; else the same as it is.
 
     Better on images that the stage has not learnt from: less loss, and surely no fewer images right. That is no
-    evidence yet, it says with what the next stage begins.
+    evidence yet, it says with what the next stage begins. But where a head in closed form is shown to be better than
+    the original, by training images too, no stage takes its place of which the few validation images do not show it.
 
     Args:
         progress: before.
@@ -61,6 +63,12 @@ def keep_if_better(
         labels = np.concatenate([labels, more.labels])
     if not _loss(after, labels) < _loss(before, labels) or less_accurate(before, after, labels):
         return progress
+    if len(progress.predictions.left_out) and not len(seen.left_out):
+        level = settings.evidence_level
+        if _evidence(progress.predictions, judge, settings).better(level) > _evidence(seen, judge, settings).better(
+            level
+        ):
+            return progress
     return replace(progress, weights=weights, best_validation=figures, predictions=seen)
 
 
@@ -76,13 +84,7 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
     Evidence are images that nothing was learnt from: the validation images and, if a head was fitted in closed form,
     training images under the head that was fitted without each of them.
     """
-    seen, level = progress.predictions, settings.evidence_level
-    before, after, labels = seen.before, seen.best, judge.validation.labels
-    if len(seen.left_out):
-        before, after = np.concatenate([before, seen.left_out_before]), np.concatenate([after, seen.left_out])
-        labels = np.concatenate([labels, training.labels[seen.left_out_of]])
-    rng = np.random.default_rng([settings.seed, CHANCE])
-    evidence = compare(before, after, labels, rng, level=level)
+    level, evidence = settings.evidence_level, _evidence(progress.predictions, judge, settings)
     ships, why, memory = evidence.better(level), _why(evidence, level), None
     doubted = max((entry.get("doubted") or 0.0 for entry in progress.history), default=0.0)
     if doubted > NONSENSE:
@@ -95,6 +97,16 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
             ships = not memory.forgot
             why = f"{why}; {told}" if ships else f"better here, but it forgot too much: {told} (--forget allows more)"
     return Verdict(ships, {**evidence._asdict(), "level": level, "anchors": memory and memory._asdict(), "why": why})
+
+
+def _evidence(seen: Predictions, judge: Judge, settings: Settings) -> Evidence:
+    """The best model so far against the original one."""
+    before, after, labels = seen.before, seen.best, judge.validation.labels
+    if judge.witnesses is not None and len(seen.left_out):
+        before, after = np.concatenate([before, seen.left_out_before]), np.concatenate([after, seen.left_out])
+        labels = np.concatenate([labels, judge.witnesses.labels[seen.left_out_of]])
+    rng = np.random.default_rng([settings.seed, CHANCE])
+    return compare(before, after, labels, rng, level=settings.evidence_level)
 
 
 class Verdict(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge_sel.arrays import Arrays
+from edge_sel.config.settings import Settings
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.progress import Progress
@@ -14,10 +15,12 @@ from edge_sel.edge.train.state import StageState
 from edge_sel.pack.reader import Pack
 
 
-def end_stage(progress: Progress, pack: Pack, judge: Judge, weights: Arrays, emit: EventLog) -> Progress:
+def end_stage(
+    progress: Progress, pack: Pack, judge: Judge, weights: Arrays, emit: EventLog, settings: Settings
+) -> Progress:
     """The state after the stage, which ended with these weights."""
     best = {**progress.latest_validation, "epoch": len(progress.history)}
-    ended = keep_if_better(progress, pack, judge, weights, best, progress.predictions.latest)
+    ended = keep_if_better(progress, pack, judge, weights, best, progress.predictions.latest, settings)
     kept = ended is not progress
     if not kept:
         emit("reverted", plan=progress.stage.plan)

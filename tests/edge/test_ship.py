@@ -98,6 +98,17 @@ def test_whoever_was_trained_on_bears_no_witness(tmp_path):
     assert result["evidence"]["images"] == result["images"]["guard"]
 
 
+def test_no_stage_takes_the_place_of_a_head_that_is_shown_to_be_better_unless_it_is_shown_too(tmp_path):
+    """Ten validation images say that another epoch is better, but not at this level that the model is; thirty do."""
+    asked = {"plan": "closed,full", "epochs": 1, "learning_rate": 1e-3, "gate": "off"}
+    images = of_counts(*[3] * 10)
+    kept = session(tmp_path / "kept", images=images, **asked).run()
+    assert [entry["kept"] for entry in kept["epochs"]] == [True, True] and kept["evidence"]["images"] == 10
+    undone = session(tmp_path / "undone", images=images, evidence_level=0.999, **asked).run()
+    assert [entry["kept"] for entry in undone["epochs"]] == [True, False]
+    assert undone["shipped"] and undone["evidence"]["images"] == 30
+
+
 def test_a_handful_of_images_replaces_a_model_only_by_a_better_one(tmp_path):
     """Four, if each of them says so; by other images it is."""
     images = of_counts(2, 2)

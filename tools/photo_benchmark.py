@@ -23,7 +23,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -82,7 +81,7 @@ def run(case: str, system: str, seed: int, given: argparse.Namespace) -> dict[st
     out.mkdir()
     took: dict[str, Any] = {"cpu_s": 0.0, "mb": 0, "energy_j": None}
     if system != "shipped":
-        took = process(command(system, kind, pack, images, out, seed))
+        took = process(command(system, kind, pack, images, out, seed), out)
     predict, classes = predictor(system, pack, out)
     told = {"test": share_right(predict, classes, test)}
     old = given.photos / "animals" / "photos-test"
@@ -152,17 +151,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, **one, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
-def process(arguments: list[str]) -> dict[str, Any]:
-    """CPU seconds and peak memory of a process from start to end."""
-    began = time.perf_counter()
-    child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
-    assert child.stderr is not None
-    told = child.stderr.read().decode(errors="replace")
-    _, status, used = os.wait4(child.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{' '.join(arguments)}\n{told[-2000:]}")
-    seconds = used.ru_utime + used.ru_stime
-    return {"cpu_s": round(seconds, 2), "mb": used.ru_maxrss >> 10, "s": round(time.perf_counter() - began, 1)}
+def process(arguments: list[str], folder: Path) -> dict[str, Any]:
+    """CPU seconds and peak memory of a process from start to end; started by a small one, whose peak it inherits."""
+    report = folder / "took.json"
+    launcher = [sys.executable, "-I", str(Path(__file__).parent / "field" / "launch.py")]
+    subprocess.run([*launcher, str(report), str(folder), *arguments], check=True, env=environment())
+    took = json.loads(report.read_text())
+    if took["exit"]:
+        raise SystemExit(f"{' '.join(arguments)}: {took['last_words']}")
+    return {"cpu_s": round(took["cpu_s"], 2), "mb": round(took["rss_mb"]), "s": round(took["wall_s"], 1)}
 
 
 # Judgement, the same for all

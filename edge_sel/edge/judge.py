@@ -117,6 +117,7 @@ class Judge:
             rows.append(prefix(normalise(images.read(part), model.mean, model.std)))
             self._breathe()
         self._seen[id(images)] = _Features(by, np.concatenate(rows))
+        del prefix  # its session
         if not self._compared:
             self._compare(weights, images, rows[0])
         return self._seen[id(images)].rows

@@ -82,6 +82,7 @@ class OrtEngine:
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
         """Start a plan from the given full set of weights."""
+        shrink_arena()  # what was computed before leaves room
         return OrtTrainer(self, pack, pack.plan(plan), weights)
 
     def prefix(

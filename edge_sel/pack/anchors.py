@@ -14,7 +14,7 @@ from edge_sel.errors import PackError
 from edge_sel.pack.tensor_file import read_tensors
 
 ANCHORS = "anchors.safetensors"
-MOST, MOST_BYTES = 100, 150_000
+MOST, MOST_BYTES = 100, 500_000
 LEAST_REHEARSED = 40
 """Fewer are all needed to judge."""
 QUALITY = 90

@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from edge_sel.sel._array import Array, array_namespace, as_float, class_members
 from edge_sel.sel.embarrassment import log_softmax
 
-_NEWTON = 8
+_NEWTON = 10
 """Steps to the best temperature."""
 _MOST_SCALE = 100.0
 _CLOSE = 1e-3
-"""Change of the scale, relative, at which it is found: the next one would be of the square of this."""
+"""Change of a scale, relative, at which it is found: the next one would be of the square of this."""
+_FLAT = 1e-9
+"""Share of the curvature that is left where two sets of logits are the same but for rounding."""
 _BINS = 15
 
 
-def best_scale(logits: Array, labels: Array, weights: Array, start: float | None = None) -> float:
-    """Where the weighted cross-entropy of scaled logits is least; it is convex, so Newton's steps find it.
+class Scales(NamedTuple):
+    """Factors of logits, and of another model's logits that are added."""
+
+    own: float
+    other: float = 0.0
+
+
+def best_scales(
+    logits: Array, labels: Array, weights: Array, other: Array | None = None, start: Scales | None = None
+) -> Scales:
+    """Where the weighted cross-entropy of ``own · logits + other · other`` is least, no factor negative.
+
+    It is convex, so Newton's steps find it. One factor alone is temperature scaling.
 
     Args:
         logits: float64[N, C].
         labels: int[N].
         weights: float64[N].
+        other: float64[N, C]; None for none.
         start: where to begin; by default where logits deviate by 1.
 
-    Source: Guo et al. 2017.
+    Source: Guo et al. 2017; Wolpert 1992 (stacking).
     """
     xp = array_namespace(logits)
-    own = xp.sum(xp.where(class_members(labels, logits.shape[1]), logits, xp.zeros_like(logits)), axis=1)
+    members = class_members(labels, logits.shape[1])
+
+    def right(of: Array) -> Array:
+        return xp.sum(xp.where(members, of, xp.zeros_like(of)), axis=1)
+
+    parts = [logits] if other is None else [logits, other]
+    rights = [right(part) for part in parts]
     spread = max(float(xp.mean(xp.std(logits, axis=1))), 1e-12)
-    scale = start or 1 / spread
+    a, b = start or Scales(1 / spread, 0.0 if other is None else 0.5)
     for _ in range(_NEWTON):
-        probabilities = xp.exp(log_softmax(scale * logits))
-        mean = xp.sum(probabilities * logits, axis=1)
-        slope = float(xp.sum(weights * (mean - own)))
-        curve = float(xp.sum(weights * (xp.sum(probabilities * logits * logits, axis=1) - mean * mean)))
-        step = slope / curve if curve > 0 else 0.0
-        last, scale = scale, min(max(scale - step, scale / 3), 3 * scale)
-        if abs(scale - last) <= _CLOSE * scale:
+        chances = xp.exp(log_softmax(a * logits if other is None else a * logits + b * other))
+        means = [xp.sum(chances * part, axis=1) for part in parts]
+        slopes = [float(xp.sum(weights * (mean - own))) for mean, own in zip(means, rights, strict=True)]
+
+        def curve(i: int, j: int, chances: Array = chances, means: list[Array] = means) -> float:
+            return float(xp.sum(weights * (xp.sum(chances * parts[i] * parts[j], axis=1) - means[i] * means[j])))
+
+        last, aa, step, change = (a, b), curve(0, 0), 0.0, 0.0
+        step = slopes[0] / aa if aa > 0 else 0.0
+        if other is not None and (b > 0 or slopes[1] < 0):
+            ab, bb = curve(0, 1), curve(1, 1)
+            if (volume := aa * bb - ab * ab) > _FLAT * aa * bb:
+                step, change = (bb * slopes[0] - ab * slopes[1]) / volume, (aa * slopes[1] - ab * slopes[0]) / volume
+        a, b = min(max(a - step, a / 3), 3 * a), min(max(b - change, 0.0), 3 * b + 1)
+        if abs(a - last[0]) <= _CLOSE * a and abs(b - last[1]) <= _CLOSE * max(b, 1.0):
             break
-    return float(min(scale, _MOST_SCALE / spread))
+    return Scales(min(a, _MOST_SCALE / spread), b)
 
 
 def calibration_error(logits: Array, labels: Array) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from math import inf, isfinite, nan
 from typing import NamedTuple
 
 from edge_sel.sel._array import Array, array_namespace, class_members, device
-from edge_sel.sel.calibration import best_scale
+from edge_sel.sel.calibration import Scales, best_scales
 from edge_sel.sel.embarrassment import cross_entropy, log_softmax
 from edge_sel.sel.feature_sums import (
     CONSTANT,
@@ -47,6 +48,8 @@ class HeadFit(NamedTuple):
     """λ that was chosen, as in ``RIDGES``; infinite where the old head stays."""
     prior: float
     """Weight of what the server, or the old head, knew."""
+    kept: float
+    """Factor of the old head, which is part of the new one."""
     features: int
     """How many were used: the first ones, or all."""
     loss: float
@@ -56,12 +59,12 @@ class HeadFit(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """One candidate: how much of the features, of the prior, of shrinking; the temperature's inverse, and its loss."""
+    """One candidate: how much of the features, of the prior, of shrinking, of the old head; and its loss."""
 
     features: int
     prior: float
     ridge: float
-    scale: float
+    scales: Scales
     loss: float
 
 
@@ -85,8 +88,9 @@ def fit_head(
     P and S the prior's rows and targets. v gives the device's samples a mean weight of 1 for each of their classes, and
     the server's classes have w each; a class that the server has not, gets as much more. Each sample's logits under
     the head that was fitted without it are exact and need no second fit: ``t - (t - t̂) / (1 - h)``, h its leverage.
-    λ, w and how many of the features are used: those with the least cross-entropy of these logits, each at its best
-    temperature, plus that of the examples. The temperature is part of the head, so its probabilities are calibrated.
+    λ, w and how many of the features are used: those with the least cross-entropy of these logits, plus that of the
+    examples; each at its best temperature, and with as much of the old head's logits added as is best, where that one
+    knows every class. Both are part of the head, so its probabilities are calibrated.
 
     Args:
         features: float[N, F], N at least 2.
@@ -107,7 +111,7 @@ def fit_head(
         the best head; the old one where nothing does better.
 
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit);
-    Guo et al. 2017 (temperature scaling); Fanì et al. 2024 (sums of several places add up).
+    Guo et al. 2017 (temperature scaling); Wolpert 1992 (stacking); Fanì et al. 2024 (sums of several places add up).
     """
     standard = standard or standard_of(features, groups)
     data = _Data(features, labels, classes, standard, prior, examples, old)
@@ -123,7 +127,7 @@ def fit_head(
         return data.as_it_is(best)
     place = ridges.index(best.ridge)
     near = [ridge for ridge in ridges[max(0, place - COARSE + 1) : place + COARSE] if ridge != best.ridge]
-    finer = few.candidates(best.features, best.prior, near, scale=best.scale)
+    finer = few.candidates(best.features, best.prior, near, best.scales)
     return data.fitted(min([best, *finer], key=lambda choice: choice.loss))
 
 
@@ -175,9 +179,9 @@ class _Data:
         return xp.astype(known, xp.float64) @ weight.T + bias, of_examples
 
     def candidates(
-        self, width: int, weight: float, ridges: Sequence[float], scale: float | None = None
+        self, width: int, weight: float, ridges: Sequence[float], scales: Scales | None = None
     ) -> Iterator[_Choice]:
-        """Of each λ; the search for the temperature begins with ``scale``, and then with what was best before."""
+        """Of each λ; the search for the scales begins with these, and then with what was best before."""
         rows, targets, masses = self._system(width, weight)
         others = rows[:0] if self._examples is None else _part(self._examples[0], width)
         values, coordinates, examples = decompose(rows, others)
@@ -188,11 +192,13 @@ class _Data:
             inverse = 1 / (values + ridge * unit)
             solved = inverse[:, None] * projected
             left_out = self._left_out(own @ solved, (own * own) @ inverse, masses)
-            scale, loss = self._judge(left_out, examples @ solved, scale)
-            yield _Choice(width, weight, ridge, scale, loss)
+            scales, loss = self._judge(left_out, examples @ solved, scales, self._kept)
+            yield _Choice(width, weight, ridge, scales, loss)
 
-    def _judge(self, left_out: Array, of_examples: Array | None, start: float | None = None) -> tuple[float, float]:
-        """The scale at which the loss is least, and that loss."""
+    def _judge(
+        self, left_out: Array, of_examples: Array | None, start: Scales | None = None, other: Array | None = None
+    ) -> tuple[Scales, float]:
+        """The scales at which the loss is least, and that loss; ``other`` is of the samples, then of the examples."""
         xp = self.xp
         logits, labels = left_out, self._labels
         weights = xp.full((logits.shape[0],), 1 / logits.shape[0], dtype=xp.float64, device=device(logits))
@@ -201,36 +207,55 @@ class _Data:
             each = xp.where(self._met[theirs], xp.full_like(of_examples[:, 0], SHARED), xp.ones_like(of_examples[:, 0]))
             logits, labels = xp.concat([logits, of_examples]), xp.concat([labels, theirs])
             weights = xp.concat([weights, each / of_examples.shape[0]])
-        scale = best_scale(logits, labels, weights, start)
-        loss = float(xp.sum(weights * cross_entropy(scale * logits, labels)))
-        return scale, loss if isfinite(loss) else inf
+        scales = best_scales(logits, labels, weights, other, start)
+        scaled = scales.own * logits if other is None else scales.own * logits + scales.other * other
+        loss = float(xp.sum(weights * cross_entropy(scaled, labels)))
+        loss += (scales.other > 0) / left_out.shape[0]  # one number more was fitted to these losses (Akaike 1974)
+        return scales, loss if isfinite(loss) else inf
 
     def old_head(self) -> _Choice:
         """The candidate that changes nothing but the temperature."""
         return _Choice(0, 0.0, inf, *self._judge(*self._old_logits()))
 
+    @cached_property
+    def _kept(self) -> Array | None:
+        """The old head's logits of the samples, then of the examples; None where it does not know every class here."""
+        xp, old = self.xp, self._given[6]
+        if old is None or not bool(xp.all(xp.any(old[0] != 0, axis=1))):
+            return None
+        samples, examples = self._old_logits()
+        every = samples if examples is None else xp.concat([samples, examples])
+        return every if bool(xp.all(xp.isfinite(every))) else None
+
     def as_it_is(self, best: _Choice) -> HeadFit:
         """The old head at its best temperature."""
         xp, features, old = self.xp, self._given[0], self._given[6]
         assert old is not None
-        logits = best.scale * self._old_logits()[0]
+        own = best.scales.own
+        logits = own * self._old_logits()[0]
         loss = float(xp.mean(cross_entropy(logits, self._labels)))
-        scale = xp.asarray(best.scale, dtype=old[0].dtype)
-        return HeadFit(old[0] * scale, old[1] * scale, False, best.ridge, 0.0, features.shape[1], loss, logits)
+        scale = xp.asarray(own, dtype=old[0].dtype)
+        return HeadFit(old[0] * scale, old[1] * scale, False, best.ridge, 0.0, own, features.shape[1], loss, logits)
 
     def fitted(self, best: _Choice) -> HeadFit:
-        """A head for features as they are: the standard and the temperature are part of it."""
-        xp, dtype = self.xp, self._given[0].dtype
+        """A head for features as they are: the standard, the temperature and the old head are part of it."""
+        xp, dtype, (own, other) = self.xp, self._given[0].dtype, best.scales
         coefficients, left_out = self._solve(best.features, best.prior, best.ridge)
         mean, scale = (xp.astype(part, xp.float64) for part in self.standard)
         unused = (scale.shape[0] - best.features, coefficients.shape[1])
         rows = xp.concat([coefficients[:-1], xp.zeros(unused, dtype=xp.float64, device=device(scale))])
-        weight = best.scale * (rows.T * scale)
-        bias = best.scale * CONSTANT * coefficients[-1] - weight @ mean
-        left_out = best.scale * left_out
+        weight = own * (rows.T * scale)
+        bias = own * CONSTANT * coefficients[-1] - weight @ mean
+        left_out = own * left_out
+        if other and self._kept is not None:
+            old = self._given[6]
+            assert old is not None
+            weight = weight + other * xp.astype(old[0], xp.float64)
+            bias = bias + other * xp.astype(old[1], xp.float64)
+            left_out = left_out + other * self._kept[: left_out.shape[0]]
         loss = float(xp.mean(cross_entropy(left_out, self._labels)))
         weight, bias = (xp.astype(part, dtype) for part in (weight, bias))
-        return HeadFit(weight, bias, True, best.ridge, best.prior, best.features, loss, left_out)
+        return HeadFit(weight, bias, True, best.ridge, best.prior, other, best.features, loss, left_out)
 
     def _solve(self, width: int, weight: float, ridge: float) -> tuple[Array, Array]:
         """Coefficients [width + 1, C] and the left-out logits [N, C] of one candidate, without a decomposition."""

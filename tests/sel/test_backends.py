@@ -155,7 +155,9 @@ COLD = {
     "feature_sums.standard_of": lambda i: feature_sums.standard_of(i.features, (2, 4)),
     "feature_sums.standardised": lambda i: feature_sums.standardised(i.features, feature_sums.standard_of(i.features)),
     "feature_sums.summarise": lambda i: summed(feature_sums.summarise(i.features, i.labels, C, 3)),
-    "calibration.best_scale": lambda i: i.logits[:1, 0] * calibration.best_scale(i.logits, i.labels, i.p),
+    "calibration.best_scales": lambda i: [
+        i.logits[:1, 0] * scale for scale in calibration.best_scales(i.logits, i.labels, i.p, i.other_logits)
+    ],
     "calibration.calibration_error": lambda i: i.logits[:1, 0] * calibration.calibration_error(i.logits, i.labels),
 }
 # Plain numbers in, plain numbers out.

@@ -65,15 +65,11 @@ class ClosedFormStage(TrainingStage):
 
     def _prepare(self) -> None:
         """Bring what is under way to where ``state`` stands."""
-        inputs, state = self.inputs, self.state
+        state = self.state
         self._head: Arrays = {name: state.trainer[name] for name in self._plan.trainable if state.epoch}
         self._estimator: Trainer | None = None
         if state.epoch:
             self._start = {**self._start, **{n: v for n, v in state.trainer.items() if n in self._plan.buffers}}
-        elif self._plan.buffers and state.statistics != OLD and self._start is self._begun:
-            self._estimator = inputs.engine.trainer(inputs.pack, STATISTICS, self._start)
-            if state.trainer:
-                self._estimator.load_state(state.trainer)
 
     def weights(self) -> Arrays:
         """Every weight of the model: the old ones until the head is fitted."""
@@ -108,40 +104,53 @@ class ClosedFormStage(TrainingStage):
         state = self.state
         if state.epoch:
             return
-        rows: np.ndarray | None = None
-        if self._estimator is not None:
+        if self._plan.buffers and state.statistics != OLD and self._start is self._begun:
             if not state.statistics:
-                rows = yield from self._features_of_all()
-                yield from self._estimate(self._tried)
-                state.statistics = NEW if self._new_are_better(rows) else OLD
-                state.cursor = 0 if state.statistics == NEW else state.cursor  # all images are still to come again
+                yield from self._try_statistics()
             if state.statistics == NEW:
                 yield from self._estimate(self._batches)
                 self._take_statistics()
-                rows = None
-        if rows is None:
-            rows = yield from self._features_of_all()
-        self._fit(rows)
+        self._fit((yield from self._features_of(np.arange(len(self.inputs.images)))))
         done = self._end_epoch(0, "closed form")
         yield EpochDone({**done.figures, **self._told})
 
-    def _features_of_all(self) -> Generator[StageEvent, None, np.ndarray]:
-        """Returns float16 [N, F]."""
-        state, count, size = self.state, len(self.inputs.images), self.inputs.settings.batch_size
+    def _features_of(self, images: np.ndarray) -> Generator[StageEvent, None, np.ndarray]:
+        """Returns float16 [n, F]."""
+        state, size = self.state, self.inputs.settings.batch_size
         state.cursor, counted, rows = 0, state.totals.prefixed, []
-        for indices in np.split(np.arange(count), range(size, count, size)):
+        for indices in np.split(images, range(size, len(images), size)):
             rows.append(self._as_they_are(indices).images.astype(np.float16))  # as they were rounded
             state.cursor += len(indices)
-            if state.cursor < count:
+            if state.cursor < len(images):
                 yield from self._boundary_in_pass(counted)
         return np.concatenate(rows)
 
+    def _witnesses(self) -> np.ndarray:
+        """Images whose predictions, when left out, are kept as evidence."""
+        chosen: np.ndarray = self._rng(CHOICE).permutation(len(self.inputs.images))[:ENOUGH]
+        return chosen
+
     # The statistics
+
+    def _try_statistics(self) -> Iterator[StageEvent]:
+        """Decide whose are taken, by a part of the images; and keep what the old model says of the witnesses."""
+        state, head = self.state, self.inputs.pack.linear_head
+        tried, witnesses = np.sort(np.concatenate(self._tried)), self._witnesses()
+        first = np.union1d(tried, witnesses)
+        rows = yield from self._features_of(first)
+        yield from self._estimate(self._tried)
+        state.left_out_begun = _logits(rows[np.searchsorted(first, witnesses)], *head.joined(self._start))
+        state.statistics = NEW if self._new_are_better(tried, rows[np.searchsorted(first, tried)]) else OLD
+        state.cursor = 0
 
     def _estimate(self, batches: list[np.ndarray]) -> Iterator[StageEvent]:
         """Go on to the end of these; a run that is resumed goes on where it was."""
-        inputs, state, estimator = self.inputs, self.state, self._estimator
-        assert estimator is not None
+        inputs, state = self.inputs, self.state
+        if self._estimator is None:  # not before: beside the backbone it would take memory
+            self._estimator = inputs.engine.trainer(inputs.pack, STATISTICS, self._start)
+            if state.trainer:
+                self._estimator.load_state(state.trainer)
+        estimator = self._estimator
         flops = inputs.pack.plan(STATISTICS).flops_train
         images = passing_features(
             inputs.engine, inputs.pack, STATISTICS, self._start, inputs.images, precision="", phase=inputs.phase
@@ -159,13 +168,14 @@ class ClosedFormStage(TrainingStage):
             yield StepDone()
         self._in_trial = False
 
-    def _new_are_better(self, rows: np.ndarray) -> bool:
-        """Whether features by new statistics surely give the better head, each judged on images left out."""
+    def _new_are_better(self, tried: np.ndarray, rows: np.ndarray) -> bool:
+        """Whether features by new statistics surely give the better head than these rows, on images left out."""
         assert self._estimator is not None
-        tried = np.sort(np.concatenate(self._tried))
-        labels, again = self.inputs.images.labels[tried], self._features_with(self._estimator.weights(), tried)
+        statistics = self._estimator.weights()
+        self.state.trainer, self._estimator = self._estimator.state(), None  # it makes room for the backbone
+        labels, again = self.inputs.images.labels[tried], self._features_with(statistics, tried)
         with self.inputs.phase("fit"):
-            fits = [self._fit_to(features, labels, (TRIED_PRIOR,)) for features in (rows[tried], again)]
+            fits = [self._fit_to(features, labels, (TRIED_PRIOR,)) for features in (rows, again)]
         before, after = (cross_entropy(fit.left_out.astype(np.float32), labels).astype(np.float64) for fit in fits)
         gain = before - after
         return bool(gain.mean() > SURELY * gain.std() / len(gain) ** 0.5)
@@ -240,14 +250,14 @@ class ClosedFormStage(TrainingStage):
             if len(good) < len(used) and len(np.unique(labels[good])) > 1:
                 used, labels = good, labels[good]
                 fit = self._fit_with(features[good], labels, rehearsal)
-        found = {"prior": fit.prior, "ridge": fit.ridge, "features": fit.features}
+        found = {"prior": fit.prior, "ridge": fit.ridge, "old": fit.kept, "features": fit.features}
         self._told |= {"head": found, "rehearsed": len(rehearsal[1])}
         self._head = head.parted(fit.weight, fit.bias, self._start)
         size = sum(value.size for value in self._head.values())
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.
         logits = fit.left_out.astype(np.float32)
         if len(used) == len(features):  # else they were chosen for what this very head makes of them
-            state.left_out_of = self._rng(CHOICE).permutation(len(used))[:ENOUGH]
+            state.left_out_of = self._witnesses()
             state.left_out = logits[state.left_out_of]
             if self._start is self._begun:
                 state.left_out_begun = _logits(features[state.left_out_of], *head.joined(self._start))

@@ -106,7 +106,7 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
 
 def test_it_tells_which_head_it_chose(tmp_path):
     (epoch,) = session(tmp_path, plan=RIDGE, **GIVEN).run()["epochs"]
-    assert epoch["head"].keys() == {"prior", "ridge", "features"} and epoch["head"]["features"] in (64, 192)
+    assert epoch["head"].keys() == {"prior", "ridge", "old", "features"} and epoch["head"]["features"] in (64, 192)
 
 
 @pytest.mark.parametrize("plan", [CLOSED, RIDGE])

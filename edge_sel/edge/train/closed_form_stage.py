@@ -37,7 +37,7 @@ STATISTICS = "bn"
 CHOICE = 1
 """Stream of random numbers: which predictions are kept as evidence."""
 SURELY = 1.0
-"""Standard errors by which new statistics must be better: they take another pass."""
+"""Standard errors by which new statistics must be better where all images have been looked at by the old ones."""
 OLD, NEW = "old", "new"
 """Statistics: those that the model came with, or of the device's own images."""
 TRIED_PRIOR = 1.0
@@ -140,7 +140,9 @@ class ClosedFormStage(TrainingStage):
         rows = yield from self._features_of(first)
         yield from self._estimate(self._tried)
         state.left_out_begun = _logits(rows[np.searchsorted(first, witnesses)], *head.joined(self._start))
-        state.statistics = NEW if self._new_are_better(tried, rows[np.searchsorted(first, tried)]) else OLD
+        surely = SURELY if len(first) == len(self.inputs.images) else 0.0
+        better = self._new_are_better(tried, rows[np.searchsorted(first, tried)], surely)
+        state.statistics = NEW if better else OLD
         state.cursor = 0
 
     def _estimate(self, batches: list[np.ndarray]) -> Iterator[StageEvent]:
@@ -168,8 +170,8 @@ class ClosedFormStage(TrainingStage):
             yield StepDone()
         self._in_trial = False
 
-    def _new_are_better(self, tried: np.ndarray, rows: np.ndarray) -> bool:
-        """Whether features by new statistics surely give the better head than these rows, on images left out."""
+    def _new_are_better(self, tried: np.ndarray, rows: np.ndarray, surely: float) -> bool:
+        """Whether features by new statistics give a better head than these rows, by so many standard errors."""
         assert self._estimator is not None
         statistics = self._estimator.weights()
         self.state.trainer, self._estimator = self._estimator.state(), None  # it makes room for the backbone
@@ -178,7 +180,7 @@ class ClosedFormStage(TrainingStage):
             fits = [self._fit_to(features, labels, (TRIED_PRIOR,)) for features in (rows, again)]
         before, after = (cross_entropy(fit.left_out.astype(np.float32), labels).astype(np.float64) for fit in fits)
         gain = before - after
-        return bool(gain.mean() > SURELY * gain.std() / len(gain) ** 0.5)
+        return bool(gain.mean() > surely * gain.std() / len(gain) ** 0.5)
 
     def _take_statistics(self) -> None:
         """From here on features are those by the new ones."""

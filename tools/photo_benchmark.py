@@ -18,6 +18,7 @@ validation; ``imprint`` takes class means of normalised features (Qi et al. 2018
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ KEPT_BACK = ("dog", "house")
 """Classes that the server has not, in the cases ``new``."""
 DENSE = tuple(f"torch-{epochs}{rate}" for epochs in (2, 5, 20) for rate in ("", "-slow"))
 SYSTEMS = ("shipped", "default", "max", "torch-head", "logistic", "imprint", *DENSE)
+COLUMNS = ("case", "system", "seed", "test", "server", "cpu_s", "mb", "energy_j")
 _BATCH = 32
 
 
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--csv", type=Path, help="also write all rows there")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     results = given.work / "results.jsonl"
@@ -66,6 +69,8 @@ def main() -> None:
                         file.write(json.dumps(row) + "\n")
                     print(json.dumps(row), file=sys.stderr, flush=True)
     print(table([*done.values()]))
+    if given.csv:
+        write_rows([*done.values()], given.csv)
 
 
 # The cases
@@ -203,6 +208,14 @@ def share_right(predict: Predict, classes: list[str], folder: Path, only: Any = 
 
 
 # The table
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """For ``readme_chart.py``."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

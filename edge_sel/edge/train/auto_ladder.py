@@ -39,6 +39,11 @@ HEAD_EPOCHS = 3
 BODY_EPOCHS = (1, 3)
 """How long a stage of the body may be."""
 MOST_BODY_STAGES = 3
+STEPLESS = frozenset({"bn", CLOSED, RIDGE})
+"""Plans that need no gradient."""
+STEP_PRICE = 2.0
+"""Joules per FLOP of training steps over those of forward passes, until a step was taken: 1.7 to 3.3 with depthwise
+convolutions."""
 LEAST_GAIN = 0.003
 """A third of a point is nobody's reason to train, whatever a joule is worth."""
 NONSENSE = 0.8
@@ -124,7 +129,8 @@ class AutoLadder:
             if plan == stage.plan:
                 most = came  # the next of a kind never gives more
         gain = min(trust(told) * self._promise(stage.plan, self.visits(stage), loss), most)
-        return Forecast(gain, price_j(history, self.work(stage), stage.epochs))
+        price = price_j(history, self.work(stage), stage.epochs, steps=stage.plan not in STEPLESS)
+        return Forecast(gain, price)
 
     def _promise(self, plan: str, visits: float, loss: float) -> float:
         """What the table says of a stage that begins at this validation loss; nothing of what comes first."""
@@ -206,13 +212,18 @@ def best_figures(history: History) -> tuple[float, float]:
     return entry[f"{of}_acc"], loss_in(entry[f"{of}_loss"])
 
 
-def price_j(history: History, work: float, looks: int) -> float | None:
-    """Joules of so many FLOPs, at this run's own joules per FLOP, and of so many looks at the validation set."""
+def price_j(history: History, work: float, looks: int, *, steps: bool = True) -> float | None:
+    """Joules of so many FLOPs, at this run's own joules per FLOP, and of so many looks at the validation set.
+
+    ``steps``: they are those of training steps.
+    """
     # Without the frozen backbone, which may have computed in int8: its joules tell nothing of float32.
     phases = [entry["phases"] or {} for entry in history]
     computed = [part["train"]["total_j"] for part in phases if "train" in part]
     flops = sum(entry["train_flops_t"] for entry in history) * 1e12
     look = phases[-1].get("evaluate", {}).get("total_j") if phases else None
+    if steps and {entry["plan"] for entry in history} <= STEPLESS:
+        work *= STEP_PRICE
     # A meter too coarse for what there was reads 0, which is no price.
     if None in computed or look is None or flops <= 0 or not sum(computed) > 0:
         return None

@@ -103,8 +103,8 @@ def test_the_body_is_the_first_of_its_plans_that_the_pack_has():
 
 
 def test_further_epochs_must_be_worth_their_own_joules():
-    """One epoch of the body takes 11 J in these histories, three take 33."""
-    for further, epochs in ((0.0, 1), (0.21, 1), (0.23, 3)):
+    """One epoch of the body is expected to take 21 J after these histories, three 63."""
+    for further, epochs in ((0.0, 1), (0.41, 1), (0.43, 3)):
         gains = [GainRow("body", visits_in(1), 1.0, 0.3), GainRow("body", visits_in(3), 1.0, 0.3 + further)]
         assert decide(AFTER_BN, ladder=replace(ONLY_BODY, gains=gains, worth=1000.0)).stage == ("full", epochs)
 

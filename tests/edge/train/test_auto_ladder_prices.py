@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.auto_ladder import UNPRICED_GAIN, price_j
+from edge_sel.edge.train.auto_ladder import STEP_PRICE, UNPRICED_GAIN, price_j
 from edge_sel.pack.manifest import GainRow
 from tests.edge.train.histories import (
     AFTER_BN,
@@ -27,7 +27,13 @@ from tests.edge.train.histories import (
 def test_a_stage_costs_what_its_work_and_its_looks_did_here():
     """A look at the validation set after every epoch."""
     history = lived(AFTER_BN, j_per_gflop=0.5, look_j=2.0)
-    assert price_j(history, 4e9, 1) == pytest.approx(0.5 * 4 + 2) and price_j(history, 4e9, 3) == pytest.approx(8)
+    assert price_j(history, 4e9, 1) == pytest.approx(STEP_PRICE * 0.5 * 4 + 2)
+    assert price_j(history, 4e9, 3) == pytest.approx(STEP_PRICE * 0.5 * 4 + 6)
+
+
+def test_a_step_is_priced_by_steps_as_soon_as_there_was_one():
+    forward, stepped = ran(0, "bn", (0.7, 1.0), look_j=0.0), ran(1, "full", (0.7, 0.9), look_j=0.0)
+    assert price_j(forward, 1e9, 1) == pytest.approx(STEP_PRICE * price_j([*forward, *stepped], 1e9, 1))
 
 
 def test_only_training_steps_make_the_price():
@@ -35,7 +41,7 @@ def test_only_training_steps_make_the_price():
     (entry,) = lived(AFTER_BN)
     others = {name: {"total_j": 90.0} for name in ("prefix", "score", "fit", "load", "checkpoint", "other")}
     more = entry | {"phases": entry["phases"] | others, "executed_flops_t": 9 * entry["train_flops_t"]}
-    assert price_j([more], 1e9, 1) == price_j([entry], 1e9, 1) == pytest.approx(2.0)
+    assert price_j([more], 1e9, 1) == price_j([entry], 1e9, 1) == pytest.approx(STEP_PRICE + 1)
 
 
 def test_every_stage_counts_by_its_flops():

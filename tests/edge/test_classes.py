@@ -47,6 +47,15 @@ def test_unknown_classes_are_refused_and_the_nearest_is_named(folder):
     assert "--new-classes extend" in str(caught.value) and caught.value.exit_code == 4
 
 
+def test_new_classes_alone_bring_no_new_statistics(twelve, tmp_path):
+    """By these they would be told from the server's, of which there are no images, whatever they look like."""
+    images = twelve.subset(np.flatnonzero(twelve.labels >= len(MODEL.classes)))
+    result = session(tmp_path, images=images, plan="closed", forget=0.1).run()
+    assert result["epochs"][0]["statistics"] == "old" and result["shipped"]
+    memory = result["evidence"]["anchors"]
+    assert memory["right"] >= 0.95 * memory["right_before"] and memory["images"] > 40
+
+
 def test_two_new_classes_are_learnt(twelve, tmp_path):
     assert twelve.classes == (*MODEL.classes, "Zero", "bar")
     result = session(

@@ -40,6 +40,8 @@ SURELY = 1.0
 """Standard errors by which new statistics must be better where all images have been looked at by the old ones."""
 FEW = 16
 """Images of which a standard error says little: of half as many, three times as much is asked for."""
+FEWEST = 4
+"""Images of the server's classes that such a comparison takes."""
 OLD, NEW = "old", "new"
 """Statistics: those that the model came with, or of the device's own images."""
 TRIED_PRIOR = 1.0
@@ -173,7 +175,7 @@ class ClosedFormStage(TrainingStage):
         self._in_trial = False
 
     def _new_are_better(self, tried: np.ndarray, rows: np.ndarray, surely: float) -> bool:
-        """Whether features by new statistics give a better head than these rows, by so many standard errors."""
+        """Whether features by new statistics tell the server's classes better, by so many standard errors."""
         assert self._estimator is not None
         statistics = self._estimator.weights()
         self.state.trainer, self._estimator = self._estimator.state(), None  # it makes room for the backbone
@@ -181,7 +183,9 @@ class ClosedFormStage(TrainingStage):
         with self.inputs.phase("fit"):
             fits = [self._fit_to(features, labels, (TRIED_PRIOR,)) for features in (rows, again)]
         before, after = (cross_entropy(fit.left_out.astype(np.float32), labels).astype(np.float64) for fit in fits)
-        gain = before - after
+        gain = (before - after)[labels < len(self.inputs.pack.manifest.model.classes)]
+        if len(gain) < FEWEST:  # new classes alone are told from the server's by whatever changes, statistics too
+            return False
         return bool(gain.mean() > surely * gain.std() / len(gain) ** 0.5)
 
     def _take_statistics(self) -> None:

@@ -26,6 +26,8 @@ SURELY = 0.1
 """Level of the binomial test that a model remembers less than that."""
 RARE = 1 / 3
 """Of its equal share among the device's images: a class that they surely have less of is rare there."""
+TELLING = 100
+"""Images that are enough to say so of any number of classes."""
 MANY = 100_000
 """Images of which nobody collects more."""
 
@@ -89,6 +91,12 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
     doubted = max((entry.get("doubted") or 0.0 for entry in progress.history), default=0.0)
     if doubted > NONSENSE:
         ships, why = False, f"{doubted:.0%} of the labels look wrong: by these nothing is better"
+    if ships and settings.forget < 1 and (absent := _may_occur(pack, training)):
+        ships = False
+        why = (
+            f"better here, but {absent} of its classes have no image, and {len(training)} images are too few to show "
+            "that they do not occur (add some; --forget 1 ships it)"
+        )
     if ships:
         rehearsed = any(entry.get("rehearsed") for entry in progress.history)
         memory = _look_back(progress.weights, pack, judge, training, settings.forget, rehearsed=rehearsed)
@@ -116,11 +124,20 @@ class Verdict(NamedTuple):
     evidence: dict[str, Any]
 
 
-class Memory(NamedTuple):
-    """What a model makes of images of the server.
+def _may_occur(pack: Pack, training: ImageSet) -> int:
+    """How many of the model's classes the device has no image of, where it has too few to show that they are rare.
 
-    Of all classes, or of those that the device has, where it has so many images that the others are surely rare there.
+    A head that was fitted to two of ten classes takes pictures of the others for these. That does not show in pictures
+    of the server, nor in six of the device. It is another thing where the device brings classes of its own.
     """
+    known = len(pack.manifest.model.classes)
+    absent = known - len(np.unique(training.labels[training.labels < known]))
+    new = bool((training.labels >= known).any())
+    return 0 if new or len(training) >= TELLING or _below(0, len(training), RARE / known) else absent
+
+
+class Memory(NamedTuple):
+    """What a model makes of images of the server."""
 
     images: int
     right_before: int
@@ -132,7 +149,7 @@ def _look_back(
     weights: Arrays, pack: Pack, judge: Judge, training: ImageSet, may_lose: float, *, rehearsed: bool
 ) -> Memory | None:
     """By features of the server's images where only the head has changed; None where there is too little to tell."""
-    found = _by_features(weights, pack) or _by_images(weights, pack, judge, training, rehearsed=rehearsed)
+    found = _by_features(weights, pack) or _by_images(weights, pack, judge, rehearsed=rehearsed)
     if found is None:
         return None
     forgot = _forgot(found, 1 - may_lose, np.setdiff1d(found.labels, training.labels))
@@ -147,7 +164,7 @@ class _Seen(NamedTuple):
     labels: np.ndarray
 
 
-def _by_images(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet, *, rehearsed: bool) -> _Seen | None:
+def _by_images(weights: Arrays, pack: Pack, judge: Judge, *, rehearsed: bool) -> _Seen | None:
     """What the new model makes of the pack's anchors, of those that it was not fitted to."""
     anchors = pack.anchors
     if anchors is None:
@@ -155,8 +172,6 @@ def _by_images(weights: Arrays, pack: Pack, judge: Judge, training: ImageSet, *,
     asked = np.arange(len(anchors.images))
     if rehearsed:
         asked = np.setdiff1d(asked, anchors.rehearsed())
-    if _below(0, len(training), RARE / len(pack.manifest.model.classes)):
-        asked = asked[np.isin(anchors.images.labels[asked], training.labels)]
     if len(asked) < LEAST_ANCHORS:
         return None
     images = anchors.images.subset(asked)

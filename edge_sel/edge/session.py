@@ -138,9 +138,8 @@ class Session:
 
     def _look_first(self) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
-        self.progress, spent = look_first(
-            self.progress, self.pack, self.expert, self.judge, self.ledger, self.emit, self.settings
-        )
+        given = self.pack, self.expert, self.judge, self.ledger, self.emit, self.settings
+        self.progress, spent = look_first(self.progress, *given)
         self._memory_short()
         self.expert = None  # as large as the model, and no longer needed
         # A guess first, for a run that is killed now, or that is given limits only when it is resumed.
@@ -259,8 +258,6 @@ class Session:
         self.book.saved()
         self.governor.skip()
 
-    # The end
-
     def _finish(self, stopped: str, latest: Arrays | None = None) -> dict[str, Any]:
         """The last judgement, then the files; the original weights ship when training did not beat them.
 
@@ -269,9 +266,8 @@ class Session:
         progress = self.progress  # and stays: whoever resumes goes on from where the stage stood
         if latest is not None:
             seen = self.judge.validate(latest)
-            progress = keep_if_better(
-                progress, self.pack, self.judge, latest, seen.to_json(self.classes), seen.logits, self.settings
-            )
+            figures, logits = seen.to_json(self.classes), seen.logits
+            progress = keep_if_better(progress, self.pack, self.judge, latest, figures, logits, self.settings)
         shipped, evidence = decide(progress, self.pack, self.judge, self.training, self.settings)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]

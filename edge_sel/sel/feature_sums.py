@@ -72,6 +72,14 @@ def standardised(features: Array, standard: Standard) -> Array:
     return shifted
 
 
+def as_they_were(features: Array, standard: Standard) -> Array:
+    """float64[N, F], the contrary; the mean where a feature is not used."""
+    xp = array_namespace(features)
+    scale = xp.astype(xp.where(standard.scale != 0, standard.scale, xp.ones_like(standard.scale)), xp.float64)
+    raw: Array = features / scale + xp.astype(standard.mean, xp.float64)
+    return raw
+
+
 def summarise(features: Array, labels: Array, classes: int, rank: int) -> Prior:
     """The sums of these samples as at most ``rank`` rows: the largest eigenvectors of ``ΦᵀΦ``.
 
@@ -120,3 +128,18 @@ def _not_negative(values: Array) -> Array:
     """Eigenvalues of a scatter matrix without the rounding."""
     xp = array_namespace(values)
     return xp.where(values > 0, values, xp.zeros_like(values))
+
+
+def part_of(rows: Array, width: int) -> Array:
+    """The first ``width`` features and the constant."""
+    if width + 1 == rows.shape[1]:
+        return rows
+    return array_namespace(rows).concat([rows[:, :width], rows[:, -1:]], axis=1)
+
+
+def spread(labels: Array, count: int) -> Array:
+    """Indices of so many samples, of each class its share."""
+    xp = array_namespace(labels)
+    order = xp.argsort(labels, stable=True)
+    places = xp.astype(xp.arange(count, dtype=xp.float64, device=device(labels)) * (labels.shape[0] / count), xp.int64)
+    return order[places]

@@ -15,7 +15,10 @@ from edge_sel.sel.feature_sums import (
     Examples,
     Prior,
     Standard,
+    as_they_were,
     decompose,
+    part_of,
+    spread,
     standard_of,
     standardised,
     with_constant,
@@ -82,7 +85,7 @@ def fit_head(
     ridges: Sequence[float] = RIDGES,
     priors: Sequence[float] = (),
 ) -> HeadFit:
-    """The head that does best on samples, and on examples of the server, that it was not fitted to.
+    """The head that does best on samples, and on examples of the server, that it was not fitted to; or the old one.
 
     Formula: with standardised features and a constant, ``W = (Σ v φᵀφ + w PᵀP + λI)⁻¹ (Σ v φᵀt + w PᵀS)``, t one-hot,
     P and S the prior's rows and targets. v gives the device's samples a mean weight of 1 for each of their classes, and
@@ -107,16 +110,14 @@ def fit_head(
         ridges: λ to try.
         priors: w to try; by default ``PRIORS`` or ``OLD_HEADS``.
 
-    Returns:
-        the best head; the old one where nothing does better.
-
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit);
     Guo et al. 2017 (temperature scaling); Wolpert 1992 (stacking); Fanì et al. 2024 (sums of several places add up).
     """
     standard = standard or standard_of(features, groups)
     data = _Data(features, labels, classes, standard, prior, examples, old)
-    few = data if features.shape[0] <= CHOSEN_BY else data.subset(_spread(labels, CHOSEN_BY))
-    tried = priors or (PRIORS if prior is not None else OLD_HEADS if old is not None and _says(old) else (0.0,))
+    few = data if features.shape[0] <= CHOSEN_BY else data.subset(spread(labels, CHOSEN_BY))
+    says = old is not None and bool(data.xp.any(old[0] != 0))  # a new head does not
+    tried = priors or (PRIORS if prior is not None else OLD_HEADS if says else (0.0,))
     widths = dict.fromkeys((shallow or features.shape[1], features.shape[1]))
     choices = [few.old_head()] if old is not None else []
     for width in widths:
@@ -144,20 +145,16 @@ class _Data:
         self._labels = labels
         self._targets = xp.astype(class_members(labels, classes), xp.float64)
         self._samples = with_constant(standardised(features, standard))
-        self._examples = None
-        if examples is not None:
-            self._examples = with_constant(examples.features), examples.labels
+        self._examples = None if examples is None else (with_constant(examples.features), examples.labels)
         counts = xp.sum(self._targets, axis=0)
         self._met = counts > 0
-        classes_met = float(xp.sum(xp.astype(self._met, xp.float64)))
-        self._mass: float = classes_met / features.shape[0]
+        self._mass: float = float(xp.sum(xp.astype(self._met, xp.float64))) / features.shape[0]
         self._counts = counts * self._mass
         self._prior = prior
         if prior is None and old is not None:
             probabilities = xp.exp(log_softmax(self._old_logits()[0]))
-            self._prior = Prior(
-                self._mass**0.5 * self._samples, self._mass**0.5 * probabilities, self._met | ~self._met
-            )
+            root = self._mass**0.5
+            self._prior = Prior(root * self._samples, root * probabilities, self._met | ~self._met)
 
     def subset(self, rows: Array) -> _Data:
         """With these samples only."""
@@ -171,10 +168,7 @@ class _Data:
         weight, bias = (xp.astype(part, xp.float64) for part in old)
         of_examples = None
         if self._examples is not None:
-            used = self.standard.scale != 0
-            scale = xp.astype(xp.where(used, self.standard.scale, xp.ones_like(self.standard.scale)), xp.float64)
-            raw = self._examples[0][:, :-1] / scale + xp.astype(self.standard.mean, xp.float64)
-            of_examples = raw @ weight.T + bias
+            of_examples = as_they_were(self._examples[0][:, :-1], self.standard) @ weight.T + bias
         known = xp.where(xp.isfinite(features), features, xp.full_like(features, nan))  # of an infinity NumPy warns
         return xp.astype(known, xp.float64) @ weight.T + bias, of_examples
 
@@ -183,7 +177,7 @@ class _Data:
     ) -> Iterator[_Choice]:
         """Of each λ; the search for the scales begins with these, and then with what was best before."""
         rows, targets, masses = self._system(width, weight)
-        others = rows[:0] if self._examples is None else _part(self._examples[0], width)
+        others = rows[:0] if self._examples is None else part_of(self._examples[0], width)
         values, coordinates, examples = decompose(rows, others)
         before = rows.shape[0] - self._samples.shape[0]
         projected = coordinates.T @ targets
@@ -234,8 +228,8 @@ class _Data:
         own = best.scales.own
         logits = own * self._old_logits()[0]
         loss = float(xp.mean(cross_entropy(logits, self._labels)))
-        scale = xp.asarray(own, dtype=old[0].dtype)
-        return HeadFit(old[0] * scale, old[1] * scale, False, best.ridge, 0.0, own, features.shape[1], loss, logits)
+        weight, bias = (part * xp.asarray(own, dtype=part.dtype) for part in old)
+        return HeadFit(weight, bias, False, best.ridge, 0.0, own, features.shape[1], loss, logits)
 
     def fitted(self, best: _Choice) -> HeadFit:
         """A head for features as they are: the standard, the temperature and the old head are part of it."""
@@ -250,8 +244,9 @@ class _Data:
         if other and self._kept is not None:
             old = self._given[6]
             assert old is not None
-            weight = weight + other * xp.astype(old[0], xp.float64)
-            bias = bias + other * xp.astype(old[1], xp.float64)
+            weight, bias = (
+                new + other * xp.astype(part, xp.float64) for new, part in zip((weight, bias), old, strict=True)
+            )
             left_out = left_out + other * self._kept[: left_out.shape[0]]
         loss = float(xp.mean(cross_entropy(left_out, self._labels)))
         weight, bias = (xp.astype(part, dtype) for part in (weight, bias))
@@ -286,7 +281,7 @@ class _Data:
 
     def _system(self, width: int, weight: float) -> tuple[Array, Array, Array]:
         """Rows and targets, those of the prior first; and the roots of the samples' masses [N, 1]."""
-        xp, samples, targets = self.xp, _part(self._samples, width), self._targets
+        xp, samples, targets = self.xp, part_of(self._samples, width), self._targets
         if self._prior is None or not weight:
             masses = xp.full((samples.shape[0], 1), self._mass**0.5, dtype=xp.float64, device=device(samples))
             return masses * samples, masses * targets, masses
@@ -296,32 +291,10 @@ class _Data:
         counts = xp.where(self._met, self._counts, xp.ones_like(self._counts))
         more = xp.where(known | ~self._met, xp.ones_like(counts), (counts + weight) / counts)
         masses = xp.sqrt(self._mass * (targets @ more))[:, None]
-        rows = xp.concat([weight**0.5 * _part(xp.astype(self._prior.rows, xp.float64), width), masses * samples])
-        wanted = xp.astype(self._prior.targets, xp.float64)
-        return rows, xp.concat([weight**0.5 * wanted, masses * targets]), masses
+        rows = xp.concat([weight**0.5 * part_of(xp.astype(self._prior.rows, xp.float64), width), masses * samples])
+        return rows, xp.concat([weight**0.5 * xp.astype(self._prior.targets, xp.float64), masses * targets]), masses
 
     def _unit(self, width: int) -> float:
         """The samples' scatter for each class."""
         xp, features = self.xp, self._samples[:, :width]
         return max(float(xp.sum(features * features)) * self._mass, 1e-12)
-
-
-def _part(rows: Array, width: int) -> Array:
-    """The first ``width`` features and the constant."""
-    if width + 1 == rows.shape[1]:
-        return rows
-    return array_namespace(rows).concat([rows[:, :width], rows[:, -1:]], axis=1)
-
-
-def _says(old: tuple[Array, Array]) -> bool:
-    """Whether the old head distinguishes anything: a new one is zero."""
-    xp = array_namespace(old[0])
-    return bool(xp.any(old[0] != 0))
-
-
-def _spread(labels: Array, count: int) -> Array:
-    """Indices of so many samples, of each class its share."""
-    xp = array_namespace(labels)
-    order = xp.argsort(labels, stable=True)
-    places = xp.astype(xp.arange(count, dtype=xp.float64, device=device(labels)) * (labels.shape[0] / count), xp.int64)
-    return order[places]

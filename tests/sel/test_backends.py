@@ -148,6 +148,9 @@ COLD = {
         if not isinstance(part, (float, bool, int))
     ],
     "feature_sums.with_constant": lambda i: feature_sums.with_constant(i.features),
+    "feature_sums.as_they_were": lambda i: feature_sums.as_they_were(i.features, feature_sums.standard_of(i.features)),
+    "feature_sums.part_of": lambda i: feature_sums.part_of(i.features, 3),
+    "feature_sums.spread": lambda i: feature_sums.spread(i.labels, 7),
     "feature_sums.decompose": lambda i: [
         feature_sums.decompose(i.features, i.features[:3])[0],
         feature_sums.decompose(i.features.T, i.features.T[:3])[0],

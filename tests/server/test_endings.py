@@ -79,7 +79,7 @@ def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, tmp_
                             test=stripes(300, 2, field=True), plan=CLOSED, threads=1)  # fmt: skip
     assert run.accuracy_after > 0.8
     if ending not in UNTROUBLED:
-        assert run.shipped and run.accuracy_after > run.accuracy_before + 0.2
+        assert run.shipped and run.accuracy_after > min(run.accuracy_before + 0.2, 0.98)  # some begin near that
 
 
 @pytest.mark.sampled(10)

@@ -133,7 +133,11 @@ def trained_plans(pack: Pack, plans: tuple[str, ...]) -> list[str]:
     if "auto" in plans:
         # A head in closed form takes no step.
         head = () if {RIDGE, CLOSED} & {*pack.plan_names} else ("head",)
-        plans = tuple(name for name in (*head, body_of(known)) if name is not None and name in known)
+        plans = tuple(
+            name
+            for name in (*head, body_of(known, rehearsed=bool(pack.manifest.gains)))
+            if name is not None and name in known
+        )
     names = [name for name in dict.fromkeys(plans) if pack.plan(name).stepped]
     if not names:
         able = ", ".join(name for name, info in known.items() if info.stepped)

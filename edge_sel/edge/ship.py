@@ -66,10 +66,8 @@ def keep_if_better(
     if not _loss(after, labels) < _loss(before, labels) or less_accurate(before, after, labels):
         return progress
     if len(progress.predictions.left_out) and not len(seen.left_out):
-        level = settings.evidence_level
-        if _evidence(progress.predictions, judge, settings).better(level) > _evidence(seen, judge, settings).better(
-            level
-        ):
+        shown = [_evidence(of, judge, settings).better(settings.evidence_level) for of in (progress.predictions, seen)]
+        if shown == [True, False]:
             return progress
     return replace(progress, weights=weights, best_validation=figures, predictions=seen)
 

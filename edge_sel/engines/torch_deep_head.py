@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge_sel.graphs.deep_head import EPSILON
+from edge_sel.graphs.deep_head import EPSILON, tap_scale
 from edge_sel.pack.manifest import DEEP_HEAD, Tap
 
 _SAME = 1e-3
@@ -50,7 +50,8 @@ def _pooled(made: object, tap: Tap) -> list[torch.Tensor]:
     assert isinstance(made, torch.Tensor)
     mean = made.mean(tap.axes, keepdim=True)
     deviation = ((made - mean) ** 2).mean(tap.axes).add(as_in_a_graph(EPSILON)).sqrt()
-    return [mean.flatten(1), deviation] if tap.mean else [deviation]
+    parts = [mean.flatten(1), deviation] if tap.mean else [deviation]
+    return [tap_scale(tap) * part for part in parts]
 
 
 def find_modules(model: nn.Module, image: np.ndarray, made: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -160,6 +160,15 @@ def _pixels(forward: Forward, name: str) -> bool:
     return any((shape[axis] or 0) > 1 for axis in axes)
 
 
+def tap_scale(tap: Tap) -> float:
+    """Factor of a layer's features: one over the root of their number.
+
+    Unscaled ones of EfficientNet-Lite0 are fifty times as long, squared, as those of its own head. A step size that
+    suits the network as it was published then makes the head diverge.
+    """
+    return float(np.float32(tap.width**-0.5))
+
+
 def _width(forward: Forward, name: str) -> int:
     """How many channels."""
     shape, axes = forward.shape(name), _axes(forward, name)
@@ -218,7 +227,7 @@ class _DeepHead(Extension):
         return replace(node, inputs=inputs, outputs=outputs)
 
     def _pooled(self, tap: Tap) -> list[str]:
-        """Means of a map or of tokens, where they are features, and standard deviations."""
+        """Means of a map or of tokens, where they are features, and standard deviations; see ``tap_scale``."""
         name, vector, shape = tap.name, (None, tap.width), self._forward.shape(tap.name)
         kept = tuple(1 if axis in tap.axes else size for axis, size in enumerate(shape))
         where, small = self.ints(*tap.axes), self.constant("epsilon", np.array([EPSILON], np.float32))
@@ -228,6 +237,8 @@ class _DeepHead(Extension):
         variance = self.add("ReduceMean", (square, where), vector, f"{name}::variance", keepdims=0)
         positive = self.add("Add", (variance, small), vector, f"{name}::positive")
         deviation = self.add("Sqrt", (positive,), vector, f"{name}::deviation")
-        if not tap.mean:
-            return [deviation]
-        return [self.add("Reshape", (mean, self.ints(-1, tap.width)), vector, f"{name}::vector"), deviation]
+        parts = [deviation]
+        if tap.mean:
+            parts.insert(0, self.add("Reshape", (mean, self.ints(-1, tap.width)), vector, f"{name}::vector"))
+        factor = self.constant(f"scale{tap.width}", np.array([[tap_scale(tap)]], np.float32))
+        return [self.add("Mul", (part, factor), vector, f"{name}::scaled") for part in parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from edge_sel.sel._array import Array, array_namespace, as_float, class_members
@@ -42,32 +43,42 @@ def best_scales(
     """
     xp = array_namespace(logits)
     members = class_members(labels, logits.shape[1])
-
-    def right(of: Array) -> Array:
-        return xp.sum(xp.where(members, of, xp.zeros_like(of)), axis=1)
-
     parts = [logits] if other is None else [logits, other]
-    rights = [right(part) for part in parts]
+    rights = [xp.sum(xp.where(members, part, xp.zeros_like(part)), axis=1) for part in parts]
     spread = max(float(xp.mean(xp.std(logits, axis=1))), 1e-12)
     a, b = start or Scales(1 / spread, 0.0 if other is None else 0.5)
     for _ in range(_NEWTON):
         chances = xp.exp(log_softmax(a * logits if other is None else a * logits + b * other))
-        means = [xp.sum(chances * part, axis=1) for part in parts]
-        slopes = [float(xp.sum(weights * (mean - own))) for mean, own in zip(means, rights, strict=True)]
-
-        def curve(i: int, j: int, chances: Array = chances, means: list[Array] = means) -> float:
-            return float(xp.sum(weights * (xp.sum(chances * parts[i] * parts[j], axis=1) - means[i] * means[j])))
-
-        last, aa, step, change = (a, b), curve(0, 0), 0.0, 0.0
-        step = slopes[0] / aa if aa > 0 else 0.0
+        slopes, curves = _derivatives(chances, parts, rights, weights)
+        aa, step, change = curves[0][0], 0.0, 0.0
+        if aa > 0:
+            step = slopes[0] / aa
         if other is not None and (b > 0 or slopes[1] < 0):
-            ab, bb = curve(0, 1), curve(1, 1)
+            ab, bb = curves[1]
             if (volume := aa * bb - ab * ab) > _FLAT * aa * bb:
                 step, change = (bb * slopes[0] - ab * slopes[1]) / volume, (aa * slopes[1] - ab * slopes[0]) / volume
+        last = a, b
         a, b = min(max(a - step, a / 3), 3 * a), min(max(b - change, 0.0), 3 * b + 1)
         if abs(a - last[0]) <= _CLOSE * a and abs(b - last[1]) <= _CLOSE * max(b, 1.0):
             break
     return Scales(min(a, _MOST_SCALE / spread), b)
+
+
+def _derivatives(
+    chances: Array, parts: Sequence[Array], rights: Sequence[Array], weights: Array
+) -> tuple[list[float], list[list[float]]]:
+    """Of the weighted cross-entropy by each part's factor: the slopes, and the curvatures below the diagonal."""
+    xp = array_namespace(chances)
+    means = [xp.sum(chances * part, axis=1) for part in parts]
+    slopes = [float(xp.sum(weights * (mean - own))) for mean, own in zip(means, rights, strict=True)]
+    curves = [
+        [
+            float(xp.sum(weights * (xp.sum(chances * first * second, axis=1) - mean * means[column])))
+            for column, second in enumerate(parts[: row + 1])
+        ]
+        for row, (first, mean) in enumerate(zip(parts, means, strict=True))
+    ]
+    return slopes, curves
 
 
 def calibration_error(logits: Array, labels: Array) -> float:

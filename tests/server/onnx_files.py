@@ -195,7 +195,7 @@ def identity_before_softmax(model: onnx.ModelProto) -> None:
 def named_as_a_step_names(model: onnx.ModelProto) -> None:
     """Nodes and tensors that are called as those of a compiled step."""
     graph = model.graph
-    names = ("loss", "labels", "lr", "const_0", "Add_1_0", "kept", "step", "features")
+    names = ("loss", "labels", "lr", "a::b", "a::b_", "const_0", "kept", "step", "features")
     for number, (node, name) in enumerate(zip(list(graph.node), names, strict=False)):
         node.name = f"Add_{14 + number}"
         old = node.output[0]

@@ -122,7 +122,9 @@ def test_features_are_means_and_deviations_of_the_layers():
     made = outputs_of(deep, [find_cut(deep, make_plan(deep, "head")).tensor, *(tap.name for tap in taps)], images())
     features, last, before = made.values()
     means, variances = ([getattr(tap, what)((2, 3)) for tap in (last, before)] for what in ("mean", "var"))
-    expected = [means[0], np.sqrt(variances[0] + EPSILON), means[1], np.sqrt(variances[1] + EPSILON)]
+    widths = [mean.shape[1] ** 0.5 for mean in means]  # by which a layer's features are divided; not the head's own
+    deviations = [np.sqrt(of + EPSILON) / width for of, width in zip(variances, widths, strict=True)]
+    expected = [means[0], deviations[0], means[1] / widths[1], deviations[1]]
     np.testing.assert_allclose(features, np.concatenate(expected, 1), rtol=1e-4, atol=1e-6)
 
 

@@ -50,12 +50,13 @@ def unreserve(forward: Forward) -> Forward:
     """The same with other names for tensors that are called as a compiled step calls its own."""
     taken = {name for node in forward.nodes for name in (*node.inputs, *node.outputs)}
     new = {}
-    for name in taken - {forward.input, forward.logits}:
+    for name in sorted(taken - {forward.input, forward.logits}):
         if name in _RESERVED or _OF_A_STEP.fullmatch(name):
             fresh = f"{name}_"
             while fresh in taken:
                 fresh += "_"
             new[name] = fresh
+            taken.add(fresh)
     return _renamed(forward, new, forward.parameters) if new else forward
 
 

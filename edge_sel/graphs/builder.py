@@ -57,6 +57,11 @@ class Builder:
             helper.make_node(node.op, list(node.inputs), list(node.outputs), node.name, **node.attributes)
         )
 
+    def not_before(self, name: str, other: str) -> str:
+        """The same numbers, but known only when the other tensor is: else a runtime would use them at once."""
+        one = self.op("Slice", self.op("Reshape", other, self.ints(-1)), self.ints(0), self.ints(1))
+        return self.op("Add", name, self.op("Mul", one, self.scalar(0.0)))
+
     def constant(self, value: Any, dtype: Any) -> str:
         """A constant tensor; equal constants share one name."""
         array = np.asarray(value, dtype)

@@ -11,6 +11,12 @@ from edge_sel.graphs.shapes import static_shapes
 _BYTES = 4
 
 
+def step_bytes(model: onnx.ModelProto, classes: int) -> int:
+    """What one more image adds to ``peak_activation_bytes``."""
+    peaks = [peak_activation_bytes(model, classes, batch) for batch in (8, 16)]
+    return (peaks[1] - peaks[0]) // 8
+
+
 def peak_activation_bytes(model: onnx.ModelProto, classes: int, batch: int) -> int:
     """Largest sum of computed tensors that are alive at once: activations and gradients, not weights.
 

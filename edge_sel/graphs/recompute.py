@@ -77,7 +77,7 @@ class Recompute:
             if len(node.output) > 1:
                 mean, variance = node.output[1:3]
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
-            inputs = [x, scale, bias, self._not_before(mean, dy), variance]
+            inputs = [x, scale, bias, self._builder.not_before(mean, dy), variance]
             self._builder.op("BatchNormalization", *inputs, name=again, epsilon=epsilon)
             return again
         inputs = [self._copy(given, dy) if self._large(given) else given for given in node.input]
@@ -89,9 +89,3 @@ class Recompute:
         copied.name = again
         self._builder.nodes.append(copied)
         return again
-
-    def _not_before(self, mean: str, dy: str) -> str:
-        """The same numbers, but known only when the gradient is: else a runtime would compute the copy at once."""
-        b = self._builder
-        one = b.op("Slice", b.op("Reshape", dy, b.ints(-1)), b.ints(0), b.ints(1))
-        return b.op("Add", mean, b.op("Mul", one, b.scalar(0.0)))

@@ -101,6 +101,8 @@ class PlanInfo:
     """Which of the manifest's prefixes; none where the graphs begin at the image."""
     heads: dict[str, int] = field(default_factory=dict)
     """Trained weights that make query, key and value of attention, and their heads H; the rows are [3, H, D]."""
+    step_bytes: int = 0
+    """What a training step keeps of each image, activations and gradients; 0 where nobody counted."""
 
     @property
     def base(self) -> str:

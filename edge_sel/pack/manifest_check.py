@@ -25,6 +25,7 @@ MOST_BYTES = 1 << 30
 MOST_GRAPH_BYTES = 64 << 20
 MOST_GRAPHS = 400
 MOST_CLASSES, MOST_PIXELS_ASIDE, MOST_FEATURES, MOST_FLOPS = 100_000, 4096, 1 << 24, 1 << 50
+MOST_STEP_BYTES = 1 << 40
 
 
 def check_files(manifest: Manifest) -> None:
@@ -125,6 +126,7 @@ def _check_plan(key: str, plan: PlanInfo, weights: Mapping[str, TensorPlace]) ->
     _require(all(weights[name].kind.str == "<f4" for name in names), f"what plan {key} trains")
     _require(plan.bn_mode in ("batch", "frozen"), f"bn_mode of plan {key}")
     _require(0 <= plan.flops_train <= MOST_FLOPS and 0 <= plan.flops_forward <= MOST_FLOPS, f"the FLOPs of plan {key}")
+    _require(0 <= plan.step_bytes <= MOST_STEP_BYTES, f"the memory of plan {key}")
     for name, count in plan.channels.items():
         limited = name in plan.trainable and weights[name].shape and 1 <= count <= weights[name].shape[0]
         _require(limited, f"the channels of plan {key}")

@@ -16,7 +16,8 @@ from edge_sel.pack.manifest import OPTIMIZER_STATE, Int8Info, Manifest
 FORMAT = 7
 """Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains,
 since 4 there may be artifacts of onnxruntime-training, since 5 plans may tell of attention heads, since 6 the model of
-the scale of its head, since 7 of layers that its head reads, and there may be sums of the server's features."""
+the scale of its head, since 7 of layers that its head reads, and plans of the memory of a step; there may be sums of
+the server's features."""
 
 
 def to_json(manifest: Manifest) -> str:
@@ -33,8 +34,14 @@ def to_json(manifest: Manifest) -> str:
     if not scaled and not manifest.model.taps:
         del body["model"]["head_scale"]
         body["format"] = 5 if heads else 4 if manifest.ort_training else 3 if manifest.gains else 2
-    for plan in body["plans"].values() if not heads else ():
-        del plan["heads"]
+    counted = any(plan.step_bytes for plan in manifest.plans.values())
+    for plan in body["plans"].values():
+        if not heads:
+            del plan["heads"]
+        if not counted:
+            del plan["step_bytes"]
+    if counted:
+        body["format"] = FORMAT
     if manifest.ort_training is None:
         del body["ort_training"]
     if not manifest.gains:

@@ -23,6 +23,7 @@ from edge_sel.errors import DataError, GraphError
 from edge_sel.graphs.executed_flops import executed_flops
 from edge_sel.graphs.head_form import closed_form_reasons, head_scale
 from edge_sel.graphs.ir import Forward
+from edge_sel.graphs.liveness import step_bytes
 from edge_sel.graphs.optimizers import require_optimizer
 from edge_sel.graphs.plans import head_names, make_plan, parameters, rectified, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail
@@ -220,7 +221,7 @@ def compile_plans(
         compiled[name] = PlanInfo(
             name, plan.trainable, plan.buffers, plan.bn_mode, plan.channels, f"train-{name}.onnx",
             f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
-            cuts[cut] if cut else "", plan.heads,
+            cuts[cut] if cut else "", plan.heads, step_bytes(train, classes),
         )  # fmt: skip
     if "head" in compiled:
         cut = next((cut for cut, name in cuts.items() if name == compiled["head"].prefix), None)

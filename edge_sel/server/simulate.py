@@ -1,4 +1,4 @@
-"""Field conditions that a server makes up: each is one place, seen by its own cameras."""
+"""Field conditions that a server makes up: each is one place, seen by its own cameras, or one style of picture."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.split import stratified_split
 from edge_sel.server.cameras import Cameras, Place, draw_place, take_pictures
+from edge_sel.server.styles import STYLES, restyle
 
 _AT_ONCE = 500
 
@@ -28,22 +29,35 @@ def look(place: Place, images: np.ndarray, generator: torch.Generator) -> np.nda
 
 def simulate_place(images: ImageSet, place: Place, generator: torch.Generator) -> ImageSet:
     """All of the images as they look there."""
-    seen = look(place, images.read(np.arange(len(images))), generator)
-    return ImageSet.from_arrays(seen, images.labels, images.classes, images.ids)
+    return _with(images, look(place, _pixels(images), generator))
 
 
 def simulate_fields(
     training: ImageSet, validation: ImageSet, places: int, seed: int
 ) -> Iterator[tuple[ImageSet, ImageSet]]:
-    """Both sets as they are, then as they look in so many places of strength 0.5 to 1.5.
+    """Both sets as they are, then as they look in so many places.
 
-    In every second place there is a quarter of the images to train on.
+    Every second place has cameras of strength 0.5 to 1.5, the others a style. In one of two pairs of places there is a
+    quarter of the images to train on.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     yield training, validation
     for number in range(places):
-        place = draw_place(0.5 + number / max(places - 1, 1), generator)
         few = stratified_split(training.labels, 0.25, rng)[1]  # of every class: a single image trains nothing
-        seen = training.subset(few) if number % 2 else training
-        yield simulate_place(seen, place, generator), simulate_place(validation, place, generator)
+        seen = training.subset(few) if number // 2 % 2 else training
+        if number % 2:
+            style = STYLES[number // 2 % len(STYLES)]
+            pair = [_with(images, restyle(style, _pixels(images), rng)) for images in (seen, validation)]
+        else:
+            place = draw_place(0.5 + number / max(places - 1, 1), generator)
+            pair = [simulate_place(images, place, generator) for images in (seen, validation)]
+        yield pair[0], pair[1]
+
+
+def _pixels(images: ImageSet) -> np.ndarray:
+    return images.read(np.arange(len(images)))
+
+
+def _with(images: ImageSet, pixels: np.ndarray) -> ImageSet:
+    return ImageSet.from_arrays(pixels, images.labels, images.classes, images.ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from onnx import helper
 from torch import nn
 
 from edge_sel.errors import GraphError, UsageError
-from edge_sel.graphs.plans import PLANS, head_names, make_plan, with_probes
+from edge_sel.graphs.plans import LARGE, PLANS, head_names, make_plan, with_probes
 from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_train
 from edge_sel.models.registry import MODELS
@@ -158,3 +160,15 @@ def test_logits_that_no_linear_layer_makes_are_refused(where, layers):
         with pytest.raises(GraphError, match="linear layer") as error:
             make_plan(forward, plan)
         assert error.value.where == where
+
+
+def test_the_whole_network_keeps_its_statistics_where_images_are_large(forward_of):
+    """A device has no memory for a batch of them that would have statistics of its own."""
+    forward = forward_of("resnet-c-small")[1]
+    for side, mode in ((LARGE, "batch"), (LARGE + 1, "frozen")):
+        sized = replace(forward, shapes={**forward.shapes, forward.input: (None, 3, 32, side)})
+        for name in ("full", "full-c25"):
+            plan = make_plan(sized, name)
+            assert plan.bn_mode == mode and bool(plan.buffers) == (mode == "batch")
+            assert plan.trainable == make_plan(forward, name).trainable
+        assert make_plan(sized, "bn").bn_mode == "batch"

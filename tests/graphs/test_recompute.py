@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from edge_sel.graphs import recompute
-from edge_sel.graphs.liveness import peak_activation_bytes
+from edge_sel.graphs.liveness import peak_activation_bytes, step_bytes
 from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.train import compile_train
 from tests.graphs.steps import assert_step_is_autograds, batch
@@ -75,3 +75,22 @@ def test_small_maps_are_kept(net_of):
 def test_where_no_gradient_keeps_what_a_normalisation_took_nothing_is_gained(net_of, everything):
     """The head's plan differentiates nothing before it; frozen statistics without trained scales keep nothing."""
     assert not copies(graph_of(net_of("Inverted")[1], "head"))
+
+
+def test_a_map_is_centred_for_its_scale_when_the_gradient_is_there(net_of):
+    """Known from the start, it would be kept beside the map."""
+    graph = graph_of(net_of("mobilenet-c")[1], "affine")
+    behind: set[str] = set()
+    for node in graph.node:
+        if "labels" in node.input or behind & set(node.input):
+            behind |= set(node.output)
+    neutral = [node for node in graph.node if node.op_type == "BatchNormalization" and
+               any(a.name == "epsilon" and a.f == 0 for a in node.attribute)]  # fmt: skip
+    assert neutral and all(node.output[0] in behind for node in neutral)
+
+
+def test_the_memory_of_a_step_grows_by_as_much_with_each_image(net_of):
+    forward = net_of("mobilenet-c")[1]
+    train = compile_train(forward, make_plan(forward, "affine"), "sgd")
+    each = step_bytes(train, 10)
+    assert each > 0 and peak_activation_bytes(train, 10, 64) - peak_activation_bytes(train, 10, 32) == 32 * each

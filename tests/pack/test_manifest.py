@@ -139,7 +139,7 @@ def manifest_paths() -> list[tuple[str, ...]]:
 OPTIONAL = {
     ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("model", "rectified"), ("model", "head_scale"),
     ("prefixes",), ("gains",),
-    ("plans", "full-c50", "prefix"),
+    ("plans", "full-c50", "prefix"), ("plans", "full-c50", "step_bytes"),
 }  # fmt: skip
 
 
@@ -148,7 +148,8 @@ def budgeted(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("budgeted") / "pack"
     manifest, weights, graphs = tiny_pack(("full-c50",))
     model = replace(manifest.model, rectified=True, head_scale=0.5)
-    write_pack(path, replace(manifest, model=model, gains=(ROW,)), weights, graphs)
+    plans = {name: replace(plan, step_bytes=1000) for name, plan in manifest.plans.items()}
+    write_pack(path, replace(manifest, model=model, gains=(ROW,), plans=plans), weights, graphs)
     return path
 
 

@@ -11,6 +11,7 @@ import torch
 from edge_sel.server import simulate
 from edge_sel.server.cameras import Place, draw_cameras, draw_place
 from edge_sel.server.simulate import look, simulate_fields, simulate_place
+from edge_sel.server.styles import grey, inverted
 from tests.server.conftest import noise_images
 
 
@@ -65,12 +66,12 @@ def test_cameras_of_a_place_can_take_pictures(strength):
         assert (cameras.veil >= 0).all() and (cameras.veil <= 1).all() and (cameras.noise >= 0).all()
 
 
-def test_fields_begin_with_the_pictures_as_they_are_and_by_turns_train_on_a_quarter():
+def test_fields_begin_with_the_pictures_as_they_are_and_by_pairs_train_on_a_quarter():
     """All are judged by as many."""
     training, validation = noise_images(48), noise_images(24)
     fields = list(simulate_fields(training, validation, 4, seed=0))
     assert fields[0] == (training, validation)
-    assert [(len(seen), len(judged)) for seen, judged in fields] == [(48, 24), (48, 24), (12, 24), (48, 24), (12, 24)]
+    assert [(len(seen), len(judged)) for seen, judged in fields] == [(48, 24)] * 3 + [(12, 24)] * 2
     few = [seen for seen, _ in fields if len(seen) == 12]
     assert all(field.class_counts().tolist() == [4, 4, 4] for field in few), "of every class as many"
     assert few[0].ids != few[1].ids
@@ -82,9 +83,17 @@ def test_both_sets_of_a_field_are_seen_in_the_same_place(monkeypatch):
     monkeypatch.setattr(
         simulate, "simulate_place", lambda images, place, rng: places.append(place) or taken(images, place, rng)
     )
-    list(simulate_fields(noise_images(12), noise_images(12), 3, seed=0))
-    assert [a is b for a, b in pairwise(places)] == [True, False, True, False, True]
+    list(simulate_fields(noise_images(12), noise_images(12), 5, seed=0))
+    assert [a is b for a, b in pairwise(places)] == [True, False, True, False, True], "of every second one"
     assert [place.strength for place in places[::2]] == [0.5, 1.0, 1.5]
+
+
+def test_every_second_field_has_a_style_in_both_sets(monkeypatch):
+    training, validation = noise_images(12), noise_images(9)
+    monkeypatch.setattr(simulate, "STYLES", (inverted, grey))
+    fields = [tuple(pixels(part) for part in field) for field in simulate_fields(training, validation, 4, seed=0)]
+    assert all((255 - seen == pixels(of)).all() for seen, of in zip(fields[2], (training, validation), strict=True))
+    assert all((seen.min(-1) == seen.max(-1)).all() for seen in fields[4])
 
 
 def test_the_same_seed_gives_the_same_fields():

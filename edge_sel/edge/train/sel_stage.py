@@ -11,8 +11,22 @@ from edge_sel.edge.train.channels import Choice, choose_channels
 from edge_sel.edge.train.learning_rate import step_hyper
 from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
 from edge_sel.engines.base import Scores
+from edge_sel.pack.manifest import PlanInfo
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.embarrassment import add_batch, means
+
+STEP_BYTES = 400 << 20
+"""What a training step may keep of its images, beside weights and the program, where no statistics need more images."""
+
+
+def batch_size(plan: PlanInfo, asked: int) -> int:
+    """``asked`` images, or fewer where these would take too much memory, but no fewer than any batch has.
+
+    A multiple of the fewest then: steps of other sizes miss the faster layout of maps.
+    """
+    if plan.bn_mode == "batch" or not plan.step_bytes:
+        return asked
+    return min(asked, max(1, STEP_BYTES // plan.step_bytes // FLOOR) * FLOOR)
 
 
 class SelStage(TrainingStage):
@@ -118,7 +132,7 @@ class SelStage(TrainingStage):
     @property
     def _size(self) -> int:
         """Images of a full batch."""
-        return self.inputs.batch_limit.of(self.inputs.settings.batch_size)
+        return self.inputs.batch_limit.of(batch_size(self._plan, self.inputs.settings.batch_size))
 
     def _try_to_train(self, size: int, through: float) -> None:
         """One update, or a lower batch limit where memory is short: then nothing else has changed."""

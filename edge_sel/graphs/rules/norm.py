@@ -72,7 +72,9 @@ def batch_norm(g: Gradients, node: Node, dy: str) -> Grads:
     if g.needs(bias) or (batch and g.needs(x)):
         dbias = sum_per_channel(g, dy, shape)
     if g.needs(scale) or (batch and g.needs(x)):
-        centred = per_channel(g, x, channels, shift=saved["mean"] if batch else mean)
+        # Running statistics are known from the start: the map would be centred at once, and kept twice.
+        centre = saved["mean"] if batch else g.builder.not_before(mean, dy)
+        centred = per_channel(g, x, channels, shift=centre)
         dscale = g.op("Mul", sum_per_channel(g, g.op("Mul", dy, centred), shape), inverse)
     if g.needs(x) and not batch:
         dx = per_channel(g, dy, channels, scale=gain)

@@ -26,8 +26,10 @@ from edge_sel.edge.host import Listener
 from edge_sel.edge.open import open_session
 from edge_sel.edge.outputs.session_folder import tuned_at_start
 from edge_sel.engines.by_name import choose_engine
+from edge_sel.errors import UsageError
 from edge_sel.pack.expert import read_expert
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.trained import read_trained, with_weights
 from edge_sel.power.processors import usable_cores
 from edge_sel.tuning.choose import machine, read_tuning, tuned_settings, tuning_file
 
@@ -92,6 +94,7 @@ def finetune(
     out: AnyPath,
     test: ImageSet | AnyPath | None = None,
     expert: AnyPath | None = None,
+    weights: AnyPath | None = None,
     profile: Profile | str | None = None,
     config: AnyPath | None = None,
     environ: Mapping[str, str] | None = None,
@@ -111,6 +114,8 @@ def finetune(
         out: folder of the run; made where it is missing.
         test: images that only the figures before and after look at.
         expert: weights of ``edge-sel expert`` to begin with.
+        weights: folder of a run of this pack, or its ``weights.safetensors``: the model in service. The run begins
+            with it, and a new one must be better than it; its classes are known.
         profile: of the device, by name or .toml file; None to detect it.
         config: TOML file with settings.
         environ: environment variables: settings ``EDGE_SEL_…``, and where `edge-sel tune` keeps what it found; None
@@ -136,10 +141,15 @@ def finetune(
     trusted = trusted_keys(untuned.settings.require_signature)
     folder, data, tested = Path(out), _given(images), _given(test)
     opened = pack if isinstance(pack, Pack) else open_pack_or_builtin(_path(pack), trusted)
+    if weights is not None and expert is not None:
+        raise UsageError("a run begins with one model", where="--from and --expert", fix="give one of them")
     trained = None if expert is None else read_expert(Path(expert), opened, trusted)
+    exported = opened
+    if weights is not None:
+        opened = with_weights(opened, read_trained(Path(weights), opened))
     check_images(opened, data, tested)
     with hold_folder(folder, prepare_out) as notices:
-        tuned = _find_tuning(untuned, opened, device.name, folder if resume else None, environ, listener)
+        tuned = _find_tuning(untuned, exported, device.name, folder if resume else None, environ, listener)
         resolved = layers(tuned=tuned)
         asked = resolved.settings
         with open_session(

@@ -19,6 +19,12 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 @click.option("--data", type=GivenPath(), help="This device's labelled images: DIR/<class>/*.jpg.")
 @click.option("--test", type=GivenPath(), help="Labelled test images, used only for the accuracy before and after.")
 @click.option("--expert", type=GivenPath(), help="Start from these weights, made by `edge-sel expert`.")
+@click.option(
+    "--from",
+    "weights",
+    type=GivenPath(),
+    help="Start from the model of an earlier run of this pack: its folder, or its weights.safetensors.",
+)
 @click.option("--out", type=GivenPath(), help="Folder of this run. [default: runs/DATE-TIME]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out if there is one; start it otherwise.")
 @profile_option
@@ -33,8 +39,9 @@ from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 @json_option
 @settings_options
 def command(
-    pack: Path | None, data: Path | None, test: Path | None, expert: Path | None, out: Path | None, resume: bool,
-    profile: str | None, config: Path | None, metrics: Path | None, report: bool, as_json: bool, **flags: Any,
+    pack: Path | None, data: Path | None, test: Path | None, expert: Path | None, weights: Path | None,
+    out: Path | None, resume: bool, profile: str | None, config: Path | None, metrics: Path | None, report: bool,
+    as_json: bool, **flags: Any,
 ) -> int:  # fmt: skip
     """Fine-tune PACK on this device's own labelled images.
 
@@ -66,9 +73,9 @@ def command(
         from edge_sel.api.finetune import finetune  # takes long, and a signal may come meanwhile
 
         run = finetune(
-            pack, data, out=folder, test=test, expert=expert, profile=device, config=config, environ=os.environ,
-            metrics=metrics, resume=resume, listener=console, should_stop=stop, warn=partial(click.echo, err=True),
-            **given,
+            pack, data, out=folder, test=test, expert=expert, weights=weights, profile=device, config=config,
+            environ=os.environ, metrics=metrics, resume=resume, listener=console, should_stop=stop,
+            warn=partial(click.echo, err=True), **given,
         )  # fmt: skip
     if report:
         write_report(page, [folder], now=datetime.now())

@@ -52,8 +52,15 @@ NO_DUPLICATES = Duplicates(_NONE, _NONE, _NONE)
 """Of a set that nobody has looked at."""
 
 
-def find_duplicates(images: ImageSet) -> Duplicates:
+def find_duplicates(images: ImageSet, held: np.ndarray | None = None) -> Duplicates:
     """Compare every image with those before it.
+
+    Of two duplicates the one to train on stays, else the earlier: an image that judges must not show what another one
+    taught, and an image that taught must not go for one that came later.
+
+    Args:
+        images: what is compared.
+        held: bool [N], which of them are to judge by; None for none.
 
     Two images are duplicates if their thumbnails are equal, or if the middle of one is found in the other: displaced by
     up to ``SHIFT`` pixels and a fraction (one step of Lucas and Kanade), with a brightness and a contrast of its own,
@@ -71,31 +78,34 @@ def find_duplicates(images: ImageSet) -> Duplicates:
     Technique.
     """
     grey = _thumbnails(images)
-    earlier: dict[int, list[int]] = {}
+    order = np.argsort(np.zeros(len(images)) if held is None else held, kind="stable").tolist()
+    alike: dict[int, list[int]] = {}
     equal: dict[bytes, dict[int, int]] = {}
-    for number, thumbnail in enumerate(grey):
-        firsts = equal.setdefault(thumbnail.tobytes(), {})
+    for number in order:
+        firsts = equal.setdefault(grey[number].tobytes(), {})
         if firsts:
-            earlier[number] = list(firsts.values())
+            alike[number] = list(firsts.values())
         firsts.setdefault(int(images.labels[number]), number)
     rows = np.array(sorted(first for firsts in equal.values() for first in firsts.values()), np.int64)
     pairs = np.concatenate([np.empty((0, 2), np.int64), *_candidates(grey, rows)])
     for start in range(0, len(pairs), _AT_ONCE):
         part = pairs[start : start + _AT_ONCE]
         for one, other in part[_alike(grey, part)].tolist():
-            earlier.setdefault(other, []).append(one)
-    return _sort_out(earlier, images.labels)
+            alike.setdefault(other, []).append(one)
+            alike.setdefault(one, []).append(other)
+    return _sort_out(alike, order, images.labels)
 
 
-def _sort_out(earlier: dict[int, list[int]], labels: Int64Array) -> Duplicates:
-    """Leave out what is like a kept image of its class; ``earlier`` holds, for an image, those before it like it.
+def _sort_out(alike: dict[int, list[int]], order: list[int], labels: Int64Array) -> Duplicates:
+    """Leave out what is like a kept image of its class that comes before it in this order.
 
     What is like a left-out image only is kept: of a camera that turns slowly all would go.
     """
     kept = np.ones(len(labels), bool)
     contradictory = []
-    for number in sorted(earlier):
-        like = [one for one in earlier[number] if kept[one]]
+    place = {number: at for at, number in enumerate(order)}
+    for number in sorted(alike, key=place.__getitem__):
+        like = [one for one in alike[number] if kept[one] and place[one] < place[number]]
         kept[number] = all(labels[one] != labels[number] for one in like)
         if any(labels[one] != labels[number] for one in like):
             contradictory.append(number)
@@ -103,7 +113,7 @@ def _sort_out(earlier: dict[int, list[int]], labels: Int64Array) -> Duplicates:
         spare = np.flatnonzero((labels == label) & ~kept)
         few = min(max(LEAST_OF_CLASS - np.count_nonzero(kept[labels == label]), 0), len(spare))
         kept[spare[np.arange(few) * len(spare) // max(few, 1)]] = True
-    return Duplicates(np.flatnonzero(kept), np.flatnonzero(~kept), np.array(contradictory, np.int64))
+    return Duplicates(np.flatnonzero(kept), np.flatnonzero(~kept), np.array(sorted(contradictory), np.int64))
 
 
 def _thumbnails(images: ImageSet) -> UInt8Array:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.duplicates import NO_DUPLICATES, find_duplicates
+from edge_sel.data.duplicates import NO_DUPLICATES
 from edge_sel.data.folder import require_trainable
-from edge_sel.data.split import stratified_split
+from edge_sel.data.roles import split_by_content
 from edge_sel.edge.bookkeeper import Bookkeeper
 from edge_sel.edge.energy import EnergyLedger, opening_spent
 from edge_sel.edge.governor.decision import Limit
@@ -90,20 +88,19 @@ def build_session(
     """
     host, settings, classes = host or Host(), resolved.settings, images.classes
     require_trainable(images, 2 if validation is None else 1, where=source or None)
-    rng = np.random.default_rng(settings.seed)
     duplicates, witnesses = NO_DUPLICATES, None
     if validation is None:
-        distinct = images
-        if not settings.keep_duplicates:
-            duplicates = find_duplicates(images)
-            distinct = images.subset(duplicates.distinct)
-        training, held = stratified_split(distinct.labels, settings.guard_fraction, rng, cap=VALIDATION_CAP)
-        to_train_on, validation = distinct.subset(training), distinct.subset(held)
-        witnesses = to_train_on
+        roles = split_by_content(
+            images, settings.guard_fraction, cap=VALIDATION_CAP, keep_duplicates=settings.keep_duplicates
+        )
+        duplicates, validation = roles.duplicates, images.subset(roles.validation)
+        to_train_on = images.subset(roles.training)
+        if pack.begun_from is None:  # a model that a run made may know them by heart: it has no equal chance there
+            witnesses = to_train_on
     else:
         to_train_on = images
     gate = Gate(settings, intensities(to_train_on))
-    identity = identify(resolved, pack.digest, images, test, engine.name, None if expert is None else expert.digest)
+    identity = identify(resolved, pack, images, test, engine.name, None if expert is None else expert.digest)
     folder = SessionFolder(out, identity, resume=resume, earlier=earlier)
     folder.notices += notices
     progress = folder.found or start_progress(

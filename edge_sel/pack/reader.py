@@ -51,19 +51,26 @@ class Pack:
         path: where it was opened.
         manifest: its parsed manifest.
         signers: who signed it, if anybody did.
+        begun_from: where its weights are from, if not from the server; see ``pack.trained.with_weights``.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, content: Mapping[str, bytes], signers: Signers | None = None
+        self,
+        path: Path,
+        manifest: Manifest,
+        content: Mapping[str, bytes],
+        signers: Signers | None = None,
+        begun_from: Path | None = None,
     ) -> None:
         self.path = path
+        self.begun_from = begun_from
         self.manifest = manifest
         self.signers = signers
         self._content = content
 
     def with_manifest(self, manifest: Manifest, more: Mapping[str, bytes] | None = None) -> Pack:
         """The same files, and more, under another manifest, such as one with fewer plans; nothing is verified."""
-        return Pack(self.path, manifest, {**self._content, **(more or {})}, self.signers)
+        return Pack(self.path, manifest, {**self._content, **(more or {})}, self.signers, self.begun_from)
 
     @property
     def files(self) -> Mapping[str, bytes]:

@@ -6,11 +6,12 @@ import csv
 import errno
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from edge_sel.config.settings import Resolved, resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
+from edge_sel.data.roles import content_places
 from edge_sel.data.shifts import apply_shift
 from edge_sel.edge.build import build_session
 from edge_sel.edge.governor.decision import Limit
@@ -34,7 +36,7 @@ from edge_sel.power import EnergyRecorder
 DEFAULTS = {
     "plan": "bn,last-c25", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "target_rate": 0.5, "gate": "sundew",
     "significance": "v1", "curriculum": "cumulative", "guard_fraction": 0.15, "threads": 1, "checkpoint_every_s": 1e9,
-    "prefix_precision": "fp32",
+    "prefix_precision": "fp32", "keep_duplicates": True,
 }  # fmt: skip
 """Given in full, so that a change of edge-sel's own defaults changes no test."""
 
@@ -98,6 +100,23 @@ class Tape:
         return [event for event in self.events if event["event"] == kind]
 
 
+class LoadsOnce(OrtEngine):
+    """Keeps what onnxruntime has loaded for the next session: loading took a third of a short run."""
+
+    _loaded: ClassVar[OrderedDict[tuple[Any, ...], Any]] = OrderedDict()
+    _most = 100
+
+    def session(self, graph: bytes, constants: Mapping[str, np.ndarray], *, int8: bool = False) -> Any:
+        values = tuple((name, value.shape, value.tobytes()) for name, value in constants.items())
+        key = (self.threads, int8, hash(graph), hash(values))
+        if key not in self._loaded:
+            kept = {name: np.array(value) for name, value in constants.items()}  # read in place
+            self._loaded[key] = super().session(graph, kept, int8=int8), kept
+            while len(self._loaded) > self._most:
+                self._loaded.popitem(last=False)
+        return self._loaded[key][0]
+
+
 @cache
 def pack() -> Pack:
     return builtin_pack()
@@ -111,13 +130,26 @@ def without_anchors() -> Pack:
 
 @cache
 def digits(count: int = 120, part: str = "field") -> ImageSet:
-    return apply_shift("field_camera", load_digits(part), seed=0).subset(np.arange(count))
+    """So many, a sixth of which will judge: two of each class, of 120."""
+    images = apply_shift("field_camera", load_digits(part), seed=0)
+    if count >= len(images):
+        return images
+    judges = content_places(images) < DEFAULTS["guard_fraction"]
+    of_class = [np.cumsum((images.labels == label) & judges) for label in range(len(images.classes))]
+    rank = np.choose(images.labels, of_class)  # of a judge among those of its class
+    first = np.flatnonzero(judges)[np.argsort(rank[judges], kind="stable")][: count // 6]
+    return images.subset(np.sort(np.concatenate([first, np.flatnonzero(~judges)[: count - len(first)]])))
 
 
 def of_counts(*counts: int) -> ImageSet:
-    """So many digits 0, 1, 2 …"""
-    images = digits(500)
-    return images.subset(np.concatenate([np.flatnonzero(images.labels == c)[:n] for c, n in enumerate(counts)]))
+    """So many digits 0, 1, 2 …, of each at least one to learn from and one that will judge."""
+    images, share = digits(500), DEFAULTS["guard_fraction"]
+    judges, chosen = content_places(images) < share, []
+    for label, count in enumerate(counts):
+        held = min(max(round(share * count), 1), count - 1) if count > 1 else 0
+        members = images.labels == label
+        chosen += [np.flatnonzero(members & judges)[:held], np.flatnonzero(members & ~judges)[: count - held]]
+    return images.subset(np.sort(np.concatenate(chosen)))
 
 
 def flipping(base: Pack) -> Pack:
@@ -159,7 +191,7 @@ def session(
         base,
         images,
         test,
-        engine or OrtEngine(threads=1),
+        engine or LoadsOnce(threads=1),
         None if auto else fixed_ladder(base, named, epochs),
         settings,
         recorder or no_meter(),

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name, columns in (("bar", slice(6, 10)), ("Zero", slice(0, 0))):
         (root / name).mkdir()
-        for number in range(16):
+        for number in range(24):
             pixels = rng.integers(80, 120, (16, 16, 3), dtype=np.uint8)
             pixels[:, columns] = rng.integers(10, 30)
             Image.fromarray(pixels).save(root / name / f"{number}.png")

@@ -57,6 +57,7 @@ def run_facts(
     signers = {"pack": pack.signers, "expert": None if expert is None else expert.signers}
     return {
         "pack": str(pack.path),
+        "from": None if pack.begun_from is None else str(pack.begun_from),
         "signers": {name: None if found is None else found.to_json() for name, found in signers.items()},
         "engine": engine,
         "plan": resolved.settings.plan,

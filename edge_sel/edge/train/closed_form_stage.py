@@ -232,7 +232,7 @@ class ClosedFormStage(TrainingStage):
     def _rehearsal(self) -> tuple[np.ndarray, np.ndarray]:
         """Features float16 [M, F] and labels of the server's images that are learnt from too."""
         pack, (head, _) = self.inputs.pack, self.inputs.pack.linear_head.joined(self._start)
-        anchors = pack.anchors if changed_in(self._start, pack) else None
+        anchors = pack.anchors if changed_in(self._start, pack) or pack.sums is None else None
         if anchors is None or not len(rows := anchors.rehearsed()):
             return np.zeros((0, head.shape[1]), np.float16), np.zeros(0, np.int64)
         return self._features_with({}, rows, anchors.images), anchors.images.labels[rows]

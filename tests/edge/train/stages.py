@@ -34,9 +34,9 @@ PACKS = {
 }
 STAGES = {
     "closed form first": [("closed", 1), ("full", 3), (None, 0)],
-    "statistics first": [("bn", 1), ("full", 3), ("full", 1), (None, 0)],
+    "statistics first": [("bn", 1), ("full", 3), (None, 0)],
     "head first": [("ridge", 1), ("full", 3), (None, 0)],
-    "body only": [("full", 1), ("full", 1), ("full", 3), (None, 0)],
+    "body only": [("full", 1), (None, 0)],
 }
 """What an automatic run with each of them goes through."""
 every_pack = pytest.mark.parametrize("base", PACKS)

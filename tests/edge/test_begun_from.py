@@ -1,0 +1,64 @@
+"""Runs that begin with the model of an earlier one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edge_sel.api.finetune import finetune
+from edge_sel.data.dataset import ImageSet
+from edge_sel.errors import UsageError
+from edge_sel.pack.trained import read_trained, with_weights
+from tests.edge.sessions import digits, pack, session
+
+ASKED = {"plan": "closed", "meter": "psutil", "threads": 1, "engine": "ort", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run on 120 images, whose model ships."""
+    out = tmp_path_factory.mktemp("first") / "run"
+    assert finetune(pack(), digits(120), out=out, **ASKED).shipped
+    return out
+
+
+def test_it_begins_where_the_other_ended_and_says_so(first, tmp_path):
+    earlier = load_file(first / "weights.safetensors")
+    run = finetune(pack(), digits(240), out=tmp_path / "run", weights=first, **ASKED)
+    assert run.summary["from"] == str(first)
+    built = session(tmp_path / "built", base=with_weights(pack(), read_trained(first, pack())), images=digits(240))
+    assert all((built.progress.weights[name] == value).all() for name, value in earlier.items())
+    assert run.accuracy_before > 0.6, "of the model in service, not of the pack: 0.2"
+    assert run.summary["evidence"]["images"] == run.summary["images"]["guard"], "the others it may know by heart"
+
+
+def test_what_is_not_better_than_the_model_in_service_does_not_replace_it(first, tmp_path):
+    rng, images = np.random.default_rng(0), digits(240)
+    wrong = ImageSet.from_arrays(images.read(np.arange(240)), rng.permutation(images.labels), images.classes)
+    run = finetune(pack(), wrong, out=tmp_path / "run", weights=first / "weights.safetensors", **ASKED)
+    assert not run.shipped
+    kept, earlier = (load_file(at / "weights.safetensors") for at in (tmp_path / "run", first))
+    assert all((kept[name] == value).all() for name, value in earlier.items())
+
+
+def test_classes_that_the_other_learnt_are_known(first, tmp_path):
+    images = digits(240)
+    labels = np.where(images.labels == 3, 10, images.labels)
+    taught = ImageSet.from_arrays(images.read(np.arange(240)), labels, (*images.classes, "drei"))
+    finetune(pack(), taught, out=tmp_path / "one", new_classes="extend", **ASKED)
+    again = finetune(pack(), taught, out=tmp_path / "two", weights=tmp_path / "one", **ASKED)
+    assert list(again.summary["classes"]) == [*images.classes, "drei"]
+
+
+def test_a_run_is_resumed_with_the_same_beginning_only(first, tmp_path):
+    finetune(pack(), digits(120), out=tmp_path / "run", weights=first, **ASKED)
+    assert finetune(pack(), digits(120), out=tmp_path / "run", weights=first, resume=True, **ASKED).done
+    with pytest.raises(UsageError, match=r"cannot resume.* from"):
+        finetune(pack(), digits(120), out=tmp_path / "run", resume=True, **ASKED)
+
+
+def test_one_beginning_is_enough(first, tmp_path):
+    with pytest.raises(UsageError, match="--from and --expert"):
+        finetune(pack(), digits(120), out=tmp_path / "run", weights=first, expert="e", **ASKED)
+    assert not (tmp_path / "run").exists()

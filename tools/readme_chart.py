@@ -24,7 +24,7 @@ FIGURES = ROOT / "docs" / "figures"
 OURS, TORCH, PLAIN = "#1668c4", "#c2570c", "#6b7785"
 PHOTO_SYSTEMS = {
     "default": ("*", OURS, "edge-sel, default"), "torch-head": ("s", TORCH, "torch, head, 10 epochs"),
-    "torch-5-slow": ("D", TORCH, "torch, dense, 5 epochs"),
+    "torch-5": ("D", TORCH, "torch, dense, 5 epochs"), "torch-20": ("o", TORCH, "torch, dense, 20 epochs"),
     "logistic": ("^", PLAIN, "logistic regression"), "imprint": ("v", PLAIN, "class means"),
 }  # fmt: skip
 NUMBERS = ("accuracy", "cpu_s", "gross_j")

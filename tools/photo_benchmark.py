@@ -36,7 +36,9 @@ ROOT = Path(__file__).parents[1]
 NETWORK = "imagenet:efficientnet-lite0"
 PAINTINGS = tuple(f"paintings-{each}" for each in (10, 40, 100))
 NEW = tuple(f"new-{each}" for each in (5, 10, 20, 40))
-CASES = (*PAINTINGS, "insects-100", *NEW, "photos-40")
+LIGHT = {"dark": "low_light", "fog": "fog"}
+"""Kinds of photographs as a camera sees them in the field, and what ``data/light.py`` makes of them."""
+CASES = (*PAINTINGS, "insects-100", *NEW, "photos-40", *(f"{kind}-40" for kind in LIGHT))
 KEPT_BACK = ("dog", "house")
 """Classes that the server has not, in the cases ``new``."""
 DENSE = tuple(f"torch-{epochs}{rate}" for epochs in (2, 5, 20) for rate in ("", "-slow"))
@@ -122,7 +124,7 @@ def server_pack(kind: str, given: argparse.Namespace) -> Path:
 def device_images(kind: str, each: int, seed: int, given: argparse.Namespace) -> tuple[Path, Path]:
     """A folder of so many labelled images of each class, and the folder of test images."""
     animals, insects = given.photos / "animals", given.photos / "insects"
-    source, test = {
+    source, test = [relit(kind, part, given) for part in ("photos", "photos-test")] if kind in LIGHT else {
         "paintings": (animals / "paintings", animals / "paintings-test"),
         "insects": (insects / "field", insects / "test"),
         "new": (animals / "photos", animals / "photos-test"), "photos": (animals / "photos", animals / "photos-test"),
@@ -138,6 +140,19 @@ def device_images(kind: str, each: int, seed: int, given: argparse.Namespace) ->
         for place in sorted(rng.permutation(len(files))[:each]):
             shutil.copy(files[place], out / label)
     return out, test
+
+
+def relit(kind: str, part: str, given: argparse.Namespace) -> Path:
+    """These photographs through the camera of the kind, as files that are made once."""
+    from edge_sel.data.folder import load_folder
+    from edge_sel.data.shifts import apply_shift, write_folder
+
+    folder: Path = given.work / f"{kind}-{part}"
+    if not folder.exists():
+        images = load_folder(given.photos / "animals" / part, (224, 224))
+        write_folder(apply_shift(LIGHT[kind], images, seed=len(part)), folder.with_suffix(".new"))
+        folder.with_suffix(".new").rename(folder)
+    return folder
 
 
 # Processes

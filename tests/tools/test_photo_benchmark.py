@@ -45,6 +45,17 @@ def test_so_many_pictures_of_each_class_are_drawn_by_the_seed(given):
     assert files(photo_benchmark.device_images("paintings", 5, 1, given)[0]) != first
 
 
+def test_photographs_through_a_camera_are_others_of_the_same_names(given):
+    images, test = photo_benchmark.device_images("dark", 3, 0, given)
+    assert test == given.work / "dark-photos-test" and len(files(test)) == 36 and len(files(images)) == 9
+    plain = np.asarray(Image.open(given.photos / "animals" / "photos-test" / "house" / "5.png"))
+    dark = np.asarray(Image.open(test / "house" / "5.png").resize((8, 8)))
+    assert dark.mean() < 0.8 * plain.mean()
+    made = (test / "house" / "5.png").stat().st_mtime_ns
+    photo_benchmark.device_images("dark", 3, 1, given)
+    assert (test / "house" / "5.png").stat().st_mtime_ns == made
+
+
 def test_new_classes_are_those_that_the_server_has_not(given):
     images, test = photo_benchmark.device_images("new", 4, 0, given)
     assert photo_opponents.classes_of(images) == ["dog", "house"] and len(files(images)) == 8

@@ -12,7 +12,9 @@ server's own test photographs: what is forgotten. A finished run is a line in WO
 ``shipped``, ``default``, ``max`` (``--worth max``) are this product; ``torch-head`` trains the head for ten epochs on
 features of each image and its mirror image; ``torch-N`` and ``torch-N-slow`` train all for N epochs (SGD, one cycle),
 at two rates; ``logistic`` is scikit-learn's regression on the features that our head reads, its strength by cross-
-validation; ``imprint`` takes class means of normalised features (Qi et al. 2018).
+validation; ``imprint`` takes class means of normalised features (Qi et al. 2018). ``full``, ``last2`` and ``affine``
+train that plan for three epochs after the head; they are compared in the case ``tuning-40``, by paintings that are
+neither drawn nor of the test set.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ CASES = (*PAINTINGS, "insects-100", *NEW, "photos-40", *(f"{kind}-40" for kind i
 KEPT_BACK = ("dog", "house")
 """Classes that the server has not, in the cases ``new``."""
 DENSE = tuple(f"torch-{epochs}{rate}" for epochs in (2, 5, 20) for rate in ("", "-slow"))
+BODY = ("full", "last2", "affine")
+OURS = ("default", "max", *BODY)
 SYSTEMS = ("shipped", "default", "max", "torch-head", "logistic", "imprint", *DENSE)
 COLUMNS = ("case", "system", "seed", "test", "server", "cpu_s", "mb", "energy_j")
 _BATCH = 32
@@ -126,6 +130,7 @@ def device_images(kind: str, each: int, seed: int, given: argparse.Namespace) ->
     animals, insects = given.photos / "animals", given.photos / "insects"
     source, test = [relit(kind, part, given) for part in ("photos", "photos-test")] if kind in LIGHT else {
         "paintings": (animals / "paintings", animals / "paintings-test"),
+        "tuning": (animals / "paintings", given.work / "others"),
         "insects": (insects / "field", insects / "test"),
         "new": (animals / "photos", animals / "photos-test"), "photos": (animals / "photos", animals / "photos-test"),
     }[kind]  # fmt: skip
@@ -136,10 +141,18 @@ def device_images(kind: str, each: int, seed: int, given: argparse.Namespace) ->
         files = sorted((source / label).iterdir())
         if kind == "new" and label not in KEPT_BACK:
             continue
-        (out / label).mkdir(parents=True)
-        for place in sorted(rng.permutation(len(files))[:each]):
-            shutil.copy(files[place], out / label)
+        drawn = rng.permutation(len(files))
+        _copy([files[place] for place in sorted(drawn[:each])], out / label)
+        if kind == "tuning":
+            _copy([files[place] for place in drawn[each:]], test / label)
     return out, test
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, folder)
 
 
 def relit(kind: str, part: str, given: argparse.Namespace) -> Path:
@@ -160,11 +173,12 @@ def relit(kind: str, part: str, given: argparse.Namespace) -> Path:
 
 def command(system: str, kind: str, pack: Path, images: Path, out: Path, seed: int) -> list[str]:
     """What trains this system."""
-    if system in ("default", "max"):
-        worth = ["--worth", "max"] if system == "max" else []
+    if system in OURS:
+        chosen = ["--worth", "max"] if system == "max" else []
+        chosen += ["--plan", f"closed,{system}", "--epochs", "3"] if system in BODY else []
         extend = ["--new-classes", "extend"] if kind in ("new", "insects") else []
         given_to = ["--data", str(images), "--out", str(out / "run"), "--threads", "1", "--seed", str(seed)]
-        return [sys.executable, "-m", "edge_sel", "finetune", str(pack), *given_to, *worth, *extend]
+        return [sys.executable, "-m", "edge_sel", "finetune", str(pack), *given_to, *chosen, *extend]
     opponents = Path(__file__).with_name("photo_opponents.py")
     return [sys.executable, str(opponents), system, str(pack), str(images), str(out)]
 
@@ -194,7 +208,7 @@ def predictor(system: str, pack: Path, out: Path) -> tuple[Predict, list[str]]:
     """Images uint8 [N, H, W, 3] to logits, and the classes' names."""
     from edge_sel.edge.classifier import open_classifier
 
-    if system in ("shipped", "default", "max"):
+    if system in ("shipped", *OURS):
         found = open_classifier(pack if system == "shipped" else out / "run", threads=2)
         return found.probabilities, list(found.classes)
     told = json.loads((out / "classes.json").read_text())

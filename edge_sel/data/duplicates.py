@@ -53,23 +53,21 @@ NO_DUPLICATES = Duplicates(_NONE, _NONE, _NONE)
 
 
 def find_duplicates(images: ImageSet, held: np.ndarray | None = None) -> Duplicates:
-    """Compare every image with those before it.
-
-    Of two duplicates the one to train on stays, else the earlier: an image that judges must not show what another one
-    taught, and an image that taught must not go for one that came later.
-
-    Args:
-        images: what is compared.
-        held: bool [N], which of them are to judge by; None for none.
+    """Compare every image with all others.
 
     Two images are duplicates if their thumbnails are equal, or if the middle of one is found in the other: displaced by
     up to ``SHIFT`` pixels and a fraction (one step of Lucas and Kanade), with a brightness and a contrast of its own,
     it differs in no block by more than ``AGREE``. An image is left out if it is a duplicate of one that is kept, of the
-    same class, unless fewer than ``LEAST_OF_CLASS`` of the class would be left. Images without any contrast are never
-    alike unless they are equal.
+    same class, unless fewer than ``LEAST_OF_CLASS`` of the class would be left. Of two duplicates the one to train on
+    stays, else the earlier: what was learnt from must not judge, nor make room for what came later. Images without any
+    contrast are never alike unless they are equal.
 
     The result does not depend on the number of threads: correlations of thumbnails are sums of integers below 2²⁴,
     which float32 adds exactly in any order.
+
+    Args:
+        images: what is compared.
+        held: bool [N], which images are held back for validation; None for none.
 
     Raises:
         DataError: an image that is decoded on demand can no longer be read.

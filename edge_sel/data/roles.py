@@ -1,4 +1,4 @@
-"""Which images judge and which are learnt from: by what they show, so that it is the same whatever joins them."""
+"""Which images are for validation and which to train on: by their pixels, so that it stays so whatever joins them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Roles(NamedTuple):
 def split_by_content(images: ImageSet, fraction: float, *, cap: int, keep_duplicates: bool) -> Roles:
     """Hold back about ``fraction`` of the images, each by a hash of its pixels.
 
-    An image that was learnt from never judges, and one that judged is never learnt from, whatever is added, renamed or
-    removed, and whatever the seed. Of duplicates one of those to learn from stays. Two exceptions, of which later runs
-    may think otherwise: a class of which all images would judge gives one to learn from, and where no image would
-    judge, one does.
+    A training image is never a validation image later, nor the other way round, whatever is added, renamed or removed,
+    and whatever the seed; at another image size the pixels, and so the split, are others. Of duplicates a training
+    image stays. A class of which all images would be held back gives one to train on, and where no image would be
+    held back, one is: there a larger folder may decide otherwise.
 
     Args:
         images: the whole set; a class without images may be among its classes.
         fraction: 0 < fraction < 1.
-        cap: most images that judge. Further ones are not used, so that they can judge when others have gone.
+        cap: most validation images. Further ones are not trained on either: they may be needed when others have gone.
         keep_duplicates: do not look for them.
 
     Raises:

@@ -96,7 +96,7 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
             "that they do not occur (add some; --forget 1 ships it)"
         )
     if ships:
-        rehearsed = any(entry.get("rehearsed") for entry in progress.history)
+        rehearsed = any(entry.get("rehearsed") and entry.get("kept", True) for entry in progress.history)
         memory = _look_back(progress.weights, pack, judge, training, settings.forget, rehearsed=rehearsed)
         if memory is not None:
             told = f"{memory.right} of {memory.images} images of the server are right, before {memory.right_before}"

@@ -20,9 +20,6 @@ from edge_sel.pack.reader import Pack
 from edge_sel.pack.sums import SUMS, write_sums
 from edge_sel.pack.tensor_file import read_tensors, tensor_notes
 
-RUN_WEIGHTS = "weights.safetensors"
-"""What a run's folder calls them."""
-
 
 class Trained(NamedTuple):
     """The model that a run left."""
@@ -41,7 +38,7 @@ def read_trained(path: Path, pack: Pack) -> Trained:
     Raises:
         BadInputError: there are none, or they are another model's, or not finite.
     """
-    file = path / RUN_WEIGHTS if path.is_dir() else path
+    file = path / WEIGHTS if path.is_dir() else path
     try:
         content = read_regular(file, MOST_BYTES)
         weights = read_tensors(content)

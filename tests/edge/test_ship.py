@@ -1,6 +1,7 @@
 """What a run may replace the original model by."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import Evidence
-from edge_sel.edge.ship import LEAST_ANCHORS, _why
+from edge_sel.edge.ship import LEAST_ANCHORS, _why, decide
 from edge_sel.pack.anchors import Anchors
 from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session, some_or_all, without_anchors
 
@@ -91,6 +92,18 @@ def test_a_real_shift_ships_with_its_evidence(tmp_path):
     )
     assert 0 < found["low"] <= found["gain"] <= found["high"] and found["level"] == 0.9
     assert found["images"] == 300, "the training images bear witness too: a head was fitted without each of them"
+
+
+def test_all_anchors_judge_where_the_stage_that_learnt_from_some_was_undone(tmp_path):
+    built = session(tmp_path, images=digits(300), plan="bn,last2", epochs=1)
+    assert built.run()["shipped"]
+    asked = []
+    for kept in (False, True):
+        history = [{"rehearsed": 25, "kept": kept}, *built.progress.history]
+        progress = replace(built.progress, history=history)
+        verdict = decide(progress, built.pack, built.judge, built.training, built.settings)
+        asked.append(verdict.evidence["anchors"]["images"])
+    assert asked == [len(pack().anchors.known), len(pack().anchors.known) - len(pack().anchors.rehearsed())]
 
 
 def test_whoever_was_trained_on_bears_no_witness(tmp_path):

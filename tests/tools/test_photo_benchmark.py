@@ -45,6 +45,14 @@ def test_so_many_pictures_of_each_class_are_drawn_by_the_seed(given):
     assert files(photo_benchmark.device_images("paintings", 5, 1, given)[0]) != first
 
 
+def test_settings_are_compared_by_pictures_that_were_not_drawn_nor_of_the_test(given):
+    images, others = photo_benchmark.device_images("tuning", 5, 0, given)
+    drawn, left = set(files(images)), set(files(others))
+    assert len(drawn) == 15 and not drawn & left and len(drawn | left) == 36
+    command = photo_benchmark.command("full", "tuning", Path("p"), images, Path("o"), 0)
+    assert command[-4:] == ["--plan", "closed,full", "--epochs", "3"]
+
+
 def test_photographs_through_a_camera_are_others_of_the_same_names(given):
     images, test = photo_benchmark.device_images("dark", 3, 0, given)
     assert test == given.work / "dark-photos-test" and len(files(test)) == 36 and len(files(images)) == 9

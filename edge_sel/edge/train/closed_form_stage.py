@@ -4,8 +4,8 @@
 normalisation's statistics from the device's own images make features of which the head learns more; where they do,
 there is a second pass with these.
 
-Where features are not those that the pack's head was made for, half of its anchors, images of the server, are learnt
-from beside the device's own: else what the head knew of the server's features would be lost.
+Where the pack has no sums of the server's features, or these are no longer the features, half of the pack's anchors,
+images of the server, are learnt from beside the device's own: else what the head knew of the server would be lost.
 """
 
 from __future__ import annotations

@@ -89,12 +89,8 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
     doubted = max((entry.get("doubted") or 0.0 for entry in progress.history), default=0.0)
     if doubted > NONSENSE:
         ships, why = False, f"{doubted:.0%} of the labels look wrong: by these nothing is better"
-    if ships and settings.forget < 1 and (absent := _may_occur(pack, training)):
-        ships = False
-        why = (
-            f"better here, but {absent} of its classes have no image, and {len(training)} images are too few to show "
-            "that they do not occur (add some; --forget 1 ships it)"
-        )
+    if ships and settings.forget < 1 and (unseen := _unseen_losses(pack, training)):
+        ships, why = False, f"better here, but {unseen} (add some; --forget 1 ships it)"
     if ships:
         rehearsed = any(entry.get("rehearsed") and entry.get("kept", True) for entry in progress.history)
         memory = _look_back(progress.weights, pack, judge, training, settings.forget, rehearsed=rehearsed)
@@ -122,16 +118,23 @@ class Verdict(NamedTuple):
     evidence: dict[str, Any]
 
 
-def _may_occur(pack: Pack, training: ImageSet) -> int:
-    """How many of the model's classes the device has no image of, where it has too few to show that they are rare.
+def _unseen_losses(pack: Pack, training: ImageSet) -> str:
+    """Which classes the model may have lost without an image that would show it, in words; empty for none.
 
     A head that was fitted to two of ten classes takes pictures of the others for these. That does not show in pictures
-    of the server, nor in six of the device. It is another thing where the device brings classes of its own.
+    of the server, nor in six of the device. It is another thing where the device brings classes of its own. Of classes
+    that an earlier run added (``begun_from``) the server has no pictures at all.
     """
     known = len(pack.manifest.model.classes)
-    absent = known - len(np.unique(training.labels[training.labels < known]))
+    absent = np.setdiff1d(np.arange(known), training.labels)
+    added = [label for label in absent if pack.manifest.calibration.embarrassment[label] is None]
+    if pack.begun_from is not None and added:
+        return f"{len(added)} of the classes that this device added have no image here, nor on the server"
     new = bool((training.labels >= known).any())
-    return 0 if new or len(training) >= TELLING or _below(0, len(training), RARE / known) else absent
+    if new or len(training) >= TELLING or not len(absent) or _below(0, len(training), RARE / known):
+        return ""
+    few = f"{len(training)} images are too few to show that they do not occur"
+    return f"{len(absent)} of its classes have no image, and {few}"
 
 
 class Memory(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_sel.api.finetune import finetune
+from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.errors import UsageError
 from edge_sel.pack.trained import read_trained, with_weights
@@ -52,6 +53,22 @@ def test_classes_that_the_other_learnt_are_known(first, tmp_path):
     finetune(pack(), taught, out=tmp_path / "one", new_classes="extend", **ASKED)
     again = finetune(pack(), taught, out=tmp_path / "two", weights=tmp_path / "one", **ASKED)
     assert list(again.summary["classes"]) == [*images.classes, "drei"]
+
+
+@pytest.mark.parametrize("forget", [0.67, 1.0])
+def test_a_class_that_the_device_added_is_not_forgotten_for_want_of_its_images(forget, tmp_path):
+    """The server has none of them, so nothing would show that it was."""
+    images = load_digits("test").subset(np.arange(240))  # as the server sees them: what comes next is another camera's
+    taught = images.relabelled(np.where(images.labels == 3, 10, images.labels), (*images.classes, "drei"))
+    assert finetune(pack(), taught, out=tmp_path / "one", new_classes="extend", forget=1.0, **ASKED).shipped
+    dark = digits(300)
+    others = dark.subset(np.flatnonzero(dark.labels != 3)).relabelled(dark.labels[dark.labels != 3], taught.classes)
+    run = finetune(pack(), others, out=tmp_path / "two", weights=tmp_path / "one", forget=forget, **ASKED)
+    assert run.shipped == (forget == 1)
+    assert (
+        "1 of the classes that this device added have no image here, nor on the server"
+        in run.summary["evidence"]["why"]
+    ) == (forget < 1)
 
 
 def test_a_run_is_resumed_with_the_same_beginning_only(first, tmp_path):

@@ -143,6 +143,9 @@ def finetune(
     opened = pack if isinstance(pack, Pack) else open_pack_or_builtin(_path(pack), trusted)
     if weights is not None and expert is not None:
         raise UsageError("a run begins with one model", where="--from and --expert", fix="give one of them")
+    if weights is not None and trusted is not None:  # they would stay if nothing is better
+        raise UsageError("the weights of a run are not signed", where="--from with --require-signature",
+                         fix="leave out one of them")  # fmt: skip
     trained = None if expert is None else read_expert(Path(expert), opened, trusted)
     exported = opened
     if weights is not None:

@@ -95,7 +95,7 @@ def build_session(
         )
         duplicates, validation = roles.duplicates, images.subset(roles.validation)
         to_train_on = images.subset(roles.training)
-        if pack.begun_from is None:  # a model that a run made may know them by heart: it has no equal chance there
+        if pack.begun_from is None:  # else the model in service may have been trained on them: no fair comparison
             witnesses = to_train_on
     else:
         to_train_on = images

@@ -138,8 +138,9 @@ class Session:
 
     def _look_first(self) -> None:
         """Where the model stands before anything is changed, and what looking and writing take."""
-        given = self.pack, self.expert, self.judge, self.ledger, self.emit, self.settings
-        self.progress, spent = look_first(self.progress, *given)
+        self.progress, spent = look_first(
+            self.progress, self.pack, self.expert, self.judge, self.ledger, self.emit, self.settings
+        )
         self._memory_short()
         self.expert = None  # as large as the model, and no longer needed
         # A guess first, for a run that is killed now, or that is given limits only when it is resumed.

@@ -1,4 +1,4 @@
-"""A pack with other weights: what a run made of it, to go on from or to hand on."""
+"""A pack with the weights of a run, for a run that begins with them."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def read_trained(path: Path, pack: Pack) -> Trained:
 def with_weights(pack: Pack, trained: Trained) -> Pack:
     """The pack as if it had been exported with these weights and classes, with a digest of its own.
 
-    What the server knew of its features stays as long as they are the same; its images stay in any case. The graphs
-    and the signatures are the pack's: who signed it did not sign the weights.
+    The server's sums of features stay where the body is the pack's, its anchors in any case. Graphs and signatures are
+    the pack's: whoever signed it did not sign the weights.
     """
     from safetensors.numpy import save
 
@@ -85,7 +85,10 @@ def with_weights(pack: Pack, trained: Trained) -> Pack:
 def _class_names(notes: Mapping[str, str], pack: Pack) -> tuple[str, ...]:
     """Those in the header of the file; without any the pack's."""
     known = pack.manifest.model.classes
-    told = json.loads(notes["classes"]) if "classes" in notes else list(known)
+    try:
+        told = json.loads(notes["classes"]) if "classes" in notes else list(known)
+    except RecursionError as error:
+        raise ValueError("its classes are not names") from error
     if not isinstance(told, list) or not all(isinstance(name, str) and name.isprintable() for name in told):
         raise ValueError("its classes are not names")
     if not len(known) <= len(set(told)) == len(told) <= MOST_CLASSES or tuple(told[: len(known)]) != known:
@@ -96,8 +99,10 @@ def _class_names(notes: Mapping[str, str], pack: Pack) -> tuple[str, ...]:
 def _unlike(weights: Arrays, pack: Pack, classes: int) -> str:
     """In which way these are no weights of the pack's model; empty if they are."""
     model, expected = pack.manifest.model, pack.weights()
-    if missing := sorted(expected.keys() ^ weights.keys()):
-        return f"{missing[0][:100]} is in one of both"
+    if missing := sorted(expected.keys() - weights.keys()):
+        return f"{missing[0]} is missing"
+    if unknown := sorted(weights.keys() - expected.keys()):
+        return f"{unknown[0][:100]} is not in the pack"
     for name, value in weights.items():
         shape: Sequence[int] = expected[name].shape
         if name in model.head:

@@ -82,3 +82,10 @@ def test_one_beginning_is_enough(first, tmp_path):
     with pytest.raises(UsageError, match="--from and --expert"):
         finetune(pack(), digits(120), out=tmp_path / "run", weights=first, expert="e", **ASKED)
     assert not (tmp_path / "run").exists()
+
+
+def test_where_a_signature_is_required_weights_that_have_none_are_refused(first, tmp_path, monkeypatch):
+    monkeypatch.setattr("edge_sel.api.finetune.trusted_keys", lambda files: {"a key": None})
+    with pytest.raises(UsageError, match="not signed: --from with --require-signature"):
+        finetune(pack(), digits(120), out=tmp_path / "run", weights=first, **ASKED)
+    assert not (tmp_path / "run").exists()

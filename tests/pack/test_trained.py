@@ -126,3 +126,10 @@ def test_what_is_no_file_of_weights_is_one_line(content, tmp_path):
         with pytest.raises(BadInputError) as caught:
             read_trained(path, PACK)
         assert "\n" not in str(caught.value)
+
+
+def test_nested_class_names_are_one_line(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(save(changed(), {"classes": 100_000 * "["}))
+    with pytest.raises(BadInputError, match=r"cannot be read.*its classes are not names"):
+        read_trained(path, PACK)

@@ -55,7 +55,8 @@ UNPRICED_GAIN = 0.01
 def body_of(plans: Collection[str], *, rehearsed: bool = True) -> str | None:
     """What to train where the pictures have changed; None if the pack has nothing for it.
 
-    Without ``rehearsed`` gains not the whole network: on a few hundred photographs it was undone every time.
+    Without ``rehearsed`` gains not the whole network: it costs most, and on a few hundred photographs it is mostly
+    undone.
     """
     return next((name for name in (BODY if rehearsed else (*BODY[1:], BODY[0])) if name in plans), None)
 

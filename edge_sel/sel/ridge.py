@@ -202,10 +202,18 @@ class _Data:
             logits, labels = xp.concat([logits, of_examples]), xp.concat([labels, theirs])
             weights = xp.concat([weights, each / of_examples.shape[0]])
         scales = best_scales(logits, labels, weights, other, start)
-        scaled = scales.own * logits if other is None else scales.own * logits + scales.other * other
-        loss = float(xp.sum(weights * cross_entropy(scaled, labels)))
-        loss += (scales.other > 0) / left_out.shape[0]  # one number more was fitted to these losses (Akaike 1974)
+        loss = self._loss(logits, labels, weights, scales, other)
+        if scales.other > 0:
+            loss += 1 / left_out.shape[0]  # one number more was fitted to these losses (Akaike 1974)
+            alone = best_scales(logits, labels, weights, None, start and Scales(start.own))
+            if (of_one := self._loss(logits, labels, weights, alone, None)) < loss:
+                scales, loss = alone, of_one
         return scales, loss if isfinite(loss) else inf
+
+    @staticmethod
+    def _loss(logits: Array, labels: Array, weights: Array, scales: Scales, other: Array | None) -> float:
+        scaled = scales.own * logits if other is None else scales.own * logits + scales.other * other
+        return float(array_namespace(logits).sum(weights * cross_entropy(scaled, labels)))
 
     def old_head(self) -> _Choice:
         """The candidate that changes nothing but the temperature."""

@@ -1,9 +1,9 @@
-"""How the code is built: lines per room, what is long, import circles, names that occur twice; a picture of the rooms.
+"""How the code is built: files and lines per room, what is long, import circles, names that occur twice; a picture.
 
     python tools/structure.py [--before REV] [--picture docs/figures/architecture.svg]
 
-A room is a folder of ``edge_sel``, or a file that lies in none. ``--before`` puts the line counts of a git revision
-beside today's.
+A room is a folder of ``edge_sel``, or a file that lies in none. Lines are of code: without docstrings, comments and
+what is empty. ``--before`` puts the counts of a git revision beside today's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ast
 import io
 import subprocess
 import tarfile
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -61,14 +62,36 @@ def room(module: str) -> str:
 # --- what there is
 
 
-def lines_per_room(sources: Sources) -> Counter[str]:
-    """Room -> lines, with ``tools`` and ``tests`` as rooms, and the files of ``edge_sel`` that lie in none as one."""
+def place_of(path: str) -> str:
+    """The room of a file, with ``tools`` and ``tests`` as rooms, and what lies in none as one."""
+    first, *others = PurePosixPath(path).parts
+    return first if first != "edge_sel" else f"{first}/{others[0] if len(others) > 1 else '*.py'}"
+
+
+def code_lines(text: str) -> int:
+    """Lines with code on them: no docstrings, no comments, nothing empty."""
+    told: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        for statement in getattr(node, "body", []) if isinstance(getattr(node, "body", []), list) else []:
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):  # of attributes too
+                told |= {*range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)}
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    used: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skipped:
+            used |= {*range(token.start[0], token.end[0] + 1)}
+    return len(used - told)
+
+
+def counts(sources: Sources) -> tuple[Counter[str], Counter[str]]:
+    """Room -> files, and room -> lines of code."""
+    files: Counter[str] = Counter()
     lines: Counter[str] = Counter()
     for path, text in sources.items():
-        first, *others = PurePosixPath(path).parts
-        name = first if first != "edge_sel" else f"{first}/{others[0] if len(others) > 1 else '*.py'}"
-        lines[name] += len(text.splitlines())
-    return lines
+        files[place_of(path)] += 1
+        lines[place_of(path)] += code_lines(text)
+    return files, lines
 
 
 def functions(sources: Sources) -> Iterator[tuple[int, str]]:
@@ -168,13 +191,21 @@ def picture(sources: Sources) -> str:
 def report(sources: Sources, before: Sources | None) -> Iterator[str]:
     """All of it, line by line."""
     modules = product(sources)
-    now, then = lines_per_room(sources), lines_per_room(before or {})
-    yield "lines per room" + ("      before  now" if before is not None else "")
-    for name in sorted(now.keys() | then.keys()):
-        yield f"  {name:18}" + (f"{then[name]:7}" if before is not None else "") + f"{now[name]:7}"
-    for name, these in (("edge_sel", [r for r in now | then if r.startswith("edge_sel")]), ("all", [*(now | then)])):
-        was = f"{sum(then[r] for r in these):7}" if before is not None else ""
-        yield f"  {name + ' in sum':18}{was}{sum(now[r] for r in these):7}"
+    now, then = counts(sources), counts(before) if before is not None else None
+    yield f"{'room':18}" + ("  files before  now  lines before     now" if then else "  files   lines")
+    rooms = sorted(now[0].keys() | (then[0].keys() if then else set()))
+    product_rooms = [name for name in rooms if name.startswith("edge_sel")]
+    for title, names in (
+        *((name, [name]) for name in rooms),
+        ("edge_sel in sum", product_rooms),
+        ("all in sum", rooms),
+    ):
+        files, lines = (sum(counted[name] for name in names) for counted in now)
+        if then:
+            files_then, lines_then = (sum(counted[name] for name in names) for counted in then)
+            yield f"{title:18}{files_then:14}{files:5}{lines_then:14}{lines:8}"
+        else:
+            yield f"{title:18}{files:7}{lines:8}"
     for title, found in (
         ("longest functions of edge_sel and tools", functions({p: t for p, t in sources.items() if p[:5] != "tests"})),
         ("longest files", ((len(text.splitlines()), path) for path, text in sources.items())),

@@ -32,10 +32,10 @@ def test_names_and_files_that_occur_twice_are_listed():
     ]
 
 
-def test_lines_are_counted_by_room():
-    assert structure.lines_per_room(SOURCES) == {
-        "edge_sel/*.py": 2, "edge_sel/top": 8, "edge_sel/base": 3, "edge_sel/middle": 2
-    }  # fmt: skip
+def test_files_and_lines_are_counted_by_room():
+    files, lines = structure.counts(SOURCES)
+    assert files == {"edge_sel/*.py": 2, "edge_sel/top": 3, "edge_sel/base": 2, "edge_sel/middle": 1}
+    assert lines == {"edge_sel/*.py": 0, "edge_sel/top": 7, "edge_sel/base": 2, "edge_sel/middle": 1}
 
 
 def test_an_arrow_that_follows_from_others_is_not_drawn():
@@ -43,3 +43,24 @@ def test_an_arrow_that_follows_from_others_is_not_drawn():
     drawn = structure.picture({**SOURCES, "edge_sel/top/__init__.py": text})
     assert "Knows &lt;all&gt;." in drawn and "errors: Errors." in drawn
     assert drawn.count("marker-end") == 2
+
+
+def test_lines_of_code_are_those_that_do_something():
+    text = '''"""What it is,
+in two lines."""
+
+import os  # why
+
+
+class A:
+    """A class."""
+
+    x: int
+    """Of it."""
+
+    def f(self):
+        # nothing
+        return """text
+of two lines""", os
+'''
+    assert structure.code_lines(text) == 6

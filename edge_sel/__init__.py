@@ -5,6 +5,9 @@
     run = edge_sel.finetune("model.edgepack", "photos/", out="run", plan="last")
     print(run.accuracy_before, run.accuracy_after, run.shipped, run.energy_j, run.energy_source)
 
+    made = edge_sel.train_round("model.edgepack", images)  # in memory: nothing is written
+    print(made.shipped, made.changed, made.evidence)
+
     with edge_sel.EnergyMonitor() as monitor:
         anything()
     print(monitor.total_j)
@@ -23,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 from edge_sel.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from edge_sel.api.finetune import Run as Run
-    from edge_sel.api.finetune import finetune as finetune
+    from edge_sel.api.round import Round as Round
+    from edge_sel.api.round import finetune as finetune
+    from edge_sel.api.round import train_round as train_round
     from edge_sel.data.dataset import ImageSet as ImageSet
     from edge_sel.edge.classifier import Classifier as Classifier
     from edge_sel.edge.classifier import open_classifier as open_classifier
@@ -41,10 +45,11 @@ PLACES = {
     "EnergyMonitor": "power.monitor",
     "ImageSet": "data.dataset",
     "Pack": "pack.reader",
-    "Run": "api.finetune",
-    "finetune": "api.finetune",
+    "Round": "api.round",
+    "finetune": "api.round",
     "open_classifier": "edge.classifier",
     "open_pack": "pack.reader",
+    "train_round": "api.round",
 }
 """The public names, and the modules that they come from."""
 __all__ = ["__version__", *PLACES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -12,14 +12,23 @@ from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
-from edge_sel.edge.open import RunImages
-from edge_sel.errors import DataError, SetupError, UsageError
-from edge_sel.files import open_no_link
+from edge_sel.errors import DataError
 from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.reader import Pack
 
 Given: TypeAlias = ImageSet | Path | None
 """Images in memory, or a folder of class folders."""
+
+
+class RunImages(NamedTuple):
+    """What a run looks at."""
+
+    images: ImageSet
+    """To train on; a part is held out for validation."""
+    test: ImageSet | None
+    """For the figures before and after only."""
+    source: str
+    """Where ``images`` are from, for the report."""
 
 
 def open_profile(asked: str | None) -> Profile:
@@ -109,23 +118,3 @@ def check_images(pack: Pack, data: Given, test: Given) -> None:
     for root in (data, test):
         if isinstance(root, Path):
             list_images(root, pack.manifest.model.classes)
-
-
-def prepare_out(out: Path) -> None:
-    """Make the run's folder, or say at once why that will not work.
-
-    Raises:
-        UsageError: it is a file.
-        SetupError: it cannot be made or written to.
-    """
-    try:
-        if out.exists() and not out.is_dir():
-            raise UsageError("--out is a file", where=out, fix="name a folder")
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".edge-sel-write-test"
-        open_no_link(probe, "wb").close()
-        probe.unlink()
-    except OSError as error:
-        raise SetupError(
-            f"cannot write to --out ({error.strerror})", where=out, fix="choose a folder you may write to"
-        ) from error

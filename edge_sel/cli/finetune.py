@@ -49,9 +49,8 @@ def command(
     """
     from edge_sel.api.inputs import open_profile
     from edge_sel.cli.show import Console, print_result
-    from edge_sel.cli.signals import StopSignal
     from edge_sel.config.settings import resolve
-    from edge_sel.edge.free_memory import limited_memory
+    from edge_sel.runs.stop_signal import StopSignal
 
     if pack is not None and data is None:
         raise UsageError("--data is missing", fix="name the folder with this device's images, DIR/<class>/*.jpg")
@@ -69,8 +68,8 @@ def command(
         require_matplotlib()  # before hours of work
         refuse_other(page)
     stop = StopSignal()
-    with Console(quiet=as_json) as console, limited_memory():
-        from edge_sel.api.finetune import finetune  # takes long, and a signal may come meanwhile
+    with Console(quiet=as_json) as console:
+        from edge_sel.api.round import finetune  # takes long, and a signal may come meanwhile
 
         run = finetune(
             pack, data, out=folder, test=test, expert=expert, weights=weights, profile=device, config=config,

@@ -130,9 +130,9 @@ def _plan(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
 
 
 def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
-    from edge_sel.api.inputs import open_profile, prepare_out
+    from edge_sel.api.inputs import open_profile
     from edge_sel.cli.show_reference import ReferenceConsole, print_overview
-    from edge_sel.cli.signals import StopSignal
+    from edge_sel.edge.hold import prepare_folder
     from edge_sel.power.find import find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
     from edge_sel.reference import parallel
@@ -140,8 +140,9 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
     from edge_sel.reference.data import load_sets
     from edge_sel.reference.suite import run_suite
     from edge_sel.reference.trainer import Stopped
+    from edge_sel.runs.stop_signal import StopSignal
 
-    prepare_out(options.out)
+    prepare_folder(options.out)
     profile = open_profile(given.profile)
     device = parallel.start(options.device)
     stop, first = StopSignal(), parallel.rank() == 0

@@ -31,14 +31,14 @@ class Bookkeeper:
     """The journal of one process of a run; its methods may be called by any thread.
 
     Args:
-        path: of the journal.
+        path: of the journal; None for none, and no checkpoints.
         clock: seconds.
         every_s: between two checkpoints.
         cuts: how many processes of this run in a row were killed, or lost power, just before this one.
 
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float], *, every_s: float, cuts: int = 0) -> None:
+    def __init__(self, path: Path | None, clock: Callable[[], float], *, every_s: float, cuts: int = 0) -> None:
         self.cuts = cuts
         self.failed: str | None = None
         """Why there is no journal any more."""
@@ -68,7 +68,7 @@ class Bookkeeper:
         """
         with self._lock:
             self._spent, self._forecast, self.runs = spent, forecast, runs
-            if self._journal is None:
+            if self._journal is None and self._path is not None:
                 try:
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                     self._journal = Journal(self._path)
@@ -129,6 +129,8 @@ class Bookkeeper:
 
     def checkpoint_due(self) -> bool:
         """Whether it is time for one: after cuts sooner, at once after the first step, and then ever more seldom."""
+        if self._path is None:
+            return False
         if self.cuts and not self._saved:
             return True
         now_s = self._clock()

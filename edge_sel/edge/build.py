@@ -18,7 +18,8 @@ from edge_sel.edge.governor.from_settings import make_governor
 from edge_sel.edge.head import extend_head, original_weights
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.outputs.earlier import JOURNAL, Earlier
+from edge_sel.edge.open import Opened
+from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.power_log import POWER, PowerLog
 from edge_sel.edge.outputs.session_folder import Notice, SessionFolder
@@ -32,7 +33,7 @@ from edge_sel.edge.train.ladder import Ladder, trainable_by
 from edge_sel.engines.base import Engine
 from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
-from edge_sel.power.recorder import EnergyRecorder, Window
+from edge_sel.power.recorder import EnergyRecorder
 
 VALIDATION_CAP = 500
 """Most images in the validation set: beyond this an evaluation costs more than its precision is worth."""
@@ -46,7 +47,7 @@ def build_session(
     ladder: Ladder | None,
     resolved: Resolved,
     recorder: EnergyRecorder,
-    out: Path,
+    out: Path | None,
     *,
     host: Host | None = None,
     limits: Sequence[Limit] = (),
@@ -54,9 +55,7 @@ def build_session(
     expert: Expert | None = None,
     validation: ImageSet | None = None,
     resume: bool = False,
-    book: Bookkeeper | None = None,
-    opening: Window | None = None,
-    earlier: Earlier | None = None,
+    opened: Opened | None = None,
     notices: Sequence[Notice] = (),
 ) -> Session:
     """A session that is ready to run; nothing is written yet.
@@ -70,16 +69,14 @@ def build_session(
         ladder: which plans, in which order; None for ``--plan auto``.
         resolved: settings with their origins.
         recorder: a started energy recorder.
-        out: the run's folder.
+        out: the run's folder; None for a run in memory, of which nothing is written.
         host: clocks, sensors and signals of the device.
         limits: what the governor holds the run to.
         source: what ``images`` are, for the report.
         expert: weights of the server to begin with, if they are better here.
         validation: what every decision looks at, all ``images`` being trained on; None for a part of them.
         resume: continue the run in ``out`` if there is one.
-        book: keeps the journal; None for one of its own.
-        opening: of the recorder, since this process began to open the run; counts as part of it.
-        earlier: what ``out`` held before ``book`` was begun; None to look now.
+        opened: journal and earlier parts of the run; None to begin and to look now.
         notices: events to begin with.
 
     Raises:
@@ -101,23 +98,25 @@ def build_session(
         to_train_on = images
     gate = Gate(settings, intensities(to_train_on))
     identity = identify(resolved, pack, images, test, engine.name, None if expert is None else expert.digest)
-    folder = SessionFolder(out, identity, resume=resume, earlier=earlier)
+    folder = SessionFolder(out, identity, resume=resume, earlier=opened and opened.earlier)
     folder.notices += notices
     progress = folder.found or start_progress(
         original_weights(pack, len(classes)), len(to_train_on), len(classes), gate.start()
     )
-    emit = EventLog(out / "events.jsonl", host.clock, host.listener)
-    opened = None if opening is None else opening_spent(recorder, opening)
-    progress = replace(progress, run_spent=folder.spent_before(progress.run_spent, opened))
+    emit = EventLog(None if out is None else out / "events.jsonl", host.clock, host.listener)
+    opening = None if opened is None else opening_spent(recorder, opened.opening)
+    progress = replace(progress, run_spent=folder.spent_before(progress.run_spent, opening))
     ledger = EnergyLedger(recorder, progress.run_spent, progress.epoch_spent)
-    book = book or Bookkeeper(out / JOURNAL, host.clock, every_s=settings.checkpoint_every_s)
-    book.cuts = folder.earlier.cuts(settings.checkpoint_every_s)
-    book.log = PowerLog(out / POWER, recorder.max_temperature_c).add
+    every_s = settings.checkpoint_every_s
+    book = opened.book if opened else Bookkeeper(None if out is None else out / JOURNAL, host.clock, every_s=every_s)
+    book.cuts = folder.earlier.cuts(every_s)
+    if out is not None:
+        book.log = PowerLog(out / POWER, recorder.max_temperature_c).add
     governor = make_governor(limits, host, ledger, recorder, emit)
     governor.expect({**progress.forecast, **folder.earlier.forecast})
     facts = {
         **run_facts(pack, images, engine.name, resolved, identity, expert),
-        "run": str(out),
+        "run": None if out is None else str(out),
         "source": source,
         "images": {"train": len(to_train_on), "guard": len(validation), "test": len(test or ())},
         "duplicates": {

@@ -1,118 +1,76 @@
-"""Open a session on this device: what it measures with, which limits hold it, which plans it may take."""
+"""What a run on this device measures with, which limits hold it, which plans it may take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from edge_sel.config.profiles import Profile
 from edge_sel.config.settings import Resolved, Settings
-from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.bookkeeper import Bookkeeper
-from edge_sel.edge.build import build_session
 from edge_sel.edge.energy import LOST, opening_spent
-from edge_sel.edge.governor.from_settings import limits_of, local_minute, require_sensors
-from edge_sel.edge.host import Host, Listener
-from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, exhausted, look_into
-from edge_sel.edge.outputs.openmetrics import MetricsFile
-from edge_sel.edge.outputs.session_folder import Notice, refuse_used
-from edge_sel.edge.session import Session
+from edge_sel.edge.governor.decision import Limit
+from edge_sel.edge.governor.from_settings import limits_of, require_sensors
+from edge_sel.edge.host import Listener
+from edge_sel.edge.outputs.earlier import JOURNAL, Earlier
 from edge_sel.edge.train.ladder import FixedLadder, fixed_ladder, trainable_by
-from edge_sel.engines.base import Engine
 from edge_sel.errors import EdgeSelError, SetupError, UsageError
-from edge_sel.pack.expert import Expert
 from edge_sel.pack.manifest import CLOSED, RIDGE
 from edge_sel.pack.reader import Pack
-from edge_sel.power.battery import read_supply
+from edge_sel.power.battery import Supply, read_supply
 from edge_sel.power.find import find_meter, find_thermometer, sysfs_root, why_none
 from edge_sel.power.meter import Meter
-from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
-from edge_sel.power.throttle import ThrottleReader
+from edge_sel.power.recorder import EnergyRecorder, Window, clock_through_sleep
 
 IDLE_S = 2.0
 """How long idle power is measured before a run, with a meter that measures."""
 
 
-class RunImages(NamedTuple):
-    """What a run looks at."""
+class Opened(NamedTuple):
+    """What a run measures with and writes its books with, and what earlier processes of it left."""
 
-    images: ImageSet
-    """To train on; a part is held out for validation."""
-    test: ImageSet | None
-    """For the figures before and after only."""
-    source: str
-    """Where ``images`` are from, for the report."""
-
-
-class EndedSession(NamedTuple):
-    """A run of which nothing is left to do."""
-
-    result: dict[str, Any]
-
-    def run(self) -> dict[str, Any]:
-        """The result."""
-        return self.result
+    recorder: EnergyRecorder
+    book: Bookkeeper
+    opening: Window
+    """Of the recorder, since this process began to open the run: part of what the run takes."""
+    earlier: Earlier
+    limits: tuple[Limit, ...]
+    """What the governor holds the run to."""
+    supply: Callable[[], Supply]
 
 
 @contextmanager
-def open_session(
-    pack: Pack,
-    resolved: Resolved,
-    profile: Profile,
-    out: Path,
-    *,
-    read_images: Callable[[], RunImages],
-    make_engine: Callable[[], Engine],
-    should_stop: Callable[[], str | None],
-    listener: Listener,
-    expert: Expert | None = None,
-    metrics: Path | None = None,
-    resume: bool = False,
-    warn: Callable[[str], None] = lambda line: None,
-    notices: Sequence[Notice] = (),
-) -> Iterator[Session | EndedSession]:
-    """A session that is ready to run; its meter is released at the end.
+def open_meters(
+    resolved: Resolved, profile: Profile, out: Path | None, earlier: Earlier, meter: Meter | None, listener: Listener
+) -> Iterator[Opened]:
+    """Measure from here on; the meter is released at the end. The caller holds the folder (``hold_run``).
 
-    The caller holds the folder (``hold_folder``). A run that has used up its energy budget is not opened: its result
-    is all that there is.
+    A run that is refused inside leaves no journal of its own.
 
     Args:
-        pack: what is fine-tuned.
         resolved: settings with their origins.
         profile: of this device: its meters, idle and highest power.
-        out: the run's folder.
-        read_images: called when nothing else can be refused any more.
-        make_engine: called after it.
-        should_stop: asked at every step boundary; a reason stops the run, resumably.
-        listener: told every event of the session, and of a meter that is lost.
-        expert: weights of the server to begin with, if they are better here.
-        metrics: the OpenMetrics file to keep up to date, if any.
-        resume: continue the run in ``out`` if there is one.
-        warn: told in one line if that file cannot be written.
-        notices: events to begin with.
+        out: the run's folder; None for a run in memory.
+        earlier: what it held before.
+        meter: the caller's own; None for that of the settings and the profile.
+        listener: told of a meter that is lost.
 
     Raises:
-        UsageError: the pack does not have the plan, the folder holds a run that is not to be resumed, or the power cap
-            is below what the idle device draws.
-        BudgetSpentError: the run to resume has nothing left of its energy budget.
+        UsageError: the power cap is below what the idle device draws.
         SetupError: a meter or sensor that was asked for is missing.
     """
-    settings = resolved.settings
-    ladder = _named_ladder(pack, settings)  # a plan that the pack lacks is told first
-    if not resume:
-        refuse_used(out)
-    earlier = look_into(out) if resume else Earlier()
-    if (result := exhausted(earlier, out, settings.energy_budget_j)) is not None:
-        yield EndedSession(result)
-        return
-    meter, why = _open_meter(settings, profile)
+    settings, why = resolved.settings, ""
+    if meter is None:
+        meter, why = _find_meter(settings, profile)
     supply = partial(read_supply, sysfs_root())
-    limits = limits_of(resolved, clock_through_sleep())
+    limits = tuple(limits_of(resolved, clock_through_sleep()))
     every_s = settings.checkpoint_every_s
-    book = Bookkeeper(out / JOURNAL, clock_through_sleep, every_s=every_s, cuts=earlier.cuts(every_s))
+    book = Bookkeeper(
+        None if out is None else out / JOURNAL, clock_through_sleep, every_s=every_s, cuts=earlier.cuts(every_s)
+    )
     with (
         EnergyRecorder(
             meter, profile=profile, on_event=listener, temperature=find_thermometer(), why_none=why
@@ -134,41 +92,7 @@ def open_session(
         if earlier.began:
             recorder.measure_idle(IDLE_S)
         require_sensors(resolved, recorder, supply())
-        listeners = [listener]
-        if metrics is not None:
-            listeners.append(MetricsFile(metrics, recorder, str(out), on_error=warn))
-        images, test, source = read_images()
-
-        def tell(event: dict[str, Any]) -> None:
-            for listen in listeners:
-                listen(event)
-
-        yield build_session(
-            pack,
-            images,
-            test,
-            make_engine(),
-            ladder,
-            resolved,
-            recorder,
-            out,
-            host=Host(
-                should_stop=should_stop,
-                listener=tell,
-                clock=clock_through_sleep,
-                supply=supply,
-                minute=local_minute,
-                throttling=ThrottleReader(sysfs_root()).read,
-            ),
-            limits=limits,
-            source=source,
-            expert=expert,
-            resume=resume,
-            book=book,
-            opening=opening,
-            earlier=earlier,
-            notices=notices,
-        )
+        yield Opened(recorder, book, opening, earlier, limits, supply)
 
 
 @contextmanager
@@ -185,8 +109,12 @@ def _taken_back(book: Bookkeeper, *, new: bool) -> Iterator[None]:
         raise
 
 
-def _named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
-    """The plans that the user named; None for ``auto``."""
+def named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
+    """The plans that the user named; None for ``auto``.
+
+    Raises:
+        UsageError: the pack or the engine does not have one of them.
+    """
     pack = trainable_by(pack, settings.engine)
     if settings.plan == "auto":
         return None
@@ -210,7 +138,7 @@ def _may_use_gpu(settings: Settings) -> bool:
     return choose_device(settings.device)[0] == "cuda"
 
 
-def _open_meter(settings: Settings, profile: Profile) -> tuple[Meter | None, str]:
+def _find_meter(settings: Settings, profile: Profile) -> tuple[Meter | None, str]:
     """The meter that the settings and the profile name, None if none works and none is required; and why not."""
     # Of work on the processor a graphics card's watts say nothing: they would be somebody else's, or idle ones.
     meter, probes = find_meter(profile, settings.meter, skip=() if _may_use_gpu(settings) else ("nvml",))

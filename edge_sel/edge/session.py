@@ -32,7 +32,7 @@ from edge_sel.edge.step_event import step_event
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.kinds import stage_kind
 from edge_sel.edge.train.ladder import Ladder
-from edge_sel.edge.train.stage import EpochDone, PrecisionChosen, StageInputs, TrainingStage
+from edge_sel.edge.train.stage import EpochDone, FittedSamples, PrecisionChosen, StageInputs, TrainingStage
 from edge_sel.edge.train.state import StageState
 from edge_sel.edge.train.work import work_of
 from edge_sel.engines.base import Engine
@@ -74,6 +74,9 @@ class Session:
         emit: records and tells an event.
         progress: all that changes; where an earlier part of the run ended, or the beginning.
         facts: what ``run.json`` tells of what the run was given.
+
+        judged: the state that the last judgement was of; None before it.
+        fitted: what the head was fitted to in closed form, if this process did.
     """
 
     pack: Pack
@@ -99,6 +102,8 @@ class Session:
     def __post_init__(self) -> None:
         self._throttled_before = self.host.throttling()
         self._stepped = False
+        self.judged: Progress | None = None
+        self.fitted: FittedSamples | None = None
         self._memory_short = Shortage(self.progress.batch_limit, self.emit)
 
     def run(self) -> dict[str, Any]:
@@ -201,6 +206,8 @@ class Session:
                     return stop
             weights = stage.weights()
         self.progress = end_stage(self.progress, self.pack, self.judge, weights, self.emit, self.settings)
+        if self.progress.history[-1]["kept"]:
+            self.fitted = stage.fitted or self.fitted
         return None
 
     def _end_epoch(self, stage: TrainingStage, event: EpochDone) -> None:
@@ -255,7 +262,8 @@ class Session:
         self.progress = replace(self.progress, run_spent=run_spent, epoch_spent=epoch_spent, forecast=forecast)
         with self.recorder.phase("checkpoint"):
             name = self.folder.save(self.progress)
-        self.emit("checkpoint", file=name)
+        if name is not None:
+            self.emit("checkpoint", file=name)
         self.book.saved()
         self.governor.skip()
 
@@ -269,6 +277,7 @@ class Session:
             seen = self.judge.validate(latest)
             figures, logits = seen.to_json(self.classes), seen.logits
             progress = keep_if_better(progress, self.pack, self.judge, latest, figures, logits, self.settings)
+        self.judged = progress
         shipped, evidence = decide(progress, self.pack, self.judge, self.training, self.settings)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
         start, end = progress.before["guard"], after["guard"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -268,6 +269,11 @@ class FileInfo:
 
     bytes: int
     sha256: str
+
+
+def file_info(content: bytes) -> FileInfo:
+    """Of a file with this content."""
+    return FileInfo(len(content), hashlib.sha256(content).hexdigest())
 
 
 @dataclass(frozen=True)

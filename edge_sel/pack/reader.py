@@ -10,7 +10,7 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_sel.errors import PackError, UsageError
+from edge_sel.arrays import Arrays
+from edge_sel.errors import BadInputError, PackError, UsageError
 from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
 from edge_sel.pack.container import PackFiles, open_container
 from edge_sel.pack.graph_check import check_graphs
@@ -31,15 +32,19 @@ from edge_sel.pack.manifest import (
     RIDGE,
     WEIGHTS,
     Manifest,
+    ModelInfo,
     PlanInfo,
     PrefixInfo,
+    artifact_files,
     closed_form_flops,
+    file_info,
 )
-from edge_sel.pack.manifest_check import check_content, check_files
+from edge_sel.pack.manifest_check import check_content, check_files, graph_files
 from edge_sel.pack.manifest_json import from_json, to_json
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
-from edge_sel.pack.sums import SUMS, ServerSums, read_sums
-from edge_sel.pack.tensor_file import TensorPlace, not_finite, read_tensors, tensor_places
+from edge_sel.pack.sums import SUMS, ServerSums, read_sums, write_sums
+from edge_sel.pack.tensor_file import TensorPlace, not_finite, read_tensors, tensor_bytes, tensor_places
+from edge_sel.version import __version__
 
 MOST_MANIFEST_BYTES = 4 << 20
 
@@ -51,7 +56,7 @@ class Pack:
         path: where it was opened.
         manifest: its parsed manifest.
         signers: who signed it, if anybody did.
-        begun_from: where its weights are from, if not from the server; see ``pack.trained.with_weights``.
+        begun_from: where its weights are from, if not from the server; see ``with_weights``.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class Pack:
         manifest: Manifest,
         content: Mapping[str, bytes],
         signers: Signers | None = None,
-        begun_from: Path | None = None,
+        begun_from: str | None = None,
     ) -> None:
         self.path = path
         self.begun_from = begun_from
@@ -71,6 +76,72 @@ class Pack:
     def with_manifest(self, manifest: Manifest, more: Mapping[str, bytes] | None = None) -> Pack:
         """The same files, and more, under another manifest, such as one with fewer plans; nothing is verified."""
         return Pack(self.path, manifest, {**self._content, **(more or {})}, self.signers, self.begun_from)
+
+    def with_weights(
+        self, weights: Mapping[str, np.ndarray], classes: Sequence[str] = (), begun_from: str = "memory"
+    ) -> Pack:
+        """The pack as if it had been exported with these weights and classes, with a digest of its own.
+
+        The server's sums of features stay where the body is the pack's, its anchors in any case. Graphs, calibration
+        and signatures are the pack's: whoever signed it did not sign the weights. Artifacts of onnxruntime-training go
+        where classes were added: they are of the old shapes.
+
+        Args:
+            weights: every one, and every running statistic, of the pack's types; the head may have more classes.
+            classes: those of the pack, then others; by default the pack's.
+            begun_from: where the weights are from, for people.
+
+        Raises:
+            BadInputError: they are another model's, or not finite.
+        """
+        manifest, old = self.manifest, self.weights()
+        known, classes = len(manifest.model.classes), tuple(classes) or manifest.model.classes
+        if wrong := _unlike(weights, old, manifest.model, len(classes)):
+            fix = "name a run of this pack"
+            raise BadInputError(f"the weights to begin with are another model's: {wrong}", where=begun_from, fix=fix)
+        content, changed = dict(self._content), {WEIGHTS: tensor_bytes(weights)}
+        same_body = all(np.array_equal(weights[name], old[name]) for name in old if name not in manifest.model.head)
+        if self.sums is None or not same_body:
+            content.pop(SUMS, None)
+        elif len(classes) > known:
+            changed[SUMS] = write_sums(self.sums.with_classes(len(classes)))
+        official = manifest.ort_training if len(classes) == known else None
+        for plan in manifest.ort_training.parameters if manifest.ort_training and not official else ():
+            for file in artifact_files(plan):
+                del content[file]
+        files = {name: info for name, info in manifest.files.items() if name in content}
+        files |= {name: file_info(of) for name, of in changed.items()}
+        unseen = (None,) * (len(classes) - known)
+        calibration = replace(manifest.calibration, embarrassment=(*manifest.calibration.embarrassment, *unseen))
+        grown = sum(value.size for value in weights.values()) - sum(value.size for value in old.values())
+        model = replace(manifest.model, classes=classes, parameters=manifest.model.parameters + grown)
+        manifest = replace(manifest, files=files, model=model, calibration=calibration, ort_training=official)
+        return Pack(self.path, manifest, {**content, **changed}, self.signers, begun_from)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it as a new pack, which nobody has signed; one with weights of a run (``with_weights``) too.
+
+        What the server measured stays as it was measured: calibration, parity, gains, which anchors its model knew.
+
+        Args:
+            path: ending in ``.edgepack`` it becomes one file, any other a folder. A pack that is there is replaced.
+
+        Raises:
+            UsageError: something else than a pack is there.
+            SetupError: it cannot be written.
+        """
+        import onnx  # takes long
+
+        from edge_sel.pack.writer import write_pack
+
+        manifest, weights = self.manifest, self.weights()
+        ours = {*graph_files(manifest)}
+        graphs = {name: onnx.load_model_from_string(self._content[name]) for name in manifest.files if name in ours}
+        others = {name: self._content[name] for name in manifest.files if name not in {WEIGHTS, *ours}}
+        provenance = manifest.provenance
+        if self.begun_from is not None:
+            provenance = {**provenance, "weights_of": {"begun_from": self.begun_from, "edge_sel": __version__}}
+        write_pack(Path(path), replace(manifest, provenance=provenance), weights, graphs, others)
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -213,6 +284,23 @@ def open_pack(path: str | PathLike[str], trusted: TrustedKeys | None = None) -> 
     pack = Pack(path, manifest, {**own, **content}, signers)
     _ = pack.sums  # refused here rather than in the middle of a run
     return pack
+
+
+def _unlike(weights: Mapping[str, np.ndarray], expected: Arrays, model: ModelInfo, classes: int) -> str:
+    """In which way these are no weights of the pack's model; empty if they are."""
+    if missing := sorted(expected.keys() - weights.keys()):
+        return f"{missing[0]} is missing"
+    if unknown := sorted(weights.keys() - expected.keys()):
+        return f"{unknown[0][:100]} is not in the pack"
+    for name, value in weights.items():
+        shape: Sequence[int] = expected[name].shape
+        if name in model.head:
+            shape = (shape[0] + classes - len(model.classes), *shape[1:])
+        if value.shape != tuple(shape) or value.dtype != expected[name].dtype:
+            return f"{name[:100]} is {value.dtype} {list(value.shape)}"
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return f"{name[:100]} holds numbers that are not finite"
+    return ""
 
 
 def refuse_unlisted(files: PackFiles, manifest: Manifest, path: Path) -> None:

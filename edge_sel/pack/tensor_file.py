@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,14 @@ def read_tensors(content: bytes) -> Arrays:
         ValueError: it is not a safetensors file of numbers.
     """
     return {name: view(content, place).copy() for name, place in tensor_places(content).items()}
+
+
+def tensor_bytes(tensors: Mapping[str, np.ndarray], notes: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file, with notes in its header."""
+    from safetensors.numpy import save
+
+    content: bytes = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, notes)
+    return content
 
 
 def view(content: bytes, place: TensorPlace) -> np.ndarray:

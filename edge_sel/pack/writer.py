@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import zipfile
@@ -13,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto
-from safetensors.numpy import save
 
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.pack.container import write_zip
-from edge_sel.pack.manifest import MANIFEST, WEIGHTS, FileInfo, Manifest
+from edge_sel.pack.manifest import MANIFEST, WEIGHTS, Manifest, file_info
 from edge_sel.pack.manifest_json import to_json
+from edge_sel.pack.tensor_file import tensor_bytes
 
 
 def write_pack(
@@ -38,12 +37,12 @@ def write_pack(
         SetupError: the disk is full or the place cannot be written.
     """
     refuse_foreign(path)
-    content = {WEIGHTS: save({name: np.ascontiguousarray(value) for name, value in weights.items()})}
+    content = {WEIGHTS: tensor_bytes(weights)}
     layout = external_layout(content[WEIGHTS])
     for name, model in graphs.items():
         content[name] = externalise(model, layout).SerializeToString()
     content |= others or {}
-    files = {n: FileInfo(len(c), hashlib.sha256(c).hexdigest()) for n, c in content.items()}
+    files = {name: file_info(data) for name, data in content.items()}
     content[MANIFEST] = to_json(replace(manifest, files=files)).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +112,7 @@ def externalise(model: onnx.ModelProto, layout: Mapping[str, tuple[int, int]]) -
         if tensor.name not in layout:
             continue
         offset, length = layout[tensor.name]
-        for content in ("raw_data", "float_data"):
+        for content in ("raw_data", "float_data", "external_data"):
             tensor.ClearField(content)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):

@@ -45,6 +45,31 @@ class Examples(NamedTuple):
     """int[M]."""
 
 
+class SampleSums(NamedTuple):
+    """Sufficient statistics of ridge regression; those of several places add up (Fanì et al. 2024, Fed3R)."""
+
+    counts: Array
+    """float64[C], samples of each class."""
+    gram: Array
+    """float64[F + 1, F + 1], ``ΦᵀΦ`` of standardised features and the constant."""
+    right: Array
+    """float64[F + 1, C], ``ΦᵀT``, T one-hot."""
+
+
+_BLOCK = 1024
+
+
+def sum_samples(features: Array, labels: Array, classes: int, standard: Standard) -> SampleSums:
+    """Of features float[N, F] and labels int[N], block by block."""
+    xp = array_namespace(features)
+    members = xp.astype(class_members(labels, classes), xp.float64)
+    gram, right = 0.0, 0.0
+    for start in range(0, features.shape[0], _BLOCK):
+        rows = with_constant(standardised(features[start : start + _BLOCK], standard))
+        gram, right = gram + rows.T @ rows, right + rows.T @ members[start : start + _BLOCK]
+    return SampleSums(xp.sum(members, axis=0), gram, right)
+
+
 def standard_of(features: Array, groups: Sequence[int] = ()) -> Standard:
     """Mean 0; deviations of one over the root of the group's size, so that each group has the same weight.
 

@@ -84,6 +84,6 @@ def test_results_stand_beside_a_fine_tune_where_torch_is_not(edge_sel, tmp_path)
 
 
 def test_a_signal_leaves_what_can_be_resumed(edge_sel, monkeypatch):
-    monkeypatch.setattr("edge_sel.cli.signals.StopSignal.__call__", lambda self: "signal")
+    monkeypatch.setattr("edge_sel.runs.stop_signal.StopSignal.__call__", lambda self: "signal")
     result = edge_sel("reference", "ast", "--smoke", "--device", "cpu")
     assert result.code == 75 and result.out == "" and "goes on from the last finished epoch" in result.err

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from edge_sel.cli.signals import StopSignal
 from edge_sel.errors import EXIT_INTERRUPTED, EXIT_STOPPED_RESUMABLE
 from edge_sel.runs.checkpoint import list_checkpoints
+from edge_sel.runs.stop_signal import StopSignal
 from tests.cli.shell import PACK, run, start
 
 PATIENCE_S = 100.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_sel.api import finetune as api_finetune
+from edge_sel.api import round as api_round
 from edge_sel.cli.tune import trained_plans
 from edge_sel.config.profiles import detect_profile
 from edge_sel.engines.ort import OrtEngine
@@ -121,7 +121,7 @@ def test_whatever_the_user_gives_overrules(edge_sel, here, cache, monkeypatch):
     monkeypatch.setenv("EDGE_SEL_THREADS", "1")
     monkeypatch.setenv("EDGE_SEL_SPINNING", "true")
     made = []
-    monkeypatch.setattr(api_finetune, "choose_engine", lambda *how, **more: made.append((how, more)) or OrtEngine(1))
+    monkeypatch.setattr(api_round, "choose_engine", lambda *how, **more: made.append((how, more)) or OrtEngine(1))
     assert edge_sel(*RUN, "--out", "env").code == 0
     ((how, more),) = made
     assert how == ("auto", 1) and more["spinning"] is True

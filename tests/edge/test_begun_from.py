@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edge_sel.api.finetune import finetune
+from edge_sel.api.round import finetune
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.errors import UsageError
-from edge_sel.pack.trained import read_trained, with_weights
+from edge_sel.pack.trained import pack_of_run
 from tests.edge.sessions import digits, pack, session
 
 ASKED = {"plan": "closed", "meter": "psutil", "threads": 1, "engine": "ort", "device": "cpu"}
@@ -30,7 +30,7 @@ def test_it_begins_where_the_other_ended_and_says_so(first, tmp_path):
     earlier = load_file(first / "weights.safetensors")
     run = finetune(pack(), digits(240), out=tmp_path / "run", weights=first, **ASKED)
     assert run.summary["from"] == str(first)
-    built = session(tmp_path / "built", base=with_weights(pack(), read_trained(first, pack())), images=digits(240))
+    built = session(tmp_path / "built", base=pack_of_run(pack(), first), images=digits(240))
     assert all((built.progress.weights[name] == value).all() for name, value in earlier.items())
     of_pack = json.loads((first / "run.json").read_text())["accuracy"]["before"]
     assert run.accuracy_before > of_pack + 0.3, "that of the model in service"
@@ -85,7 +85,7 @@ def test_one_beginning_is_enough(first, tmp_path):
 
 
 def test_where_a_signature_is_required_weights_that_have_none_are_refused(first, tmp_path, monkeypatch):
-    monkeypatch.setattr("edge_sel.api.finetune.trusted_keys", lambda files: {"a key": None})
+    monkeypatch.setattr("edge_sel.api.round.trusted_keys", lambda files: {"a key": None})
     with pytest.raises(UsageError, match="not signed: --from with --require-signature"):
         finetune(pack(), digits(120), out=tmp_path / "run", weights=first, **ASKED)
     assert not (tmp_path / "run").exists()

@@ -11,10 +11,14 @@ from safetensors.numpy import save
 from edge_sel.edge.head import extend_head
 from edge_sel.edge.outputs.model_files import write_weights
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.errors import BadInputError
+from edge_sel.engines.trial import try_pack
+from edge_sel.errors import BadInputError, UsageError
 from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.keys import make_key, read_private_key
 from edge_sel.pack.manifest import WEIGHTS
-from edge_sel.pack.trained import Trained, read_trained, with_weights
+from edge_sel.pack.reader import open_pack
+from edge_sel.pack.sign import sign_file
+from edge_sel.pack.trained import pack_of_run
 
 PACK = builtin_pack()
 MODEL = PACK.manifest.model
@@ -39,26 +43,26 @@ def test_the_folder_of_a_run_or_its_file_is_read(tmp_path):
     weights = changed(*MODEL.head)
     run = written(tmp_path, weights)
     for path in (run, run / "weights.safetensors"):
-        trained = read_trained(path, PACK)
-        assert trained.classes == MODEL.classes and trained.path == path
-        assert all((trained.weights[name] == value).all() for name, value in weights.items())
+        pack = pack_of_run(PACK, path)
+        assert pack.manifest.model.classes == MODEL.classes and pack.begun_from == str(path)
+        assert all((pack.weights()[name] == value).all() for name, value in weights.items())
 
 
-def test_the_pack_computes_with_them_and_has_a_digest_of_its_own(tmp_path):
+def test_the_pack_computes_with_them_and_has_a_digest_of_its_own():
     weights = changed(*MODEL.head)
-    pack = with_weights(PACK, Trained(weights, MODEL.classes, tmp_path))
-    assert pack.begun_from == tmp_path and pack.digest != PACK.digest
-    assert pack.digest == with_weights(PACK, Trained(weights, MODEL.classes, tmp_path)).digest
-    assert pack.with_manifest(pack.manifest).begun_from == tmp_path
+    pack = PACK.with_weights(weights, begun_from="run")
+    assert pack.begun_from == "run" and pack.digest != PACK.digest
+    assert pack.digest == PACK.with_weights(weights).digest
+    assert pack.with_manifest(pack.manifest).begun_from == "run"
     expected = OrtEngine(1).predictor(PACK, weights)(IMAGES)
     np.testing.assert_array_equal(OrtEngine(1).predictor(pack, pack.weights())(IMAGES), expected)
     assert pack.manifest.files[WEIGHTS].bytes == len(pack.files[WEIGHTS])
     assert (PACK.weights()[MODEL.head[0]] != weights[MODEL.head[0]]).any(), "the pack itself stays as it was"
 
 
-def test_classes_of_the_device_are_the_models_own_now(tmp_path):
+def test_classes_of_the_device_are_the_models_own_now():
     names = (*MODEL.classes, "ten", "eleven")
-    pack = with_weights(PACK, Trained(changed(classes=12), names, tmp_path))
+    pack = PACK.with_weights(changed(classes=12), names)
     assert pack.manifest.model.classes == names and pack.sums is not None
     assert pack.sums.prior.known.tolist() == [True] * 10 + [False] * 2
     assert pack.anchors is not None and len(pack.manifest.calibration.embarrassment) == 12
@@ -67,11 +71,43 @@ def test_classes_of_the_device_are_the_models_own_now(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["a weight", "a statistic"])
-def test_sums_of_features_that_are_no_longer_the_servers_go(what, tmp_path):
+def test_sums_of_features_that_are_no_longer_the_servers_go(what):
     body = [name for name in PACK.weights() if name not in MODEL.head]
     name = next(name for name in body if ("running_mean" in name) == (what == "a statistic"))
-    assert with_weights(PACK, Trained(changed(name), MODEL.classes, tmp_path)).sums is None
-    assert with_weights(PACK, Trained(changed(*MODEL.head), MODEL.classes, tmp_path)).sums is not None
+    assert PACK.with_weights(changed(name)).sums is None
+    assert PACK.with_weights(changed(*MODEL.head)).sums is not None
+
+
+@pytest.mark.parametrize("name", ["new.edgepack", "new"])
+@pytest.mark.parametrize("classes", [10, 12])
+def test_a_pack_that_is_saved_is_a_pack(name, classes, tmp_path):
+    """Its graphs point to where each weight stands in the new file."""
+    names = (*MODEL.classes, "ten", "eleven")[:classes]
+    weights = changed(*PACK.weights(), classes=classes)
+    PACK.with_weights(weights, names, "run").save(tmp_path / name)
+    pack = open_pack(tmp_path / name)
+    assert pack.manifest.model.classes == names and pack.signers is None and pack.begun_from is None
+    assert pack.manifest.provenance["weights_of"]["begun_from"] == "run"
+    expected = OrtEngine(1).predictor(PACK, weights)(IMAGES)
+    np.testing.assert_array_equal(OrtEngine(1).predictor(pack, pack.weights())(IMAGES), expected)
+    try_pack(pack)
+    sign_file(tmp_path / name, make_private_key(tmp_path))
+
+
+def test_a_pack_that_is_saved_as_it_is_computes_the_same_and_replaces_packs_only(tmp_path):
+    PACK.save(tmp_path / "a.edgepack")
+    same = open_pack(tmp_path / "a.edgepack")
+    assert same.manifest.files[WEIGHTS] == PACK.manifest.files[WEIGHTS] and same.digest == PACK.digest
+    PACK.save(tmp_path / "a.edgepack")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match="is not a pack"):
+        PACK.save(tmp_path / "mine")
+
+
+def make_private_key(tmp_path):
+    make_key(tmp_path / "k.key.pem", tmp_path / "k.pub.pem")
+    return read_private_key(tmp_path / "k.key.pem")
 
 
 def without_one(weights):
@@ -102,8 +138,8 @@ def one_class_more(weights):
 def test_weights_of_another_model_are_refused(spoil, tmp_path):
     weights = changed()
     spoil(weights)
-    with pytest.raises(BadInputError, match=r"another model's.*weights\.safetensors"):
-        read_trained(written(tmp_path, weights), PACK)
+    with pytest.raises(BadInputError, match=r"another model's.*/run"):
+        pack_of_run(PACK, written(tmp_path, weights))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +151,7 @@ def test_classes_that_are_not_the_packs_and_more_are_refused(classes, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(save(changed(), {"classes": json.dumps(classes)}))
     with pytest.raises(BadInputError, match="its classes are not") as caught:
-        read_trained(path, PACK)
+        pack_of_run(PACK, path)
     assert "\n" not in str(caught.value)
 
 
@@ -124,7 +160,7 @@ def test_what_is_no_file_of_weights_is_one_line(content, tmp_path):
     (tmp_path / "w").write_bytes(content)
     for path in (tmp_path / "w", tmp_path / "none", tmp_path):
         with pytest.raises(BadInputError) as caught:
-            read_trained(path, PACK)
+            pack_of_run(PACK, path)
         assert "\n" not in str(caught.value)
 
 
@@ -132,4 +168,4 @@ def test_nested_class_names_are_one_line(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(save(changed(), {"classes": 100_000 * "["}))
     with pytest.raises(BadInputError, match=r"cannot be read.*its classes are not names"):
-        read_trained(path, PACK)
+        pack_of_run(PACK, path)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from edge_sel.api.finetune import finetune
+from edge_sel.api.round import finetune
 from edge_sel.report.page import write_report
 
 NOW = datetime(2026, 1, 2, 3, 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 from shutil import rmtree
@@ -11,12 +10,9 @@ from shutil import rmtree
 import numpy as np
 import psutil
 
-from edge_sel.config.profiles import detect_profile, load_profile
-from edge_sel.config.settings import resolve
+from edge_sel.api.round import train_round
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift
-from edge_sel.edge.open import RunImages, open_session
-from edge_sel.engines.by_name import choose_engine
 from edge_sel.pack.builtin import builtin_pack
 
 PLANS = ("closed", "bn,last-c25", "head")
@@ -39,23 +35,16 @@ class _After:
 
 
 def one_run(out: Path, plan: str) -> None:
-    """A session as ``edge-sel finetune`` opens it, with another that is stopped before it in the same folder."""
-    pack, profile = builtin_pack(), load_profile(detect_profile())
-    flags = {"plan": plan, "epochs": 1, "threads": 1, "batch_size": 64, "prefix_precision": "fp32"}
-    settings = resolve(profile=profile, flags={**flags, "feature_cache_mb": 0})
-
-    def images() -> RunImages:
-        out.mkdir(parents=True, exist_ok=True)
-        return RunImages(apply_shift("field_camera", load_digits("field"), seed=0), None, "digits")
-
+    """A run as ``edge-sel finetune`` makes it, which is stopped once before and resumed in the same folder."""
+    settings = {"plan": plan, "epochs": 1, "threads": 1, "batch_size": 64, "prefix_precision": "fp32"}
+    images = apply_shift("field_camera", load_digits("field"), seed=0)
     for boundary in (3, 0):
-        with open_session(
-            pack, settings, profile, out, read_images=images, make_engine=partial(choose_engine, "ort", 1),
-            should_stop=_After(boundary), listener=lambda event: None, metrics=out / "metrics.prom", resume=True,
-        ) as session:  # fmt: skip
-            result = session.run()
-    if result["stopped"] != "done":
-        raise SystemExit(f"a session in {out} ended with {result['stopped']}")
+        made = train_round(
+            builtin_pack(), images, folder=out, metrics=out / "metrics.prom", resume=True, engine="ort",
+            should_stop=_After(boundary), feature_cache_mb=0, **settings,
+        )  # fmt: skip
+    if not made.done:
+        raise SystemExit(f"a run in {out} ended with {made.summary['stopped']}")
 
 
 def leaks(seconds: float, scratch: Path) -> bool:

@@ -152,16 +152,16 @@ def open_features(
     precision: str,
     featured: np.ndarray,
     settings: Settings,
-    folder: Path,
+    folder: Path | None,
     phase: EnterPhase,
     outlive: bool = False,
 ) -> FeatureCache:
     """What the trainer of a plan is to be fed, from ``images`` and, if the model allows it, their mirror images.
 
-    Features are kept in memory or in a file in ``folder``, as ``open_store`` decides by the settings;
+    Features are kept in memory or in a file in ``folder``, if there is one, as ``open_store`` decides by the settings;
     with ``outlive`` rather in a file.
     """
-    info, path = pack.prefix(plan), folder / FILE
+    info, path = pack.prefix(plan), None if folder is None else folder / FILE
     load = _loader(engine, pack, plan, weights, images, precision)
     prefix = load()
     store = None

@@ -157,7 +157,7 @@ class FileFeatureStore:
 
 
 def open_store(
-    path: Path,
+    path: Path | None,
     count: int,
     shape: tuple[int, ...],
     key: Callable[[], bytes],
@@ -172,7 +172,7 @@ def open_store(
     wanted.
 
     Args:
-        path: of the file.
+        path: of the file; None for none.
         count: number of keys.
         shape: of a row.
         key: gives ``KEY_BYTES`` bytes, a hash of all that the features depend on.
@@ -183,7 +183,7 @@ def open_store(
     store: FeatureStore | None = None
     size = count * row_bytes(shape)
     fits = size <= memory_mb * 2**20
-    if size <= disk_mb * 2**20 and (outlive or not fits):
+    if path is not None and size <= disk_mb * 2**20 and (outlive or not fits):
         store = _file_store(path, count, shape, key())
     if store is None and fits:
         store = MemoryFeatureStore(count, shape)
@@ -209,7 +209,8 @@ def row_bytes(shape: tuple[int, ...]) -> int:
     return 2 * prod(shape)
 
 
-def discard(path: Path) -> None:
+def discard(path: Path | None) -> None:
     """Remove the file of a store, if there is one."""
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+    if path is not None:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

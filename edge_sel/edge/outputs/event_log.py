@@ -15,9 +15,9 @@ BLOCK = 1 << 20
 
 
 class EventLog:
-    """Appends one JSON object per event; a listener is told too."""
+    """Appends one JSON object per event to a file, if there is one; a listener is told too."""
 
-    def __init__(self, path: Path, clock: Callable[[], float], listener: Listener) -> None:
+    def __init__(self, path: Path | None, clock: Callable[[], float], listener: Listener) -> None:
         self._path = path
         self._clock = clock
         self._start_s = clock()
@@ -27,22 +27,26 @@ class EventLog:
     def __call__(self, event: str, **details: Any) -> None:
         """Record ``event`` with its details and the seconds since the start of this part of the run."""
         entry = {"t_s": round(self._clock() - self._start_s, 3), "event": event, **details}
-        try:
-            if not self._whole:
-                self._cut_half_line()
-            with open_no_link(self._path, "ab") as file:
-                file.write((json.dumps(finite(entry)) + "\n").encode())
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+        if self._path is not None:
+            self._append(self._path, (json.dumps(finite(entry)) + "\n").encode())
         self._listener(entry)
 
-    def _cut_half_line(self) -> None:
+    def _append(self, path: Path, line: bytes) -> None:
+        try:
+            if not self._whole:
+                self._cut_half_line(path)
+            with open_no_link(path, "ab") as file:
+                file.write(line)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def _cut_half_line(self, path: Path) -> None:
         """A power cut can leave half a line, which must not swallow the next one."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        refuse_link(self._path)
-        if self._path.exists():
-            end = regular_size(self._path)
-            with self._path.open("r+b") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(path)
+        if path.exists():
+            end = regular_size(path)
+            with path.open("r+b") as file:
                 whole = _end_of_lines(file, end)
                 if whole < end:
                     file.truncate(whole)

@@ -104,7 +104,7 @@ class SessionFolder:
     """One run's folder; looking at it changes nothing.
 
     Args:
-        path: of the folder; it may not exist yet.
+        path: of the folder; it may not exist yet. None for a run in memory, of which nothing is written.
         identity: what the run is a run of.
         resume: whether a run that is there may be continued.
         earlier: what was there before this process began to write to it; None to look now.
@@ -121,11 +121,13 @@ class SessionFolder:
         SetupError: files of the finished run are damaged, and nothing is left to restore them from.
     """
 
-    def __init__(self, path: Path, identity: Identity, *, resume: bool, earlier: Earlier | None = None) -> None:
+    def __init__(self, path: Path | None, identity: Identity, *, resume: bool, earlier: Earlier | None = None) -> None:
         self.path, self._identity = path, identity
         self.earlier, self.finished, self.found = Earlier(), None, None
         self.broken: list[str] = []
         self.notices: list[Notice] = []
+        if path is None:
+            return
         if not resume:
             if earlier is None:
                 refuse_used(path)
@@ -136,16 +138,16 @@ class SessionFolder:
         if self.finished is None or not model_files.CAN_BE_MADE_AGAIN.issuperset(self.broken):
             found = unfinished_run(path, identity)
             self.finished, self.found = None, None if found is None else found[0]
-            self._notice(bool(list_checkpoints(path / "checkpoints")))
+            self._notice(path, bool(list_checkpoints(path / "checkpoints")))
             if found is not None and found[1] != identity[ENGINE]:
                 self.notices.append(("engine_changed", {"before": found[1], "now": identity[ENGINE]}))
 
-    def _notice(self, checkpoints: bool) -> None:
+    def _notice(self, path: Path, checkpoints: bool) -> None:
         if self.broken and self.found is None:
             names = " and ".join(self.broken)
             raise SetupError(
                 f"{names} of the finished run: missing or damaged, and no checkpoint is left to restore from",
-                where=self.path,
+                where=path,
                 fix="begin anew with another --out",
             )
         if self.broken:
@@ -177,10 +179,11 @@ class SessionFolder:
 
     def begin(self, emit: EventLog) -> None:
         """Tell what was found, and remove what writes that were cut off have left behind."""
-        for name in FILES:
-            with suppress(OSError):
-                (self.path / f".{name}.tmp").unlink(missing_ok=True)
-        remove_temporary(self.path / "checkpoints")
+        if self.path is not None:
+            for name in FILES:
+                with suppress(OSError):
+                    (self.path / f".{name}.tmp").unlink(missing_ok=True)
+            remove_temporary(self.path / "checkpoints")
         for event, details in self.notices:
             emit(event, **details)
 
@@ -188,7 +191,7 @@ class SessionFolder:
         self, result: dict[str, Any], pack: Pack, engine: Engine, classes: tuple[str, ...], emit: EventLog
     ) -> dict[str, Any]:
         """The result of a finished run, once those of its files are written again that are gone or damaged."""
-        if not self.broken:
+        if not self.broken or self.path is None:
             return result
         if "history.csv" in self.broken:
             write_history(self.path / "history.csv", result["epochs"], classes)
@@ -204,23 +207,35 @@ class SessionFolder:
 
     def digests(self) -> dict[str, str]:
         """sha256 of the files that a run leaves for others."""
+        if self.path is None:
+            return {}
         found = {name: sha256_of(self.path / name) for name in model_files.OUTPUTS}
         return {name: digest for name, digest in found.items() if digest is not None}
 
-    def save(self, progress: Progress) -> str:
+    def weights(self) -> Arrays | None:
+        """Those that a finished run left."""
+        return None if self.path is None else model_files.read_weights(self.path / "weights.safetensors")
+
+    def save(self, progress: Progress) -> str | None:
         """Write a checkpoint; its name."""
+        if self.path is None:
+            return None
         return save_checkpoint(self.path / "checkpoints", *flatten(progress), self._identity).name
 
     def write_history(self, progress: Progress, classes: tuple[str, ...]) -> None:
         """``history.csv``."""
-        write_history(self.path / "history.csv", progress.history, classes)
+        if self.path is not None:
+            write_history(self.path / "history.csv", progress.history, classes)
 
     def write_model(self, pack: Pack, engine: Engine, weights: Arrays, classes: tuple[str, ...]) -> None:
         """``weights.safetensors`` and ``model.onnx``, which is loaded once to see that it computes the same."""
+        if self.path is None:
+            return
         model_files.write_weights(self.path / "weights.safetensors", weights, classes)
         model_files.write_model(self.path / "model.onnx", pack, weights, classes)
         model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """``run.json``: from now on the run is finished."""
-        write_json(self.path / "run.json", summary)
+        if self.path is not None:
+            write_json(self.path / "run.json", summary)

@@ -22,7 +22,7 @@ from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.features.cache import FeatureCache, passing_features
 from edge_sel.edge.features.precision import Precision
 from edge_sel.edge.head import changed_in
-from edge_sel.edge.train.stage import EpochDone, StageEvent, StepDone, TrainingStage
+from edge_sel.edge.train.stage import EpochDone, FittedSamples, StageEvent, StepDone, TrainingStage
 from edge_sel.edge.train.statistics_stage import estimate, statistics_batch, statistics_batches
 from edge_sel.edge.train.work import probed_images
 from edge_sel.engines.base import Batch, StepResult, Trainer
@@ -44,6 +44,8 @@ FEWEST = 4
 """Images of the server's classes that such a comparison takes."""
 OLD, NEW = "old", "new"
 """Statistics: those that the model came with, or of the device's own images."""
+MOST_FITTED_BYTES = 1 << 27
+"""Of features that are kept for whoever asks for their sums."""
 TRIED_PRIOR = 1.0
 """Weight of what the server knew, in that comparison."""
 
@@ -261,6 +263,8 @@ class ClosedFormStage(TrainingStage):
         found = {"prior": fit.prior, "ridge": fit.ridge, "old": fit.kept, "features": fit.features}
         self._told |= {"head": found, "rehearsed": len(rehearsal[1])}
         self._head = head.parted(fit.weight, fit.bias, self._start)
+        if features.nbytes <= MOST_FITTED_BYTES and not changed_in(self._start, self.inputs.pack):
+            self.fitted = FittedSamples(features[used], labels)
         size = sum(value.size for value in self._head.values())
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.
         logits = fit.left_out.astype(np.float32)

@@ -40,7 +40,7 @@ class StageInputs:
         images: to train on.
         gate: picks those that are worth a gradient.
         settings: of the run.
-        folder: of the run; features may be kept there.
+        folder: of the run; features may be kept there. None without one.
         cpu_time: processor seconds of this process.
         phase: tells the energy recorder what the joules are spent on.
         batch_limit: of the run; lowered where memory is short.
@@ -52,7 +52,7 @@ class StageInputs:
     images: ImageSet
     gate: Gate
     settings: Settings
-    folder: Path
+    folder: Path | None
     cpu_time: Callable[[], float]
     phase: EnterPhase
     batch_limit: BatchLimit
@@ -63,6 +63,15 @@ class PrecisionChosen(NamedTuple):
     """The frozen backbone's precision was tried; ``figures`` of the event ``prefix``."""
 
     figures: dict[str, Any]
+
+
+class FittedSamples(NamedTuple):
+    """What a head in closed form was fitted to, where the body and its statistics are the pack's."""
+
+    features: np.ndarray
+    """float16 [n, F]."""
+    labels: np.ndarray
+    """int64 [n]."""
 
 
 class StepDone(NamedTuple):
@@ -91,6 +100,8 @@ class TrainingStage(ABC):
         state: of this stage; written to.
         memory: what training remembers from stage to stage; written to.
     """
+
+    fitted: FittedSamples | None = None
 
     def __init__(
         self, inputs: StageInputs, number: int, weights: Arrays, state: StageState, memory: TrainingMemory

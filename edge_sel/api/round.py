@@ -30,6 +30,7 @@ from edge_sel.edge.hold import hold_run
 from edge_sel.edge.host import Host, Listener
 from edge_sel.edge.open import named_ladder, open_meters
 from edge_sel.edge.outputs.earlier import Earlier, exhausted, look_into
+from edge_sel.edge.outputs.learnt import Learnt, read_learnt
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.edge.outputs.session_folder import Notice, refuse_used, tuned_at_start
 from edge_sel.edge.session import Session
@@ -62,6 +63,7 @@ class Round:
             was better. None where they were not kept: of a run in a folder that had ended before, and did not ship.
         events: those that a listener is told, but for steps.
         training: ids of the images that were trained on; ``validation`` of those that judged.
+        learnt: which images the model in service has learnt by then; None where nobody knows.
         fitted: the features that the head was fitted to in closed form, see ``sample_sums``.
     """
 
@@ -72,6 +74,7 @@ class Round:
     events: tuple[dict[str, Any], ...] = ()
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    learnt: Learnt | None = None
     fitted: FittedSamples | None = None
 
     @property
@@ -224,7 +227,7 @@ def train_round(
         raise UsageError("the weights of a run are not signed", where="--from with --require-signature",
                          fix="leave out one of them")  # fmt: skip
     trained = None if expert is None else read_expert(Path(expert), exported, trusted)
-    opened = _begin_with(exported, weights)
+    opened, learnt = _begin_with(exported, weights)
     check_images(opened, data, tested)
     events: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -257,13 +260,14 @@ def train_round(
             for listen in listeners:
                 listen(event)
 
+        host = Host(
+            should_stop=should_stop or (lambda: None), listener=tell, clock=clock_through_sleep,
+            supply=meters.supply, minute=local_minute, throttling=ThrottleReader(sysfs_root()).read,
+        )  # fmt: skip
         session = build_session(
-            opened, read.images, read.test, engine, ladder, resolved, meters.recorder, out,
-            host=Host(
-                should_stop=should_stop or (lambda: None), listener=tell, clock=clock_through_sleep,
-                supply=meters.supply, minute=local_minute, throttling=ThrottleReader(sysfs_root()).read,
-            ),
-            limits=meters.limits, source=read.source, expert=trained, resume=resume, opened=meters, notices=notices,
+            opened, read.images, read.test, engine, ladder, resolved, meters.recorder, out, host=host,
+            limits=meters.limits, source=read.source, expert=trained, learnt=learnt, resume=resume, opened=meters,
+            notices=notices,
         )  # fmt: skip
         return _round_of(session, session.run(), out, events)
 
@@ -273,19 +277,23 @@ def finetune(pack: Pack | AnyPath | None, images: ImageSet | AnyPath | None, *, 
     return train_round(pack, images, folder=out, **options)
 
 
-def _begin_with(exported: Pack, weights: Round | Mapping[str, np.ndarray] | AnyPath | None) -> Pack:
-    """The pack with the model in service."""
+def _begin_with(
+    exported: Pack, weights: Round | Mapping[str, np.ndarray] | AnyPath | None
+) -> tuple[Pack, Learnt | None]:
+    """The pack with the model in service, and what that has learnt."""
     if weights is None:
-        return exported
+        return exported, None
     if isinstance(weights, Round):
         if weights.weights is None:
             raise UsageError("the weights of that round were not kept", where=weights.folder, fix="name its folder")
         if not weights.shipped:
-            return exported if weights.pack.begun_from is None else weights.pack
-        return exported.with_weights(weights.weights, weights.classes, str(weights.folder or "memory"))
+            return exported if weights.pack.begun_from is None else weights.pack, weights.learnt
+        begun = exported.with_weights(weights.weights, weights.classes, str(weights.folder or "memory"))
+        return begun, weights.learnt
     if isinstance(weights, Mapping):
-        return exported.with_weights(weights)
-    return pack_of_run(exported, Path(weights))
+        return exported.with_weights(weights), None
+    opened = pack_of_run(exported, Path(weights))
+    return opened, read_learnt(Path(weights), len(opened.manifest.model.classes))
 
 
 def _round_of(session: Session, summary: dict[str, Any], out: Path | None, events: list[dict[str, Any]]) -> Round:
@@ -294,7 +302,7 @@ def _round_of(session: Session, summary: dict[str, Any], out: Path | None, event
         weights = session.folder.weights() if summary["shipped"] else None
     return Round(
         session.pack, summary, out, weights, tuple(events), session.training.ids, session.judge.validation.ids,
-        session.fitted,
+        session.learnt, session.fitted,
     )  # fmt: skip
 
 

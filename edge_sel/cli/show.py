@@ -208,7 +208,8 @@ def _accuracy_lines(result: dict[str, Any]) -> Iterator[str]:
             same = evidence is not None and evidence["gain"] == 0 and evidence["p_loss"] == 1
             after = ("" if same else f"{after} by the new model") + "; the original model stays"
         images = f"{result['images'][accuracy['on']]} {_shown(accuracy['on'])} images"
-        line, why = f"accuracy on {images}: {_percent(accuracy['before'])} before{after}", ""
+        own = "" if accuracy.get("pack") is None else f"{_percent(accuracy['pack'])} by the pack's own model, "
+        line, why = f"accuracy on {images}: {own}{_percent(accuracy['before'])} before{after}", ""
         if evidence is not None:
             why = f"evidence: {evidence['why']}"
         if why and _contradicts(accuracy["before"], accuracy["after"], shipped=result["shipped"]):

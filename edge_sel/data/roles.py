@@ -21,6 +21,8 @@ class Roles(NamedTuple):
     training: Int64Array
     validation: Int64Array
     duplicates: Duplicates
+    hashes: np.ndarray
+    """uint64 [N], of every image of the set."""
 
 
 def split_by_content(images: ImageSet, fraction: float, *, cap: int, keep_duplicates: bool) -> Roles:
@@ -43,7 +45,8 @@ def split_by_content(images: ImageSet, fraction: float, *, cap: int, keep_duplic
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
-    places = content_places(images)
+    hashes = content_hashes(images)
+    places = as_places(hashes)
     held = places < fraction
     for label in np.unique(images.labels):
         members = np.flatnonzero(images.labels == label)
@@ -59,15 +62,20 @@ def split_by_content(images: ImageSet, fraction: float, *, cap: int, keep_duplic
         training = np.setdiff1d(training, validation)
     if len(validation) > cap:
         validation = np.sort(validation[np.argsort(places[validation], kind="stable")[:cap]])
-    return Roles(training, validation, duplicates)
+    return Roles(training, validation, duplicates, hashes)
 
 
-def content_places(images: ImageSet) -> np.ndarray:
-    """float64 [N] in [0, 1): a hash of each image's pixels, as uniform numbers."""
+def content_hashes(images: ImageSet) -> np.ndarray:
+    """uint64 [N], of each image's pixels."""
     numbers = np.empty(len(images), np.uint64)
     for start in range(0, len(images), _AT_ONCE):
         rows = np.arange(start, min(start + _AT_ONCE, len(images)))
         for row, pixels in zip(rows, images.read(rows), strict=True):
             numbers[row] = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
-    made: np.ndarray = (numbers >> np.uint64(11)).astype(np.float64) / 2**53
+    return numbers
+
+
+def as_places(hashes: np.ndarray) -> np.ndarray:
+    """float64 [N] in [0, 1): the hashes as uniform numbers."""
+    made: np.ndarray = (hashes >> np.uint64(11)).astype(np.float64) / 2**53
     return made

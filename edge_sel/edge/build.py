@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.duplicates import NO_DUPLICATES
@@ -21,6 +23,7 @@ from edge_sel.edge.judge import Judge
 from edge_sel.edge.open import Opened
 from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.edge.outputs.event_log import EventLog
+from edge_sel.edge.outputs.learnt import Learnt, nothing_learnt, served_of
 from edge_sel.edge.outputs.power_log import POWER, PowerLog
 from edge_sel.edge.outputs.session_folder import Notice, SessionFolder
 from edge_sel.edge.outputs.session_identity import identify
@@ -54,6 +57,7 @@ def build_session(
     source: str = "",
     expert: Expert | None = None,
     validation: ImageSet | None = None,
+    learnt: Learnt | None = None,
     resume: bool = False,
     opened: Opened | None = None,
     notices: Sequence[Notice] = (),
@@ -75,6 +79,7 @@ def build_session(
         source: what ``images`` are, for the report.
         expert: weights of the server to begin with, if they are better here.
         validation: what every decision looks at, all ``images`` being trained on; None for a part of them.
+        learnt: which images a model that was begun from has learnt; None where nobody knows.
         resume: continue the run in ``out`` if there is one.
         opened: journal and earlier parts of the run; None to begin and to look now.
         notices: events to begin with.
@@ -85,19 +90,20 @@ def build_session(
     """
     host, settings, classes = host or Host(), resolved.settings, images.classes
     require_trainable(images, 2 if validation is None else 1, where=source or None)
-    duplicates, witnesses = NO_DUPLICATES, None
+    duplicates, witnesses, served, hashes = NO_DUPLICATES, None, None, np.zeros(0, np.uint64)
     if validation is None:
         roles = split_by_content(
             images, settings.guard_fraction, cap=VALIDATION_CAP, keep_duplicates=settings.keep_duplicates
         )
         duplicates, validation = roles.duplicates, images.subset(roles.validation)
-        to_train_on = images.subset(roles.training)
-        if pack.begun_from is None:  # else the model in service may have been trained on them: no fair comparison
-            witnesses = to_train_on
+        to_train_on = witnesses = images.subset(roles.training)
+        hashes = roles.hashes[roles.training]
+        if pack.begun_from is not None:
+            served = served_of(learnt, hashes, len(classes))
     else:
         to_train_on = images
     gate = Gate(settings, intensities(to_train_on))
-    identity = identify(resolved, pack, images, test, engine.name, None if expert is None else expert.digest)
+    identity = identify(resolved, pack, images, test, engine.name, None if expert is None else expert.digest, learnt)
     folder = SessionFolder(out, identity, resume=resume, earlier=opened and opened.earlier)
     folder.notices += notices
     progress = folder.found or start_progress(
@@ -141,7 +147,7 @@ def build_session(
             trainable_by(pack, engine.name), settings, images=len(to_train_on), headless=engine.name == "torch"
         ),
         gate=gate,
-        judge=Judge(pack, engine, validation, test, recorder.phase, breathe, progress.batch_limit, witnesses),
+        judge=Judge(pack, engine, validation, test, recorder.phase, breathe, progress.batch_limit, witnesses, served),
         recorder=recorder,
         ledger=ledger,
         book=book,
@@ -152,4 +158,6 @@ def build_session(
         emit=emit,
         progress=progress,
         facts=facts,
+        learnt=nothing_learnt() if pack.begun_from is None else learnt,
+        hashes=hashes,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.edge.energy import EnergyLedger, Spent
+from edge_sel.edge.head import original_weights
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.summary import accuracy_block
@@ -32,8 +34,12 @@ def look_first(
     ``expert`` are weights of the server for this place: the run begins with them if they are better here.
     """
     classes = judge.validation.classes
+    own: dict[str, Any] = {}
+    if pack.exported is not None:  # first: what follows is by the model in service, whose features are kept
+        of_pack = original_weights(pack.exported, len(classes))
+        own = {"pack": judge.look_at_test(of_pack, judge.validate(of_pack).to_json(classes))}
     seen = judge.validate(progress.weights)
-    before = judge.look_at_test(progress.weights, seen.to_json(classes))
+    before = {**judge.look_at_test(progress.weights, seen.to_json(classes)), **own}
     predictions = progress.predictions._replace(before=seen.logits, best=seen.logits)
     progress = replace(progress, before=before, best_validation=before["guard"], predictions=predictions)
     emit("evaluated", accuracy=accuracy_block(before, None))

@@ -17,6 +17,7 @@ from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate, evaluate_logits
 from edge_sel.edge.features.cache import weights_digest
 from edge_sel.edge.features.precision import CHUNK
 from edge_sel.edge.free_memory import trim
+from edge_sel.edge.outputs.learnt import Served
 from edge_sel.engines.base import Engine
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import RIDGE
@@ -47,6 +48,7 @@ class Judge:
         breathe: called after each batch; may rest.
         batch_limit: of the run; lowered where memory is short.
         witnesses: training images of the same place, which judge what has not learnt from them; None for none.
+        served: which of these the model in service has learnt; None where it has learnt none.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class Judge:
         breathe: Callable[[], None],
         batch_limit: BatchLimit,
         witnesses: ImageSet | None = None,
+        served: Served | None = None,
     ) -> None:
-        self.validation, self.test, self.witnesses = validation, test, witnesses
+        self.validation, self.test, self.witnesses, self.served = validation, test, witnesses, served
         self.engine, self.batch_limit = engine, batch_limit
         self._pack, self._phase, self._breathe = pack, phase, breathe
         self._seen: dict[int, _Features] = {}

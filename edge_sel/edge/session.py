@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
@@ -22,6 +24,7 @@ from edge_sel.edge.judge import Judge
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import epoch_entry
 from edge_sel.edge.outputs.insight import insight_block
+from edge_sel.edge.outputs.learnt import Learnt, learnt_now
 from edge_sel.edge.outputs.model_files import import_onnx
 from edge_sel.edge.outputs.session_folder import SessionFolder
 from edge_sel.edge.outputs.summary import run_summary, trouble_block
@@ -74,6 +77,8 @@ class Session:
         emit: records and tells an event.
         progress: all that changes; where an earlier part of the run ended, or the beginning.
         facts: what ``run.json`` tells of what the run was given.
+        learnt: what the model in service has learnt, at last the new one if it ships; None where nobody knows.
+        hashes: of the images to train on, uint64 [N].
 
         judged: the state that the last judgement was of; None before it.
         fitted: what the head was fitted to in closed form, if this process did.
@@ -98,6 +103,8 @@ class Session:
     emit: EventLog
     progress: Progress
     facts: Mapping[str, Any]
+    learnt: Learnt | None
+    hashes: np.ndarray
 
     def __post_init__(self) -> None:
         self._throttled_before = self.host.throttling()
@@ -192,7 +199,7 @@ class Session:
         progress = self.progress
         inputs = StageInputs(
             self.pack, self.engine, self.training, self.gate, self.settings, self.folder.path, self.host.cpu_time,
-            self.recorder.phase, progress.batch_limit, outlive=self.book.cuts > 0,
+            self.recorder.phase, progress.batch_limit, outlive=self.book.cuts > 0, served=self.judge.served,
         )  # fmt: skip
         kind = stage_kind(self.pack.plan(progress.stage.plan))
         with kind(inputs, progress.stages_done, progress.weights, progress.stage, progress.memory) as stage:
@@ -286,6 +293,10 @@ class Session:
         with self.recorder.phase("checkpoint"):
             weights = progress.weights if shipped else original_weights(self.pack, len(self.classes))
             self.folder.write_model(self.pack, self.engine, weights, self.classes)
+            if shipped and self.learnt is not None:
+                of, said = progress.predictions.left_out_of, progress.predictions.left_out
+                self.learnt = learnt_now(self.learnt, self.hashes, of, said, len(self.classes))
+            self.folder.write_learnt(self.learnt)
         if "test" in after and progress.history and stopped == "done":
             self.progress = progress.with_test_of_best(after["test"]["accuracy"])
             self.folder.write_history(self.progress, self.classes)

@@ -53,14 +53,19 @@ def keep_if_better(
     before, after = seen.best, predictions
     seen = seen._replace(best=predictions, left_out=no_logits(), left_out_of=stage.left_out_of[:0])
     taught = any(entry.get("kept") and pack.plan(entry["plan"]).stepped for entry in progress.history)
-    rows = stage.left_out_of[: max(0, ENOUGH - len(labels))]
+    fair = np.flatnonzero(judge.served.fair[stage.left_out_of]) if judge.served else np.arange(len(stage.left_out_of))
+    fair = fair[: max(0, ENOUGH - len(labels))]
+    rows = stage.left_out_of[fair]
     if judge.witnesses is not None and len(rows) and not taught:  # what was trained on before is no witness
         more = judge.witnesses.subset(rows)
-        known = stage.left_out_begun[: len(rows)]
-        begun = original = known if len(known) else judge.look(progress.weights, more).logits
+        known = len(stage.left_out_begun) > 0
+        begun = original = stage.left_out_begun[fair] if known else judge.look(progress.weights, more).logits
         if not np.array_equal(before, seen.before):
             original = judge.look(original_weights(pack, len(more.classes)), more).logits
-        seen = seen._replace(left_out=stage.left_out[: len(rows)], left_out_of=rows, left_out_before=original)
+            original = judge.served.instead_of(original, rows) if judge.served else original
+        elif judge.served:
+            begun = original = judge.served.instead_of(original, rows)
+        seen = seen._replace(left_out=stage.left_out[fair], left_out_of=rows, left_out_before=original)
         before, after = np.concatenate([before, begun]), np.concatenate([after, seen.left_out])
         labels = np.concatenate([labels, more.labels])
     if not _loss(after, labels) < _loss(before, labels) or less_accurate(before, after, labels):

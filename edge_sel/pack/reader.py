@@ -57,6 +57,7 @@ class Pack:
         manifest: its parsed manifest.
         signers: who signed it, if anybody did.
         begun_from: where its weights are from, if not from the server; see ``with_weights``.
+        exported: then the pack as the server made it; else None.
     """
 
     def __init__(
@@ -66,16 +67,18 @@ class Pack:
         content: Mapping[str, bytes],
         signers: Signers | None = None,
         begun_from: str | None = None,
+        exported: Pack | None = None,
     ) -> None:
         self.path = path
-        self.begun_from = begun_from
+        self.begun_from, self.exported = begun_from, exported
         self.manifest = manifest
         self.signers = signers
         self._content = content
 
     def with_manifest(self, manifest: Manifest, more: Mapping[str, bytes] | None = None) -> Pack:
         """The same files, and more, under another manifest, such as one with fewer plans; nothing is verified."""
-        return Pack(self.path, manifest, {**self._content, **(more or {})}, self.signers, self.begun_from)
+        content = {**self._content, **(more or {})}
+        return Pack(self.path, manifest, content, self.signers, self.begun_from, self.exported)
 
     def with_weights(
         self, weights: Mapping[str, np.ndarray], classes: Sequence[str] = (), begun_from: str = "memory"
@@ -116,7 +119,7 @@ class Pack:
         grown = sum(value.size for value in weights.values()) - sum(value.size for value in old.values())
         model = replace(manifest.model, classes=classes, parameters=manifest.model.parameters + grown)
         manifest = replace(manifest, files=files, model=model, calibration=calibration, ort_training=official)
-        return Pack(self.path, manifest, {**content, **changed}, self.signers, begun_from)
+        return Pack(self.path, manifest, {**content, **changed}, self.signers, begun_from, self.exported or self)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as a new pack, which nobody has signed; one with weights of a run (``with_weights``) too.

@@ -48,6 +48,8 @@ def _accuracy(record: Record) -> Card:
         before = record.epochs[0].get("best_acc", before)
     images = (record.result.get("images") or {}).get(on)
     note = f"on {counted(images, f'{words.ON[on]} image')}" if images and on in words.ON else ""
+    if (own := (record.result.get("accuracy") or {}).get("pack")) is not None:
+        note += f"; {words.percent(own)} by the pack's own model"
     if evidence:
         level = f"{evidence['level']:.0%} interval"
         note += (

@@ -84,6 +84,7 @@ def fit_head(
     examples: Examples | None = None,
     ridges: Sequence[float] = RIDGES,
     priors: Sequence[float] = (),
+    old_said: Array | None = None,
 ) -> HeadFit:
     """The head that does best on samples, and on examples of the server, that it was not fitted to; or the old one.
 
@@ -109,12 +110,14 @@ def fit_head(
         examples: of the server.
         ridges: λ to try.
         priors: w to try; by default ``PRIORS`` or ``OLD_HEADS``.
+        old_said: float[N, C], logits of samples that the old head has learnt, as it would say without them; NaN in rows
+            of others. None: it has learnt none.
 
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit);
     Guo et al. 2017 (temperature scaling); Wolpert 1992 (stacking); Fanì et al. 2024 (sums of several places add up).
     """
     standard = standard or standard_of(features, groups)
-    data = _Data(features, labels, classes, standard, prior, examples, old)
+    data = _Data(features, labels, classes, standard, prior, examples, old, old_said)
     few = data if features.shape[0] <= CHOSEN_BY else data.subset(spread(labels, CHOSEN_BY))
     says = old is not None and bool(data.xp.any(old[0] != 0))  # a new head does not
     tried = priors or (PRIORS if prior is not None else OLD_HEADS if says else (0.0,))
@@ -137,10 +140,11 @@ class _Data:
 
     def __init__(
         self, features: Array, labels: Array, classes: int, standard: Standard, prior: Prior | None,
-        examples: Examples | None, old: tuple[Array, Array] | None,
+        examples: Examples | None, old: tuple[Array, Array] | None, old_said: Array | None = None,
     ) -> None:  # fmt: skip
         self.xp = xp = array_namespace(features)
         self._given = features, labels, classes, standard, prior, examples, old
+        self._old_said = old_said
         self.standard = standard
         self._labels = labels
         self._targets = xp.astype(class_members(labels, classes), xp.float64)
@@ -159,7 +163,8 @@ class _Data:
     def subset(self, rows: Array) -> _Data:
         """With these samples only."""
         features, labels, classes, standard, prior, examples, old = self._given
-        return _Data(features[rows], labels[rows], classes, standard, prior, examples, old)
+        said = None if self._old_said is None else self._old_said[rows]
+        return _Data(features[rows], labels[rows], classes, standard, prior, examples, old, said)
 
     def _old_logits(self) -> tuple[Array, Array | None]:
         """Of the samples and of the examples under the old head."""
@@ -170,7 +175,11 @@ class _Data:
         if self._examples is not None:
             of_examples = as_they_were(self._examples[0][:, :-1], self.standard) @ weight.T + bias
         known = xp.where(xp.isfinite(features), features, xp.full_like(features, nan))  # of an infinity NumPy warns
-        return xp.astype(known, xp.float64) @ weight.T + bias, of_examples
+        of_samples = xp.astype(known, xp.float64) @ weight.T + bias
+        if self._old_said is not None:
+            said = xp.astype(self._old_said, xp.float64)
+            of_samples = xp.where(xp.isnan(said), of_samples, said)
+        return of_samples, of_examples
 
     def candidates(
         self, width: int, weight: float, ridges: Sequence[float], scales: Scales | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from safetensors.numpy import load_file
 from edge_sel.api.round import finetune
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.outputs.learnt import read_learnt
+from edge_sel.edge.outputs.model_files import write_weights
 from edge_sel.errors import UsageError
 from edge_sel.pack.trained import pack_of_run
 from tests.edge.sessions import digits, pack, session
@@ -34,7 +37,46 @@ def test_it_begins_where_the_other_ended_and_says_so(first, tmp_path):
     assert all((built.progress.weights[name] == value).all() for name, value in earlier.items())
     of_pack = json.loads((first / "run.json").read_text())["accuracy"]["before"]
     assert run.accuracy_before > of_pack + 0.3, "that of the model in service"
-    assert run.summary["evidence"]["images"] == run.summary["images"]["guard"], "the others it may know by heart"
+    alone = finetune(pack(), digits(240), out=tmp_path / "alone", **ASKED)
+    assert run.summary["accuracy"]["pack"] == alone.accuracy_before and alone.summary["accuracy"]["pack"] is None
+    images = run.summary["images"]
+    assert run.summary["evidence"]["images"] == images["guard"] + images["train"], "it says what it has learnt"
+
+
+def test_the_same_images_again_are_no_evidence_for_either(first, tmp_path):
+    """Each has learnt them, and is judged as if it had not."""
+    run = finetune(pack(), digits(120), out=tmp_path / "run", weights=first, **ASKED)
+    assert not run.shipped
+    known, now = (read_learnt(at, 10) for at in (first, tmp_path / "run"))
+    assert known.digest == now.digest, "the model in service is the same"
+
+
+def test_a_grown_folder_is_judged_by_all_of_its_images(first, tmp_path):
+    run = finetune(pack(), digits(400), out=tmp_path / "run", weights=first, **ASKED)
+    assert run.shipped
+    before, now = (read_learnt(at, 10) for at in (first, tmp_path / "run"))
+    assert set(before.images) < set(now.images) and len(now.images) == run.summary["images"]["train"]
+    assert np.isfinite(now.left_out).all()
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:-9] + 9 * b"x")
+
+
+def of_other_weights(path):
+    file = path.with_name("weights.safetensors")
+    tensors = load_file(file)
+    tensors["head.bias"] += 1
+    write_weights(file, tensors, pack().manifest.model.classes)
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), damaged, of_other_weights])
+def test_where_nobody_knows_what_was_learnt_only_validation_images_judge(spoil, first, tmp_path):
+    copytree(first, tmp_path / "first")
+    spoil(tmp_path / "first" / "learnt.safetensors")
+    run = finetune(pack(), digits(240), out=tmp_path / "run", weights=tmp_path / "first", **ASKED)
+    assert run.summary["evidence"]["images"] == run.summary["images"]["guard"]
+    assert not (tmp_path / "run" / "learnt.safetensors").exists()
 
 
 def test_what_is_not_better_than_the_model_in_service_does_not_replace_it(first, tmp_path):

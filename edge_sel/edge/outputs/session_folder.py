@@ -13,6 +13,7 @@ from edge_sel.edge.outputs import model_files
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import write_history
+from edge_sel.edge.outputs.learnt import LEARNT, Learnt, write_learnt
 from edge_sel.edge.outputs.power_log import POWER
 from edge_sel.edge.outputs.session_identity import ENGINE, TUNED, require_same_session
 from edge_sel.edge.progress import Progress
@@ -31,7 +32,7 @@ from edge_sel.runs.flatten import flatten, unflatten
 from edge_sel.runs.identity import Identity
 from edge_sel.runs.tables import write_json
 
-FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", JOURNAL, POWER)
+FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", LEARNT, JOURNAL, POWER)
 """What a session leaves behind, beside its checkpoints."""
 
 Notice = tuple[str, dict[str, Any]]
@@ -234,6 +235,11 @@ class SessionFolder:
         model_files.write_weights(self.path / "weights.safetensors", weights, classes)
         model_files.write_model(self.path / "model.onnx", pack, weights, classes)
         model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
+
+    def write_learnt(self, learnt: Learnt | None) -> None:
+        """``learnt.safetensors``, which belongs to the weights; none where nobody knows."""
+        if self.path is not None and learnt is not None:
+            write_learnt(self.path, learnt)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """``run.json``: from now on the run is finished."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
+from edge_sel.edge.outputs.learnt import Learnt
 from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.reader import Pack
 from edge_sel.runs.identity import Identity, require_same
@@ -33,14 +34,16 @@ SIGNED = "--require-signature"
 
 
 def identify(
-    resolved: Resolved, pack: Pack, images: ImageSet, test: ImageSet | None, engine: str, expert: str | None = None
-) -> Identity:
+    resolved: Resolved, pack: Pack, images: ImageSet, test: ImageSet | None, engine: str, expert: str | None = None,
+    learnt: Learnt | None = None,
+) -> Identity:  # fmt: skip
     """What the run is a run of; each value survives JSON."""
     values = {key: entry["value"] for key, entry in resolved.to_json().items() if key not in MAY_CHANGE}
     return {
         "edge_sel": __version__,
         "pack": pack.digest,
         "from": None if pack.begun_from is None else pack.manifest.files[WEIGHTS].sha256[:16],
+        "learnt": None if learnt is None else learnt.digest,
         "images": images.fingerprint(),
         "test images": None if test is None else test.fingerprint(),
         ENGINE: engine,

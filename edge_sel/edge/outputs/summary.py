@@ -98,7 +98,10 @@ def suspicious_block(progress: Progress, training: ImageSet, *, dropped: bool) -
 
 
 def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Before and after, on the test images if there are some, else on the validation set; ``on`` says which."""
+    """Before and after, on the test images if there are some, else on the validation set; ``on`` says which.
+
+    ``pack`` is that of the pack's own model, where the run began with another.
+    """
     on = "test" if "test" in before else "guard"
     after = after or {}
 
@@ -111,6 +114,7 @@ def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -
         "guard_before": accuracy(before, "guard"),
         "guard_after": accuracy(after, "guard"),
         "on": on,
+        "pack": accuracy(before.get("pack", {}), on),
     }
 
 

@@ -21,7 +21,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.features.cache import FeatureCache, passing_features
 from edge_sel.edge.features.precision import Precision
-from edge_sel.edge.head import changed_in
+from edge_sel.edge.head import changed_in, original_weights
 from edge_sel.edge.train.stage import EpochDone, FittedSamples, StageEvent, StepDone, TrainingStage
 from edge_sel.edge.train.statistics_stage import estimate, statistics_batch, statistics_batches
 from edge_sel.edge.train.work import probed_images
@@ -222,13 +222,15 @@ class ClosedFormStage(TrainingStage):
             return None
         return pack.sums.with_classes(len(self.memory.class_e))
 
-    def _fit_to(self, features: np.ndarray, labels: np.ndarray, priors: Sequence[float] = ()) -> HeadFit:
+    def _fit_to(
+        self, features: np.ndarray, labels: np.ndarray, priors: Sequence[float] = (), said: np.ndarray | None = None
+    ) -> HeadFit:
         pack, sums = self.inputs.pack, self._sums
         groups = pack.manifest.model.feature_groups(features.shape[1])
         return fit_head(
             features.astype(np.float32), labels, len(self.memory.class_e), old=pack.linear_head.joined(self._start),
             groups=groups, shallow=groups[0], standard=sums and sums.standard, prior=sums and sums.prior,
-            examples=sums.examples if sums and len(sums.examples.labels) else None, priors=priors,
+            examples=sums.examples if sums and len(sums.examples.labels) else None, priors=priors, old_said=said,
         )  # fmt: skip
 
     def _rehearsal(self) -> tuple[np.ndarray, np.ndarray]:
@@ -239,9 +241,25 @@ class ClosedFormStage(TrainingStage):
             return np.zeros((0, head.shape[1]), np.float16), np.zeros(0, np.int64)
         return self._features_with({}, rows, anchors.images), anchors.images.labels[rows]
 
-    def _fit_with(self, features: np.ndarray, labels: np.ndarray, rehearsal: tuple[np.ndarray, np.ndarray]) -> HeadFit:
+    def _said(self, used: np.ndarray, more: int) -> np.ndarray | None:
+        """What the head in service says of these images without having learnt them, NaN where that is as it is.
+
+        Then NaN for so many ``more``. None where another stage has changed the head.
+        """
+        pack, served = self.inputs.pack, self.inputs.served
+        if served is None:
+            return None
+        old = original_weights(pack, len(self.memory.class_e))
+        if not all(np.array_equal(self._start[name], old[name]) for name in pack.manifest.model.head):
+            return None
+        return np.pad(served.left_out[used], ((0, more), (0, 0)), constant_values=np.nan)
+
+    def _fit_with(self, features: np.ndarray, used: np.ndarray, rehearsal: tuple[np.ndarray, np.ndarray]) -> HeadFit:
         """To the device's images and the server's; what is left out are the device's."""
-        fit = self._fit_to(np.concatenate([features, rehearsal[0]]), np.concatenate([labels, rehearsal[1]]))
+        labels = self.inputs.images.labels[used]
+        said = self._said(used, len(rehearsal[1]))
+        both = np.concatenate([features[used], rehearsal[0]]), np.concatenate([labels, rehearsal[1]])
+        fit = self._fit_to(*both, said=said)
         return fit._replace(left_out=fit.left_out[: len(labels)])
 
     def _fit(self, features: np.ndarray) -> None:
@@ -250,7 +268,7 @@ class ClosedFormStage(TrainingStage):
         used, rehearsal = np.arange(len(labels)), self._rehearsal()
         self._told: dict[str, Any] = {"statistics": OLD if self._start is self._begun else NEW}
         with self.inputs.phase("fit"):
-            fit = self._fit_with(features, labels, rehearsal)
+            fit = self._fit_with(features, used, rehearsal)
             doubts = find_label_errors(fit.left_out, labels)
             self._told["doubted"] = float((doubts >= 0).mean())
             if not self.inputs.settings.drop_suspicious:  # who asks for it has reason to doubt the labels
@@ -259,7 +277,7 @@ class ClosedFormStage(TrainingStage):
             good = self.trusted(used)
             if len(good) < len(used) and len(np.unique(labels[good])) > 1:
                 used, labels = good, labels[good]
-                fit = self._fit_with(features[good], labels, rehearsal)
+                fit = self._fit_with(features, good, rehearsal)
         found = {"prior": fit.prior, "ridge": fit.ridge, "old": fit.kept, "features": fit.features}
         self._told |= {"head": found, "rehearsed": len(rehearsal[1])}
         self._head = head.parted(fit.weight, fit.bias, self._start)

@@ -20,6 +20,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.features.cache import FeatureCache, open_features
 from edge_sel.edge.features.precision import EnterPhase, Precision, choose_precision
+from edge_sel.edge.outputs.learnt import Served
 from edge_sel.edge.train.channels import told
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.ladder import PlannedStage
@@ -45,6 +46,7 @@ class StageInputs:
         phase: tells the energy recorder what the joules are spent on.
         batch_limit: of the run; lowered where memory is short.
         outlive: whether features should outlive this process, which is likely to be killed.
+        served: which images the model in service has learnt; None where it has learnt none.
     """
 
     pack: Pack
@@ -57,6 +59,7 @@ class StageInputs:
     phase: EnterPhase
     batch_limit: BatchLimit
     outlive: bool = False
+    served: Served | None = None
 
 
 class PrecisionChosen(NamedTuple):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
@@ -73,6 +74,17 @@ def _force(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def cache_folder(environ: Mapping[str, str], name: str) -> Path | None:
+    """Where what can be made again is kept: in ``$XDG_CACHE_HOME`` or ``~/.cache``; None without a home."""
+    folder = Path(environ.get("XDG_CACHE_HOME", ""))
+    if not folder.is_absolute():
+        try:
+            folder = Path.home() / ".cache"
+        except RuntimeError:  # a user that the system does not know, as in some containers
+            return None
+    return folder / "edge-sel" / name
 
 
 def refuse_link(path: Path) -> None:

@@ -22,9 +22,10 @@ from edge_sel.api.inputs import (
 )
 from edge_sel.arrays import Arrays
 from edge_sel.config.profiles import Profile
-from edge_sel.config.settings import Resolved, resolve
+from edge_sel.config.settings import Resolved, Settings, resolve
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.build import build_session
+from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.governor.from_settings import local_minute
 from edge_sel.edge.hold import hold_run
 from edge_sel.edge.host import Host, Listener
@@ -37,6 +38,7 @@ from edge_sel.edge.session import Session
 from edge_sel.edge.train.stage import FittedSamples
 from edge_sel.engines.by_name import choose_engine
 from edge_sel.errors import UsageError
+from edge_sel.files import cache_folder
 from edge_sel.pack.expert import read_expert
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.trained import pack_of_run
@@ -248,6 +250,9 @@ def train_round(
         listeners = [listener]
         if metrics is not None:
             listeners.append(MetricsFile(Path(metrics), meters.recorder, str(out), on_error=warn))
+        shared = _open_features(asked, environ)
+        if shared is not None:
+            stack.callback(shared.close)
         read = load_images(opened, data, tested, asked)
         engine = choose_engine(
             asked.engine, asked.threads, spinning=asked.spinning, device=asked.device,
@@ -266,8 +271,8 @@ def train_round(
         )  # fmt: skip
         session = build_session(
             opened, read.images, read.test, engine, ladder, resolved, meters.recorder, out, host=host,
-            limits=meters.limits, source=read.source, expert=trained, learnt=learnt, resume=resume, opened=meters,
-            notices=notices,
+            limits=meters.limits, source=read.source, expert=trained, learnt=learnt, shared=shared, resume=resume,
+            opened=meters, notices=notices,
         )  # fmt: skip
         return _round_of(session, session.run(), out, events)
 
@@ -304,6 +309,16 @@ def _round_of(session: Session, summary: dict[str, Any], out: Path | None, event
         session.pack, summary, out, weights, tuple(events), session.training.ids, session.judge.validation.ids,
         session.learnt, session.fitted,
     )  # fmt: skip
+
+
+def _open_features(settings: Settings, environ: Mapping[str, str] | None) -> SharedFeatures | None:
+    """Those of earlier runs; ``auto`` is the user's cache, where the environment may tell it."""
+    if settings.feature_store == "off" or (settings.feature_store == "auto" and environ is None):
+        return None
+    folder: Path | None = Path(settings.feature_store)
+    if settings.feature_store == "auto":
+        folder = cache_folder(environ or {}, "features")
+    return None if folder is None else SharedFeatures(folder, settings.feature_store_mb)
 
 
 def _path(given: AnyPath | None) -> Path | None:

@@ -106,6 +106,12 @@ class Settings:
     feature_cache_disk_mb: int = key(
         "disk space for cached features that do not fit in memory, in MB", 2048, low=0, high=_MAX_MB
     )
+    feature_store: str = key(
+        "folder where features are kept for later runs; auto: the user's cache, off: nowhere",
+        "auto",
+        example="/data/features",
+    )
+    feature_store_mb: int = key("disk space for it, in MB; the least recently used go first", 512, low=1, high=_MAX_MB)
     prefix_precision: Literal["auto", "fp32", "int8"] = key(
         "precision of a frozen backbone; auto: int8 if it is faster and agrees with fp32", "auto"
     )

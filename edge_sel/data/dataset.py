@@ -93,6 +93,10 @@ class _MappedStore:
         return self._function(self._base.read(rows), [self._base.ids[row] for row in rows])
 
 
+_AT_ONCE = 16
+"""Images to hash together, which may be large."""
+
+
 class ImageSet:
     """Labelled RGB images of one size.
 
@@ -114,6 +118,7 @@ class ImageSet:
         *,
         rows: Int64Array | None = None,
         skipped: Sequence[Skipped] = (),
+        digests: dict[int, tuple[int, int]] | None = None,
     ) -> None:
         self.labels: Int64Array = np.asarray(labels, dtype=np.int64)
         self.classes = tuple(classes)
@@ -126,6 +131,7 @@ class ImageSet:
             raise ValueError(f"labels must lie in 0..{len(self.classes) - 1}")
         self._store = store
         self._rows: Int64Array = np.arange(len(self.ids), dtype=np.int64) if rows is None else rows
+        self._digests = {} if digests is None else digests  # by the store's rows, for all sets of this store
 
     @classmethod
     def from_arrays(
@@ -167,11 +173,13 @@ class ImageSet:
         chosen = _as_indices(indices)
         ids = [self.ids[index] for index in chosen]
         rows = self._rows[chosen]
-        return ImageSet(self._store, self.labels[chosen], self.classes, ids, self.size, rows=rows)
+        return ImageSet(
+            self._store, self.labels[chosen], self.classes, ids, self.size, rows=rows, digests=self._digests
+        )
 
     def relabelled(self, labels: npt.ArrayLike, classes: Sequence[str]) -> ImageSet:
         """The same images under other labels, int [N], of other classes."""
-        return ImageSet(self._store, labels, classes, self.ids, self.size, rows=self._rows)
+        return ImageSet(self._store, labels, classes, self.ids, self.size, rows=self._rows, digests=self._digests)
 
     def map(self, function: MapFunction) -> ImageSet:
         """The same samples with ``function(images, ids)`` applied, which must keep shape and dtype.
@@ -188,6 +196,21 @@ class ImageSet:
     def class_counts(self) -> Int64Array:
         """Samples per class, int64 [len(classes)]."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+    def content_digests(self) -> npt.NDArray[np.uint64]:
+        """Two numbers for each image, uint64 [N, 2]: a hash of its pixels. Each image is read once for it.
+
+        Raises:
+            DataError: an image that is decoded on demand can no longer be read.
+        """
+        missing = [index for index, row in enumerate(self._rows.tolist()) if row not in self._digests]
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            for index, pixels in zip(part, self.read(part), strict=True):
+                halves = (hashlib.blake2b(pixels.tobytes(), digest_size=8, salt=salt).digest() for salt in (b"", b"2"))
+                first, second = (int.from_bytes(half, "little") for half in halves)
+                self._digests[int(self._rows[index])] = first, second
+        return np.array([self._digests[row] for row in self._rows.tolist()], np.uint64).reshape(-1, 2)
 
     def fingerprint(self) -> str:
         """A hash over size, classes, ids and labels, not pixels: the same samples in the same order."""

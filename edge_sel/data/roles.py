@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +10,6 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.duplicates import NO_DUPLICATES, Duplicates, find_duplicates
 from edge_sel.data.images import Int64Array
 
-_AT_ONCE = 16
-"""Images, which may be large."""
-
 
 class Roles(NamedTuple):
     """Ascending int64 indices of a set's images; what is in neither list is not used."""
@@ -21,8 +17,6 @@ class Roles(NamedTuple):
     training: Int64Array
     validation: Int64Array
     duplicates: Duplicates
-    hashes: np.ndarray
-    """uint64 [N], of every image of the set."""
 
 
 def split_by_content(images: ImageSet, fraction: float, *, cap: int, keep_duplicates: bool) -> Roles:
@@ -45,8 +39,7 @@ def split_by_content(images: ImageSet, fraction: float, *, cap: int, keep_duplic
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
-    hashes = content_hashes(images)
-    places = as_places(hashes)
+    places = as_places(images.content_digests()[:, 0])
     held = places < fraction
     for label in np.unique(images.labels):
         members = np.flatnonzero(images.labels == label)
@@ -62,17 +55,7 @@ def split_by_content(images: ImageSet, fraction: float, *, cap: int, keep_duplic
         training = np.setdiff1d(training, validation)
     if len(validation) > cap:
         validation = np.sort(validation[np.argsort(places[validation], kind="stable")[:cap]])
-    return Roles(training, validation, duplicates, hashes)
-
-
-def content_hashes(images: ImageSet) -> np.ndarray:
-    """uint64 [N], of each image's pixels."""
-    numbers = np.empty(len(images), np.uint64)
-    for start in range(0, len(images), _AT_ONCE):
-        rows = np.arange(start, min(start + _AT_ONCE, len(images)))
-        for row, pixels in zip(rows, images.read(rows), strict=True):
-            numbers[row] = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
-    return numbers
+    return Roles(training, validation, duplicates)
 
 
 def as_places(hashes: np.ndarray) -> np.ndarray:

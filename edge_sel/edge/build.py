@@ -15,6 +15,7 @@ from edge_sel.data.folder import require_trainable
 from edge_sel.data.roles import split_by_content
 from edge_sel.edge.bookkeeper import Bookkeeper
 from edge_sel.edge.energy import EnergyLedger, opening_spent
+from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.governor.from_settings import make_governor
 from edge_sel.edge.head import extend_head, original_weights
@@ -58,6 +59,7 @@ def build_session(
     expert: Expert | None = None,
     validation: ImageSet | None = None,
     learnt: Learnt | None = None,
+    shared: SharedFeatures | None = None,
     resume: bool = False,
     opened: Opened | None = None,
     notices: Sequence[Notice] = (),
@@ -79,6 +81,7 @@ def build_session(
         source: what ``images`` are, for the report.
         expert: weights of the server to begin with, if they are better here.
         validation: what every decision looks at, all ``images`` being trained on; None for a part of them.
+        shared: features that earlier runs have left; None for none.
         learnt: which images a model that was begun from has learnt; None where nobody knows.
         resume: continue the run in ``out`` if there is one.
         opened: journal and earlier parts of the run; None to begin and to look now.
@@ -97,7 +100,7 @@ def build_session(
         )
         duplicates, validation = roles.duplicates, images.subset(roles.validation)
         to_train_on = witnesses = images.subset(roles.training)
-        hashes = roles.hashes[roles.training]
+        hashes = to_train_on.content_digests()[:, 0]
         if pack.begun_from is not None:
             served = served_of(learnt, hashes, len(classes))
     else:
@@ -147,7 +150,9 @@ def build_session(
             trainable_by(pack, engine.name), settings, images=len(to_train_on), headless=engine.name == "torch"
         ),
         gate=gate,
-        judge=Judge(pack, engine, validation, test, recorder.phase, breathe, progress.batch_limit, witnesses, served),
+        judge=Judge(
+            pack, engine, validation, test, recorder.phase, breathe, progress.batch_limit, witnesses, served, shared
+        ),
         recorder=recorder,
         ledger=ledger,
         book=book,
@@ -160,4 +165,5 @@ def build_session(
         facts=facts,
         learnt=nothing_learnt() if pack.begun_from is None else learnt,
         hashes=hashes,
+        shared=shared,
     )

@@ -14,8 +14,9 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate, evaluate_logits
-from edge_sel.edge.features.cache import weights_digest
+from edge_sel.edge.features.cache import known_features, weights_digest
 from edge_sel.edge.features.precision import CHUNK
+from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.free_memory import trim
 from edge_sel.edge.outputs.learnt import Served
 from edge_sel.engines.base import Engine
@@ -48,6 +49,7 @@ class Judge:
         breathe: called after each batch; may rest.
         batch_limit: of the run; lowered where memory is short.
         witnesses: training images of the same place, which judge what has not learnt from them; None for none.
+        shared: features that earlier runs have left; None for none.
         served: which of these the model in service has learnt; None where it has learnt none.
     """
 
@@ -62,10 +64,11 @@ class Judge:
         batch_limit: BatchLimit,
         witnesses: ImageSet | None = None,
         served: Served | None = None,
+        shared: SharedFeatures | None = None,
     ) -> None:
         self.validation, self.test, self.witnesses, self.served = validation, test, witnesses, served
         self.engine, self.batch_limit = engine, batch_limit
-        self._pack, self._phase, self._breathe = pack, phase, breathe
+        self._pack, self._phase, self._breathe, self._shared = pack, phase, breathe, shared
         self._seen: dict[int, _Features] = {}
         self._compared = False
 
@@ -115,15 +118,24 @@ class Judge:
         prefix = self.engine.prefix(pack, RIDGE, weights)
         if prefix is None:
             return None
-        rows = []
-        for part in np.split(np.arange(len(images)), range(chunk, len(images), chunk)):
-            rows.append(prefix(normalise(images.read(part), model.mean, model.std)))
-            self._breathe()
-        self._seen[id(images)] = _Features(by, np.concatenate(rows))
+        kept = known_features(self.engine, pack, info, "", weights, images, self._shared, np.float32)
+        every, plain = np.arange(len(images)), np.zeros(len(images), bool)
+        rows, found = (
+            (np.zeros((len(images), *info.shape), np.float32), plain) if kept is None
+            else kept.read(every, plain, info.shape)
+        )  # fmt: skip
+        missing = np.flatnonzero(~found)
+        for part in np.split(missing, range(chunk, len(missing), chunk)):
+            if len(part):
+                rows[part] = prefix(normalise(images.read(part), model.mean, model.std))
+                self._breathe()
+        if kept is not None and len(missing):
+            kept.write(missing, plain[missing], rows[missing])
+        self._seen[id(images)] = _Features(by, rows)
         del prefix  # its session
         if not self._compared:
-            self._compare(weights, images, rows[0])
-        return self._seen[id(images)].rows
+            self._compare(weights, images, rows[:chunk])
+        return rows
 
     def _compare(self, weights: Arrays, images: ImageSet, features: np.ndarray) -> None:
         """Whether the pack's inference graph makes of the first images what the head makes of their features.

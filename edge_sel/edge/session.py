@@ -14,6 +14,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.batch_limit import Shortage
 from edge_sel.edge.bookkeeper import Bookkeeper
 from edge_sel.edge.energy import EnergyLedger
+from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.first_look import closing_forecast, look_first
 from edge_sel.edge.free_memory import trim
 from edge_sel.edge.governor.decision import Limit
@@ -79,6 +80,7 @@ class Session:
         facts: what ``run.json`` tells of what the run was given.
         learnt: what the model in service has learnt, at last the new one if it ships; None where nobody knows.
         hashes: of the images to train on, uint64 [N].
+        shared: features that earlier runs have left; None for none.
 
         judged: the state that the last judgement was of; None before it.
         fitted: what the head was fitted to in closed form, if this process did.
@@ -105,6 +107,7 @@ class Session:
     facts: Mapping[str, Any]
     learnt: Learnt | None
     hashes: np.ndarray
+    shared: SharedFeatures | None
 
     def __post_init__(self) -> None:
         self._throttled_before = self.host.throttling()
@@ -199,7 +202,8 @@ class Session:
         progress = self.progress
         inputs = StageInputs(
             self.pack, self.engine, self.training, self.gate, self.settings, self.folder.path, self.host.cpu_time,
-            self.recorder.phase, progress.batch_limit, outlive=self.book.cuts > 0, served=self.judge.served,
+            self.recorder.phase, progress.batch_limit, outlive=self.book.cuts > 0,
+            shared=self.shared, served=self.judge.served,
         )  # fmt: skip
         kind = stage_kind(self.pack.plan(progress.stage.plan))
         with kind(inputs, progress.stages_done, progress.weights, progress.stage, progress.memory) as stage:
@@ -315,6 +319,8 @@ class Session:
         throttled = new_throttling(self._throttled_before, self.host.throttling())
         ended: dict[str, Any] = {"shipped": shipped, "evidence": evidence, "stopped": stopped}
         ended |= trouble_block(self.progress, self.training, figure, throttled, self.settings)
+        if self.shared is not None:
+            ended["feature_store"] = self.shared.told()
         ended["outputs"] = {} if after is None else self.folder.digests()
         if judged is not None:
             ended |= insight_block(replace(judged, run_spent=spent), self.pack, self.training, self.judge.validation)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_sel.config.settings import Resolved
-from edge_sel.files import cannot_write, read_regular, write_durably
+from edge_sel.files import cache_folder, cannot_write, read_regular, write_durably
 from edge_sel.power.find import board_model, sysfs_root
 from edge_sel.runs.lock import hold_lock
 
@@ -130,13 +130,8 @@ def machine(profile: str, cores: int, root: Path = Path("/")) -> dict[str, Any]:
 
 def tuning_file(pack: str, engine: str, environ: Mapping[str, str]) -> Path | None:
     """Where the figures of a pack (its digest) are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``; None without a home."""
-    folder = Path(environ.get("XDG_CACHE_HOME", ""))
-    if not folder.is_absolute():
-        try:
-            folder = Path.home() / ".cache"
-        except RuntimeError:  # a user that the system does not know, as in some containers
-            return None
-    return folder / "edge-sel" / "tuning" / f"{pack}-{engine}.json"
+    folder = cache_folder(environ, "tuning")
+    return None if folder is None else folder / f"{pack}-{engine}.json"
 
 
 def write_tuning(path: Path, costs: Costs, here: Mapping[str, Any], meter: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from edge_sel.power.find import OPENERS
 from tests.cli.shell import PACK, block, run
 from tests.edge.sessions import events, tree
 
-FILES = {"run.json", "history.csv", "events.jsonl", "journal.jsonl", "power.csv", "model.onnx", "weights.safetensors"}
+FILES = {"run.json", "history.csv", "events.jsonl", "journal.jsonl", "power.csv", "model.onnx", "weights.safetensors",
+         "learnt.safetensors"}  # fmt: skip
 SHORT = ["--plan", "bn", "--threads", 1]
 
 

@@ -19,7 +19,7 @@ import pytest
 from edge_sel.config.settings import Resolved, resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.roles import as_places, content_hashes
+from edge_sel.data.roles import as_places
 from edge_sel.data.shifts import apply_shift
 from edge_sel.edge.build import build_session
 from edge_sel.edge.governor.decision import Limit
@@ -134,7 +134,7 @@ def digits(count: int = 120, part: str = "field") -> ImageSet:
     images = apply_shift("field_camera", load_digits(part), seed=0)
     if count >= len(images):
         return images
-    judges = as_places(content_hashes(images)) < DEFAULTS["guard_fraction"]
+    judges = as_places(images.content_digests()[:, 0]) < DEFAULTS["guard_fraction"]
     of_class = [np.cumsum((images.labels == label) & judges) for label in range(len(images.classes))]
     rank = np.choose(images.labels, of_class)  # of a judge among those of its class
     first = np.flatnonzero(judges)[np.argsort(rank[judges], kind="stable")][: count // 6]
@@ -144,7 +144,7 @@ def digits(count: int = 120, part: str = "field") -> ImageSet:
 def of_counts(*counts: int) -> ImageSet:
     """So many digits 0, 1, 2 …, of each at least one to learn from and one that will judge."""
     images, share = digits(500), DEFAULTS["guard_fraction"]
-    judges, chosen = as_places(content_hashes(images)) < share, []
+    judges, chosen = as_places(images.content_digests()[:, 0]) < share, []
     for label, count in enumerate(counts):
         held = min(max(round(share * count), 1), count - 1) if count > 1 else 0
         members = images.labels == label

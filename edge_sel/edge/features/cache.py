@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.features.precision import CHUNK, INT8, EnterPhase, image_range
+from edge_sel.edge.features.shared import KnownFeatures, SharedFeatures
 from edge_sel.edge.features.store import FeatureStore, discard, open_store
 from edge_sel.engines.base import Engine, Prefix
 from edge_sel.pack.manifest import PrefixInfo
@@ -42,6 +46,7 @@ class FeatureCache:
         store: where to keep features; None computes them anew each time.
         featured: which were kept by an earlier part of the run, [copies · N] bool, or empty.
         phase: tells the energy recorder: ``load`` for reading, ``prefix`` for computing.
+        known: of earlier runs; None for none.
 
     Attributes:
         kept: [copies · N] bool, which features need not be computed any more; empty where they are not kept.
@@ -61,10 +66,11 @@ class FeatureCache:
         store: FeatureStore | None,
         featured: np.ndarray,
         phase: EnterPhase,
+        known: KnownFeatures | None = None,
     ) -> None:
         self._model, self._images, self._info = pack.manifest.model, images, info
         self.takes_images, self._prefix, self._load = prefix is None, prefix, load
-        self._store, self._phase = store, phase
+        self._store, self._phase, self._known = store, phase, known
         self.kept = store.there() if store else np.zeros(0, bool)
         self.featured = featured if len(featured) == len(self.kept) else np.zeros(len(self.kept), bool)
         self.computed = 0
@@ -84,19 +90,21 @@ class FeatureCache:
             self.computed += len(indices) if self._info else 0
             return self._pixels(indices, mirrored)
         if self._store is None:
-            self.computed += _filled(len(indices))
-            return self._compute(indices, mirrored).astype(np.float32)
+            rows, fresh = self._compute(indices, mirrored)
+            self.computed += _filled(int(fresh.sum()))
+            return rows.astype(np.float32)
         step = copies(self._model.flip)
         keys, back = np.unique(indices * step + mirrored, return_inverse=True)
         new = ~self.featured[keys]
-        self.computed += _filled(int(new.sum()))
         self.featured[keys] = True
         with self._phase("load"):
             rows, found = self._store.read(keys)
         missing = keys[~found]
         if len(missing):
-            rows[~found] = self._compute(missing // step, missing % step > 0)
+            rows[~found], fresh = self._compute(missing // step, missing % step > 0)
+            new[~found] &= fresh
             self._keep(missing, rows[~found])
+        self.computed += _filled(int(new.sum()))
         if self._store is not None:
             self.kept[keys] = True
             if self.kept.all():  # the backbone has done its work: its memory is better spent elsewhere
@@ -115,8 +123,20 @@ class FeatureCache:
             images[mirrored] = images[mirrored, :, ::-1]
             return normalise(images, self._model.mean, self._model.std)
 
-    def _compute(self, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-        """Float16 [n, …]; the last image fills up the last chunk."""
+    def _compute(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Float16 [n, …], and which of them were computed, as no earlier run has left them."""
+        if self._known is None or self._info is None:
+            return self._computed(indices, mirrored), np.ones(len(indices), bool)
+        with self._phase("load"):
+            rows, found = self._known.read(indices, mirrored, self._info.shape)
+        if not found.all():
+            rows[~found] = self._computed(indices[~found], mirrored[~found])
+            with self._phase("load"):
+                self._known.write(indices[~found], mirrored[~found], rows[~found])
+        return rows, ~found
+
+    def _computed(self, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """The last image fills up the last chunk."""
         pixels = self._pixels(indices, mirrored)
         fill = _filled(len(pixels)) - len(pixels)
         pixels = np.concatenate([pixels, *[pixels[-1:]] * fill])
@@ -155,11 +175,12 @@ def open_features(
     folder: Path | None,
     phase: EnterPhase,
     outlive: bool = False,
+    shared: SharedFeatures | None = None,
 ) -> FeatureCache:
     """What the trainer of a plan is to be fed, from ``images`` and, if the model allows it, their mirror images.
 
     Features are kept in memory or in a file in ``folder``, if there is one, as ``open_store`` decides by the settings;
-    with ``outlive`` rather in a file.
+    with ``outlive`` rather in a file. ``shared`` are those of earlier runs.
     """
     info, path = pack.prefix(plan), None if folder is None else folder / FILE
     load = _loader(engine, pack, plan, weights, images, precision)
@@ -173,15 +194,36 @@ def open_features(
             partial(_key, engine.name, pack, info, precision, weights, images),
             memory_mb=settings.feature_cache_mb, disk_mb=settings.feature_cache_disk_mb, outlive=outlive,
         )  # fmt: skip
-    return FeatureCache(pack, images, info, prefix, load, store, featured, phase)
+    known = known_features(engine, pack, info, precision, weights, images, shared)
+    return FeatureCache(pack, images, info, prefix, load, store, featured, phase, known)
 
 
 def passing_features(
-    engine: Engine, pack: Pack, plan: str, weights: Arrays, images: ImageSet, *, precision: str, phase: EnterPhase
-) -> FeatureCache:
-    """The same, of which nothing is kept."""
-    load = _loader(engine, pack, plan, weights, images, precision)
-    return FeatureCache(pack, images, pack.prefix(plan), load(), load, None, np.zeros(0, bool), phase)
+    engine: Engine, pack: Pack, plan: str, weights: Arrays, images: ImageSet, *, precision: str, phase: EnterPhase,
+    shared: SharedFeatures | None = None,
+) -> FeatureCache:  # fmt: skip
+    """The same, of which the run keeps nothing."""
+    load, info = _loader(engine, pack, plan, weights, images, precision), pack.prefix(plan)
+    known = known_features(engine, pack, info, precision, weights, images, shared)
+    return FeatureCache(pack, images, info, load(), load, None, np.zeros(0, bool), phase, known)
+
+
+def known_features(
+    engine: Engine, pack: Pack, info: PrefixInfo | None, precision: str, weights: Arrays, images: ImageSet,
+    shared: SharedFeatures | None, kind: Any = np.float16,
+) -> KnownFeatures | None:  # fmt: skip
+    """The features of these images that earlier runs have left, by a hash of all that computes them."""
+    if shared is None or shared.stopped or info is None:
+        return None
+    graph = info.int8.graph if precision == INT8 and info.int8 else info.graph
+    model = pack.manifest.model
+    by = [
+        engine.name, version("onnxruntime") if engine.name != "torch" else version("torch"), platform.machine(),
+        pack.manifest.files[graph].sha256, info.shape, model.mean, model.std, model.image_size, precision or "fp32",
+        image_range(pack, images) if precision == INT8 else None,
+    ]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(by).encode() + weights_digest(info, weights)).digest()
+    return KnownFeatures(shared, digest, images.content_digests(), kind)
 
 
 def _loader(

@@ -27,7 +27,7 @@ class Learnt(NamedTuple):
     """Images that a model was trained on."""
 
     images: np.ndarray
-    """uint64 [M], ascending, of each image a hash of its pixels (``data.roles.content_hashes``)."""
+    """uint64 [M], ascending, of each image a hash of its pixels (``ImageSet.content_digests``)."""
     left_out: np.ndarray
     """float32 [M, C], logits of each under the head that was fitted without it; NaN where nobody knows."""
 

@@ -17,6 +17,7 @@ from edge_sel.version import __version__
 MAY_CHANGE = {
     "engine", "device", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
     "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours", "max_pixels", "require_signature",
+    "feature_store", "feature_store_mb",
 }  # fmt: skip
 """Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.
 

@@ -204,7 +204,7 @@ class ClosedFormStage(TrainingStage):
         inputs, weights = self.inputs, {**self._start, **statistics}
         features = passing_features(
             inputs.engine, inputs.pack, RIDGE, weights, images or inputs.images, precision=self._precision.name,
-            phase=inputs.phase,
+            phase=inputs.phase, shared=inputs.shared,
         )  # fmt: skip
         found = features.get(rows).astype(np.float16)
         self.state.totals.prefixed += features.computed

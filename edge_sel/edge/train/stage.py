@@ -20,6 +20,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.features.cache import FeatureCache, open_features
 from edge_sel.edge.features.precision import EnterPhase, Precision, choose_precision
+from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.outputs.learnt import Served
 from edge_sel.edge.train.channels import told
 from edge_sel.edge.train.gate import Gate
@@ -46,6 +47,7 @@ class StageInputs:
         phase: tells the energy recorder what the joules are spent on.
         batch_limit: of the run; lowered where memory is short.
         outlive: whether features should outlive this process, which is likely to be killed.
+        shared: features that earlier runs have left; None for none.
         served: which images the model in service has learnt; None where it has learnt none.
     """
 
@@ -60,6 +62,7 @@ class StageInputs:
     batch_limit: BatchLimit
     outlive: bool = False
     served: Served | None = None
+    shared: SharedFeatures | None = None
 
 
 class PrecisionChosen(NamedTuple):
@@ -177,7 +180,7 @@ class TrainingStage(ABC):
         features = open_features(
             inputs.engine, inputs.pack, plan, self._start, inputs.images, precision=precision.name,
             featured=state.featured, settings=inputs.settings, folder=inputs.folder, phase=inputs.phase,
-            outlive=inputs.outlive,
+            outlive=inputs.outlive, shared=inputs.shared,
         )  # fmt: skip
         return precision, features
 

@@ -51,8 +51,10 @@ class HeadFit(NamedTuple):
     """λ that was chosen, as in ``RIDGES``; infinite where the old head stays."""
     prior: float
     """Weight of what the server, or the old head, knew."""
+    scale: float
+    """Factor of what was fitted, or of an old head that stays: the reciprocal of a temperature."""
     kept: float
-    """Factor of the old head, which is part of the new one."""
+    """Factor of the old head in the new one; ``scale`` where the old head stays."""
     features: int
     """How many were used: the first ones, or all."""
     loss: float
@@ -85,6 +87,7 @@ def fit_head(
     ridges: Sequence[float] = RIDGES,
     priors: Sequence[float] = (),
     old_said: Array | None = None,
+    like: HeadFit | None = None,
 ) -> HeadFit:
     """The head that does best on samples, and on examples of the server, that it was not fitted to; or the old one.
 
@@ -112,6 +115,7 @@ def fit_head(
         priors: w to try; by default ``PRIORS`` or ``OLD_HEADS``.
         old_said: float[N, C], logits of samples that the old head has learnt, as it would say without them; NaN in rows
             of others. None: it has learnt none.
+        like: an earlier fit whose choices are taken as they are: one solution and no search, for a few samples more.
 
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit);
     Guo et al. 2017 (temperature scaling); Wolpert 1992 (stacking); Fanì et al. 2024 (sums of several places add up).
@@ -119,6 +123,8 @@ def fit_head(
     standard = standard or standard_of(features, groups)
     data = _Data(features, labels, classes, standard, prior, examples, old, old_said)
     few = data if features.shape[0] <= CHOSEN_BY else data.subset(spread(labels, CHOSEN_BY))
+    if like is not None:
+        return data.like(like)
     says = old is not None and bool(data.xp.any(old[0] != 0))  # a new head does not
     tried = priors or (PRIORS if prior is not None else OLD_HEADS if says else (0.0,))
     widths = dict.fromkeys((shallow or features.shape[1], features.shape[1]))
@@ -238,6 +244,11 @@ class _Data:
         every = samples if examples is None else xp.concat([samples, examples])
         return every if bool(xp.all(xp.isfinite(every))) else None
 
+    def like(self, fit: HeadFit) -> HeadFit:
+        """By the choices of another fit."""
+        best = _Choice(fit.features if fit.changed else 0, fit.prior, fit.ridge, Scales(fit.scale, fit.kept), fit.loss)
+        return self.fitted(best) if fit.changed else self.as_it_is(best)
+
     def as_it_is(self, best: _Choice) -> HeadFit:
         """The old head at its best temperature."""
         xp, features, old = self.xp, self._given[0], self._given[6]
@@ -246,7 +257,7 @@ class _Data:
         logits = own * self._old_logits()[0]
         loss = float(xp.mean(cross_entropy(logits, self._labels)))
         weight, bias = (part * xp.asarray(own, dtype=part.dtype) for part in old)
-        return HeadFit(weight, bias, False, best.ridge, 0.0, own, features.shape[1], loss, logits)
+        return HeadFit(weight, bias, False, best.ridge, 0.0, own, own, features.shape[1], loss, logits)
 
     def fitted(self, best: _Choice) -> HeadFit:
         """A head for features as they are: the standard, the temperature and the old head are part of it."""
@@ -267,7 +278,7 @@ class _Data:
             left_out = left_out + other * self._kept[: left_out.shape[0]]
         loss = float(xp.mean(cross_entropy(left_out, self._labels)))
         weight, bias = (xp.astype(part, dtype) for part in (weight, bias))
-        return HeadFit(weight, bias, True, best.ridge, best.prior, other, best.features, loss, left_out)
+        return HeadFit(weight, bias, True, best.ridge, best.prior, own, other, best.features, loss, left_out)
 
     def _solve(self, width: int, weight: float, ridge: float) -> tuple[Array, Array]:
         """Coefficients [width + 1, C] and the left-out logits [N, C] of one candidate, without a decomposition."""

@@ -301,3 +301,27 @@ def test_an_old_head_of_no_use_costs_the_others_nothing(seed):
     for ridge_ in ridge.RIDGES:
         [alone], [beside] = ([*data.candidates(30, 0.0, [ridge_])] for data._kept in (None, data._old_logits()[0]))
         assert beside.loss < 1.01 * alone.loss + 1e-4
+
+
+@pytest.mark.parametrize("with_old", [False, True])
+def test_a_fit_like_another_is_that_fit_without_the_search(with_old):
+    features, labels, old = samples(90, 30, noise=2.0)
+    known = {"old": old} if with_old else {}
+    first = fit_head(features[:80], labels[:80], CLASSES, **known)
+    again = fit_head(features[:80], labels[:80], CLASSES, **known, like=first)
+    np.testing.assert_allclose(again.weight, first.weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(again.left_out, first.left_out, rtol=1e-7, atol=1e-9)
+    more = fit_head(features, labels, CLASSES, **known, like=first)
+    assert (more.ridge, more.prior, more.scale, more.kept) == (first.ridge, first.prior, first.scale, first.kept)
+    whole = fit_head(features, labels, CLASSES, **known)
+    assert abs(more.loss - whole.loss) < 0.1
+
+
+def test_an_old_head_that_stayed_stays_in_a_fit_like_it():
+    features, labels, _ = samples(40, 16)
+    good = fit_head(*samples(4000, 16, seed=5)[:2], CLASSES)
+    chance = np.random.default_rng(0).permutation(labels)
+    first = fit_head(features, chance, CLASSES, old=(good.weight * 0, good.bias * 0 + 1))
+    again = fit_head(features, chance, CLASSES, old=(good.weight * 0, good.bias * 0 + 1), like=first)
+    assert again.changed == first.changed
+    np.testing.assert_allclose(again.weight, first.weight, atol=1e-6)

@@ -37,7 +37,7 @@ FLOORS = (
     {"data", "models", "runs"},
     {"sel"},
     {"config"},
-    {"units", "files", "arrays"},
+    {"units", "files", "arrays", "sysfs"},
     {"errors", "version"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -28,8 +28,9 @@ SWITCHES = 20_000
 def open_recorder(meter: str | None) -> Any:
     """As ``edge-sel finetune`` has it; one that does nothing for None."""
     from edge_sel.config.profiles import detect_profile, load_profile
-    from edge_sel.power.find import find_meter, find_thermometer
+    from edge_sel.power.find import find_meter
     from edge_sel.power.recorder import EnergyRecorder
+    from edge_sel.power.temperature import find_thermometer
 
     if meter is None:
         return EnergyRecorder(None, background=False, temperature=lambda: None)

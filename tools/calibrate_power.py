@@ -5,7 +5,11 @@
     edge-sel finetune --profile mine.toml
 
 The first form needs a meter that measures the whole board or the processor; it loads none, some and all cores in
-turn and draws a line through the watts. With a plug meter, load the machine yourself (such as `stress-ng --matrix N`),
+turn and draws a line through the watts:
+
+    watts = idle_w + (max_w - idle_w) * utilisation
+
+With a plug meter, load the machine yourself (such as `stress-ng --matrix N`),
 write down `utilisation,watts` (0 to 1, for N of all cores N/cores) in a CSV file and take the second form.
 
 Nothing else should run meanwhile. What a meter does not see (of RAPL: all but processor and memory) is not in the
@@ -14,6 +18,8 @@ profile either; the file names the meter.
 
 from __future__ import annotations
 
+import csv
+import math
 import os
 import platform
 import subprocess
@@ -24,21 +30,29 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from statistics import fmean, linear_regression
+from textwrap import wrap
+from typing import NamedTuple
 
 import click
 
 from edge_sel.config.profiles import Profile, detect_profile, load_profile
-from edge_sel.errors import EdgeSelError, SetupError, UsageError
-from edge_sel.power import EnergyRecorder, Meter, find_meter
-from edge_sel.power.calibrate import Point, fit_line, profile_toml, read_points
-from edge_sel.power.find import OPENERS
-from edge_sel.power.processors import logical_processors
+from edge_sel.errors import DataError, EdgeSelError, SetupError, UsageError
+from edge_sel.power.find import METER_KINDS, find_meter
+from edge_sel.power.meter import Meter
 from edge_sel.power.psutil_model import PsutilModel
+from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.power.resources import logical_processors
 
-METERS = ("jetson", "rapl", "battery")  # NVML measures the graphics card, which these loads leave alone
+# The loads leave the graphics card alone, so what measures it tells nothing of them.
+METERS = tuple(name for name, kind in METER_KINDS.items() if kind.source == "measured" and kind.of != "gpu")
 PERIOD_S = 0.1
 SETTLE_S = 2.0  # clocks and voltage regulators take about a second to follow
 MOST_LEVELS = 9
+COLUMNS = ("utilisation", "watts")
+LEAST_SPREAD = 0.2
+"""From the least to the greatest utilisation; a line drawn from less says little about its ends."""
+LEAST_RISE_W = 0.01
 # Matrix products, as in training: they draw more than an empty loop. Ends by itself if this process is killed.
 LOAD = """
 import os, sys, time
@@ -51,6 +65,111 @@ while os.getppid() == parent:
     if duty < 1:
         time.sleep(0.1 * (1 - duty))
 """
+
+
+class Point(NamedTuple):
+    """One measurement."""
+
+    utilisation: float
+    """Busy processor time divided by all of it, 0 to 1."""
+    watts: float
+    """Above 0."""
+
+
+class Fit(NamedTuple):
+    """The line."""
+
+    idle_w: float
+    """Watts at utilisation 0."""
+    max_w: float
+    """Watts at utilisation 1."""
+    error_percent: float
+    """How far the points are from the line, root mean square, in per cent of their mean power."""
+    worst_percent: float
+    """The farthest of them, in per cent of its own power."""
+
+
+def fit_line(points: Sequence[Point], where: object = None) -> Fit:
+    """The least-squares line through the points.
+
+    Args:
+        points: at least two, of utilisations that differ.
+        where: what to name in an error.
+
+    Raises:
+        DataError: no line that a computer can have: too little spread, falling, or below 0 W at rest.
+
+    """
+    loads, powers = [p.utilisation for p in points], [p.watts for p in points]
+    if not points or max(loads) - min(loads) < LEAST_SPREAD - 1e-9:
+        fix = "measure at rest and with all cores busy"
+        raise DataError(f"two utilisations that lie {LEAST_SPREAD:g} apart are needed", where=where, fix=fix)
+    slope, idle_w = linear_regression(loads, powers)
+    if slope < LEAST_RISE_W:
+        what = f"the watts do not rise with the load ({slope:+.2f} W from rest to full load)"
+        raise DataError(what, where=where, fix="measure longer, and while nothing else runs")
+    if idle_w < 0:
+        what = f"the line gives {idle_w:.2f} W at rest"
+        raise DataError(what, where=where, fix="measure longer, also at rest")
+    misses = [watts - idle_w - slope * load for load, watts in points]
+    rms_w = math.sqrt(fmean(miss * miss for miss in misses))
+    worst = max(abs(miss) / watts for miss, watts in zip(misses, powers, strict=True))
+    return Fit(idle_w, idle_w + slope, 100 * rms_w / fmean(powers), 100 * worst)
+
+
+def read_points(path: Path) -> list[Point]:
+    """The rows of a CSV file with the columns ``utilisation`` (0 to 1) and ``watts``.
+
+    Raises:
+        UsageError: the file cannot be read.
+        DataError: a column is missing, or a row holds something else; it is named.
+
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, skipinitialspace=True)
+            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise DataError(f"no column {' or '.join(missing)}", where=path, fix="first line: utilisation,watts")
+            return [_point(row, f"{path}, line {rows.line_num}") for row in rows]
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=path) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"is not CSV: {error}", where=path, fix="save it as CSV, UTF-8") from error
+
+
+def _point(row: dict[str, str | None], where: str) -> Point:
+    values = []
+    for name in COLUMNS:
+        text = row[name]
+        try:
+            values.append(float(text or ""))
+        except ValueError:
+            raise DataError(f"{name} is {text!r}, not a number", where=where, fix="such as 0.5,12.3") from None
+    point = Point(*values)
+    if not 0 <= point.utilisation <= 1:
+        raise DataError(f"utilisation is {point.utilisation:g}, not 0 to 1", where=where, fix="0.5 is 50 %")
+    if not 0 < point.watts < math.inf:
+        raise DataError(f"watts is {point.watts:g}, which no computer draws", where=where)
+    return point
+
+
+def profile_toml(fit: Fit, base: Profile, notes: Sequence[str]) -> str:
+    """A profile file: the line's two powers under the notes, everything else as in ``base``."""
+    printable = ("".join(c if c.isprintable() else " " for c in note) for note in notes)
+    lines = [f"# {line}" for note in printable for line in wrap(note, 117)]
+    lines += ["", "[power]"]
+    lines += [f"# Measured: the line through the points at utilisation 0, off by {fit.error_percent:.1f} % (rms)."]
+    lines += [f"idle_w = {fit.idle_w:.3f}"]
+    lines += ["# Measured: the same at utilisation 1.", f"max_w = {fit.max_w:.3f}"]
+    lines += ["meters = [" + ", ".join(f'"{name}"' for name in base.meters) + "]"]
+    if base.max_c is not None:
+        lines += ["", "[thermal]", f"# As in the profile {base.name}.", f"max_c = {base.max_c}"]
+    runtime = {"threads": base.threads, "batch_size": base.batch_size}
+    given = [f"{key} = {value}" for key, value in runtime.items() if value is not None]
+    if given:
+        lines += ["", "[runtime]", f"# As in the profile {base.name}.", *given]
+    return "\n".join(lines) + "\n"
 
 
 def levels(cores: int) -> list[float]:
@@ -118,7 +237,7 @@ def measure(
 
 def open_meter(base: Profile, wanted: str) -> Meter:
     """A meter that measures; SetupError with the reason of each that does not."""
-    meter, probes = find_meter(replace(base, meters=METERS), wanted, openers={name: OPENERS[name] for name in METERS})
+    meter, probes = find_meter(replace(base, meters=METERS), wanted, kinds={name: METER_KINDS[name] for name in METERS})
     if meter is None:
         reasons = "; ".join(f"{probe.name}: {probe.why}" for probe in probes)
         fix = "see edge-sel doctor, or read a plug meter and pass --watts-from FILE.csv"

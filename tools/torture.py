@@ -30,7 +30,7 @@ from abuse.faults import KINDS, MODES
 from abuse.leak import leaks
 from abuse.runs import FAULTY, KILLED_AT_RANDOM, LONG, Fault, Verdict, Victim, own_meter, small_field
 
-from edge_sel.power import EnergyRecorder
+from edge_sel.power.recorder import EnergyRecorder
 
 MOST_KILLS = 4
 """Of one run, before it is let go."""

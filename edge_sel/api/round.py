@@ -42,12 +42,12 @@ from edge_sel.files import cache_folder
 from edge_sel.pack.expert import read_expert
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.trained import pack_of_run
-from edge_sel.power.find import sysfs_root
 from edge_sel.power.meter import Meter
-from edge_sel.power.processors import usable_cores
 from edge_sel.power.recorder import clock_through_sleep
+from edge_sel.power.resources import usable_cores
 from edge_sel.power.throttle import ThrottleReader
 from edge_sel.sel.feature_sums import SampleSums, sum_samples
+from edge_sel.sysfs import sysfs_root
 from edge_sel.tuning.choose import machine, read_tuning, tuned_settings, tuning_file
 
 AnyPath = str | PathLike[str]

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_sel.config.profiles import METERS, Profile, detect_profile, load_profile
+from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.power import access
-from edge_sel.power.find import find_meter, sysfs_root
-from edge_sel.power.processors import find_processors
-from edge_sel.power.throttle import read_throttling
-from edge_sel.power.zones import ZoneReader
+from edge_sel.power.find import METER_KINDS, find_meter
+from edge_sel.power.resources import find_processors
+from edge_sel.power.temperature import ZoneReader
+from edge_sel.power.throttle import ThrottleReader
+from edge_sel.sysfs import sysfs_root
 from edge_sel.version import __version__
 
 LEAST_FREE_BYTES = 500_000_000
@@ -64,7 +65,7 @@ def examine(profile: str | None, root: Path = Path("/")) -> Entry:
         "cpus": attempt("processors", lambda: asdict(find_processors(root)), None),
         "disk": attempt("disk", disk, None),
         **attempt("surroundings", lambda: surroundings(root), {"container": None, "wsl": False}),
-        "meters": [attempt(f"meter {name}", partial(meter, device, name), unknown_meter(name)) for name in METERS],
+        "meters": [attempt(f"meter {name}", partial(meter, device, name), unknown_meter(name)) for name in METER_KINDS],
         "permissions": attempt("permissions", lambda: find_permissions(root, sysfs), list[Entry]()),
         **attempt("temperatures", lambda: zones(sysfs), {"thermal": [], "thermal_skipped": []}),
         "throttling": attempt("throttling", lambda: throttling(sysfs), list[Entry]()),
@@ -136,7 +137,7 @@ def sensors() -> list[Entry]:
 
 def throttling(sysfs: Path) -> list[Entry]:
     """What may slow the device down: whether it does now, and how often it did since the start."""
-    return [entry._asdict() for entry in read_throttling(sysfs)]
+    return [entry._asdict() for entry in ThrottleReader(sysfs).read()]
 
 
 def ort() -> Entry:
@@ -187,7 +188,8 @@ ENGINES: dict[str, Callable[[], Entry]] = {"ort": ort, "ort-training": ort_train
 def find_hints(report: Entry, device: Profile, root: Path, sysfs: Path) -> list[str]:
     """What to do about what was found, other than about single meters."""
     # A graphics card's watts say nothing of work on the processor, which is what the default engine does.
-    measured = any(entry["usable"] and entry["name"] not in ("psutil", "nvml") for entry in report["meters"])
+    usable = [METER_KINDS[entry["name"]] for entry in report["meters"] if entry["usable"]]
+    measured = any(kind.source == "measured" and kind.of != "gpu" for kind in usable)
     moved = "EDGE_SEL_SYSFS_ROOT" in os.environ
     container = report["container"] and access.Container(**report["container"])
     found = access.hints(container, root, sysfs, wanted=not measured and not moved)

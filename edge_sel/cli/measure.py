@@ -53,7 +53,7 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
 
 def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
     """``(max − idle)·cpu_s/cores``: the profile's model, for the CPU time of the command alone."""
-    from edge_sel.power.processors import logical_processors
+    from edge_sel.power.resources import logical_processors
 
     return (max_w - idle_w) * cpu_s / logical_processors()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -133,8 +133,8 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
     from edge_sel.api.inputs import open_profile
     from edge_sel.cli.show_reference import ReferenceConsole, print_overview
     from edge_sel.edge.hold import prepare_folder
-    from edge_sel.power.find import find_thermometer
     from edge_sel.power.recorder import EnergyRecorder
+    from edge_sel.power.temperature import find_thermometer
     from edge_sel.reference import parallel
     from edge_sel.reference.compare import overview
     from edge_sel.reference.data import load_sets
@@ -181,16 +181,16 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
 
 
 def _find_meter(profile: Profile, name: str, gpu: bool, note: Callable[[str], None]) -> Meter | None:
-    from edge_sel.power.find import find_meter
+    from edge_sel.power.find import METER_KINDS, find_meter, why_none
 
     if gpu and name == "auto":
         # Before all others: those of a desktop know the processor only.
-        meter, tried = find_meter(profile, "nvml")
+        of_gpu = tuple(meter for meter, kind in METER_KINDS.items() if kind.of == "gpu")
+        meter, tried = find_meter(replace(profile, meters=of_gpu))
         if meter is not None:
             return meter
-        note(f"joules are not the GPU's, as NVML does not work: {tried[0].why}")
-    # While the work is on the processor, a graphics card's watts are idle ones or somebody else's.
-    return find_meter(profile, name, skip=("nvml",) if name == "auto" else ())[0]
+        note(f"joules are not the GPU's, as no meter of GPUs works: {why_none(tried)}")
+    return find_meter(profile, name, on_processor=True)[0]
 
 
 def _compare(given: _Given) -> int:

@@ -56,8 +56,8 @@ def command(
     from edge_sel.config.settings import resolve
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.power.find import find_meter
-    from edge_sel.power.processors import usable_cores
     from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
+    from edge_sel.power.resources import usable_cores
     from edge_sel.tuning import choose, measure
 
     device = open_profile(profile)
@@ -69,7 +69,7 @@ def command(
     if path is None:
         raise SetupError("this user has no home folder to store the result in", fix="set XDG_CACHE_HOME to a folder")
     cores = usable_cores()
-    found, _ = find_meter(device, settings.meter, skip=("nvml",))
+    found, _ = find_meter(device, settings.meter, on_processor=True)
     window_s = max(seconds / measure.ROUNDS, found.min_window_s if found is not None else 0.0)
     tried = measure.candidates(cores, settings.batch_size)
     note = partial(click.echo, err=True)

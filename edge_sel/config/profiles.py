@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edge_sel.config.schema import key, nearest, read_toml, schema_of, validate
 from edge_sel.errors import UsageError
+from edge_sel.sysfs import device_tree, has_nvidia_card, sysfs_root, sysfs_text
 
 MAX_THREADS = max(256, 4 * (os.cpu_count() or 1))
 """More only wait for one another, and each takes memory."""
@@ -37,7 +38,6 @@ _BOARDS = (
 )
 _PORTABLE = {"8", "9", "10", "14", "30", "31", "32"}  # SMBIOS: portable, laptop, notebook, sub-notebook, tablets
 _VIRTUAL = r"kvm|qemu|\bxen\b|vmware|virtual|bochs|amazon ec2|google compute|alibaba|openstack|droplet|vserver"
-_NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
 @dataclass(frozen=True)
@@ -84,53 +84,33 @@ def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.envir
     one that was given a graphics card), an unknown board (it has a device tree and no BIOS that tells of itself), a
     computer with an NVIDIA graphics card, or ``default``.
     """
-    sysfs = Path(environ.get("EDGE_SEL_SYSFS_ROOT") or root / "sys")
+    sysfs = sysfs_root(environ, root)
     board = _board(sysfs, root)
     dmi = sysfs / "class/dmi/id"
     if board:
         return board
-    if any((sysfs / "class/power_supply").glob("BAT*")) or _text(dmi / "chassis_type") in _PORTABLE:
+    if any((sysfs / "class/power_supply").glob("BAT*")) or sysfs_text(dmi / "chassis_type") in _PORTABLE:
         return "laptop"
-    maker = " ".join(_text(dmi / name) for name in ("product_name", "sys_vendor"))
-    flag = re.search(r"^flags\b.*\bhypervisor\b", _text(root / "proc/cpuinfo"), re.MULTILINE)
+    maker = " ".join(sysfs_text(dmi / name) for name in ("product_name", "sys_vendor"))
+    flag = re.search(r"^flags\b.*\bhypervisor\b", sysfs_text(root / "proc/cpuinfo"), re.MULTILINE)
     if flag or re.search(_VIRTUAL, maker, re.IGNORECASE):
         return "cloud-vm"
-    if _device_tree(sysfs, root, "compatible") and not dmi.exists():
+    if device_tree(sysfs, root, "compatible") and not dmi.exists():
         return "arm-board"
-    return "desktop-gpu" if _has_nvidia_card(sysfs, root) else "default"
+    known = any((root / "proc/driver/nvidia/gpus").glob("*"))
+    return "desktop-gpu" if known or has_nvidia_card(sysfs) else "default"
 
 
 def _board(sysfs: Path, root: Path) -> str | None:
     """The profile of a board that its device tree names."""
     for file in ("compatible", "model"):
-        for told in _device_tree(sysfs, root, file):
+        for told in device_tree(sysfs, root, file):
             for pattern, profile in _BOARDS:
                 if re.search(pattern, told, re.IGNORECASE):
                     return profile
     return None
 
 
-def _device_tree(sysfs: Path, root: Path, file: str) -> list[str]:
-    """What a file of the device tree says; containers may hide one of the two places where it is."""
-    told = (_text(folder / file) for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"))
-    return [text for text in told if text]
-
-
-def _has_nvidia_card(sysfs: Path, root: Path) -> bool:
-    """Whether there is a display or 3D controller of NVIDIA, or its driver knows one."""
-    if any((root / "proc/driver/nvidia/gpus").glob("*")):
-        return True
-    cards = (sysfs / "bus/pci/devices").glob("*")
-    return any(_text(c / "vendor") == _NVIDIA and _text(c / "class").startswith(_DISPLAY) for c in cards)
-
-
 def _profiles_folder() -> Path:
     package = Path(__file__).parents[1]
     return package / "_profiles" if (package / "_profiles").is_dir() else package.parent / "profiles"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edge_sel.power.control_groups import memory_left
+from edge_sel.power.resources import memory_left
 
 SHARE = 0.9
 """Of the memory that is free as a run begins; the rest is for what others may need meanwhile."""

@@ -21,9 +21,11 @@ from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.pack.manifest import CLOSED, RIDGE
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import Supply, read_supply
-from edge_sel.power.find import find_meter, find_thermometer, sysfs_root, why_none
+from edge_sel.power.find import METER_KINDS, find_meter, why_none
 from edge_sel.power.meter import Meter
 from edge_sel.power.recorder import EnergyRecorder, Window, clock_through_sleep
+from edge_sel.power.temperature import find_thermometer
+from edge_sel.sysfs import sysfs_root
 
 IDLE_S = 2.0
 """How long idle power is measured before a run, with a meter that measures."""
@@ -140,9 +142,9 @@ def _may_use_gpu(settings: Settings) -> bool:
 
 def _find_meter(settings: Settings, profile: Profile) -> tuple[Meter | None, str]:
     """The meter that the settings and the profile name, None if none works and none is required; and why not."""
-    # Of work on the processor a graphics card's watts say nothing: they would be somebody else's, or idle ones.
-    meter, probes = find_meter(profile, settings.meter, skip=() if _may_use_gpu(settings) else ("nvml",))
+    meter, probes = find_meter(profile, settings.meter, on_processor=not _may_use_gpu(settings))
     if settings.require_measured and (meter is None or meter.source != "measured"):
-        reasons = "; ".join(f"{probe.name}: {probe.why}" for probe in probes if probe.name != "psutil")
+        tried = [probe for probe in probes if METER_KINDS[probe.name].source == "measured"]
+        reasons = "; ".join(f"{probe.name}: {probe.why}" for probe in tried)
         raise SetupError("no meter measures energy here", where=reasons or None, fix="leave out --require-measured")
     return meter, why_none(probes)

@@ -8,12 +8,12 @@ over ``/sys/devices/virtual/powercap``, and where AppArmor is on its profile for
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_sel.power.zones import read_sysfs, sysfs_text
+from edge_sel.sysfs import has_nvidia_card, sysfs_text
 
 RAPL_RULE = 'ACTION!="remove", SUBSYSTEM=="powercap", KERNEL=="intel-rapl:*", RUN+="/bin/chmod a+r /sys%p/energy_uj"'
 """Stands in deploy/60-edge-sel-rapl.rules too. ``udevadm trigger`` sends "change", so it must not ask for "add"."""
@@ -23,7 +23,6 @@ RAPL_FIX = (
     "&& sudo udevadm trigger --subsystem-match=powercap"
 )
 MOUNT = "-v /sys:/host/sys:ro -e EDGE_SEL_SYSFS_ROOT=/host/sys"
-_NVIDIA = "0x10de"
 _GROUPED = {"kubepods": "kubernetes", "docker": "docker", "libpod": "podman", "containerd": "containerd", "lxc": "lxc"}
 
 
@@ -90,23 +89,16 @@ def _files(root: Path, sysfs: Path) -> dict[str, list[Path]]:
     rails = [
         *sysfs.glob("bus/i2c/drivers/ina3221x/*/iio:device*/in_*_input"),
         *sysfs.glob("bus/i2c/drivers/ina3221/*/hwmon/hwmon*/*[0-9]_input"),
-        *(p for name, p in _named(sysfs.glob("class/hwmon/hwmon*/power*_input"), "name") if name == "ina238"),
+        *(p for p in sysfs.glob("class/hwmon/hwmon*/power*_input") if sysfs_text(p.parent / "name") == "ina238"),
     ]
-    zones = _named(sysfs.glob("class/powercap/intel-rapl:*/energy_uj"), "name")
-    battery = [p for kind, p in _named(sysfs.glob("class/power_supply/*/*_now"), "type") if kind == "Battery"]
+    zones = [(sysfs_text(p.parent / "name"), p) for p in sysfs.glob("class/powercap/intel-rapl:*/energy_uj")]
+    battery = [p for p in sysfs.glob("class/power_supply/*/*_now") if sysfs_text(p.parent / "type") == "Battery"]
     return {
         "rapl": sorted(p for name, p in zones if name == "dram" or name.startswith("package")),
         "jetson": sorted(rails),
         "nvml": [*sorted((root / "dev").glob("nvidia[0-9]*")), *(root / "dev").glob("nvidiactl")],
         "battery": sorted(battery),
     }
-
-
-def _named(paths: Iterator[Path], beside: str) -> Iterator[tuple[str, Path]]:
-    """Each path with what the file ``beside`` it says."""
-    for path in paths:
-        with suppress(OSError):
-            yield read_sysfs(path.parent / beside), path
 
 
 def _fix(meter: str, path: Path, container: Container | None) -> str:
@@ -182,8 +174,7 @@ def hints(
         return found
     if wanted and not hidden_rapl(sysfs):
         found.append(f"if the host has power sensors, {_mount(container)}")
-    cards = (p.parent for vendor, p in _named(sysfs.glob("bus/pci/devices/*/class"), "vendor") if vendor == _NVIDIA)
-    if any(sysfs_text(card / "class").startswith("0x03") for card in cards) and not (root / "dev/nvidiactl").exists():
+    if has_nvidia_card(sysfs) and not (root / "dev/nvidiactl").exists():
         found.append("the host has an NVIDIA GPU: start the container with --gpus all (NVIDIA Container Toolkit)")
     if any(sysfs.glob("bus/i2c/drivers/ina3221*")) and not (root / "dev/nvmap").exists():
         found.append("on a Jetson, --runtime nvidia gives torch the GPU; the power rails need nothing")

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from edge_sel.power.meter import MeterError, Reading, Source
+from edge_sel.config.profiles import Profile
+from edge_sel.power.meter import MODELLED, EnergySource, MeterError, Reading, Subject
+from edge_sel.sysfs import read_sysfs, sysfs_root
 
 MOST_W = 1000.0
 LEAST_W = 0.001
 """What a battery that feeds a device can give; beyond these the sensor is broken or tells another unit."""
 
-_MODELLED = "use --meter psutil for a modelled figure"
 _UNPLUG = "unplug, or use another meter"
-_STUCK = f"try again in a minute, as some refresh late; if it stays, {_MODELLED}"
+_STUCK = f"try again in a minute, as some refresh late; if it stays, {MODELLED}"
 _CHARGERS = ("Mains", "USB", "Wireless", "BrickID")
 
 
@@ -33,7 +34,8 @@ class BatteryMeter:
     """
 
     name = "battery"
-    source: Source = "measured"
+    of: ClassVar[Subject] = "device"
+    source: ClassVar[EnergySource] = "measured"
     min_window_s = 10.0  # gauges are refreshed about every second
 
     def __init__(self, sysfs: Path) -> None:
@@ -41,7 +43,7 @@ class BatteryMeter:
         try:
             supplies = sorted(tree.iterdir())
         except PermissionError as error:
-            raise MeterError(f"no permission to look into {tree}", f"allow reading it, or {_MODELLED}") from error
+            raise MeterError(f"no permission to look into {tree}", f"allow reading it, or {MODELLED}") from error
         except OSError:
             supplies = []
         # A mouse's or a pen's battery feeds the mouse.
@@ -49,7 +51,12 @@ class BatteryMeter:
         self._batteries = [s for s, kind in ours if kind == "Battery" and _text(s / "present") != "0"]
         self._chargers = [s for s, kind in ours if kind.startswith(_CHARGERS)]
         if not self._batteries:
-            raise MeterError(f"there is no battery in {tree}", _MODELLED)
+            raise MeterError(f"there is no battery in {tree}", MODELLED)
+
+    @classmethod
+    def open(cls, profile: Profile) -> BatteryMeter:
+        """From this machine's sysfs."""
+        return cls(sysfs_root())
 
     def read(self, now_s: float) -> Reading:
         """Watts drawn from the batteries now."""
@@ -58,7 +65,7 @@ class BatteryMeter:
         states = {battery: _text(battery / "status") for battery in self._batteries}
         for battery, state in states.items():
             if state is None:
-                raise MeterError(f"battery {battery.name} reports no status; it may be gone", _MODELLED)
+                raise MeterError(f"battery {battery.name} reports no status; it may be gone", MODELLED)
             if state == "Charging":
                 raise _not_the_systems(f"battery {battery.name} is charging")
         for charger in self._chargers:
@@ -73,9 +80,16 @@ class BatteryMeter:
     def level(self) -> float | None:
         """How full the batteries are together, 0 to 1; None if they do not tell."""
         try:
-            return _level(self._batteries)
+            for unit in ("energy", "charge"):
+                pairs = [(_number(b / f"{unit}_now"), _number(b / f"{unit}_full")) for b in self._batteries]
+                known = [(now, full) for now, full in pairs if now is not None and full is not None and full > 0]
+                if known and len(known) == len(pairs):
+                    return _share(sum(now for now, _ in known) / sum(full for _, full in known))
+            percents = [_number(battery / "capacity") for battery in self._batteries]
         except MeterError:
             return None
+        shares = [_share(percent / 100) for percent in percents if percent is not None]
+        return math.fsum(shares) / len(shares) if shares and len(shares) == len(percents) else None
 
     def on_mains(self) -> bool | None:
         """Whether a charger feeds the device; None if nothing tells."""
@@ -130,7 +144,7 @@ def _power_w(battery: Path) -> float:
         current_ua, voltage_uv = _number(battery / "current_now"), _number(battery / "voltage_now")
         if current_ua is None or voltage_uv is None:
             raise MeterError(
-                f"battery {battery.name} reports neither power_now nor both of current_now and voltage_now", _MODELLED
+                f"battery {battery.name} reports neither power_now nor both of current_now and voltage_now", MODELLED
             )
         how, watts = f"current_now {current_ua} uA, voltage_now {voltage_uv} uV", abs(current_ua * voltage_uv) / 1e12
     if watts == 0:
@@ -138,21 +152,6 @@ def _power_w(battery: Path) -> float:
     if not LEAST_W <= watts <= MOST_W:
         raise MeterError(f"battery {battery.name} reports {watts:g} W, which is impossible ({how})", _STUCK)
     return watts
-
-
-def _level(batteries: list[Path]) -> float | None:
-    shares: list[float] = []
-    for unit in ("energy", "charge"):
-        pairs = [(_number(b / f"{unit}_now"), _number(b / f"{unit}_full")) for b in batteries]
-        known = [(now, full) for now, full in pairs if now is not None and full is not None and full > 0]
-        if known and len(known) == len(batteries):
-            return _share(sum(now for now, _ in known) / sum(full for _, full in known))
-    for battery in batteries:
-        percent = _number(battery / "capacity")
-        if percent is None:
-            return None
-        shares.append(_share(percent / 100))
-    return math.fsum(shares) / len(shares) if shares else None
 
 
 def _share(value: float) -> float:
@@ -165,14 +164,14 @@ def _number(path: Path) -> int | None:
     if text is None:
         return None
     if not text.removeprefix("-").isdecimal():
-        raise MeterError(f"{path} holds {text[:40]!r}, not a number", _MODELLED)
+        raise MeterError(f"{path} holds {text[:40]!r}, not a number", MODELLED)
     return int(text)
 
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text("ascii", errors="backslashreplace").strip()
+        return read_sysfs(path)
     except PermissionError as error:
-        raise MeterError(f"no permission to read {path}", f"run `sudo chmod a+r {path}`, or {_MODELLED}") from error
+        raise MeterError(f"no permission to read {path}", f"run `sudo chmod a+r {path}`, or {MODELLED}") from error
     except OSError:  # absent; or ENODATA, ENODEV: drivers keep files for what they cannot tell
         return None

@@ -1,21 +1,37 @@
-"""Running sums over a meter's readings, and the figure a window of them gives.
+"""Running sums over a meter's readings, for the whole and for each phase of a run, and the figure that a window gives.
 
 Memory does not grow with time: the sums only go up, and a window is the difference of two of them.
+
+Phases, such as ``train`` and ``evaluate``, alternate faster than a meter is read. Between two readings the meter went
+on by E joules. Of the time between them a phase had the share ``w``, and of the processor time that this process took
+meanwhile, on all its threads, the share ``c``. Then
+
+    idle    = min(E, idle watts * seconds awake)        all of E where the idle watts are not known
+    phase   = idle * w + (E - idle) * c                 w in place of c where no processor time passed
+
+Of a meter that itself tells this process's joules (``net_j``) those go by ``c``. All shares of one interval are 1
+together, so the joules of the phases are those of the window; the edges of a window are readings too. That
+processor time stands for energy is a model, however well E was measured: see ``PhaseFigure.uncertainty_j``.
+Time in no phase is the phase ``other``.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from edge_sel.power.meter import Reading, Source
-from edge_sel.power.phases import PhaseFigure, PhaseTally
+from edge_sel.power.meter import EnergySource, Reading
 from edge_sel.units import format_duration
 
 RELATIVE_ERROR = {"measured": 0.05, "modelled": 0.4, "unavailable": 1.0}
 """Of a total: NVIDIA states 5 % for its boards; models have been found 40 % off (arXiv 2509.22092)."""
+
+OTHER = "other"
 
 
 class Tally(NamedTuple):
@@ -67,6 +83,136 @@ class Tally(NamedTuple):
         return self.energy_j / self.covered_s if self.covered_s > 0 else None
 
 
+class PhaseTally(NamedTuple):
+    """Sums of one phase since the recorder began."""
+
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    energy_j: float = 0.0
+    own_j: float = 0.0  # where the meter itself knows this process's joules
+    covered_s: float = 0.0  # time the energy belongs to
+    idle_s: float = 0.0  # time for which idle power may be taken off
+    shared_j: float = 0.0  # what a model gave to it and may be the other phases'
+
+    def plus(self, other: PhaseTally) -> PhaseTally:
+        """Both together."""
+        return PhaseTally._make(map(operator.add, self, other))
+
+    def since(self, start: PhaseTally) -> PhaseTally:
+        """What was added after ``start``."""
+        return PhaseTally._make(map(operator.sub, self, start))
+
+
+Phases = Mapping[str, PhaseTally]
+NOTHING = PhaseTally()
+NONE: Phases = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class PhaseFigure:
+    """One phase's part of a window. None is never to be read as 0."""
+
+    total_j: float | None
+    """Gross. Over the phases this adds up to the window's."""
+    net_j: float | None
+    """Less the idle power over the phase's own time, at least 0; what the meter tells where it knows better."""
+    seconds: float
+    """Wall time. Over the phases this adds up to the window's."""
+    cpu_s: float
+    """Processor time of this process, all its threads."""
+    uncertainty_j: float | None
+    """The meter's relative error, its delay at the edges, the phase's share of the window's gaps and swings, and the
+    error of a model on what was shared out: of a phase's joules, at most as much as the others had of the interval's
+    time or processor time, whichever is more."""
+
+
+class PhaseClock:
+    """Which phase the run is in, and the seconds of each. One thread switches, another one may cut.
+
+    Its lock is held for microseconds, never while a meter is read.
+
+    Args:
+        clock: seconds.
+        cpu_time: processor seconds of this process.
+
+    """
+
+    def __init__(self, clock: Callable[[], float], cpu_time: Callable[[], float]) -> None:
+        self._clock, self._cpu_time = clock, cpu_time
+        self._lock = threading.Lock()
+        self._name = OTHER
+        self._parts: dict[str, tuple[float, float]] = {}
+        self._times: dict[str, PhaseTally] = {}
+        self._mark_s, self._mark_cpu_s = clock(), cpu_time()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """The time inside the block. The phase around it goes on afterwards."""
+        before = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def cut(self) -> tuple[float, Phases, Phases]:
+        """The time now, the phases' times since the beginning, and those since the last cut."""
+        with self._lock:
+            now_s = self._book()
+            parts = {name: PhaseTally(*part) for name, part in self._parts.items()}
+            self._parts = {}
+            self._times = add(self._times, parts)
+            return now_s, self._times, parts
+
+    def _switch(self, name: str) -> str:
+        """Be in this phase from now on; the one before."""
+        with self._lock:
+            self._book()
+            before, self._name = self._name, name
+        return before
+
+    def _book(self) -> float:
+        now_s, cpu_s = self._clock(), self._cpu_time()
+        seconds, spent_s = self._parts.get(self._name, (0.0, 0.0))
+        self._parts[self._name] = (seconds + now_s - self._mark_s, spent_s + cpu_s - self._mark_cpu_s)
+        self._mark_s, self._mark_cpu_s = now_s, cpu_s
+        return now_s
+
+
+def share_out(parts: Phases, step: Tally, idle_w: float | None) -> Phases:
+    """What one interval added to the sums, by the formula above, on the phases whose times are ``parts``."""
+    wall = _shares([part.seconds for part in parts.values()]) or [1 / len(parts)] * len(parts)
+    cpu = _shares([part.cpu_s for part in parts.values()]) or wall
+    steady_j = step.energy_j if idle_w is None else min(step.energy_j, idle_w * step.idle_s)
+    moving_j = step.energy_j - steady_j
+    modelled_j = step.energy_j if idle_w is None else moving_j
+    return {
+        name: PhaseTally(
+            energy_j=steady_j * w + moving_j * c,
+            own_j=step.net_j * c,
+            covered_s=step.covered_s * w,
+            idle_s=step.idle_s * w,
+            shared_j=modelled_j * min(w if idle_w is None else c, max(1 - w, 1 - c)),
+        )
+        for name, w, c in zip(parts, wall, cpu, strict=True)
+    }
+
+
+def add(sums: Phases, more: Phases) -> dict[str, PhaseTally]:
+    """The sums of both, by phase."""
+    return {**sums, **{name: sums.get(name, NOTHING).plus(tally) for name, tally in more.items()}}
+
+
+def between(start: Phases, end: Phases) -> dict[str, PhaseTally]:
+    """What each phase had from the one moment to the other, of those that had anything."""
+    spent = {name: tally.since(start.get(name, NOTHING)) for name, tally in end.items()}
+    return {name: tally for name, tally in spent.items() if tally.seconds > 0 or tally.cpu_s > 0 or tally.energy_j > 0}
+
+
+def _shares(amounts: list[float]) -> list[float] | None:
+    whole = sum(amounts)
+    return [amount / whole for amount in amounts] if whole > 0 else None
+
+
 @dataclass(frozen=True)
 class EnergyFigure:
     """The energy of one window, and where it is from. None is never to be read as 0."""
@@ -75,7 +221,7 @@ class EnergyFigure:
     """Gross."""
     net_j: float | None
     """Less what the idle device would have drawn; None if that is not known."""
-    source: Source
+    source: EnergySource
     meter: str | None
     mean_power_w: float | None
     seconds: float
@@ -111,7 +257,7 @@ class RecorderCost:
 
     cpu_s: float
     energy_j: float | None
-    source: Source
+    source: EnergySource
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for ``--json``."""
@@ -122,7 +268,7 @@ class MeterFacts(NamedTuple):
     """What a figure needs to know of the meter and the run it belongs to."""
 
     name: str | None
-    source: Source
+    source: EnergySource
     min_window_s: float
     method: str | None
     own_net: bool

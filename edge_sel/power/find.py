@@ -5,81 +5,70 @@ On a Jetson, for one, NVML starts and knows no power.
 
 from __future__ import annotations
 
-import difflib
-import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
 
 from edge_sel.config.profiles import Profile
+from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
 from edge_sel.power.battery import BatteryMeter
 from edge_sel.power.jetson import JetsonMeter
-from edge_sel.power.meter import NO_METER, Meter, MeterError, Probe, read_checked
+from edge_sel.power.meter import MODELLED, NO_METER, Meter, MeterError, MeterKind, Probe, read_checked
 from edge_sel.power.nvml import NvmlMeter
 from edge_sel.power.psutil_model import PsutilModel
 from edge_sel.power.rapl import RaplMeter
-from edge_sel.power.temperature import hottest_c
-from edge_sel.power.zones import ZoneReader
 
 PROBE_STEP_S = 0.02
 PROBE_STEPS = 50
-_MODEL = "use --meter psutil for a modelled figure"
-
-Opener = Callable[[Profile], Meter]
 
 
-def sysfs_root(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Path:
-    """Where sysfs is: ``/sys``, or ``EDGE_SEL_SYSFS_ROOT`` in tests and containers; ``root`` stands in for ``/``."""
-    return Path(environ.get("EDGE_SEL_SYSFS_ROOT") or root / "sys")
-
-
-def find_thermometer() -> Callable[[], float | None]:
-    """The hottest of the kernel's thermal zones, of psutil's sensors where there are none."""
-    zones = ZoneReader(sysfs_root())
-    return lambda: max((c for c in (zones.hottest_c(), hottest_c()) if c is not None), default=None)
-
-
-def board_model(sysfs: Path, root: Path = Path("/")) -> str | None:
-    """What the device tree calls this board; containers may hide one of the two places where it is."""
-    for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"):
-        with suppress(OSError):
-            return (folder / "model").read_text(encoding="utf-8", errors="replace").strip("\0\n")
-    return None
-
-
-OPENERS: Mapping[str, Opener] = {
-    "jetson": lambda profile: JetsonMeter(sysfs_root(), model=board_model(sysfs_root())),
-    "rapl": lambda profile: RaplMeter(sysfs_root()),
-    "nvml": lambda profile: NvmlMeter(),
-    "battery": lambda profile: BatteryMeter(sysfs_root()),
-    "psutil": lambda profile: PsutilModel(profile.idle_w, profile.max_w),
+METER_KINDS: dict[str, MeterKind] = {
+    "jetson": JetsonMeter,
+    "rapl": RaplMeter,
+    "nvml": NvmlMeter,
+    "battery": BatteryMeter,
+    "psutil": PsutilModel,
 }
+"""Name -> the class."""
 
 
 def find_meter(
     profile: Profile,
     wanted: str = "auto",
     *,
-    skip: Collection[str] = (),
-    openers: Mapping[str, Opener] = OPENERS,
+    on_processor: bool = False,
+    kinds: Mapping[str, MeterKind] = METER_KINDS,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Meter | None, list[Probe]]:
     """The first meter of the profile that works, or the wanted one, and what became of each that was tried.
 
-    A meter asked for by name is not replaced by another one; ``skip`` names those that do not see what will run, such
-    as ``nvml`` for work on the processor. The caller closes the meter, or hands it to an ``EnergyRecorder``.
+    A meter asked for by name is not replaced by another one. Of work on the processor a graphics card's watts say
+    nothing: they would be idle ones, or somebody else's. The caller closes the meter, or hands it to an
+    ``EnergyRecorder``.
+
+    Args:
+        profile: of this device.
+        wanted: a name of ``kinds``, or ``auto``.
+        on_processor: whether what will be measured runs on the processor: then ``auto`` takes no meter of GPUs.
+        kinds: the meters that there are.
+        clock: seconds.
+        sleep: waits while a meter is watched.
+
+    Raises:
+        UsageError: no meter is called that.
+
     """
-    if wanted != "auto" and wanted not in openers:
-        near = difflib.get_close_matches(wanted, ["auto", *openers], n=1, cutoff=0.0)[0]
-        raise UsageError(f"no meter is called {wanted!r}: did you mean {near}?")
+    if wanted != "auto" and wanted not in kinds:
+        raise UsageError(f"no meter is called {wanted!r}: did you mean {nearest(wanted, ['auto', *kinds])}?")
+    names = [wanted]
+    if wanted == "auto":
+        names = [name for name in profile.meters if not (on_processor and kinds[name].of == "gpu")]
     found: Meter | None = None
     probes = []
-    for name in [m for m in profile.meters if m not in skip] if wanted == "auto" else [wanted]:
-        meter, probe = _try(name, partial(openers[name], profile), clock, sleep)
+    for name in names:
+        meter, probe = _try(name, kinds[name], profile, clock, sleep)
         probes.append(probe)
         if found is None:
             found = meter
@@ -96,11 +85,11 @@ def why_none(probes: Iterable[Probe]) -> str:
 
 
 def _try(
-    name: str, opener: Callable[[], Meter], clock: Callable[[], float], sleep: Callable[[float], None]
+    name: str, kind: MeterKind, profile: Profile, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> tuple[Meter | None, Probe]:
     meter = None
     try:
-        meter = opener()
+        meter = kind.open(profile)
         power_w, why = _observe(meter, clock, sleep)
         return meter, Probe(name, True, why, None, power_w)
     except MeterError as error:
@@ -127,10 +116,10 @@ def _observe(meter: Meter, clock: Callable[[], float], sleep: Callable[[float], 
             break
     if reading.energy_j is None:
         if measured and not reading.power_w:
-            raise MeterError("it reports 0 W", _MODEL)
+            raise MeterError("it reports 0 W", MODELLED)
         return reading.power_w or 0.0, "measured, by sampled power" if measured else "modelled power"
     if measured and len(moves) < 2:
-        raise MeterError(f"its energy counter stood still for {PROBE_STEPS * PROBE_STEP_S:g} s", _MODEL)
+        raise MeterError(f"its energy counter stood still for {PROBE_STEPS * PROBE_STEP_S:g} s", MODELLED)
     before, after = (*moves, reading)[:2] if len(moves) < 3 else moves[1:]
     seconds, joules = after.time_s - before.time_s, (after.energy_j or 0.0) - (before.energy_j or 0.0)
     how = "measured, by an energy counter" if measured else "modelled from processor time and the profile"

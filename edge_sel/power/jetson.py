@@ -15,9 +15,11 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from edge_sel.power.meter import MeterError, Reading, Source
-from edge_sel.power.zones import read_sysfs
+from edge_sel.config.profiles import Profile
+from edge_sel.power.meter import MODELLED, EnergySource, MeterError, Reading, Subject
+from edge_sel.sysfs import board_model, read_sysfs, sysfs_root
 
 TOTALS = (
     ("POM_5V_IN",),  # Nano
@@ -38,7 +40,6 @@ MOST_W = 500.0
 """No rail of a Jetson draws more; a chip that fails tells 0x7fff or 0xffff."""
 
 CHANNELS = ("1", "2", "3")  # an INA3221 has three; hwmon's in4 to in6 are shunt voltages and in7 is their sum
-_MODELLED = "use --meter psutil for a modelled figure"
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class Rail:
         for path in self.files:
             value = self._value(path)
             if value < (self.least if path is self.files[-1] else 0.0):
-                raise MeterError(f"power rail {self.name} reports a negative value ({path.name}: {value})", _MODELLED)
+                raise MeterError(f"power rail {self.name} reports a negative value ({path.name}: {value})", MODELLED)
             product *= max(0, value)
         watts = product * self.scale
         if watts > MOST_W:
-            raise MeterError(f"power rail {self.name} reports {watts:.0f} W, which no Jetson draws", _MODELLED)
+            raise MeterError(f"power rail {self.name} reports {watts:.0f} W, which no Jetson draws", MODELLED)
         return watts
 
     def _value(self, path: Path) -> int:
@@ -72,11 +73,11 @@ class Rail:
             why = f"power rail {self.name} cannot be read: {error.strerror or error} ({path})"
             if isinstance(error, PermissionError):
                 raise MeterError(why, "allow reading it, or run as root") from error
-            raise MeterError(why, f"see dmesg; {_MODELLED}") from error
+            raise MeterError(why, f"see dmesg; {MODELLED}") from error
         try:
             return int(text)
         except ValueError:
-            raise MeterError(f"power rail {self.name} reports {text[:20]!r} ({path})", _MODELLED) from None
+            raise MeterError(f"power rail {self.name} reports {text[:20]!r} ({path})", MODELLED) from None
 
 
 class JetsonMeter:
@@ -90,7 +91,8 @@ class JetsonMeter:
     """
 
     name = "jetson"
-    source: Source = "measured"
+    of: ClassVar[Subject] = "device"
+    source: ClassVar[EnergySource] = "measured"
 
     def __init__(self, sysfs: Path, *, model: str | None = None) -> None:
         self.model = (model or "").strip("\0 \n")
@@ -99,7 +101,7 @@ class JetsonMeter:
         if not self._every:
             raise MeterError(
                 f"there are no Jetson power rails under {sysfs}",
-                f"in a container, mount the host's /sys; on another device, {_MODELLED}",
+                f"in a container, mount the host's /sys; on another device, {MODELLED}",
             )
         self._used = self._total(channels, boards)
         self._refuse_swapped()
@@ -108,11 +110,16 @@ class JetsonMeter:
         self.min_window_s = max(1.0, 10 * _refresh_s(self._used))  # ten samples of the recorder, ten of the chip
         self.read(0.0)
 
+    @classmethod
+    def open(cls, profile: Profile) -> JetsonMeter:
+        """From this machine's sysfs."""
+        return cls(sysfs_root(), model=board_model(sysfs_root()))
+
     def read(self, now_s: float) -> Reading:
         """Watts now."""
         power_w = sum(rail.watts() for rail in self._used)
         if power_w <= 0:
-            raise MeterError(f"the power rails report 0 W: {', '.join(self.rails)}", _MODELLED)
+            raise MeterError(f"the power rails report 0 W: {', '.join(self.rails)}", MODELLED)
         return Reading(now_s, None, power_w)
 
     def readings(self) -> list[tuple[str, float | None]]:
@@ -136,7 +143,7 @@ class JetsonMeter:
         for name, watts in self.readings():
             if watts is not None and 0 < 1.2 * total_w < watts - OFFSET_MW / 1e3:
                 told = f"{name} reports {watts:.1f} W and the whole, {self._used[0].name}, {total_w:.1f} W"
-                raise MeterError(f"the names of two power rails seem to be swapped: {told}", _MODELLED)
+                raise MeterError(f"the names of two power rails seem to be swapped: {told}", MODELLED)
 
     def _total(self, channels: list[Rail], boards: list[Rail]) -> list[Rail]:
         times = Counter(rail.name for rail in channels)
@@ -150,7 +157,7 @@ class JetsonMeter:
         seen = ", ".join(sorted(rail.name for rail in self._every))
         raise MeterError(
             f"which power rails make up the total of {board} is not known; it has {seen}",
-            f"see dmesg for an INA3221 that is missing; else report the rails and {_MODELLED}",
+            f"see dmesg for an INA3221 that is missing; else report the rails and {MODELLED}",
         )
 
 

@@ -6,10 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from edge_sel.config.profiles import Profile
 from edge_sel.errors import SetupError
 
-Source = Literal["measured", "modelled", "unavailable"]
+EnergySource = Literal["measured", "modelled", "unavailable"]
+Subject = Literal["device", "processor", "gpu"]
+"""What draws the joules that a meter tells of."""
 NO_METER = "no meter works here"
+MODELLED = "use --meter psutil for a modelled figure"
+"""What helps where nothing can be measured."""
 
 
 class MeterError(SetupError):
@@ -38,15 +43,29 @@ class Meter(Protocol):
     """
 
     name: str
-    source: Source
     min_window_s: float
     """The shortest window worth a figure; the meter's own refresh makes up at most a tenth of it."""
+
+    @property
+    def source(self) -> EnergySource:
+        """Whether it measures or models."""
 
     def read(self, now_s: float) -> Reading:
         """The reading to be dated ``now_s``; MeterError if there is none."""
 
     def close(self) -> None:
         """Give back what the meter holds; once is enough."""
+
+
+class MeterKind(Protocol):
+    """A class of meters: what is known of them before one is opened."""
+
+    name: str
+    of: Subject
+    source: EnergySource
+
+    def open(self, profile: Profile) -> Meter:
+        """The meter of this device; MeterError with a fix where there is none."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from types import TracebackType
 
 from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.power.find import find_meter, find_thermometer, why_none
+from edge_sel.power.find import find_meter, why_none
 from edge_sel.power.meter import Probe
 from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.power.temperature import find_thermometer
 
 
 class Measured:

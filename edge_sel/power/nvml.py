@@ -12,11 +12,11 @@ import importlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
-from edge_sel.power.meter import MeterError, Reading, Source
+from edge_sel.config.profiles import Profile
+from edge_sel.power.meter import MODELLED, EnergySource, MeterError, Reading, Subject
 
-_MODELLED = "use --meter psutil for a modelled figure"
 _IN_CONTAINER = "in a container, start it with --gpus all"
 _REMEDIES = {
     "NVMLError_LibraryNotFound": (
@@ -29,7 +29,7 @@ _REMEDIES = {
         "no permission to ask the GPU",
         f"join the group that owns /dev/nvidia*; {_IN_CONTAINER}",
     ),
-    "NVMLError_NotSupported": ("it reports no power, as on a Jetson and some boards", _MODELLED),
+    "NVMLError_NotSupported": ("it reports no power, as on a Jetson and some boards", MODELLED),
     "NVMLError_FunctionNotFound": ("the driver is too old to report power", "update the NVIDIA driver"),
     "NVMLError_GpuIsLost": ("the GPU is lost", "see dmesg for an Xid error; reset the GPU or reboot"),
 }
@@ -50,7 +50,8 @@ class NvmlMeter:
     """
 
     name = "nvml"
-    source: Source = "measured"
+    of: ClassVar[Subject] = "gpu"
+    source: ClassVar[EnergySource] = "measured"
 
     def __init__(
         self,
@@ -77,6 +78,11 @@ class NvmlMeter:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def open(cls, profile: Profile) -> NvmlMeter:
+        """All GPUs."""
+        return cls()
 
     def read(self, now_s: float) -> Reading:
         """The sum over the GPUs, of joules or of watts."""
@@ -145,7 +151,7 @@ class NvmlMeter:
             return  # a board that cannot be divided
         if mode == self._nvml.NVML_DEVICE_MIG_ENABLE:
             raise MeterError(
-                f"GPU {number} is partitioned (MIG): NVML reports the power of the whole board only", _MODELLED
+                f"GPU {number} is partitioned (MIG): NVML reports the power of the whole board only", MODELLED
             )
 
     def _each(self, call: str) -> list[int]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-from edge_sel.power.meter import MeterError, Reading, Source
-from edge_sel.power.processors import logical_processors
+from edge_sel.config.profiles import Profile
+from edge_sel.power.meter import EnergySource, MeterError, Reading, Subject
+from edge_sel.power.resources import logical_processors
 
 _BUSY = ("user", "nice", "system", "irq", "softirq")  # not idle, iowait, steal; user includes guest
 _TICK_S = 0.02  # cpu_times moves in steps of 10 ms; what one reading has too much belongs to the next
@@ -37,7 +38,8 @@ class PsutilModel:
     """
 
     name = "psutil"
-    source: Source = "modelled"
+    of: ClassVar[Subject] = "processor"
+    source: ClassVar[EnergySource] = "modelled"
     min_window_s = 0.1
 
     def __init__(
@@ -62,6 +64,11 @@ class PsutilModel:
         self._seconds = self._busy_s = self._owed_s = 0.0
         self._last_s, self._last_busy_s = clock(), self._system_busy_s()
         self._start_process_s = process_time()
+
+    @classmethod
+    def open(cls, profile: Profile) -> PsutilModel:
+        """Of the profile's idle and highest power."""
+        return cls(profile.idle_w, profile.max_w)
 
     def read(self, now_s: float) -> Reading:
         """Modelled joules since the meter was made: the system's and this process's."""

@@ -13,16 +13,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from edge_sel.config.profiles import Profile
 from edge_sel.power.access import MOUNT, RAPL_FIX
-from edge_sel.power.meter import MeterError, Reading, Source
+from edge_sel.power.meter import MODELLED, EnergySource, MeterError, Reading, Subject
+from edge_sel.sysfs import in_order, read_sysfs, sysfs_root
 
 MOST_W = 2000.0
 """No zone draws more: a counter that fell, and would need more than this to have wrapped, began anew."""
 
-_MODELLED = "use --meter psutil for a modelled figure"
 _ALLOW = f"{RAPL_FIX} (on the host, if in a container)"
-_MASKED = f"in a container, start it with {MOUNT}; else {_MODELLED}"
+_MASKED = f"in a container, start it with {MOUNT}; else {MODELLED}"
 
 
 @dataclass
@@ -61,12 +63,18 @@ class RaplMeter:
     """
 
     name = "rapl"
-    source: Source = "measured"
+    of: ClassVar[Subject] = "processor"
+    source: ClassVar[EnergySource] = "measured"
     min_window_s = 0.05  # the counters are refreshed about every millisecond
 
     def __init__(self, sysfs: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._zones = _find_zones(sysfs / "class" / "powercap")
         self._clock, self._last_s = clock, clock()
+
+    @classmethod
+    def open(cls, profile: Profile) -> RaplMeter:
+        """From this machine's sysfs."""
+        return cls(sysfs_root())
 
     def read(self, now_s: float) -> Reading:
         """Joules since the meter was made."""
@@ -85,30 +93,30 @@ class RaplMeter:
 
 def _find_zones(tree: Path) -> list[_Zone]:
     try:
-        names = [entry.name for entry in tree.iterdir()]
+        every = in_order(tree.iterdir())
     except PermissionError as error:
         raise MeterError(f"no permission to look into {tree}", _ALLOW) from error
     except OSError:
-        names = []
-    packages = sorted((n for n in names if re.fullmatch(r"intel-rapl:\d+", n)), key=_order)
+        every = []
+    packages = [entry for entry in every if re.fullmatch(r"intel-rapl:\d+", entry.name)]
     if not packages:
         raise MeterError(
             f"RAPL is absent: there is no intel-rapl:0 in {tree}, usual in virtual machines",
-            f"on a PC's own Linux, modprobe intel_rapl_msr; else {_MODELLED}",
+            f"on a PC's own Linux, modprobe intel_rapl_msr; else {MODELLED}",
         )
-    if not any((tree / package).exists() for package in packages):
-        raise MeterError(f"RAPL is hidden: {tree / packages[0]} leads nowhere, usual in containers", _MASKED)
+    if not any(package.exists() for package in packages):
+        raise MeterError(f"RAPL is hidden: {packages[0]} leads nowhere, usual in containers", _MASKED)
     zones = []
     for package in packages:
-        label = _text(tree / package / "name")
+        label = _text(package / "name")
         if not label.startswith("package"):
             continue
-        zones.append(_open_zone(tree / package, label))
-        for part in sorted((n for n in names if re.fullmatch(package + r":\d+", n)), key=_order):
-            if _text(tree / part / "name") == "dram":
-                zones.append(_open_zone(tree / part, f"{label}/dram"))
+        zones.append(_open_zone(package, label))
+        for part in (entry for entry in every if re.fullmatch(package.name + r":\d+", entry.name)):
+            if _text(part / "name") == "dram":
+                zones.append(_open_zone(part, f"{label}/dram"))
     if not zones:
-        raise MeterError(f"RAPL lists no processor package in {tree}", _MODELLED)
+        raise MeterError(f"RAPL lists no processor package in {tree}", MODELLED)
     return zones
 
 
@@ -120,23 +128,19 @@ def _open_zone(folder: Path, label: str) -> _Zone:
     return _Zone(folder, label, range_uj, _number(folder / "energy_uj"))
 
 
-def _order(name: str) -> list[int]:
-    return [int(number) for number in name.split(":")[1:]]
-
-
 def _number(path: Path) -> int:
     text = _text(path)
     if not text.isdecimal():
-        raise MeterError(f"{path} holds {text[:40]!r}, not microjoules", _MODELLED)
+        raise MeterError(f"{path} holds {text[:40]!r}, not microjoules", MODELLED)
     return int(text)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("ascii", errors="backslashreplace").strip()
+        return read_sysfs(path)
     except PermissionError as error:
         raise MeterError(f"no permission to read {path}", _ALLOW) from error
     except FileNotFoundError as error:
         raise MeterError(f"{path} is missing", _MASKED) from error
     except OSError as error:
-        raise MeterError(f"{path} cannot be read: {error.strerror or error}", _MODELLED) from error
+        raise MeterError(f"{path} cannot be read: {error.strerror or error}", MODELLED) from error

@@ -24,18 +24,153 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power.figure import EnergyFigure, RecorderCost, make_figure
-from edge_sel.power.meter import NO_METER, Meter
-from edge_sel.power.phases import Phase, PhaseClock
-from edge_sel.power.processors import logical_processors
-from edge_sel.power.sampler import HANG_S, Moment, Sampler
+from edge_sel.power.figure import (
+    NONE,
+    EnergyFigure,
+    MeterFacts,
+    PhaseClock,
+    Phases,
+    RecorderCost,
+    Tally,
+    add,
+    between,
+    make_figure,
+    share_out,
+)
+from edge_sel.power.meter import NO_METER, Meter, MeterError, Reading, read_checked
+from edge_sel.power.resources import logical_processors
 from edge_sel.power.temperature import PERIOD_S, Thermometer, hotter, hottest_c
+
+HANG_S = 2.0
+"""How long a reading may take before the meter is given up."""
+
+
+class Moment(NamedTuple):
+    """All sums as they were at one time. What lies between two moments is a window."""
+
+    time_s: float
+    tally: Tally = Tally()
+    times: Phases = NONE
+    joules: Phases = NONE
+    reading: Reading | None = None
+
+    def phases_since(self, start: Moment) -> Phases:
+        """Time and joules of each phase that had any."""
+        return between(add(start.times, start.joules), add(self.times, self.joules))
+
+
+class Sampler:
+    """The sums of a meter's readings, for any number of threads to bring up to date.
+
+    Args:
+        meter: what is read; None is a meter that was lost from the beginning.
+        phases: tells the time, and how much of it each phase had.
+        gap_limit_s: samples further apart leave a gap.
+        on_event: is given one dict when the meter is lost.
+        hang_s: how long a reading may take before the meter is given up.
+        why_none: why there is no meter, if there is none.
+
+    """
+
+    def __init__(
+        self,
+        meter: Meter | None,
+        phases: PhaseClock,
+        gap_limit_s: float,
+        on_event: Callable[[dict[str, Any]], None] | None,
+        hang_s: float = HANG_S,
+        why_none: str = NO_METER,
+    ) -> None:
+        self._meter, self._phases, self._gap_limit_s, self._on_event = meter, phases, gap_limit_s, on_event
+        self._hang_s = hang_s
+        self._lock, self._losing = threading.Lock(), threading.Lock()
+        self._moment = Moment(0.0)
+        self._ended: Moment | None = None
+        self.idle_w: float | None = None
+        self.lost = why_none if meter is None else None
+
+    def read(self) -> Moment:
+        """Take one sample, whatever comes of it."""
+        if self._ended is not None:
+            return self._ended
+        if self.lost is not None:
+            return self._unread()
+        if not self._lock.acquire(timeout=self._hang_s):
+            self._lose(MeterError("it does not answer any more"))
+            return self._unread()
+        try:
+            return self._sample()
+        except MeterError as error:
+            self._lose(error)
+        except Exception as error:  # a driver may throw anything, and the run must go on
+            self._lose(MeterError(f"{type(error).__name__}: {error}"))
+        finally:
+            self._lock.release()
+        return self._unread()
+
+    def latest(self) -> Moment:
+        """The moment of the latest sample; now, once there are no more."""
+        return self._ended or (self._moment if self.lost is None else self._unread())
+
+    def close(self, *, hung: bool) -> None:
+        """Take the last sample and close the meter, unless another thread hangs in it."""
+        self._ended = self.read()
+        if self._meter is not None and not hung:
+            with suppress(Exception):
+                self._meter.close()
+
+    def facts(self, moment: Moment) -> MeterFacts:
+        """What a figure needs to know of the meter, after a run with these sums."""
+        meter, last = self._meter, moment.reading
+        return MeterFacts(
+            name=None if meter is None else meter.name,
+            source="unavailable" if meter is None else meter.source,
+            min_window_s=0.0 if meter is None else meter.min_window_s,
+            method=None if last is None else "power" if last.energy_j is None else "counter",
+            own_net=last is not None and last.net_j is not None,
+            idle_w=self.idle_w,
+            run_power_w=moment.tally.mean_power_w or 0.0,
+            lost=self.lost,
+        )
+
+    def _sample(self) -> Moment:
+        """Read the meter. The phases are cut at the time the reading is dated, before the meter takes its time."""
+        if self._meter is None or self.lost is not None:
+            return self._unread()
+        now_s, times, parts = self._phases.cut()
+        return self._count(read_checked(self._meter, now_s), now_s, times, parts)
+
+    def _count(self, reading: Reading, now_s: float, times: Phases, parts: Phases) -> Moment:
+        moment, last = self._moment._replace(time_s=now_s, times=times), self._moment.reading
+        if self.lost is not None:  # it did answer, but only after it was given up
+            return moment
+        if last is not None:
+            tally = moment.tally.advance(last, reading, self._gap_limit_s, self.idle_w)
+            joules = share_out(parts, tally.since(moment.tally), self.idle_w)
+            moment = moment._replace(tally=tally, joules=add(moment.joules, joules))
+        self._moment = moment._replace(reading=reading)
+        return self._moment
+
+    def _unread(self) -> Moment:
+        """Time goes on; joules do not."""
+        now_s, times, _ = self._phases.cut()
+        return self._moment._replace(time_s=now_s, times=times)
+
+    def _lose(self, error: MeterError) -> None:
+        with self._losing:
+            if self.lost is not None or self._meter is None:
+                return
+            self.lost = error.reason
+        event = {"event": "meter_lost", "meter": self._meter.name, "why": error.reason, "fix": error.fix}
+        if self._on_event is not None:
+            with suppress(Exception):
+                self._on_event({**event, "time_s": self._phases.cut()[0]})
 
 
 def clock_through_sleep() -> float:
@@ -135,13 +270,13 @@ class EnergyRecorder:
         """Watts taken off the gross, if known."""
         return self._sampler.idle_w
 
-    def phase(self, name: str) -> Phase:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """A context manager: the time inside it, and its joules, are this phase's in every window that is open.
 
         Entering and leaving read two clocks, not the meter. An inner phase takes the place of the outer one, which
         goes on after it. One thread only may use phases. Their sums are kept for good, so names should be few.
         """
-        return Phase(self._phases, name)
+        return self._phases.phase(name)
 
     def start_window(self, label: str = "") -> Window:
         """Open a window here and now."""

@@ -33,7 +33,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_sel.power.zones import TIMEOUT_S, Patience, in_order, read_sysfs, whole_number
+from edge_sel.power.temperature import TIMEOUT_S, Patience
+from edge_sel.sysfs import in_order, read_sysfs, whole_number
 
 _COOLED = re.compile(r"Processor|(thermal-)?(cpufreq|devfreq|idle)-.*|intel_powerclamp|.*-throttle-alert")
 _PI_BITS = ("under-voltage", "processor frequency capped", "throttled", "soft temperature limit")
@@ -53,16 +54,8 @@ class Throttle(NamedTuple):
     any number."""
 
 
-def read_throttling(sysfs: Path, *, timeout_s: float = TIMEOUT_S) -> list[Throttle]:
-    """Every way that can be read, once; what is absent, forbidden or hangs is left out.
-
-    To read again and again keep a ``ThrottleReader``.
-    """
-    return ThrottleReader(sysfs, timeout_s=timeout_s).read()
-
-
 class ThrottleReader:
-    """Reads again and again, without the files that hang.
+    """Every way that can be read, again and again; what is absent, forbidden or hangs is left out.
 
     Args:
         sysfs: where sysfs is mounted; ``/sys``.

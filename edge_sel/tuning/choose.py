@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from edge_sel.config.settings import Resolved
 from edge_sel.files import cache_folder, cannot_write, read_regular, write_durably
-from edge_sel.power.find import board_model, sysfs_root
+
 from edge_sel.runs.lock import hold_lock
+from edge_sel.sysfs import board_model, sysfs_root
 
 SCHEMA = 1
 LARGEST = 1 << 26

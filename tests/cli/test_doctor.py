@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from edge_sel.power.find import OPENERS
+from edge_sel.power.find import METER_KINDS
 from tests.cli.shell import block, run
 
 SCREEN_LINES = 40
@@ -19,7 +19,7 @@ def test_the_report_has_the_keys_of_the_contract(tmp_path):
     assert result.returncode == 0 and result.stderr == ""
     report = json.loads(result.stdout)
     assert report["schema"] == 1 and isinstance(report["profile"], str)
-    assert [meter["name"] for meter in report["meters"]] == list(OPENERS)
+    assert [meter["name"] for meter in report["meters"]] == list(METER_KINDS)
     for meter in report["meters"]:
         assert {"name", "usable", "why", "fix", "power_w", "rails"} <= set(meter) and meter["why"]
         assert meter["usable"] == (meter["power_w"] is not None)

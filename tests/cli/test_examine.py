@@ -16,7 +16,7 @@ import pytest
 from edge_sel.cli.doctor import print_report
 from edge_sel.cli.examine import examine
 from edge_sel.errors import UsageError
-from edge_sel.power.find import OPENERS
+from edge_sel.power.find import METER_KINDS
 from edge_sel.power.meter import MeterError, Reading
 
 
@@ -47,16 +47,16 @@ class Machine:
     def __init__(self, root, monkeypatch):
         self.root, self.monkeypatch = root, monkeypatch
         root.mkdir()
-        for name in OPENERS:
+        for name in METER_KINDS:
             if name != "psutil":
-                monkeypatch.setitem(OPENERS, name, self.absent)
+                monkeypatch.setattr(METER_KINDS[name], "open", self.absent)
 
     @staticmethod
     def absent(profile):
         raise MeterError("not here", "something general")
 
     def plug_in(self, meter):
-        self.monkeypatch.setitem(OPENERS, meter.name, lambda profile: meter)
+        self.monkeypatch.setattr(METER_KINDS[meter.name], "open", lambda profile: meter)
         return meter
 
     def put(self, path, text=""):
@@ -104,7 +104,10 @@ HARMS = [
         ["profile", "permissions", "temperatures", "throttling"],
         lambda m, machine: crash_below(machine, m, Path, "glob"),
     ),
-    (["processors", "surroundings", "permissions", "hints"], lambda m, machine: crash_below(machine, m, os, "open")),
+    (
+        ["profile", "processors", "surroundings", "permissions", "hints"],
+        lambda m, machine: crash_below(machine, m, os, "open"),
+    ),
 ]
 """What the system may fail at, and the parts of the report that are not known then."""
 
@@ -117,7 +120,7 @@ def test_a_part_that_crashes_is_a_line(machine, monkeypatch, capsys, harms):
         report = machine.report(profile=None)
     assert {entry["part"] for entry in report["failed"]} == {part for parts, _ in harms for part in parts}
     assert all(entry["why"] == "RuntimeError: it broke" for entry in report["failed"])
-    assert [meter["name"] for meter in report["meters"]] == list(OPENERS)
+    assert [meter["name"] for meter in report["meters"]] == list(METER_KINDS)
     text = shown(report, capsys)
     assert "engine ort: onnxruntime" in text
     assert text.count("could not be looked at: RuntimeError: it broke") == len(report["failed"])

@@ -11,8 +11,8 @@ import pytest
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS
 from edge_sel.pack.manifest_json import to_json
-from edge_sel.power import MeterError, Reading
-from edge_sel.power.find import OPENERS
+from edge_sel.power.find import METER_KINDS
+from edge_sel.power.meter import MeterError, Reading
 from tests.cli.shell import PACK, block, run
 from tests.edge.sessions import events, tree
 
@@ -187,7 +187,7 @@ class Dying:
 
 def test_a_meter_that_is_lost_is_told_once_and_its_joules_are_unavailable(edge_sel, monkeypatch):
     """Said once, and not turned into a number; the run goes on."""
-    monkeypatch.setitem(OPENERS, "psutil", Dying)
+    monkeypatch.setattr(METER_KINDS["psutil"], "open", Dying)
     result = edge_sel("finetune", "--meter", "psutil", "--out", "run", *SHORT)
     assert result.code == 0
     assert result.err.count("psutil is lost") == 1 and "it was unplugged" in result.err

@@ -14,7 +14,7 @@ from edge_sel.cli.tune import trained_plans
 from edge_sel.config.profiles import detect_profile
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.builtin import builtin_pack
-from edge_sel.power.processors import usable_cores
+from edge_sel.power.resources import usable_cores
 from edge_sel.tuning.choose import Candidate, Cost, machine, tuning_file, write_tuning
 from tests.cli.shell import PACK, USAGE, refused
 from tests.edge.sessions import outcome
@@ -80,14 +80,14 @@ def test_what_a_person_reads(edge_sel, cache):
 
 
 def test_without_a_meter_it_says_so(edge_sel, cache, monkeypatch):
-    from edge_sel.power.find import OPENERS
+    from edge_sel.power.find import METER_KINDS
     from edge_sel.power.meter import MeterError
 
     def closed(profile):
         raise MeterError("not here")
 
-    for name in OPENERS:
-        monkeypatch.setitem(OPENERS, name, closed)
+    for name in METER_KINDS:
+        monkeypatch.setattr(METER_KINDS[name], "open", closed)
     shown = edge_sel("tune", "--seconds", 0.03, "--plan", "head")
     assert shown.code == 0 and "no meter works here: compared by processor time" in shown.out
 

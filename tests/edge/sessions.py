@@ -31,7 +31,7 @@ from edge_sel.pack.anchors import ANCHORS
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
-from edge_sel.power import EnergyRecorder
+from edge_sel.power.recorder import EnergyRecorder
 
 DEFAULTS = {
     "plan": "bn,last-c25", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "target_rate": 0.5, "gate": "sundew",

@@ -13,8 +13,9 @@ from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.host import Host
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import Pack
-from edge_sel.power import EnergyRecorder, MeterError, Reading, Source
 from edge_sel.power.battery import Supply
+from edge_sel.power.meter import EnergySource, MeterError, Reading
+from edge_sel.power.recorder import EnergyRecorder
 from tests.edge.sessions import Killed, session, without_anchors
 
 SLICE_S = 0.1
@@ -27,7 +28,7 @@ class World:
     """
 
     name = "world"
-    source: Source = "measured"
+    source: EnergySource = "measured"
     min_window_s = 0.1
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
-from edge_sel.power import EnergyFigure
+from edge_sel.power.figure import EnergyFigure
 
 
 class Run:

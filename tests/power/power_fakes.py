@@ -13,7 +13,9 @@ from typing import Any
 import pynvml
 import pytest
 
-from edge_sel.power import EnergyRecorder, MeterError, Reading, Source
+from edge_sel.config.profiles import Profile
+from edge_sel.power.meter import EnergySource, MeterError, MeterKind, Reading, Subject
+from edge_sel.power.recorder import EnergyRecorder
 
 SOON_S = 30.0
 
@@ -43,7 +45,7 @@ class FakeMeter:
         power_w: float | Callable[[float], float] = 10.0,
         *,
         counter: bool = True,
-        source: Source = "measured",
+        source: EnergySource = "measured",
     ) -> None:
         self.clock, self.power_w, self.counter, self.source = clock, power_w, counter, source
         self.energy_j, self.last_s = 5000.0, clock()
@@ -64,6 +66,11 @@ class FakeMeter:
 
     def unplug(self) -> None:
         self.error = MeterError("it is gone", "plug it in")
+
+
+def kind(open_it: Callable[[Profile], Any], of: Subject = "device", source: EnergySource = "measured") -> MeterKind:
+    """What stands in for a class of meters."""
+    return SimpleNamespace(open=open_it, of=of, source=source)
 
 
 def by_hand(meter: Any, clock: Clock, **given: Any) -> EnergyRecorder:

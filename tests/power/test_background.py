@@ -13,9 +13,9 @@ import pytest
 from power_fakes import Clock, FakeMeter
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power import EnergyRecorder, Reading
+from edge_sel.power.meter import Reading
 from edge_sel.power.psutil_model import PsutilModel
-from edge_sel.power.recorder import clock_through_sleep
+from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
 
 PROFILE = Profile("p", idle_w=3.0, max_w=14.0)
 
@@ -132,7 +132,8 @@ def test_an_answer_after_the_meter_was_given_up_does_not_count() -> None:
 
 def test_the_thread_does_not_keep_the_process_alive() -> None:
     code = (
-        "from edge_sel.power import EnergyRecorder, find_meter\n"
+        "from edge_sel.power.find import find_meter\n"
+        "from edge_sel.power.recorder import EnergyRecorder\n"
         "from edge_sel.config.profiles import Profile\n"
         "meter, _ = find_meter(Profile('p', 1.0, 2.0), 'psutil')\n"
         "EnergyRecorder(meter, period_s=0.01).__enter__().start_window()\n"
@@ -157,7 +158,8 @@ def test_without_threads_the_edges_are_still_read(monkeypatch: pytest.MonkeyPatc
 
 STOPPED = """
 import json, sys, time
-from edge_sel.power import EnergyRecorder, Reading
+from edge_sel.power.meter import Reading
+from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.power.psutil_model import PsutilModel
 from edge_sel.config.profiles import Profile
 

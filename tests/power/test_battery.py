@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from power_fakes import Clock, by_hand, put, refused
+from power_fakes import Clock, by_hand, kind, put, refused
 
+from edge_sel import sysfs
 from edge_sel.config.profiles import Profile
-from edge_sel.power import MeterError, find_meter
+from edge_sel.power import battery
 from edge_sel.power.battery import BatteryMeter
+from edge_sel.power.find import find_meter
+from edge_sel.power.meter import MeterError
 
 
 def supply(root: Path, name: str = "BAT0", **given: object) -> Path:
@@ -155,14 +158,14 @@ def test_garbage_is_never_a_number(tmp_path: Path, text: str) -> None:
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
-    genuine = Path.read_text
+    genuine = sysfs.read_sysfs
 
-    def read_text(path: Path, *given: Any, **more: Any) -> str:
+    def read(path: Path) -> str:
         if path.name == name:
             raise error
-        return genuine(path, *given, **more)
+        return genuine(path)
 
-    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(battery, "read_sysfs", read)
 
 
 def test_no_permission_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,12 +214,12 @@ def test_a_closed_meter_gives_nothing(tmp_path: Path) -> None:
 
 def test_it_is_found_like_any_meter(tmp_path: Path) -> None:
     battery, clock = supply(tmp_path, power_now=5_000_000), Clock()
-    openers = {"battery": lambda profile: BatteryMeter(tmp_path)}
-    meter, probes = find_meter(Profile("p", 1.0, 2.0), "battery", openers=openers, clock=clock, sleep=clock.sleep)
+    kinds = {"battery": kind(lambda profile: BatteryMeter(tmp_path))}
+    meter, probes = find_meter(Profile("p", 1.0, 2.0), "battery", kinds=kinds, clock=clock, sleep=clock.sleep)
     assert meter is not None
     assert probes[0].power_w == 5.0
     put(battery, status="Charging")
-    meter, probes = find_meter(Profile("p", 1.0, 2.0), "battery", openers=openers, clock=clock, sleep=clock.sleep)
+    meter, probes = find_meter(Profile("p", 1.0, 2.0), "battery", kinds=kinds, clock=clock, sleep=clock.sleep)
     assert (meter, probes[0].usable, probes[0].fix) == (None, False, "unplug, or use another meter")
 
 

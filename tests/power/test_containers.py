@@ -10,8 +10,7 @@ import pytest
 from power_fakes import write
 
 from edge_sel.power.access import MOUNT, Container, find_container, hints, is_wsl
-from edge_sel.power.control_groups import memory_left
-from edge_sel.power.processors import cpu_quota
+from edge_sel.power.resources import cpu_quota, memory_left
 
 DOCKER = Container("docker", "/.dockerenv is there")
 INA3221 = "bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3/curr1_input"

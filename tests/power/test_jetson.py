@@ -20,11 +20,12 @@ from jetson_boards import (
     orin_nx,
     thor,
 )
-from power_fakes import Clock, refused, write
+from power_fakes import Clock, kind, refused, write
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power import MeterError, find_meter
+from edge_sel.power.find import find_meter
 from edge_sel.power.jetson import JetsonMeter
+from edge_sel.power.meter import MeterError
 
 
 def unusable(sysfs: Path, model: str | None = None) -> MeterError:
@@ -48,8 +49,8 @@ def test_the_power_of_a_board_is_that_of_its_module(board, tmp_path: Path) -> No
 def test_the_meter_of_a_board_is_found(board, tmp_path: Path) -> None:
     board(tmp_path)
     clock = Clock()
-    openers = {"jetson": lambda profile: JetsonMeter(tmp_path)}
-    meter, (probe,) = find_meter(Profile("board", 1.0, 10.0), "jetson", openers=openers, clock=clock, sleep=clock.sleep)
+    kinds = {"jetson": kind(lambda profile: JetsonMeter(tmp_path))}
+    meter, (probe,) = find_meter(Profile("board", 1.0, 10.0), "jetson", kinds=kinds, clock=clock, sleep=clock.sleep)
     assert meter is not None
     assert (meter.name, meter.source) == ("jetson", "measured")
     assert probe.power_w == pytest.approx(BOARDS[board][1])

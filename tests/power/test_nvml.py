@@ -6,10 +6,11 @@ import sys
 
 import pynvml
 import pytest
-from power_fakes import Clock, FakeGpu, FakeNvml, by_hand, refused
+from power_fakes import Clock, FakeGpu, FakeNvml, by_hand, kind, refused
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power import MeterError, find_meter
+from edge_sel.power.find import find_meter
+from edge_sel.power.meter import MeterError
 from edge_sel.power.nvml import NvmlMeter
 
 
@@ -221,14 +222,14 @@ def test_of_several_boards_the_throttled_one_is_named() -> None:
 
 def test_it_is_found_like_any_meter() -> None:
     nvml = FakeNvml(FakeGpu())
-    openers = {"nvml": lambda profile: NvmlMeter(nvml=nvml, sleep=nvml.sleep)}
+    kinds = {"nvml": kind(lambda profile: NvmlMeter(nvml=nvml, sleep=nvml.sleep))}
     clock = Clock()
 
     def sleep(seconds: float) -> None:
         clock.sleep(seconds)
         nvml.sleep(seconds)
 
-    meter, probes = find_meter(Profile("p", 1.0, 2.0), "nvml", openers=openers, clock=clock, sleep=sleep)
+    meter, probes = find_meter(Profile("p", 1.0, 2.0), "nvml", kinds=kinds, clock=clock, sleep=sleep)
     assert isinstance(meter, NvmlMeter)
     assert probes[0].why == "measured, by an energy counter"
     assert probes[0].power_w == pytest.approx(50.0)

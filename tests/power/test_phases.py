@@ -14,7 +14,8 @@ from phased_run import Run, require_sums, totals
 from power_fakes import Clock, FakeMeter, by_hand
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power import EnergyRecorder, Reading
+from edge_sel.power.meter import Reading
+from edge_sel.power.recorder import EnergyRecorder
 
 # How joules are shared out
 

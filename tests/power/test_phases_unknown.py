@@ -6,8 +6,7 @@ import pytest
 from phased_run import Run, require_sums, totals
 from power_fakes import by_hand
 
-from edge_sel.power import EnergyFigure
-from edge_sel.power.figure import RELATIVE_ERROR
+from edge_sel.power.figure import RELATIVE_ERROR, EnergyFigure
 
 
 def uncertainty(figure: EnergyFigure, name: str) -> float:

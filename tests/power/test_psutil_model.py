@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from power_fakes import Clock, by_hand
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power import MeterError
+from edge_sel.power.meter import MeterError
 from edge_sel.power.psutil_model import PsutilModel
 
 

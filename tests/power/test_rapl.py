@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from power_fakes import Clock, by_hand, put, refused
+from power_fakes import Clock, by_hand, kind, put, refused
 
+from edge_sel import sysfs
 from edge_sel.config.profiles import Profile
-from edge_sel.power import MeterError, find_meter
+from edge_sel.power import rapl
+from edge_sel.power.find import find_meter
+from edge_sel.power.meter import MeterError
 from edge_sel.power.rapl import RaplMeter
 
 RANGE_UJ = 262_143_328_850
@@ -145,14 +147,14 @@ def test_garbage_is_never_a_number(tmp_path: Path, text: str) -> None:
 
 def deny(monkeypatch: pytest.MonkeyPatch, name: str, error: type[OSError] = PermissionError, code: int = 13) -> None:
     """Root reads whatever its mode."""
-    genuine = Path.read_text
+    genuine = sysfs.read_sysfs
 
-    def read_text(path: Path, *given: Any, **more: Any) -> str:
+    def read(path: Path) -> str:
         if path.name == name:
             raise error(code, "it is so", str(path))
-        return genuine(path, *given, **more)
+        return genuine(path)
 
-    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(rapl, "read_sysfs", read)
 
 
 def test_no_permission_says_how_to_allow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +205,8 @@ def test_it_is_found_and_recorded_like_any_meter(tmp_path: Path) -> None:
         now = int((package / "energy_uj").read_text())
         put(package, energy_uj=(now + round(15e6 * seconds)) % RANGE_UJ)
 
-    openers = {"rapl": lambda profile: RaplMeter(tmp_path)}
-    meter, probes = find_meter(Profile("p", 1.0, 2.0), "rapl", openers=openers, clock=clock, sleep=sleep)
+    kinds = {"rapl": kind(lambda profile: RaplMeter(tmp_path))}
+    meter, probes = find_meter(Profile("p", 1.0, 2.0), "rapl", kinds=kinds, clock=clock, sleep=sleep)
     assert probes[0].power_w == pytest.approx(15.0)
     with by_hand(meter, clock) as recorder:
         window = recorder.start_window()
@@ -213,7 +215,7 @@ def test_it_is_found_and_recorded_like_any_meter(tmp_path: Path) -> None:
     assert (figure.total_j, figure.source) == (pytest.approx(30.0), "measured")
 
     put(package, energy_uj=5)
-    _, probes = find_meter(Profile("p", 1.0, 2.0), "rapl", openers=openers, clock=clock, sleep=clock.sleep)
+    _, probes = find_meter(Profile("p", 1.0, 2.0), "rapl", kinds=kinds, clock=clock, sleep=clock.sleep)
     assert not probes[0].usable
     assert "stood still" in probes[0].why
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from power_fakes import Clock, FakeMeter, by_hand
 
-from edge_sel.power import Reading
+from edge_sel.power.meter import Reading
 
 GAPS = st.lists(st.floats(0.001, 0.9), min_size=1, max_size=40)
 POWERS = st.floats(0.1, 500)

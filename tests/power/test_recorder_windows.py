@@ -7,9 +7,8 @@ import json
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
-from edge_sel.power import EnergyRecorder
-from edge_sel.power.phases import PhaseClock
-from edge_sel.power.sampler import Sampler
+from edge_sel.power.figure import PhaseClock
+from edge_sel.power.recorder import EnergyRecorder, Sampler
 
 
 def test_windows_nest() -> None:

@@ -11,8 +11,8 @@ import pytest
 from power_fakes import put
 
 from edge_sel.power.battery import BatteryMeter, Supply, read_supply
-from edge_sel.power.find import sysfs_root
 from edge_sel.power.meter import MeterError
+from edge_sel.sysfs import sysfs_root
 
 NOTHING = Supply(None, None)
 

@@ -8,8 +8,7 @@ import psutil
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
-from edge_sel.power import hottest_c
-from edge_sel.power.temperature import Thermometer
+from edge_sel.power.temperature import Thermometer, hottest_c
 
 
 def sensors(**found: list[tuple[str, float | None]]) -> dict[str, list[SimpleNamespace]]:

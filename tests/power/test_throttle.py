@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from power_fakes import SOON_S, hanging, put
 
-from edge_sel.power.throttle import Throttle, ThrottleReader, new_throttling, read_throttling
+from edge_sel.power.throttle import Throttle, ThrottleReader, new_throttling
 
 PI = "devices/platform/soc/soc:firmware/get_throttled"
 COOLING = "limited by the kernel's cooling"
@@ -26,7 +26,7 @@ def cooling(sysfs: Path, number: int, kind: str, state: object, most: object = 1
 
 
 def read(sysfs: Path) -> list[Throttle]:
-    return read_throttling(sysfs, timeout_s=SOON_S)
+    return ThrottleReader(sysfs, timeout_s=SOON_S).read()
 
 
 # Devices
@@ -125,7 +125,7 @@ def test_cooling_has_other_names_too(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_machine_without_such_files_tells_nothing(tmp_path: Path) -> None:
-    assert read_throttling(tmp_path / "missing") == []
+    assert ThrottleReader(tmp_path / "missing").read() == []
     put(tmp_path, **{"devices/system/cpu/cpu0/online": 1})
     assert read(tmp_path) == []
 

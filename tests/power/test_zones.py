@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from power_fakes import SOON_S, hanging, put, release
 
-from edge_sel.power import zones
-from edge_sel.power.zones import STRIKES, Patience, Zone, ZoneReader
+from edge_sel import sysfs
+from edge_sel.power import temperature
+from edge_sel.power.temperature import STRIKES, Patience, Zone, ZoneReader
 
 
 def zone(sysfs: Path, number: int, name: str, temp: object) -> Path:
@@ -74,14 +75,14 @@ def test_a_zone_that_is_switched_off_is_skipped_until_it_is_back(
 ) -> None:
     off = zone(tmp_path, 0, "gpu-thermal", 1)
     zone(tmp_path, 1, "cpu-thermal", 45_000)
-    really = zones.read_sysfs
+    really = temperature.read_sysfs
 
     def read(path: Path) -> str:
         if path == off:
             raise OSError(number, os.strerror(number))
         return really(path)
 
-    monkeypatch.setattr(zones, "read_sysfs", read)
+    monkeypatch.setattr(temperature, "read_sysfs", read)
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
     assert names(reader) == ["cpu-thermal"]
     assert reader.skipped == [("gpu-thermal", f"cannot be read: {os.strerror(number)}")]
@@ -98,7 +99,7 @@ def test_a_driver_that_says_try_again_is_an_oserror(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", lambda path, flags: really(path, flags | nonblocking))
         with pytest.raises(BlockingIOError):
-            zones.read_sysfs(pipe)
+            sysfs.read_sysfs(pipe)
     os.close(writer)
 
 
@@ -139,7 +140,7 @@ def test_a_zone_that_was_slow_gets_another_chance_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = zone(tmp_path, 0, "cv0-thermal", 44_000)
-    really, gate = zones.read_sysfs, threading.Event()
+    really, gate = temperature.read_sysfs, threading.Event()
 
     def read(path: Path) -> str:
         if path == slow:
@@ -153,7 +154,7 @@ def test_a_zone_that_was_slow_gets_another_chance_but_not_for_ever(
         gate.set()
         thread.join(SOON_S)
 
-    monkeypatch.setattr(zones, "read_sysfs", read)
+    monkeypatch.setattr(temperature, "read_sysfs", read)
     reader = ZoneReader(tmp_path, timeout_s=0.25)
     for _ in range(STRIKES - 1):
         strike()
@@ -202,8 +203,8 @@ def test_zones_that_answer_share_one_thread(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_type_of_a_zone_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zone(tmp_path, 0, "cpu-thermal", 45_000)
-    really, reads = zones.read_sysfs, []
-    monkeypatch.setattr(zones, "read_sysfs", lambda path: (reads.append(path.name), really(path))[1])
+    really, reads = temperature.read_sysfs, []
+    monkeypatch.setattr(temperature, "read_sysfs", lambda path: (reads.append(path.name), really(path))[1])
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
     assert names(reader) == names(reader) == ["cpu-thermal"]
     assert reads == ["type", "temp", "temp"]

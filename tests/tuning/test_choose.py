@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sel.config.settings import resolve
-from edge_sel.power.find import board_model
+from edge_sel.sysfs import board_model
 from edge_sel.tuning.choose import (
     REACH,
     TIE,

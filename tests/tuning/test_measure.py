@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_sel.config.profiles import Profile
-from edge_sel.power import EnergyRecorder
+from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.tuning.choose import Candidate, Cost
 from edge_sel.tuning.measure import ROUNDS, WARM_UP_STEPS, Bench, candidates, median, weight
 from tests.edge.sessions import pack

@@ -22,9 +22,8 @@ from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift, write_folder
 from edge_sel.edge.hold import LOCK
 from edge_sel.errors import SetupError
-from edge_sel.power import EnergyRecorder
 from edge_sel.power.find import find_meter
-from edge_sel.power.recorder import clock_through_sleep
+from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "edge_sel" / "pack" / "assets" / "digits.edgepack"
@@ -250,6 +249,6 @@ def small_field(folder: Path) -> Path:
 def own_meter() -> Iterator[EnergyRecorder]:
     """The meter that the runs would take, for all that they spend, counted or not."""
     profile = load_profile(detect_profile())
-    meter, _ = find_meter(profile, "auto", skip=("nvml",))
+    meter, _ = find_meter(profile, "auto", on_processor=True)
     with EnergyRecorder(meter, clock_through_sleep, profile=profile) as recorder:
         yield recorder

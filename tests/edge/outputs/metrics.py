@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from edge_sel.edge.outputs.openmetrics import MetricsFile
-from edge_sel.power import EnergyRecorder, MeterError, Reading
+from edge_sel.power.meter import MeterError, Reading
+from edge_sel.power.recorder import EnergyRecorder
 
 NAME = r"[a-zA-Z_][a-zA-Z0-9_]*"
 LABEL = rf'{NAME}="(?:[^"\\\n]|\\["\\n])*"'

@@ -11,7 +11,7 @@ from edge_sel.edge.energy import Spent
 from edge_sel.edge.outputs import power_log
 from edge_sel.edge.outputs.insight import HARDEST, changed_weights
 from edge_sel.edge.outputs.power_log import PowerLog, PowerRow, read_power
-from edge_sel.power import EnergyRecorder
+from edge_sel.power.recorder import EnergyRecorder
 from tests.edge.outputs.test_outputs import TenWatts
 from tests.edge.sessions import StopAt, Ticks, pack, session
 

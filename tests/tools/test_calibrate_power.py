@@ -17,18 +17,92 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from power_fakes import Clock, FakeMeter
 
-from edge_sel.config.profiles import load_profile
-from edge_sel.errors import SetupError
-from edge_sel.power.calibrate import Point, fit_line
+from edge_sel.config.profiles import Profile, load_profile
+from edge_sel.errors import DataError, SetupError
 from edge_sel.power.psutil_model import PsutilModel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "power"))
+
+from power_fakes import Clock, FakeMeter
 
 TOOL = Path(__file__).parents[2] / "tools" / "calibrate_power.py"
 SPEC = importlib.util.spec_from_file_location("calibrate_power", TOOL)
 assert SPEC is not None and SPEC.loader is not None
 tool: Any = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tool)
+
+
+# The line
+
+
+@given(st.floats(0.1, 50), st.floats(1, 200), st.lists(st.floats(0, 1), max_size=8))
+def test_points_on_a_line_give_that_line(idle_w: float, span_w: float, loads: list[float]) -> None:
+    fit = tool.fit_line([tool.Point(load, idle_w + span_w * load) for load in [0.0, *loads, 1.0]])
+    assert fit.idle_w == pytest.approx(idle_w, abs=1e-6)
+    assert fit.max_w == pytest.approx(idle_w + span_w)
+    assert fit.error_percent == pytest.approx(0, abs=1e-6) and fit.worst_percent == pytest.approx(0, abs=1e-4)
+
+
+def test_the_error_is_in_per_cent() -> None:
+    fit = tool.fit_line([tool.Point(0, 11), tool.Point(0, 9), tool.Point(1, 29), tool.Point(1, 31)])
+    assert fit == pytest.approx((10, 30, 100 * 1 / 20, 100 * 1 / 9))
+
+
+@pytest.mark.parametrize(
+    ("points", "part"),
+    [
+        ([], "two utilisations that lie 0.2 apart"),
+        ([tool.Point(0.5, 10), tool.Point(0.5, 12)], "two utilisations that lie 0.2 apart"),
+        ([tool.Point(0.1, 10), tool.Point(0.2, 12)], "two utilisations that lie 0.2 apart"),
+        ([tool.Point(0, 12), tool.Point(1, 10)], "do not rise with the load (-2.00 W"),
+        ([tool.Point(0, 12), tool.Point(1, 12)], "do not rise with the load (+0.00 W"),
+        ([tool.Point(0, 12), tool.Point(1, 12.001)], "do not rise with the load (+0.00 W"),
+        ([tool.Point(0.5, 1), tool.Point(1, 12)], "the line gives -10.00 W at rest"),
+    ],
+)
+def test_points_that_give_no_line_are_refused_with_the_reason(points: list[Any], part: str) -> None:
+    with pytest.raises(DataError) as error:
+        tool.fit_line(points, "plug.csv")
+    assert part in str(error.value) and "plug.csv" in str(error.value)
+
+
+def test_points_just_far_enough_apart_are_enough() -> None:
+    assert tool.fit_line([tool.Point(0.1, 10), tool.Point(0.3, 12)]).max_w == pytest.approx(19)
+
+
+def test_columns_may_stand_in_any_order_among_others(tmp_path: Path) -> None:
+    path = tmp_path / "plug.csv"
+    path.write_text("\ufeffwatts, note, utilisation\n5.5, rest, 0\n\n12, busy, 1.0\n", encoding="utf-8")
+    assert tool.read_points(path) == [tool.Point(0, 5.5), tool.Point(1, 12)]
+
+
+@given(
+    fit=st.builds(tool.Fit, st.floats(0, 100), st.floats(101, 500), st.floats(0, 50), st.floats(0, 100)),
+    max_c=st.none() | st.floats(1, 150),
+    threads=st.none() | st.integers(0, 64),
+    batch_size=st.none() | st.integers(1, 512),
+    note=st.text(),
+)
+def test_what_is_written_can_be_loaded(
+    tmp_path_factory: pytest.TempPathFactory,
+    fit: Any,
+    max_c: float | None,
+    threads: int | None,
+    batch_size: int | None,
+    note: str,
+) -> None:
+    base = Profile("base", 1.0, 2.0, ("jetson", "psutil"), max_c, threads, batch_size)
+    path = tmp_path_factory.getbasetemp() / "mine.toml"
+    path.write_text(tool.profile_toml(fit, base, [note, "x y " * 100]), encoding="utf-8")
+    loaded = load_profile(path)
+    assert (loaded.idle_w, loaded.max_w) == pytest.approx((fit.idle_w, fit.max_w), abs=1e-3)
+    assert (loaded.meters, loaded.max_c) == (base.meters, max_c)
+    assert (loaded.threads, loaded.batch_size) == (threads, batch_size)
+    assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 120
+
+
+# Measuring
 
 GOOD = "utilisation,watts\n0,5\n0.5,10\n1,15\n"
 
@@ -55,11 +129,11 @@ class Machine:
         yield
         self.load = 0.0
 
-    def measure(self, meter: Any, loads: list[float], seconds: float = 5.0) -> list[Point]:
+    def measure(self, meter: Any, loads: list[float], seconds: float = 5.0) -> list[Any]:
         times = lambda: SimpleNamespace(user=self.busy_s)  # noqa: E731
         model = PsutilModel(0, 1, cores=4, cpu_times=times, process_time=lambda: 0.0, clock=self.clock)
         by = {"load": self.busy, "model": model, "clock": self.clock, "sleep": self.sleep}
-        points: list[Point] = tool.measure(meter, loads, seconds, tell=lambda line: None, **by)
+        points: list[Any] = tool.measure(meter, loads, seconds, tell=lambda line: None, **by)
         return points
 
 
@@ -69,7 +143,7 @@ def test_a_noisy_meter_gives_the_constants_back(counter: bool) -> None:
     meter = FakeMeter(machine.clock, machine.watts, counter=counter)
     points = machine.measure(meter, tool.levels(4))
     assert [p.utilisation for p in points] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    fit = fit_line(points)
+    fit = tool.fit_line(points)
     assert fit.idle_w == pytest.approx(3, rel=0.05) and fit.max_w == pytest.approx(11, rel=0.02)
     assert 0 < fit.error_percent < 3
     assert machine.loads == [0, 1, 2, 3, 4] and meter.closed == 1
@@ -152,7 +226,7 @@ def test_watts_of_a_plug_meter_become_a_profile(tmp_path: Path, run: Any) -> Non
 def test_watts_of_a_meter_become_a_profile(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     out, clock = tmp_path / "mine.toml", Clock()
     monkeypatch.setattr(tool, "find_meter", lambda *given, **options: (FakeMeter(clock), []))
-    monkeypatch.setattr(tool, "measure", lambda *given: [Point(0, 4), Point(0.5, 8.2), Point(1, 12)])
+    monkeypatch.setattr(tool, "measure", lambda *given: [tool.Point(0, 4), tool.Point(0.5, 8.2), tool.Point(1, 12)])
     assert run("--out", out)[0] == 0
     text = out.read_text(encoding="utf-8")
     for part in (os.uname().nodename, date.today().isoformat(), "the meter fake", "off by 1.2 % (rms)", "0.500, 8.20"):

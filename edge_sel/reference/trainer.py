@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from edge_sel.arrays import Arrays
-from edge_sel.models.fast_net import FastNet
+from edge_sel.models.networks import FastNet
 from edge_sel.reference import parallel
 from edge_sel.reference.epoch import Accuracies, EpochResult, EpochSums
 from edge_sel.reference.images import DeviceImages

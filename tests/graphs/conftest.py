@@ -37,7 +37,7 @@ def net_of(forward_of: ForwardOf) -> ForwardOf:
     """The same, and of the networks of ``nets.py``, which have five classes."""
     import torch
 
-    from edge_sel.models.prepare import prepare
+    from edge_sel.models.registry import prepare
     from edge_sel.server.forward import export_forward
     from tests.graphs.nets import Inverted, Masked, Moved, PartsNet, PooledHead, SmallTransformer, TwoHeads
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from edge_sel.models.fast_net import FastNet
+from edge_sel.models.networks import FastNet, WideBlock, WideResNet
 from edge_sel.models.registry import build, parameter_count
-from edge_sel.models.wide_resnet import WideBlock, WideResNet
 
 
 def test_wrn_28_10_has_its_published_size():

@@ -6,7 +6,7 @@
 The opponent of our ``fast`` system on the same card. Settings: Jordan 2024, arXiv 2404.00498 and its repository's
 airbench94: 9.9 epochs, batches of 1024, half precision, SGD with Nesterov momentum, one triangle of the rate,
 alternating flips, shifts of two pixels, label smoothing, a slow average of the weights, and six views of each test
-image. The network is ours (``edge_sel/models/fast_net.py``), which follows the same paper. Joules and seconds are those
+image. The network is ours (``edge_sel/models/networks.py``), which follows the same paper. Joules and seconds are those
 of training, from the whitening to the last step; a first run, which warms the card up, is not among the results.
 """
 
@@ -25,7 +25,7 @@ from torch import nn
 
 from edge_sel import EnergyMonitor
 from edge_sel.data.dataset import ImageSet
-from edge_sel.models.fast_net import FastNet
+from edge_sel.models.networks import FastNet
 from edge_sel.reference.data import load_sets
 from edge_sel.reference.environment import environment
 from edge_sel.reference.setup import find_scale

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edge_sel.errors import BadInputError
-from edge_sel.models.prepare import prepare
+from edge_sel.models.registry import prepare
 from edge_sel.server.source.base import Source, WarmupInfo
 from edge_sel.server.source.torch_model import from_module, from_weights
 

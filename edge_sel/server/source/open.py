@@ -103,7 +103,7 @@ def _from_checkpoint(path: Path, asked: Asked) -> Source:
 
 def _published(text: str, asked: Asked) -> Source:
     _require_torch()
-    from edge_sel.models.expected_input import expected_input
+    from edge_sel.models.registry import expected_input
     from edge_sel.server.source.torch_model import from_name
 
     expected = expected_input(text)

@@ -16,8 +16,7 @@ from edge_sel.errors import BadInputError, EdgeSelError, GraphError, SetupError
 from edge_sel.graphs.head_form import with_vector_features
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import rectified
-from edge_sel.models.prepare import take_away_last_relu
-from edge_sel.models.registry import LINEAR, build
+from edge_sel.models.registry import LINEAR, build, take_away_last_relu
 from edge_sel.models.registry import build as build_by_name
 from edge_sel.pack.reader import Pack
 from edge_sel.server.forward import export_forward

@@ -22,12 +22,12 @@ import torch.nn.functional as F  # noqa: N812
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.models.registry import build
-from edge_sel.reference.environment import environment
 from edge_sel.reference.images import make_images
+from edge_sel.reference.model import fastest
 from edge_sel.reference.policy import Policy
-from edge_sel.reference.speed import fastest
+from edge_sel.reference.suite import environment
 from edge_sel.reference.systems import SYSTEMS
-from edge_sel.reference.trainer import ReferenceTrainer
+from edge_sel.reference.trainer import SystemTrainer
 
 
 class Plain(torch.utils.data.Dataset):
@@ -69,7 +69,7 @@ def our_epochs(images: ImageSet, model_name: str, batch: int, device: torch.devi
     """Seconds of each epoch."""
     setup = replace(SYSTEMS["baseline"].setup, model=model_name, batch_size=batch)
     train, test = make_images(images, images.subset(np.arange(10)), device)
-    run = ReferenceTrainer(build(model_name, 10, (32, 32)), setup, Policy(), train, test, seed=0)
+    run = SystemTrainer(build(model_name, 10, (32, 32)), setup, Policy(), train, test, seed=0)
     for epoch in range(1, epochs + 1):
         started = time.perf_counter()
         run.train_epoch(epoch)  # looks at the device at its end

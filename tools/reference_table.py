@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edge_sel.reference.compare import overview
-from edge_sel.reference.results import list_results
+from edge_sel.reference.results import list_results, overview
 from edge_sel.reference.systems import SYSTEMS
 from edge_sel.runs.tables import write_table
 

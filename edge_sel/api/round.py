@@ -48,7 +48,7 @@ from edge_sel.power.resources import usable_cores
 from edge_sel.power.throttle import ThrottleReader
 from edge_sel.sel.feature_sums import SampleSums, sum_samples
 from edge_sel.sysfs import sysfs_root
-from edge_sel.tuning.choose import machine, read_tuning, tuned_settings, tuning_file
+from edge_sel.tuning import machine, read_tuning, tuned_settings, tuning_file
 
 AnyPath = str | PathLike[str]
 

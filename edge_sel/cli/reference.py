@@ -17,9 +17,7 @@ from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_optio
 from edge_sel.config.profiles import Profile
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError, escaped
 from edge_sel.power.meter import Meter
-from edge_sel.reference.options import SuiteOptions
-from edge_sel.reference.setup import FirstWeights, find_scale
-from edge_sel.reference.systems import System, find_systems
+from edge_sel.reference.systems import FirstWeights, SuiteOptions, System, find_scale, find_systems
 
 PAGE = "report.html"
 
@@ -136,8 +134,8 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
     from edge_sel.power.recorder import EnergyRecorder
     from edge_sel.power.temperature import find_thermometer
     from edge_sel.reference import parallel
-    from edge_sel.reference.compare import overview
     from edge_sel.reference.data import load_sets
+    from edge_sel.reference.results import overview
     from edge_sel.reference.suite import run_suite
     from edge_sel.reference.trainer import Stopped
     from edge_sel.runs.stop_signal import StopSignal
@@ -195,8 +193,7 @@ def _find_meter(profile: Profile, name: str, gpu: bool, note: Callable[[str], No
 
 def _compare(given: _Given) -> int:
     from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
-    from edge_sel.reference.compare import compare, edge_epochs, overview, reference_epochs
-    from edge_sel.reference.results import list_results
+    from edge_sel.reference.results import compare, edge_epochs, list_results, overview, reference_epochs
 
     results = [r for r in list_results(given.out) if not given.systems or r["system"] in given.systems]
     if not results:

@@ -25,7 +25,7 @@ from edge_sel.units import counted
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.reader import Pack
-    from edge_sel.tuning.choose import Candidate, Costs
+    from edge_sel.tuning import Candidate, Costs
 
 
 @click.command()
@@ -52,33 +52,33 @@ def command(
     `edge-sel finetune` then uses the best ones, unless a flag, EDGE_SEL_* or the TOML file says otherwise. Let nothing
     else run meanwhile.
     """
+    from edge_sel import tuning
     from edge_sel.api.inputs import open_pack_or_builtin, open_profile, trusted_keys
     from edge_sel.config.settings import resolve
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.power.find import find_meter
     from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
     from edge_sel.power.resources import usable_cores
-    from edge_sel.tuning import choose, measure
 
     device = open_profile(profile)
     flags = {"meter": meter, "require_signature": require_signature}
     settings = resolve(profile=device, environ=os.environ, flags=flags).settings
     opened = open_pack_or_builtin(pack, trusted_keys(settings.require_signature))
     names = trained_plans(opened, plans or tuple(name.strip() for name in settings.plan.split(",")))
-    path = choose.tuning_file(opened.digest, "ort", os.environ)
+    path = tuning.tuning_file(opened.digest, "ort", os.environ)
     if path is None:
         raise SetupError("this user has no home folder to store the result in", fix="set XDG_CACHE_HOME to a folder")
     cores = usable_cores()
     found, _ = find_meter(device, settings.meter, on_processor=True)
-    window_s = max(seconds / measure.ROUNDS, found.min_window_s if found is not None else 0.0)
-    tried = measure.candidates(cores, settings.batch_size)
+    window_s = max(seconds / tuning.ROUNDS, found.min_window_s if found is not None else 0.0)
+    tried = tuning.candidates(cores, settings.batch_size)
     note = partial(click.echo, err=True)
     if not as_json:
-        most_s = len(names) * len(tried) * measure.ROUNDS * window_s
+        most_s = len(names) * len(tried) * tuning.ROUNDS * window_s
         work = f"{counted(len(names), 'plan')}, {counted(len(tried), 'candidate')}"
         note(f"{work}: about {most_s:.0f} s of measuring at most")
     with EnergyRecorder(found, profile=device) as recorder:
-        bench = measure.Bench(
+        bench = tuning.Bench(
             pack=opened,
             make_engine=lambda threads, spinning: choose_engine("ort", threads, spinning=spinning),
             recorder=recorder,
@@ -91,8 +91,8 @@ def command(
         costs = {name: bench.measure(name, tried) for name in names}
     known = all(cost.energy_j is not None for told in costs.values() for cost in told.values())
     by = {"name": found.name, "source": found.source} if found and known else {"name": None, "source": "unavailable"}
-    choose.write_tuning(path, costs, here := choose.machine(device.name, cores), by)
-    choice = choose.choose(choose.total_costs(costs), settings.batch_size, {})
+    tuning.write_tuning(path, costs, here := tuning.machine(device.name, cores), by)
+    choice = tuning.choose(tuning.total_costs(costs), settings.batch_size, {})
     result = {
         "schema": 1,
         "pack": str(opened.path),
@@ -101,7 +101,7 @@ def command(
         "meter": by,
         "plans": {n: [{**c._asdict(), **cost._asdict()} for c, cost in told.items()] for n, told in costs.items()},
         "choice": None if choice is None else choice._asdict(),
-        "saved": saved_by(choice, choose.Candidate(cores, False, settings.batch_size), costs),
+        "saved": saved_by(choice, tuning.Candidate(cores, False, settings.batch_size), costs),
         "file": str(path),
     }
     if as_json:
@@ -112,7 +112,7 @@ def command(
 
 def saved_by(choice: Candidate | None, usual: Candidate, costs: Costs) -> float | None:
     """The share of joules that the choice takes less than usual; None where both were not measured with every plan."""
-    from edge_sel.tuning.measure import weight
+    from edge_sel.tuning import weight
 
     if choice is None or not all(choice in told and usual in told for told in costs.values()):
         return None

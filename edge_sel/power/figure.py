@@ -160,7 +160,7 @@ class PhaseClock:
             now_s = self._book()
             parts = {name: PhaseTally(*part) for name, part in self._parts.items()}
             self._parts = {}
-            self._times = add(self._times, parts)
+            self._times = add_phases(self._times, parts)
             return now_s, self._times, parts
 
     def _switch(self, name: str) -> str:
@@ -197,7 +197,7 @@ def share_out(parts: Phases, step: Tally, idle_w: float | None) -> Phases:
     }
 
 
-def add(sums: Phases, more: Phases) -> dict[str, PhaseTally]:
+def add_phases(sums: Phases, more: Phases) -> dict[str, PhaseTally]:
     """The sums of both, by phase."""
     return {**sums, **{name: sums.get(name, NOTHING).plus(tally) for name, tally in more.items()}}
 

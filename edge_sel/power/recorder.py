@@ -38,7 +38,7 @@ from edge_sel.power.figure import (
     Phases,
     RecorderCost,
     Tally,
-    add,
+    add_phases,
     between,
     make_figure,
     share_out,
@@ -62,7 +62,7 @@ class Moment(NamedTuple):
 
     def phases_since(self, start: Moment) -> Phases:
         """Time and joules of each phase that had any."""
-        return between(add(start.times, start.joules), add(self.times, self.joules))
+        return between(add_phases(start.times, start.joules), add_phases(self.times, self.joules))
 
 
 class Sampler:
@@ -153,7 +153,7 @@ class Sampler:
         if last is not None:
             tally = moment.tally.advance(last, reading, self._gap_limit_s, self.idle_w)
             joules = share_out(parts, tally.since(moment.tally), self.idle_w)
-            moment = moment._replace(tally=tally, joules=add(moment.joules, joules))
+            moment = moment._replace(tally=tally, joules=add_phases(moment.joules, joules))
         self._moment = moment._replace(reading=reading)
         return self._moment
 

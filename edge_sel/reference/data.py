@@ -19,7 +19,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder, require_trainable
 from edge_sel.data.split import stratified_split
 from edge_sel.errors import DataError, SetupError, UsageError
-from edge_sel.reference.setup import Scale
+from edge_sel.reference.systems import Scale
 
 _CACHE_BYTES = 64 * 2**30
 _TEST_SHARE = 0.2

@@ -9,7 +9,7 @@ import torch
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import channel_statistics
-from edge_sel.reference.setup import Augmentation
+from edge_sel.reference.systems import Augmentation
 
 RESIDENT_SHARE = 0.6
 """Of the device's free memory that the images may take; beyond it they are read batch by batch."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edge_sel.reference.parallel import average
-from edge_sel.reference.setup import Optimizer, Schedule
+from edge_sel.reference.systems import Optimizer, Schedule
 from edge_sel.sel.schedule import annealed, sel_learning_rate
 
 _CYCLE_EPOCHS, _CYCLE_DECAY = 10, 0.85

@@ -1,6 +1,7 @@
 """What a system may decide: which images an epoch visits, how much each counts, which gradients survive.
 
-``Policy`` itself decides nothing: it is plain training. Each class in ``policies/`` overrides what it does differently.
+``Policy`` itself decides nothing: it is plain training. Each class in ``policies`` and
+``curricula`` overrides what it does differently.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from edge_sel.reference.setup import Schedule
+from edge_sel.reference.systems import Schedule
 
 
 class Pool(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -13,18 +15,17 @@ from edge_sel.models.registry import build, parameter_count
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference import parallel
 from edge_sel.reference.data import Sets, planned_size
-from edge_sel.reference.environment import environment
+from edge_sel.reference.epoch import make_row, summarise
 from edge_sel.reference.images import DeviceImages, make_images
-from edge_sel.reference.options import SuiteOptions
-from edge_sel.reference.policies.build import build_policy
-from edge_sel.reference.results import Result, Row, RunFolder, read_result
-from edge_sel.reference.rows import make_row, summarise
-from edge_sel.reference.setup import Setup
-from edge_sel.reference.systems import System
-from edge_sel.reference.trainer import ReferenceTrainer
-from edge_sel.reference.weights import start_model
+from edge_sel.reference.model import start_model
+from edge_sel.reference.policies import build_policy
+from edge_sel.reference.results import EpochRow, Result, RunFolder, read_result
+from edge_sel.reference.systems import Setup, SuiteOptions, System
+from edge_sel.reference.trainer import SystemTrainer
 from edge_sel.runs.identity import Identity, require_same
 from edge_sel.sel.nominal_flops import nominal_flops
+from edge_sel.sysfs import processor_model
+from edge_sel.version import __version__
 
 Event = dict[str, Any]
 
@@ -141,7 +142,7 @@ class _Run:
         torch.manual_seed(self.seed)
         model, weights = start_model(self.setup, len(train.classes), train.size, self.options.weights)
         policy = build_policy(self.system, self.setup)
-        trainer = ReferenceTrainer(model, self.setup, policy, train, test, seed=self.seed, should_stop=should_stop)
+        trainer = SystemTrainer(model, self.setup, policy, train, test, seed=self.seed, should_stop=should_stop)
         if trainer.device.type == "cuda" and not trainer.speed.compiled:
             self._tell("uncompiled", why=trainer.speed.why)
         rows = self._resume(trainer, folder, identity)
@@ -157,7 +158,7 @@ class _Run:
         self._tell("finished", **result["summary"])
         return result
 
-    def _resume(self, trainer: ReferenceTrainer, folder: RunFolder, identity: Identity) -> list[Row]:
+    def _resume(self, trainer: SystemTrainer, folder: RunFolder, identity: Identity) -> list[EpochRow]:
         """The rows of the epochs that are done."""
         found = folder.load()
         if found is None:
@@ -168,7 +169,7 @@ class _Run:
         self._tell("resumed", epoch=len(rows))
         return rows
 
-    def _epoch(self, trainer: ReferenceTrainer, rows: list[Row]) -> Row:
+    def _epoch(self, trainer: SystemTrainer, rows: list[EpochRow]) -> EpochRow:
         window = self.recorder.start_window(f"{self.system.name} epoch {len(rows) + 1}")
         try:
             with self.recorder.phase("train"):
@@ -179,7 +180,7 @@ class _Run:
             judged = trainer.evaluate()
         return make_row(rows, result, judged, figure, trainer.train.classes)
 
-    def _report(self, trainer: ReferenceTrainer, weights: str, identity: Identity, rows: list[Row]) -> Result:
+    def _report(self, trainer: SystemTrainer, weights: str, identity: Identity, rows: list[EpochRow]) -> Result:
         return {
             "schema": 1,
             "system": self.system.name,
@@ -215,3 +216,26 @@ class _Run:
 
     def _tell(self, event: str, **figures: Any) -> None:
         self.listen({"event": event, "system": self.system.name, "seed": self.seed, **figures})
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on besides the settings."""
+    found: dict[str, Any] = {
+        "edge_sel": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": processor_model() or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "processes": parallel.world(),
+        "device": str(device),
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    if device.type == "cuda":
+        found |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found

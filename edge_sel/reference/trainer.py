@@ -15,11 +15,10 @@ from edge_sel.models.networks import FastNet
 from edge_sel.reference import parallel
 from edge_sel.reference.epoch import Accuracies, EpochResult, EpochSums
 from edge_sel.reference.images import DeviceImages
+from edge_sel.reference.model import ForwardPass, Speed, fastest, work_per_image
 from edge_sel.reference.optim import FlatGradient, Stepper
 from edge_sel.reference.policy import DeviceBatch, Policy, Pool
-from edge_sel.reference.setup import Setup
-from edge_sel.reference.speed import ForwardPass, Speed, fastest
-from edge_sel.reference.torch_flops import work_per_image
+from edge_sel.reference.systems import Setup
 
 _SCORE_BATCH = 1000
 _WHITENING_IMAGES = 5000
@@ -29,7 +28,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for it
     """The run was asked to stop in the middle of an epoch."""
 
 
-class ReferenceTrainer:
+class SystemTrainer:
     """Trains one model with one policy, to which it is a ``RunView``.
 
     Args:

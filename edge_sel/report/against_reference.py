@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sel.errors import UsageError
-from edge_sel.reference.compare import compare, overview, reference_epochs
-from edge_sel.reference.results import Result, list_results
+from edge_sel.reference.results import Result, compare, list_results, overview, reference_epochs
 from edge_sel.report import words
 from edge_sel.report.blocks import Block, Chart, Part, Section, Table, Text
 from edge_sel.report.charts import INK, MUTED, SERIES, Charts, epoch_axis, percent_axis, quiet_grid

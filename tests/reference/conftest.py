@@ -13,8 +13,8 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.reference.data import Sets
 from edge_sel.reference.images import make_images
 from edge_sel.reference.policy import Policy
-from edge_sel.reference.setup import Augmentation, Optimizer, Setup, find_scale
-from edge_sel.reference.trainer import ReferenceTrainer
+from edge_sel.reference.systems import Augmentation, Optimizer, Setup, find_scale
+from edge_sel.reference.trainer import SystemTrainer
 
 CPU = torch.device("cpu")
 SETUP = Setup(
@@ -50,7 +50,7 @@ def sets(one_thread):
 
 @pytest.fixture
 def make_trainer(sets):
-    def make(policy: Policy | None = None, setup: Setup = SETUP, seed: int = 0, **options) -> ReferenceTrainer:
-        return ReferenceTrainer(tiny_net(), setup, policy or Policy(), *sets, seed=seed, **options)
+    def make(policy: Policy | None = None, setup: Setup = SETUP, seed: int = 0, **options) -> SystemTrainer:
+        return SystemTrainer(tiny_net(), setup, policy or Policy(), *sets, seed=seed, **options)
 
     return make

@@ -1,8 +1,7 @@
 """The systems as their sources ran them."""
 
-from edge_sel.reference.policies.build import build_policy
-from edge_sel.reference.setup import find_scale
-from edge_sel.reference.systems import SYSTEMS
+from edge_sel.reference.policies import build_policy
+from edge_sel.reference.systems import SYSTEMS, find_scale
 
 FULL = find_scale("full")
 

@@ -10,10 +10,16 @@ import pytest
 import edge_sel.reference
 from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
 from edge_sel.errors import BadInputError
-from edge_sel.reference.compare import compare, edge_epochs, joules_per_point, load_claims, overview, reference_epochs
-from edge_sel.reference.results import list_results
-from edge_sel.reference.setup import find_scale
-from edge_sel.reference.systems import SYSTEMS
+from edge_sel.reference.results import (
+    compare,
+    edge_epochs,
+    joules_per_point,
+    list_results,
+    load_claims,
+    overview,
+    reference_epochs,
+)
+from edge_sel.reference.systems import SYSTEMS, find_scale
 
 PUBLISHED = Path(edge_sel.reference.__file__).parent / "published"
 

@@ -6,8 +6,7 @@ from PIL import Image
 
 from edge_sel.errors import DataError, SetupError, UsageError
 from edge_sel.reference.data import KNOWN, load_sets, planned_size
-from edge_sel.reference.setup import find_scale
-from edge_sel.reference.systems import SYSTEMS, find_systems
+from edge_sel.reference.systems import SYSTEMS, find_scale, find_systems
 
 SMOKE, SMALL, FULL = map(find_scale, ("smoke", "small", "full"))
 

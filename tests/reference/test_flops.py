@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from edge_sel.models.registry import build
-from edge_sel.reference.torch_flops import work_per_image
+from edge_sel.reference.model import work_per_image
 
 
 def test_a_layer_by_hand():

@@ -8,11 +8,9 @@ import torch
 
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference.data import load_sets
-from edge_sel.reference.options import SuiteOptions
-from edge_sel.reference.policies.build import build_policy
-from edge_sel.reference.setup import find_scale
+from edge_sel.reference.policies import build_policy
 from edge_sel.reference.suite import run_suite
-from edge_sel.reference.systems import SYSTEMS
+from edge_sel.reference.systems import SYSTEMS, SuiteOptions, find_scale
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
 SMOKE = find_scale("smoke")
@@ -31,12 +29,12 @@ def test_every_system_runs_compiled_in_half_precision(name, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_a_step_never_waits_for_the_gpu(sets):
     from edge_sel.reference.images import make_images
-    from edge_sel.reference.trainer import ReferenceTrainer
+    from edge_sel.reference.trainer import SystemTrainer
     from tests.reference.conftest import SETUP, colours, tiny_net
 
     train, test = make_images(colours(), colours(30), torch.device("cuda"))
     policy = build_policy(SYSTEMS["sel-95"], SYSTEMS["sel-95"].at(SMOKE))
-    run = ReferenceTrainer(tiny_net(), SETUP, policy, train, test, seed=0)
+    run = SystemTrainer(tiny_net(), SETUP, policy, train, test, seed=0)
     run.train_epoch(1)
     step, watched_steps = run._step, []
 
@@ -57,7 +55,7 @@ def test_a_step_never_waits_for_the_gpu(sets):
 def test_no_step_of_an_epoch_waits_for_the_gpu(name, sets):
     """From the second step to the last one, with the images and the choice of each batch."""
     from edge_sel.reference.images import make_images
-    from edge_sel.reference.trainer import ReferenceTrainer
+    from edge_sel.reference.trainer import SystemTrainer
     from tests.reference.conftest import SETUP, colours, tiny_net
 
     train, test = make_images(colours(), colours(30), torch.device("cuda"))
@@ -69,7 +67,7 @@ def test_no_step_of_an_epoch_waits_for_the_gpu(name, sets):
             torch.cuda.set_sync_debug_mode("error" if 2 <= len(asked) < steps else "default")
 
     policy = build_policy(SYSTEMS[name], SYSTEMS[name].at(SMOKE))
-    run = ReferenceTrainer(tiny_net(), SETUP, policy, train, test, seed=0, should_stop=before_each_step)
+    run = SystemTrainer(tiny_net(), SETUP, policy, train, test, seed=0, should_stop=before_each_step)
     watching, steps = False, 0
     run.train_epoch(1)
     del asked[:]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from edge_sel.data.transforms import normalise
 from edge_sel.reference.images import DeviceImages, Draw
-from edge_sel.reference.setup import Augmentation
+from edge_sel.reference.systems import Augmentation
 from tests.reference.conftest import CPU, colours
 
 MEAN, STD = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.25], np.float32)

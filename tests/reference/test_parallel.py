@@ -16,9 +16,8 @@ def _work(rank: int, port: int, out: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     from edge_sel.power.recorder import EnergyRecorder
-    from edge_sel.reference.options import SuiteOptions
     from edge_sel.reference.suite import run_suite
-    from edge_sel.reference.systems import SYSTEMS
+    from edge_sel.reference.systems import SYSTEMS, SuiteOptions
     from tests.reference.conftest import COLOUR_SETS, SMALL_BATCHES
 
     with EnergyRecorder(None, background=False, temperature=lambda: None) as recorder:

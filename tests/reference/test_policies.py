@@ -5,11 +5,8 @@ import math
 import pytest
 import torch
 
-from edge_sel.reference.policies.ast import Sundew
-from edge_sel.reference.policies.controls import InfoBatch, RandomRate, SelectiveBackprop
-from edge_sel.reference.policies.dihcl import Dihcl, SelfPaced
-from edge_sel.reference.policies.lottery import prune_mask
-from edge_sel.reference.policies.sel import RandomPools, Sel
+from edge_sel.reference.curricula import Dihcl, RandomPools, Sel, SelfPaced
+from edge_sel.reference.policies import InfoBatch, RandomRate, SelectiveBackprop, Sundew, prune_mask
 from edge_sel.sel.curriculum import STAGES, Stage
 from edge_sel.sel.guilt import calibrate_gamma
 from tests.reference.full_scale import policy_of, setup_of

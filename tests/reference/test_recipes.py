@@ -3,11 +3,9 @@
 import pytest
 
 from edge_sel.models.registry import build, parameter_count
-from edge_sel.reference.options import SuiteOptions
-from edge_sel.reference.policies.sel import staged
-from edge_sel.reference.setup import find_scale
+from edge_sel.reference.curricula import staged
 from edge_sel.reference.suite import plan
-from edge_sel.reference.systems import SYSTEMS
+from edge_sel.reference.systems import SYSTEMS, SuiteOptions, find_scale
 from edge_sel.sel.curriculum import STAGES
 from tests.reference.full_scale import FULL, policy_of, setup_of
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from edge_sel.reference import speed
+from edge_sel.reference import model as speed
 
 CUDA = torch.device("cuda")
 

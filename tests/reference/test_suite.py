@@ -9,14 +9,11 @@ from safetensors import safe_open
 
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.power.recorder import EnergyRecorder
-from edge_sel.reference.compare import mean_std
-from edge_sel.reference.options import SuiteOptions
-from edge_sel.reference.results import RunFolder, list_results
-from edge_sel.reference.rows import summarise, total
-from edge_sel.reference.setup import Setup
+from edge_sel.reference.epoch import summarise, total
+from edge_sel.reference.results import RunFolder, list_results, mean_std
 from edge_sel.reference.suite import run_suite
-from edge_sel.reference.systems import SYSTEMS
-from edge_sel.reference.trainer import ReferenceTrainer, Stopped
+from edge_sel.reference.systems import SYSTEMS, Setup, SuiteOptions
+from edge_sel.reference.trainer import Stopped, SystemTrainer
 from tests.reference.conftest import COLOUR_SETS, SMALL_BATCHES
 
 TIMED = ("time_s", "images_per_s", "temp_c")
@@ -102,7 +99,7 @@ def test_other_settings_do_not_touch_what_is_there(suite, tmp_path):
 
 
 def test_a_full_gpu_is_one_line_and_loses_no_epoch(suite, monkeypatch):
-    real, epochs = ReferenceTrainer.train_epoch, []
+    real, epochs = SystemTrainer.train_epoch, []
 
     def fills_up(self, epoch):
         epochs.append(epoch)
@@ -110,7 +107,7 @@ def test_a_full_gpu_is_one_line_and_loses_no_epoch(suite, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return real(self, epoch)
 
-    monkeypatch.setattr(ReferenceTrainer, "train_epoch", fills_up)
+    monkeypatch.setattr(SystemTrainer, "train_epoch", fills_up)
     with pytest.raises(SetupError, match=r"memory is full.*ast.*--model"):
         suite("ast")
     assert len(suite("ast")[0]["rows"]) == max(epochs) and epochs[:3] == [1, 2, 2]
@@ -163,7 +160,7 @@ def test_models_come_with_their_first_weights_named(suite):
 
 def test_imagenet_weights_fit_except_stem_and_head():
     from edge_sel.models.registry import build
-    from edge_sel.reference.weights import start_model, take_torchvision_resnet18
+    from edge_sel.reference.model import start_model, take_torchvision_resnet18
 
     ours = build("resnet18-cifar", 10, (32, 32))
     theirs = {}

@@ -8,18 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edge_sel.data.dataset import ImageSet
+from edge_sel.reference.curricula import Sel, SelfPaced
 from edge_sel.reference.epoch import EpochSums
 from edge_sel.reference.images import make_images
-from edge_sel.reference.policies.build import build_policy
-from edge_sel.reference.policies.controls import RandomRate
-from edge_sel.reference.policies.dihcl import SelfPaced
-from edge_sel.reference.policies.lottery import Lottery
-from edge_sel.reference.policies.sel import Sel
+from edge_sel.reference.model import Speed, fastest
+from edge_sel.reference.policies import Lottery, RandomRate, build_policy
 from edge_sel.reference.policy import Policy, Pool
-from edge_sel.reference.setup import Optimizer, find_scale
-from edge_sel.reference.speed import Speed, fastest
-from edge_sel.reference.systems import SYSTEMS
-from edge_sel.reference.trainer import ReferenceTrainer, Stopped
+from edge_sel.reference.systems import SYSTEMS, Optimizer, find_scale
+from edge_sel.reference.trainer import Stopped, SystemTrainer
 from edge_sel.sel.curriculum import STAGES
 from edge_sel.sel.nominal_flops import nominal_flops
 from tests.reference.conftest import CPU, SETUP, colours, tiny_net
@@ -130,7 +126,7 @@ def test_equal_weights_are_no_weights(sets):
             return torch.full_like(losses, 2.0)
 
     setup = replace(SETUP, optimizer=Optimizer("sgd", 0.1))
-    runs = [ReferenceTrainer(tiny_net(), setup, policy, *sets, seed=0) for policy in (Policy(), Double())]
+    runs = [SystemTrainer(tiny_net(), setup, policy, *sets, seed=0) for policy in (Policy(), Double())]
     for run in runs:
         run.train_epoch(1)
     torch.testing.assert_close(weights(runs[0]), weights(runs[1]), rtol=1e-4, atol=1e-5)
@@ -205,7 +201,7 @@ def test_only_the_first_hundred_of_a_class_count_per_class(sets):
     wrong = ((place >= 150) & (place < 180)) | (place >= 300)
     labels = np.where(wrong, (test.labels + 1) % 3, test.labels)
     judge = ImageSet.from_arrays(test.read(place), labels, test.classes)
-    run = ReferenceTrainer(tiny_net(), SETUP, Policy(), *make_images(colours(), judge, CPU), seed=0)
+    run = SystemTrainer(tiny_net(), SETUP, Policy(), *make_images(colours(), judge, CPU), seed=0)
     for epoch in range(1, 9):
         run.train_epoch(epoch)
     judged = run.evaluate()
@@ -214,13 +210,13 @@ def test_only_the_first_hundred_of_a_class_count_per_class(sets):
 
 
 def test_one_left_over_image_is_not_a_batch(sets):
-    run = ReferenceTrainer(tiny_net(), replace(SETUP, batch_size=59), Policy(), *sets, seed=0)
+    run = SystemTrainer(tiny_net(), replace(SETUP, batch_size=59), Policy(), *sets, seed=0)
     assert run.train_epoch(1).visited == 59
 
 
 def test_batch_larger_than_the_set(sets):
     setup = replace(SETUP, batch_size=1024, drop_last=True, optimizer=Optimizer("sgd", 0.1, "triangle", lookahead=True))
-    assert ReferenceTrainer(tiny_net(), setup, Policy(), *sets, seed=0).train_epoch(1).visited == 60
+    assert SystemTrainer(tiny_net(), setup, Policy(), *sets, seed=0).train_epoch(1).visited == 60
 
 
 @pytest.mark.parametrize(("sparsity", "total"), [(0.0, 33.521886), (0.8, 6.704376)])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_sel.config.settings import resolve
 from edge_sel.sysfs import board_model
-from edge_sel.tuning.choose import (
+from edge_sel.tuning import (
     REACH,
     TIE,
     Candidate,

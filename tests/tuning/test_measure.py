@@ -7,8 +7,7 @@ import pytest
 
 from edge_sel.config.profiles import Profile
 from edge_sel.power.recorder import EnergyRecorder
-from edge_sel.tuning.choose import Candidate, Cost
-from edge_sel.tuning.measure import ROUNDS, WARM_UP_STEPS, Bench, candidates, median, weight
+from edge_sel.tuning import ROUNDS, WARM_UP_STEPS, Bench, Candidate, Cost, candidates, median, weight
 from tests.edge.sessions import pack
 from tests.edge.world import World
 

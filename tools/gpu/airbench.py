@@ -27,8 +27,8 @@ from edge_sel import EnergyMonitor
 from edge_sel.data.dataset import ImageSet
 from edge_sel.models.networks import FastNet
 from edge_sel.reference.data import load_sets
-from edge_sel.reference.environment import environment
-from edge_sel.reference.setup import find_scale
+from edge_sel.reference.suite import environment
+from edge_sel.reference.systems import find_scale
 
 BATCH, EPOCHS, WIDTHS = 1024, 9.9, (64, 256, 256)
 RATE, MOMENTUM, DECAY, BIAS_FACTOR = 11.5, 0.85, 0.0153, 64.0

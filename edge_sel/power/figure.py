@@ -21,7 +21,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -35,43 +35,22 @@ OTHER = "other"
 
 
 class Tally(NamedTuple):
-    """Sums since the recorder began."""
+    """Sums since the recorder began, of the whole or of one phase."""
 
+    seconds: float = 0.0  # of a phase only, as is what a phase's processor time says
+    cpu_s: float = 0.0
     energy_j: float = 0.0
-    net_j: float = 0.0  # where the meter itself knows it
+    own_j: float = 0.0  # where the meter itself knows this process's joules
     covered_s: float = 0.0  # time the energy belongs to
     idle_s: float = 0.0  # time for which idle power may be taken off
+    shared_j: float = 0.0  # what a model gave to a phase and may be the other phases'
     gap_s: float = 0.0  # time without samples
     swing_j: float = 0.0  # how far the trapezoids may be off
     samples: int = 0
 
-    def advance(self, before: Reading, after: Reading, gap_limit_s: float, idle_w: float | None) -> Tally:
-        """The sums one reading later. A counter spans a gap; sampled power does not."""
-        seconds = max(0.0, after.time_s - before.time_s)
-        gap = seconds > gap_limit_s
-        new = self._replace(samples=self.samples + 1, gap_s=self.gap_s + (seconds if gap else 0.0))
-        if before.energy_j is not None and after.energy_j is not None:
-            joules = after.energy_j - before.energy_j
-            if joules < 0:  # the counter began anew: what was drawn meanwhile is not known
-                return self._replace(samples=self.samples + 1, gap_s=self.gap_s + seconds)
-            idle_s = min(seconds, joules / idle_w) if gap and idle_w else seconds  # it may have been asleep
-            own_j = (after.net_j or 0.0) - (before.net_j or 0.0)
-            return new._replace(
-                energy_j=self.energy_j + joules,
-                net_j=self.net_j + max(0.0, own_j),
-                covered_s=self.covered_s + seconds,
-                idle_s=self.idle_s + idle_s,
-            )
-        if before.power_w is None or after.power_w is None:
-            return self._replace(samples=self.samples + 1, gap_s=self.gap_s + seconds)
-        if gap:
-            return new
-        return new._replace(
-            energy_j=self.energy_j + (before.power_w + after.power_w) / 2 * seconds,
-            covered_s=self.covered_s + seconds,
-            idle_s=self.idle_s + seconds,
-            swing_j=self.swing_j + abs(after.power_w - before.power_w) / 2 * seconds,
-        )
+    def plus(self, other: Tally) -> Tally:
+        """Both together."""
+        return Tally._make(map(operator.add, self, other))
 
     def since(self, start: Tally) -> Tally:
         """What was added after ``start``."""
@@ -83,28 +62,28 @@ class Tally(NamedTuple):
         return self.energy_j / self.covered_s if self.covered_s > 0 else None
 
 
-class PhaseTally(NamedTuple):
-    """Sums of one phase since the recorder began."""
+def one_step(before: Reading, after: Reading, gap_limit_s: float, idle_w: float | None) -> Tally:
+    """What a reading adds to the sums. A counter spans a gap; sampled power does not."""
+    seconds = max(0.0, after.time_s - before.time_s)
+    gap = seconds > gap_limit_s
+    unknown = Tally(gap_s=seconds, samples=1)
+    if before.energy_j is not None and after.energy_j is not None:
+        joules = after.energy_j - before.energy_j
+        if joules < 0:  # the counter began anew: what was drawn meanwhile is not known
+            return unknown
+        own_j = max(0.0, (after.net_j or 0.0) - (before.net_j or 0.0))
+        idle_s = min(seconds, joules / idle_w) if gap and idle_w else seconds  # it may have been asleep
+        known = Tally(energy_j=joules, own_j=own_j, covered_s=seconds, idle_s=idle_s, samples=1)
+        return known._replace(gap_s=seconds if gap else 0.0)
+    if before.power_w is None or after.power_w is None or gap:
+        return unknown
+    joules = (before.power_w + after.power_w) / 2 * seconds
+    swing_j = abs(after.power_w - before.power_w) / 2 * seconds
+    return Tally(energy_j=joules, covered_s=seconds, idle_s=seconds, swing_j=swing_j, samples=1)
 
-    seconds: float = 0.0
-    cpu_s: float = 0.0
-    energy_j: float = 0.0
-    own_j: float = 0.0  # where the meter itself knows this process's joules
-    covered_s: float = 0.0  # time the energy belongs to
-    idle_s: float = 0.0  # time for which idle power may be taken off
-    shared_j: float = 0.0  # what a model gave to it and may be the other phases'
 
-    def plus(self, other: PhaseTally) -> PhaseTally:
-        """Both together."""
-        return PhaseTally._make(map(operator.add, self, other))
-
-    def since(self, start: PhaseTally) -> PhaseTally:
-        """What was added after ``start``."""
-        return PhaseTally._make(map(operator.sub, self, start))
-
-
-Phases = Mapping[str, PhaseTally]
-NOTHING = PhaseTally()
+Phases = Mapping[str, Tally]
+NOTHING = Tally()
 NONE: Phases = MappingProxyType({})
 
 
@@ -142,7 +121,7 @@ class PhaseClock:
         self._lock = threading.Lock()
         self._name = OTHER
         self._parts: dict[str, tuple[float, float]] = {}
-        self._times: dict[str, PhaseTally] = {}
+        self._times: dict[str, Tally] = {}
         self._mark_s, self._mark_cpu_s = clock(), cpu_time()
 
     @contextmanager
@@ -158,7 +137,7 @@ class PhaseClock:
         """The time now, the phases' times since the beginning, and those since the last cut."""
         with self._lock:
             now_s = self._book()
-            parts = {name: PhaseTally(*part) for name, part in self._parts.items()}
+            parts = {name: Tally(*part) for name, part in self._parts.items()}
             self._parts = {}
             self._times = add_phases(self._times, parts)
             return now_s, self._times, parts
@@ -186,9 +165,9 @@ def share_out(parts: Phases, step: Tally, idle_w: float | None) -> Phases:
     moving_j = step.energy_j - steady_j
     modelled_j = step.energy_j if idle_w is None else moving_j
     return {
-        name: PhaseTally(
+        name: Tally(
             energy_j=steady_j * w + moving_j * c,
-            own_j=step.net_j * c,
+            own_j=step.own_j * c,
             covered_s=step.covered_s * w,
             idle_s=step.idle_s * w,
             shared_j=modelled_j * min(w if idle_w is None else c, max(1 - w, 1 - c)),
@@ -197,12 +176,12 @@ def share_out(parts: Phases, step: Tally, idle_w: float | None) -> Phases:
     }
 
 
-def add_phases(sums: Phases, more: Phases) -> dict[str, PhaseTally]:
+def add_phases(sums: Phases, more: Phases) -> dict[str, Tally]:
     """The sums of both, by phase."""
     return {**sums, **{name: sums.get(name, NOTHING).plus(tally) for name, tally in more.items()}}
 
 
-def between(start: Phases, end: Phases) -> dict[str, PhaseTally]:
+def between(start: Phases, end: Phases) -> dict[str, Tally]:
     """What each phase had from the one moment to the other, of those that had anything."""
     spent = {name: tally.since(start.get(name, NOTHING)) for name, tally in end.items()}
     return {name: tally for name, tally in spent.items() if tally.seconds > 0 or tally.cpu_s > 0 or tally.energy_j > 0}
@@ -285,43 +264,41 @@ def make_figure(
     temp_c: float | None,
     throttled: tuple[str, ...],
     label: str,
-    phases: Mapping[str, PhaseTally],
+    phases: Phases,
 ) -> EnergyFigure:
     """The figure of a window in which this was spent."""
     why = _why_unavailable(spent, seconds, meter)
-    figure = EnergyFigure(
-        total_j=None,
-        net_j=None,
-        source="unavailable",
+    known = why is None
+    power_w = max(spent.mean_power_w or 0.0, meter.run_power_w)
+    edges_j = power_w * meter.min_window_s * (0.1 if seconds >= meter.min_window_s else 1.0)
+    inside_j = spent.swing_j + power_w * max(0.0, seconds - spent.covered_s)
+
+    def phase(part: Tally) -> PhaseFigure:
+        if not known or part.covered_s <= 0 < part.seconds:  # all of it lay in gaps, and nothing is known of them
+            return PhaseFigure(None, None, part.seconds, part.cpu_s, None)
+        doubt_j = edges_j + inside_j * (part.seconds / seconds if seconds > 0 else 1.0)
+        model_j = RELATIVE_ERROR["modelled"] * part.shared_j
+        uncertainty_j = RELATIVE_ERROR[meter.source] * part.energy_j + model_j + doubt_j
+        return PhaseFigure(part.energy_j, _net_j(part, meter), part.seconds, part.cpu_s, uncertainty_j)
+
+    return EnergyFigure(
+        total_j=spent.energy_j if known else None,
+        net_j=_net_j(spent, meter) if known else None,
+        source=meter.source if known else "unavailable",
         meter=meter.name,
-        mean_power_w=None,
+        mean_power_w=spent.mean_power_w if known else None,
         seconds=seconds,
         samples=spent.samples,
         gap_s=spent.gap_s,
-        uncertainty_j=None,
+        uncertainty_j=RELATIVE_ERROR[meter.source] * spent.energy_j + edges_j + inside_j if known else None,
         temp_c=temp_c,
         throttled=throttled,
         label=label,
         method=meter.method,
         idle_w=meter.idle_w,
-        phases={name: PhaseFigure(None, None, part.seconds, part.cpu_s, None) for name, part in phases.items()},
-    )
-    if why is not None:
-        return replace(figure, why=why, partial_j=spent.energy_j if spent.energy_j > 0 else None)
-    power_w = max(spent.mean_power_w or 0.0, meter.run_power_w)
-    edges_j = power_w * meter.min_window_s * (0.1 if seconds >= meter.min_window_s else 1.0)
-    inside_j = spent.swing_j + power_w * max(0.0, seconds - spent.covered_s)
-    return replace(
-        figure,
-        total_j=spent.energy_j,
-        net_j=_net_j(spent.energy_j, spent.net_j, spent.idle_s, meter),
-        source=meter.source,
-        mean_power_w=spent.mean_power_w,
-        uncertainty_j=RELATIVE_ERROR[meter.source] * spent.energy_j + edges_j + inside_j,
-        phases={
-            name: _phase_figure(part, meter, edges_j + inside_j * (part.seconds / seconds if seconds > 0 else 1.0))
-            for name, part in phases.items()
-        },
+        partial_j=spent.energy_j if spent.energy_j > 0 and not known else None,
+        why=why,
+        phases={name: phase(part) for name, part in phases.items()},
     )
 
 
@@ -336,21 +313,7 @@ def _why_unavailable(spent: Tally, seconds: float, meter: MeterFacts) -> str | N
     return None
 
 
-def _phase_figure(part: PhaseTally, meter: MeterFacts, doubt_j: float) -> PhaseFigure:
-    if part.covered_s <= 0 < part.seconds:  # all of it lay in gaps, and nothing is known of them
-        return PhaseFigure(None, None, part.seconds, part.cpu_s, None)
-    return PhaseFigure(
-        total_j=part.energy_j,
-        net_j=_net_j(part.energy_j, part.own_j, part.idle_s, meter),
-        seconds=part.seconds,
-        cpu_s=part.cpu_s,
-        uncertainty_j=RELATIVE_ERROR[meter.source] * part.energy_j
-        + RELATIVE_ERROR["modelled"] * part.shared_j
-        + doubt_j,
-    )
-
-
-def _net_j(energy_j: float, own_j: float, idle_s: float, meter: MeterFacts) -> float | None:
+def _net_j(spent: Tally, meter: MeterFacts) -> float | None:
     if meter.own_net:
-        return own_j
-    return None if meter.idle_w is None else max(0.0, energy_j - meter.idle_w * idle_s)
+        return spent.own_j
+    return None if meter.idle_w is None else max(0.0, spent.energy_j - meter.idle_w * spent.idle_s)

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from edge_sel.config.profiles import Profile
 from edge_sel.power.meter import MODELLED, EnergySource, MeterError, Reading, Subject
-from edge_sel.sysfs import board_model, read_sysfs, sysfs_root
+from edge_sel.sysfs import board_model, read_sysfs, sysfs_root, sysfs_text
 
 TOTALS = (
     ("POM_5V_IN",),  # Nano
@@ -39,6 +39,7 @@ OFFSET_MW = 500.0
 MOST_W = 500.0
 """No rail of a Jetson draws more; a chip that fails tells 0x7fff or 0xffff."""
 
+_NOT_CONNECTED = ("", "NC")
 CHANNELS = ("1", "2", "3")  # an INA3221 has three; hwmon's in4 to in6 are shunt voltages and in7 is their sum
 
 
@@ -164,8 +165,8 @@ class JetsonMeter:
 def _iio_rails(sysfs: Path) -> list[Rail]:
     rails = []
     for label in sorted(sysfs.glob("bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*")):
-        folder, number = label.parent, label.name.removeprefix("rail_name_")
-        if (name := _label(label)) is None:
+        folder, number, name = label.parent, label.name.removeprefix("rail_name_"), sysfs_text(label)
+        if name.upper() in _NOT_CONNECTED:
             continue
         power = folder / f"in_power{number}_input"
         if power.exists():
@@ -180,7 +181,8 @@ def _hwmon_rails(sysfs: Path) -> list[Rail]:
     rails = []
     for folder in sorted(sysfs.glob("bus/i2c/drivers/ina3221/*/hwmon/hwmon*")):
         for number in CHANNELS:
-            if (name := _label(folder / f"in{number}_label")) is not None:
+            name = sysfs_text(folder / f"in{number}_label")
+            if name.upper() not in _NOT_CONNECTED:
                 pair = (folder / f"in{number}_input", folder / f"curr{number}_input")
                 rails.append(Rail(name, pair, 1e-6, -OFFSET_MA))
     return rails
@@ -188,26 +190,11 @@ def _hwmon_rails(sysfs: Path) -> list[Rail]:
 
 def _ina238_rails(sysfs: Path) -> list[Rail]:
     """By the chip's name, so that USB-C supplies (``ucsi_source_psy_*``), which tell what was agreed, are not in it."""
-    rails = []
-    for folder in sorted(sysfs.glob("class/hwmon/hwmon*")):
-        with suppress(OSError):
-            if read_sysfs(folder / "name") == "ina238":
-                rails += [Rail(INA238_RAIL, (power,), 1e-6) for power in sorted(folder.glob("power*_input"))]
-    return rails
-
-
-def _label(path: Path) -> str | None:
-    """The name of a rail; None for one that is not connected."""
-    with suppress(OSError):
-        name = read_sysfs(path)
-        return None if name.upper() in ("", "NC") else name
-    return None
+    folders = [f for f in sorted(sysfs.glob("class/hwmon/hwmon*")) if sysfs_text(f / "name") == "ina238"]
+    return [Rail(INA238_RAIL, (power,), 1e-6) for f in folders for power in sorted(f.glob("power*_input"))]
 
 
 def _refresh_s(rails: list[Rail]) -> float:
     """The longest time between two values of the chips, where they tell it in milliseconds."""
-    slowest = 0.0
-    for rail in rails:
-        with suppress(OSError, ValueError):
-            slowest = max(slowest, int(read_sysfs(rail.files[0].parent / "update_interval")) / 1e3)
-    return slowest
+    told = [sysfs_text(rail.files[0].parent / "update_interval") for rail in rails]
+    return max((int(text) / 1e3 for text in told if text.isdecimal()), default=0.0)

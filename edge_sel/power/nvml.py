@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -40,10 +40,9 @@ _STEP_S = 0.02
 
 
 class NvmlMeter:
-    """The GPUs with the given numbers, or all; their energies add up.
+    """All GPUs; their energies add up. Their numbers are NVML's: the order of ``nvidia-smi``, which may not be CUDA's.
 
     Args:
-        gpus: NVML's numbers (the order of ``nvidia-smi``, which is not always CUDA's); None for all.
         nvml: the ``pynvml`` module, or something like it.
         sleep: waits while the counter is watched.
 
@@ -55,7 +54,6 @@ class NvmlMeter:
 
     def __init__(
         self,
-        gpus: Sequence[int] | None = None,
         *,
         nvml: Any = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -66,12 +64,11 @@ class NvmlMeter:
         try:
             self._ask(self._nvml.nvmlInit)
             self._open = True
-            chosen = range(self._ask(self._nvml.nvmlDeviceGetCount)) if gpus is None else gpus
-            if not chosen:
-                raise MeterError("the NVIDIA driver lists no GPU", "see nvidia-smi")
-            for number in chosen:
+            for number in range(self._ask(self._nvml.nvmlDeviceGetCount)):
                 self._handles[number] = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, number, gpu=number)
                 self._refuse_mig(number)
+            if not self._handles:
+                raise MeterError("the NVIDIA driver lists no GPU", "see nvidia-smi")
             self.counts = self._counters_move(sleep)
             self.min_window_s = 1.0 if self.counts else 2.0
             self.read(0.0)

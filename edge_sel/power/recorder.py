@@ -41,6 +41,7 @@ from edge_sel.power.figure import (
     add_phases,
     between,
     make_figure,
+    one_step,
     share_out,
 )
 from edge_sel.power.meter import NO_METER, Meter, MeterError, Reading, read_checked
@@ -151,7 +152,7 @@ class Sampler:
         if self.lost is not None:  # it did answer, but only after it was given up
             return moment
         if last is not None:
-            tally = moment.tally.advance(last, reading, self._gap_limit_s, self.idle_w)
+            tally = moment.tally.plus(one_step(last, reading, self._gap_limit_s, self.idle_w))
             joules = share_out(parts, tally.since(moment.tally), self.idle_w)
             moment = moment._replace(tally=tally, joules=add_phases(moment.joules, joules))
         self._moment = moment._replace(reading=reading)

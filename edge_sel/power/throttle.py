@@ -74,9 +74,9 @@ class ThrottleReader:
         for found in (throttle for name in self._jobs for throttle in told.get(name, ())):
             known = merged.setdefault(found[:2], found)
             if known is not found:
-                merged[found[:2]] = found._replace(
-                    now=_any(known.now, found.now), count=_sum([known.count, found.count])
-                )
+                states = [now for now in (known.now, found.now) if now is not None]
+                now = any(states) if states else None
+                merged[found[:2]] = found._replace(now=now, count=_sum([known.count, found.count]))
         return list(merged.values())
 
 
@@ -90,12 +90,14 @@ def new_throttling(before: Iterable[Throttle], after: Iterable[Throttle]) -> lis
     old, new = ({throttle[:2]: throttle for throttle in reading} for reading in (before, after))
     lines = []
     for part, reason in {**old, **new}:
-        then, now = old.get((part, reason)), new.get((part, reason))
+        nothing = Throttle(part, reason, None, None)
+        then, now = (reading.get((part, reason), nothing) for reading in (old, new))
         told = []
-        if then is not None and now is not None and (times := _times(then.count, now.count)):
-            told.append("at least once" if times == 1 else f"{times} times")
-        told += ["at the beginning"] if then is not None and then.now else []
-        told += ["at the end"] if now is not None and now.now else []
+        if then.count is not None and now.count is not None:
+            times = now.count - (then.count if now.count >= then.count else 0)
+            told += ["at least once" if times == 1 else f"{times} times"] if times else []
+        told += ["at the beginning"] if then.now else []
+        told += ["at the end"] if now.now else []
         if told:
             lines.append(f"{part}: {reason}, {' and '.join(told)}")
     return lines
@@ -161,14 +163,3 @@ def _number(file: Path, base: int = 10) -> int | None:
 def _sum(counts: Iterable[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
-
-
-def _any(*states: bool | None) -> bool | None:
-    known = [state for state in states if state is not None]
-    return any(known) if known else None
-
-
-def _times(then: int | None, now: int | None) -> int:
-    if then is None or now is None:
-        return 0
-    return now - then if now >= then else now

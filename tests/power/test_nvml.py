@@ -14,9 +14,9 @@ from edge_sel.power.meter import MeterError
 from edge_sel.power.nvml import NvmlMeter
 
 
-def open_meter(*gpus: FakeGpu, only: list[int] | None = None) -> NvmlMeter:
+def open_meter(*gpus: FakeGpu) -> NvmlMeter:
     nvml = FakeNvml(*gpus)
-    return NvmlMeter(only, nvml=nvml, sleep=nvml.sleep)
+    return NvmlMeter(nvml=nvml, sleep=nvml.sleep)
 
 
 def unusable(*gpus: FakeGpu, init: Exception | None = None) -> MeterError:
@@ -64,14 +64,6 @@ def test_several_boards_add_up_and_the_hottest_counts() -> None:
 def test_one_board_without_a_counter_makes_all_sampled() -> None:
     meter = open_meter(FakeGpu(power_mw=10_000), FakeGpu(stuck=True, power_mw=20_000))
     assert meter.read(0.0).power_w == 30.0
-
-
-def test_only_the_boards_asked_for_are_read() -> None:
-    gone = pynvml.NVMLError_GpuIsLost()
-    meter = open_meter(FakeGpu(energy_mj=gone, power_mw=gone), FakeGpu(stuck=True, power_mw=5_000), only=[1])
-    assert meter.read(0.0).power_w == 5.0
-    with pytest.raises(MeterError, match="GPU 3: Invalid Argument"):
-        open_meter(FakeGpu(), only=[3])
 
 
 def test_a_temperature_that_cannot_be_read_is_none() -> None:

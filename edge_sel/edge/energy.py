@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_sel.power.figure import EnergyFigure
-from edge_sel.power.recorder import EnergyRecorder, Window
+from edge_sel.power.figure import EnergyFigure, Window
+from edge_sel.power.recorder import EnergyRecorder
 
 
 @dataclass(frozen=True)

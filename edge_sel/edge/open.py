@@ -21,9 +21,10 @@ from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.pack.manifest import CLOSED, RIDGE
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import Supply, read_supply
+from edge_sel.power.figure import Window
 from edge_sel.power.find import METER_KINDS, find_meter, why_none
 from edge_sel.power.meter import Meter
-from edge_sel.power.recorder import EnergyRecorder, Window, clock_through_sleep
+from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
 from edge_sel.power.temperature import find_thermometer
 from edge_sel.sysfs import sysfs_root
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from edge_sel.power.meter import EnergySource, Reading
+from edge_sel.power.meter import EnergySource, Meter, Reading
 from edge_sel.units import format_duration
 
 RELATIVE_ERROR = {"measured": 0.05, "modelled": 0.4, "unavailable": 1.0}
@@ -192,6 +192,30 @@ def _shares(amounts: list[float]) -> list[float] | None:
     return [amount / whole for amount in amounts] if whole > 0 else None
 
 
+class Moment(NamedTuple):
+    """All sums as they were at one time. What lies between two moments is a window."""
+
+    time_s: float
+    tally: Tally = Tally()
+    times: Phases = NONE
+    joules: Phases = NONE
+    reading: Reading | None = None
+
+    def phases_since(self, start: Moment) -> Phases:
+        """Time and joules of each phase that had any."""
+        return between(add_phases(start.times, start.joules), add_phases(self.times, self.joules))
+
+
+@dataclass(eq=False)
+class Window:
+    """An open stretch of the run, to be handed back to the recorder."""
+
+    label: str
+    start: Moment
+    temp_c: float | None
+    throttled: dict[str, None] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class EnergyFigure:
     """The energy of one window, and where it is from. None is never to be read as 0."""
@@ -243,77 +267,67 @@ class RecorderCost:
         return asdict(self)
 
 
-class MeterFacts(NamedTuple):
-    """What a figure needs to know of the meter and the run it belongs to."""
-
-    name: str | None
-    source: EnergySource
-    min_window_s: float
-    method: str | None
-    own_net: bool
-    idle_w: float | None
-    run_power_w: float
-    lost: str | None
-
-
 def make_figure(
-    spent: Tally,
-    seconds: float,
-    meter: MeterFacts,
-    *,
-    temp_c: float | None,
-    throttled: tuple[str, ...],
-    label: str,
-    phases: Phases,
+    window: Window, moment: Moment, meter: Meter | None, idle_w: float | None, lost: str | None
 ) -> EnergyFigure:
-    """The figure of a window in which this was spent."""
-    why = _why_unavailable(spent, seconds, meter)
-    known = why is None
-    power_w = max(spent.mean_power_w or 0.0, meter.run_power_w)
-    edges_j = power_w * meter.min_window_s * (0.1 if seconds >= meter.min_window_s else 1.0)
+    """The figure of a window that ends at a moment.
+
+    Args:
+        window: with the moment at which it began.
+        moment: the sums then.
+        meter: what was read; None if there is none.
+        idle_w: watts of the idle device; None if not known.
+        lost: why the meter tells nothing any more, or why there is none.
+
+    """
+    spent, seconds = moment.tally.since(window.start.tally), max(0.0, moment.time_s - window.start.time_s)
+    run_power_w, last = moment.tally.mean_power_w or 0.0, moment.reading
+    why = lost if meter is None or lost is not None else _why_unavailable(spent, seconds, meter, run_power_w)
+    source = "unavailable" if meter is None or why is not None else meter.source
+    known = source != "unavailable"
+    min_window_s = 0.0 if meter is None else meter.min_window_s
+    power_w = max(spent.mean_power_w or 0.0, run_power_w)
+    edges_j = power_w * min_window_s * (0.1 if seconds >= min_window_s else 1.0)
     inside_j = spent.swing_j + power_w * max(0.0, seconds - spent.covered_s)
+
+    def net_j(part: Tally) -> float | None:
+        if last is not None and last.net_j is not None:
+            return part.own_j
+        return None if idle_w is None else max(0.0, part.energy_j - idle_w * part.idle_s)
 
     def phase(part: Tally) -> PhaseFigure:
         if not known or part.covered_s <= 0 < part.seconds:  # all of it lay in gaps, and nothing is known of them
             return PhaseFigure(None, None, part.seconds, part.cpu_s, None)
         doubt_j = edges_j + inside_j * (part.seconds / seconds if seconds > 0 else 1.0)
         model_j = RELATIVE_ERROR["modelled"] * part.shared_j
-        uncertainty_j = RELATIVE_ERROR[meter.source] * part.energy_j + model_j + doubt_j
-        return PhaseFigure(part.energy_j, _net_j(part, meter), part.seconds, part.cpu_s, uncertainty_j)
+        uncertainty_j = RELATIVE_ERROR[source] * part.energy_j + model_j + doubt_j
+        return PhaseFigure(part.energy_j, net_j(part), part.seconds, part.cpu_s, uncertainty_j)
 
     return EnergyFigure(
         total_j=spent.energy_j if known else None,
-        net_j=_net_j(spent, meter) if known else None,
-        source=meter.source if known else "unavailable",
-        meter=meter.name,
+        net_j=net_j(spent) if known else None,
+        source=source,
+        meter=None if meter is None else meter.name,
         mean_power_w=spent.mean_power_w if known else None,
         seconds=seconds,
         samples=spent.samples,
         gap_s=spent.gap_s,
-        uncertainty_j=RELATIVE_ERROR[meter.source] * spent.energy_j + edges_j + inside_j if known else None,
-        temp_c=temp_c,
-        throttled=throttled,
-        label=label,
-        method=meter.method,
-        idle_w=meter.idle_w,
+        uncertainty_j=RELATIVE_ERROR[source] * spent.energy_j + edges_j + inside_j if known else None,
+        temp_c=window.temp_c,
+        throttled=tuple(window.throttled),
+        label=window.label,
+        method=None if last is None else "power" if last.energy_j is None else "counter",
+        idle_w=idle_w,
         partial_j=spent.energy_j if spent.energy_j > 0 and not known else None,
         why=why,
-        phases={name: phase(part) for name, part in phases.items()},
+        phases={name: phase(part) for name, part in moment.phases_since(window.start).items()},
     )
 
 
-def _why_unavailable(spent: Tally, seconds: float, meter: MeterFacts) -> str | None:
-    if meter.lost is not None:
-        return meter.lost
+def _why_unavailable(spent: Tally, seconds: float, meter: Meter, run_power_w: float) -> str | None:
     if spent.covered_s <= 0 < seconds:
         return "no two samples were close enough together"
     never_moved = spent.energy_j <= 0 < seconds and meter.source == "measured"
-    if never_moved and (seconds >= meter.min_window_s or meter.run_power_w <= 0):
+    if never_moved and (seconds >= meter.min_window_s or run_power_w <= 0):
         return f"{meter.name} showed no energy at all for {format_duration(seconds)}"
     return None
-
-
-def _net_j(spent: Tally, meter: MeterFacts) -> float | None:
-    if meter.own_net:
-        return spent.own_j
-    return None if meter.idle_w is None else max(0.0, spent.energy_j - meter.idle_w * spent.idle_s)

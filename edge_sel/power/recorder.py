@@ -25,21 +25,18 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from edge_sel.config.profiles import Profile
 from edge_sel.power.figure import (
-    NONE,
     EnergyFigure,
-    MeterFacts,
+    Moment,
     PhaseClock,
     Phases,
     RecorderCost,
-    Tally,
+    Window,
     add_phases,
-    between,
     make_figure,
     one_step,
     share_out,
@@ -50,20 +47,6 @@ from edge_sel.power.temperature import PERIOD_S, Thermometer, hotter, hottest_c
 
 HANG_S = 2.0
 """How long a reading may take before the meter is given up."""
-
-
-class Moment(NamedTuple):
-    """All sums as they were at one time. What lies between two moments is a window."""
-
-    time_s: float
-    tally: Tally = Tally()
-    times: Phases = NONE
-    joules: Phases = NONE
-    reading: Reading | None = None
-
-    def phases_since(self, start: Moment) -> Phases:
-        """Time and joules of each phase that had any."""
-        return between(add_phases(start.times, start.joules), add_phases(self.times, self.joules))
 
 
 class Sampler:
@@ -126,20 +109,6 @@ class Sampler:
             with suppress(Exception):
                 self._meter.close()
 
-    def facts(self, moment: Moment) -> MeterFacts:
-        """What a figure needs to know of the meter, after a run with these sums."""
-        meter, last = self._meter, moment.reading
-        return MeterFacts(
-            name=None if meter is None else meter.name,
-            source="unavailable" if meter is None else meter.source,
-            min_window_s=0.0 if meter is None else meter.min_window_s,
-            method=None if last is None else "power" if last.energy_j is None else "counter",
-            own_net=last is not None and last.net_j is not None,
-            idle_w=self.idle_w,
-            run_power_w=moment.tally.mean_power_w or 0.0,
-            lost=self.lost,
-        )
-
     def _sample(self) -> Moment:
         """Read the meter. The phases are cut at the time the reading is dated, before the meter takes its time."""
         if self._meter is None or self.lost is not None:
@@ -179,16 +148,6 @@ def clock_through_sleep() -> float:
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
-
-
-@dataclass(eq=False)
-class Window:
-    """An open stretch of the run, to be handed back to the recorder."""
-
-    label: str
-    start: Moment
-    temp_c: float | None
-    throttled: dict[str, None] = field(default_factory=dict)
 
 
 class EnergyRecorder:
@@ -366,12 +325,4 @@ class EnergyRecorder:
             window.throttled |= dict.fromkeys(reasons)
 
     def _figure(self, window: Window, moment: Moment) -> EnergyFigure:
-        return make_figure(
-            moment.tally.since(window.start.tally),
-            max(0.0, moment.time_s - window.start.time_s),
-            self._sampler.facts(moment),
-            temp_c=window.temp_c,
-            throttled=tuple(window.throttled),
-            label=window.label,
-            phases=moment.phases_since(window.start),
-        )
+        return make_figure(window, moment, self._meter, self._sampler.idle_w, self._sampler.lost)

@@ -59,13 +59,12 @@ class Sel(Policy):
             return done
         return done + max(1, self.stages[stage].epochs - spent) + sum(s.epochs for s in self.stages[stage + 1 :])
 
-    def planned_samples(self, images: int, epochs: int) -> int | None:
+    def subset_size(self, images: int, epoch: int) -> None:
         """Not known: it depends on the classes."""
-        return None
 
     def planned_sparsity(self) -> float | None:
-        """Not known: it depends on the gradients."""
-        return None
+        """Not known if something is masked: it depends on the gradients."""
+        return None if self.percentile is not None else 0.0
 
     def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The stage's window of every class."""
@@ -124,10 +123,6 @@ class RandomPools(Sel):
             stages, percentile=None, warmup_epochs=warmup_epochs, warmup_share=warmup_share, schedule=schedule
         )
 
-    def planned_sparsity(self) -> float | None:
-        """Nothing is masked."""
-        return 0.0
-
     def prepare(self, run: RunView) -> None:
         """Nothing to learn."""
 
@@ -182,10 +177,6 @@ class Dihcl(Policy):
             k = hardness.shrink(k, self.gamma_k)
         return round(k)
 
-    def planned_samples(self, images: int, epochs: int) -> int | None:
-        """The sum of the subset sizes."""
-        return sum(self.subset_size(images, epoch) for epoch in range(1, epochs + 1))
-
     def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The subset S_t."""
         if epoch == 1:
@@ -237,10 +228,6 @@ class SelfPaced(Policy):
         """k of an epoch."""
         progress = (epoch - 1) / max(1, self.total - 1)
         return round(images * (self.first_share + (1 - self.first_share) * progress))
-
-    def planned_samples(self, images: int, epochs: int) -> int | None:
-        """The sum of the subset sizes."""
-        return sum(self.subset_size(images, epoch) for epoch in range(1, epochs + 1))
 
     def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The part that the losses of this moment choose."""

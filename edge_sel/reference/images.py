@@ -86,7 +86,8 @@ class DeviceImages:
         x = pixels[places[:, None, None], _inside(rows, height)[:, :, None], _inside(columns, width)[:, None, :]]
         x = x.permute(0, 3, 1, 2).float() * self._scale + self._offset
         if border == "zero":
-            seen = (_is_inside(rows, height)[:, :, None] & _is_inside(columns, width)[:, None, :])[:, None]
+            inside = [(place >= 0) & (place < size) for place, size in ((rows, height), (columns, width))]
+            seen = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
             x = torch.where(seen, x, self._offset)  # black before normalisation, as the usual padding
         return x
 
@@ -104,10 +105,6 @@ def _inside(place: torch.Tensor, size: int) -> torch.Tensor:
     """Places beyond the border, reflected; a place is off by less than the size."""
     place = place.abs()
     return torch.where(place >= size, 2 * (size - 1) - place, place)
-
-
-def _is_inside(place: torch.Tensor, size: int) -> torch.Tensor:
-    return (place >= 0) & (place < size)
 
 
 def _free_bytes(device: torch.device) -> float:

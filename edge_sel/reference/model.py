@@ -32,12 +32,16 @@ def start_model(setup: Setup, classes: int, image_size: tuple[int, int], wanted:
         if setup.model != "resnet18-cifar":
             return build(setup.model, classes, image_size, pretrained=True), "ImageNet"
         model = build(setup.model, classes, image_size)
-        left = take_torchvision_resnet18(model, _imagenet_resnet18())
+        from torchvision.models import ResNet18_Weights
+
+        published = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        left = take_torchvision_resnet18(model, published)
         return model, f"ImageNet, but {' and '.join(left)} at random"
     except Exception as error:  # no torchvision, no network, a mirror that sends something else
         if wanted == "imagenet":
             raise SetupError("ImageNet weights are not available", where=error, fix="leave out --weights") from error
-        return build(setup.model, classes, image_size), f"random (ImageNet weights are not available: {_short(error)})"
+        short = " ".join(str(error).split())[:120]
+        return build(setup.model, classes, image_size), f"random (ImageNet weights are not available: {short})"
 
 
 def take_torchvision_resnet18(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -53,17 +57,6 @@ def take_torchvision_resnet18(model: nn.Module, weights: Mapping[str, torch.Tens
     model.load_state_dict(fitting, strict=False)
     missing = {name.rpartition(".")[0] for name in own if name not in fitting}
     return sorted(missing)
-
-
-def _imagenet_resnet18() -> Mapping[str, torch.Tensor]:
-    from torchvision.models import ResNet18_Weights
-
-    found: Mapping[str, torch.Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    return found
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 _OLDEST = (7, 0)
@@ -119,14 +112,9 @@ def fastest(device: torch.device) -> Speed:
         why = f"Triton has no kernels for a {torch.cuda.get_device_name(device)}"
     elif importlib.util.find_spec("triton") is None:
         why = "Triton is not installed (torch for Linux brings it; on Windows: pip install triton-windows)"
-    elif not c_compiler():
+    elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):  # as Triton looks for one
         why = "Triton needs a C compiler (apt install gcc, or name one in CC)"
     return Speed(half, not why, why)
-
-
-def c_compiler() -> str | None:
-    """The path of what Triton would call, found as Triton does: ``CC``, then gcc, then clang."""
-    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
 class Work(NamedTuple):

@@ -36,14 +36,13 @@ class Sundew(Policy):
         self.config, self.warmup_epochs = config, warmup_epochs
         self._gating = False
 
-    def planned_samples(self, images: int, epochs: int) -> int | None:
+    def subset_size(self, images: int, epoch: int) -> None:
         """Not known: the gate decides."""
-        return None
 
     def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """Everything, in both stages."""
         if epoch == self.warmup_epochs + 1:
-            self._remember(sundew.init(self.config, torch, device=run.device))
+            self.memory |= sundew.init(self.config, torch, device=run.device)._asdict()
         self._gating = epoch > self.warmup_epochs
         return Pool(run.everything(), stage=int(self._gating), name="gated" if self._gating else "warmup")
 
@@ -55,14 +54,8 @@ class Sundew(Policy):
         intensity_std = parallel.gather(batch.x.float().std((1, 2, 3)))
         u = run.uniform(len(losses))
         mask = sundew.active_mask(state, significance_v1(losses, intensity_std), u)
-        self._remember(sundew.update(self.config, state, mask.double().mean()))
+        self.memory |= sundew.update(self.config, state, mask.double().mean())._asdict()
         return mask.to(losses.dtype)
-
-    def _remember(self, state: sundew.SundewState) -> None:
-        self.memory |= state._asdict()
-
-
-SPARSITY = 0.8
 
 
 class Lottery(Policy):
@@ -75,13 +68,13 @@ class Lottery(Policy):
     Source: SEL benchmark README; hist_lottery.csv; Frankle & Carbin 2019.
     """
 
-    def __init__(self, epochs: int, sparsity: float = SPARSITY) -> None:
+    def __init__(self, epochs: int, sparsity: float = 0.8) -> None:
         super().__init__()
         self.search_epochs, self.sparsity = max(1, epochs // 3), sparsity
 
-    def planned_samples(self, images: int, epochs: int) -> int | None:
+    def subset_size(self, images: int, epoch: int) -> int:
         """Those of the second training."""
-        return images * (epochs - self.search_epochs)
+        return images if epoch > self.search_epochs else 0
 
     def planned_sparsity(self) -> float | None:
         """As told."""
@@ -92,15 +85,12 @@ class Lottery(Policy):
         if epoch == 1:
             self.memory |= {f"start.{name}": value for name, value in run.model_state().items()}
         if epoch == self.search_epochs + 1:
-            self._prune(run)
+            keep = prune_mask(run.magnitudes(), self.sparsity)
+            start = {name.partition(".")[2]: self.memory.pop(name) for name in list(self.memory)}
+            run.rewind(start, keep)
+            self.memory["keep"] = keep
         searching = epoch <= self.search_epochs
         return Pool(run.everything(), name="search" if searching else "ticket", counted=not searching)
-
-    def _prune(self, run: RunView) -> None:
-        keep = prune_mask(run.magnitudes(), self.sparsity)
-        start = {name.partition(".")[2]: self.memory.pop(name) for name in list(self.memory)}
-        run.rewind(start, keep)
-        self.memory["keep"] = keep
 
     def mask(self, gradient: torch.Tensor) -> torch.Tensor | None:
         """A pruned weight gets no gradient; it began at zero, so Adam leaves it there."""
@@ -125,13 +115,13 @@ class RandomRate(Policy):
         super().__init__()
         self.rate = rate
 
-    def planned_samples(self, images: int, epochs: int) -> int | None:
+    def subset_size(self, images: int, epoch: int) -> int:
         """The same part of every epoch."""
-        return max(1, round(self.rate * images)) * epochs
+        return max(1, round(self.rate * images))
 
     def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """The part."""
-        return Pool(run.sample(max(1, round(self.rate * len(run.labels)))), name="random")
+        return Pool(run.sample(self.subset_size(len(run.labels), epoch)), name="random")
 
 
 class InfoBatch(Policy):
@@ -146,9 +136,8 @@ class InfoBatch(Policy):
         super().__init__()
         self.ratio, self.last_pruned = ratio, int(until * epochs)
 
-    def planned_samples(self, images: int, epochs: int) -> int | None:
+    def subset_size(self, images: int, epoch: int) -> None:
         """Not known: it depends on the losses."""
-        return None
 
     def start_epoch(self, run: RunView, epoch: int) -> Pool:
         """What is left, with its weights."""
@@ -179,9 +168,8 @@ class SelectiveBackprop(Policy):
         self.keep, self.first, self.last = keep, int(start * epochs) + 1, int(end * epochs)
         self._selecting, self._batches = False, 0
 
-    def planned_samples(self, images: int, epochs: int) -> int | None:
+    def subset_size(self, images: int, epoch: int) -> None:
         """Not known: it depends on the batches."""
-        return None
 
     def batch_sizes(self, full: int) -> set[int]:
         """The whole and the half."""

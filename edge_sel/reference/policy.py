@@ -94,9 +94,14 @@ class Policy:
         """How many epochs the run has, as far as is known now."""
         return planned
 
+    def subset_size(self, images: int, epoch: int) -> int | None:
+        """Images of an epoch that count in the sources' formula; None if that depends on the run."""
+        return images
+
     def planned_samples(self, images: int, epochs: int) -> int | None:
-        """Images that count in the sources' formula over the run; None if that depends on the run."""
-        return images * epochs
+        """The sum over the epochs."""
+        sizes = [self.subset_size(images, epoch) for epoch in range(1, epochs + 1)]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     def planned_sparsity(self) -> float | None:
         """The share of the parameters that the formula leaves out; None if that depends on the run."""

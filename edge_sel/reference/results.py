@@ -156,17 +156,17 @@ def compare(results: Sequence[Result], data: str | None = None) -> list[dict[str
         runs = [result for result in results if result["system"] == claim.system]
         if not runs or claim.data != data:
             continue
-        ours = mean_std([_value(result, claim) for result in runs])
+        ours, std = mean_std([_value(result, claim) for result in runs]) or (None, None)
         found.append(
             {
                 "system": claim.system,
                 "metric": claim.metric,
                 "epoch": claim.epoch,
                 "claim": claim.value,
-                "ours": None if ours is None else ours[0],
-                "std": None if ours is None else ours[1],
+                "ours": ours,
+                "std": std,
                 "seeds": len(runs),
-                "difference": None if ours is None else ours[0] - claim.value,
+                "difference": None if ours is None else ours - claim.value,
                 "source": claim.source,
                 "comparable": all(not r["label"] and r["data_name"] not in others for r in runs),
             }
@@ -175,16 +175,14 @@ def compare(results: Sequence[Result], data: str | None = None) -> list[dict[str
 
 
 def _value(result: Result, claim: Claim) -> float | None:
-    if claim.epoch is not None:
-        rows = result["rows"]
-        found: float | None = rows[claim.epoch - 1].get(claim.metric) if claim.epoch <= len(rows) else None
-        return found
-    summary = result["summary"]
+    summary, rows = result["summary"], result["rows"]
     kind, _, name = claim.metric.partition("_")
-    if kind in ("acc", "E", "C"):
-        found = summary["per_class"].get(name, {}).get(kind)
-        return found
-    found = summary.get(claim.metric)
+    table, key = summary, claim.metric
+    if claim.epoch is not None:
+        table = rows[claim.epoch - 1] if claim.epoch <= len(rows) else {}
+    elif kind in ("acc", "E", "C"):
+        table, key = summary["per_class"].get(name, {}), kind
+    found: float | None = table.get(key)
     return found
 
 
@@ -196,8 +194,7 @@ def overview(results: Sequence[Result]) -> list[dict[str, Any]]:
         summaries = [result["summary"] for result in runs]
         row: dict[str, Any] = {"system": system, "seeds": len(runs), "scale": runs[0]["scale"]}
         for key in ("test_full", "test_100", "nominal_flops_t", "executed_flops_t", "energy_j", "net_j", "time_s"):
-            pair = mean_std([summary[key] for summary in summaries])
-            row[key], row[f"{key}_std"] = pair if pair is not None else (None, None)
+            row[key], row[f"{key}_std"] = mean_std([summary[key] for summary in summaries]) or (None, None)
         for key in ("epochs", "last_sparsity", "active_rate"):
             row[key] = statistics.fmean(summary[key] for summary in summaries)
         row["image_visits"] = statistics.fmean(sum(epoch["visited"] for epoch in result["rows"]) for result in runs)

@@ -9,7 +9,7 @@ from types import TracebackType
 from edge_sel.config.profiles import Profile, detect_profile, load_profile
 from edge_sel.power.figure import EnergyFigure
 from edge_sel.power.find import find_meter, why_none
-from edge_sel.power.meter import Probe
+from edge_sel.power.meter import Meter, Probe
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.power.temperature import find_thermometer
 
@@ -50,7 +50,8 @@ class EnergyMonitor(Measured):
     fails meanwhile makes the figures ``unavailable``; nothing is raised into the code that is measured.
 
     Args:
-        meter: ``auto``, or one of those that ``edge-sel doctor`` lists.
+        meter: ``auto``, one of those that ``edge-sel doctor`` lists, or one of the caller's own, which is closed in
+            the end.
         profile: of the device, by name or .toml file, for idle and highest power; None to detect it.
         idle_s: how many seconds to measure idle power at the beginning, with a meter that measures.
 
@@ -61,12 +62,14 @@ class EnergyMonitor(Measured):
         EdgeSelError: no such meter or profile.
     """
 
-    def __init__(self, meter: str = "auto", *, profile: Profile | str | None = None, idle_s: float = 0.0) -> None:
+    def __init__(
+        self, meter: Meter | str = "auto", *, profile: Profile | str | None = None, idle_s: float = 0.0
+    ) -> None:
         super().__init__()
         if not isinstance(profile, Profile):
             profile = load_profile(detect_profile() if profile is None else profile)
         self.profile, self._idle_s = profile, idle_s
-        found, probes = find_meter(profile, meter)
+        found, probes = find_meter(profile, meter) if isinstance(meter, str) else (meter, [])
         self.probes: tuple[Probe, ...] = tuple(probes)
         self._recorder = EnergyRecorder(
             found, profile=profile, temperature=find_thermometer(), why_none=why_none(probes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from power_fakes import Clock, FakeMeter, by_hand
 
 from edge_sel.power.figure import PhaseClock
-from edge_sel.power.recorder import EnergyRecorder, Sampler
+from edge_sel.power.monitor import EnergyMonitor
+from edge_sel.power.recorder import EnergyRecorder, Sampler, clock_through_sleep
 
 
 def test_windows_nest() -> None:
@@ -102,3 +104,12 @@ def test_why_the_meter_s_device_was_slowed_down_is_kept_per_window() -> None:
     assert json.loads(json.dumps(figure.to_json()))["throttled"] == ["power cap", "heat"]
     recorder.sample_once()
     assert recorder.end_window(window).throttled == ()
+
+
+def test_a_meter_of_the_callers_own_is_monitored_and_closed() -> None:
+    meter = FakeMeter(clock_through_sleep, 20.0)
+    with EnergyMonitor(meter, profile="cloud-vm") as monitor:
+        time.sleep(0.02)
+    assert (monitor.figure.meter, monitor.figure.source, monitor.probes) == ("fake", "measured", ())
+    assert monitor.total_j == pytest.approx(20.0 * monitor.figure.seconds)
+    assert meter.closed == 1

@@ -193,13 +193,13 @@ def _find_meter(profile: Profile, name: str, gpu: bool, note: Callable[[str], No
 
 def _compare(given: _Given) -> int:
     from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
-    from edge_sel.reference.results import compare, edge_epochs, list_results, overview, reference_epochs
+    from edge_sel.reference.results import compare_claims, edge_epochs, list_results, overview, reference_epochs
 
     results = [r for r in list_results(given.out) if not given.systems or r["system"] in given.systems]
     if not results:
         fix = "run `edge-sel reference` first, or name its --out"
         raise UsageError("no finished results", where=given.out, fix=fix)
-    claims = compare(results, given.data)
+    claims = compare_claims(results, given.data)
     epochs = None if given.edge is None else edge_epochs(given.edge)
     if given.as_json:
         answer = {"schema": 1, "systems": overview(results), "claims": claims}

@@ -155,7 +155,7 @@ def make_row(
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
-def summarise(rows: Sequence[EpochRow]) -> dict[str, Any]:
+def summarise_run(rows: Sequence[EpochRow]) -> dict[str, Any]:
     """The figures of a whole run, from its rows."""
     last = rows[-1]
     sources = sorted({row["energy_source"] for row in rows})

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge_sel.reference.parallel import average
 from edge_sel.reference.systems import Optimizer, Schedule
 from edge_sel.sel.schedule import annealed, sel_learning_rate
 
@@ -26,20 +25,9 @@ class FlatGradient:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.sizes = [p.numel() for p in self.parameters]
         self.values = torch.zeros(sum(self.sizes), device=self.parameters[0].device)
-        self.attach()
-
-    def attach(self) -> None:
-        """Make every ``.grad`` a view, with its parameter's strides, as fused optimizers want it."""
         for parameter, chunk in zip(self.parameters, self.values.split(self.sizes), strict=True):
+            # A view with its parameter's strides, as fused optimizers want it.
             parameter.grad = chunk.as_strided(parameter.shape, parameter.stride(), chunk.storage_offset())
-
-    def zero(self) -> None:
-        """Before each backward pass."""
-        self.values.zero_()
-
-    def average(self) -> None:
-        """Over the processes, after each backward pass."""
-        average(self.values)
 
     def collect(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         """Tensors like the parameters, laid out like ``values``."""
@@ -101,22 +89,21 @@ class Stepper:
             if isinstance(module, nn.BatchNorm2d) and options.bias_factor != 1.0
         }
         trainable = [p for p in model.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trainable if id(p) not in biases], "factor": 1.0},
             {"params": [p for p in trainable if id(p) in biases], "factor": options.bias_factor},
         ]
-        self.optimizer = self._build([group for group in groups if group["params"]], device)
-        self._averaged = [p.detach().clone() for p in trainable] if options.lookahead else []
-        self._trainable = trainable
-
-    def _build(self, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+        groups = [group for group in groups if group["params"]]
         for group in groups:
             # The decay is not to grow with the rate of the biases: what counts is their product.
-            group["weight_decay"] = self.options.weight_decay / group["factor"]
-            group["lr"] = torch.tensor(self.options.rate * group["factor"], device=device)
-        if self.options.kind == "adam":
-            return torch.optim.Adam(groups, fused=True)
-        return torch.optim.SGD(groups, momentum=self.options.momentum, nesterov=True, fused=True)
+            group["weight_decay"] = options.weight_decay / group["factor"]
+            group["lr"] = torch.tensor(options.rate * group["factor"], device=device)
+        if options.kind == "adam":
+            self.optimizer = torch.optim.Adam(groups, fused=True)
+        else:
+            self.optimizer = torch.optim.SGD(groups, momentum=options.momentum, nesterov=True, fused=True)
+        self._averaged = [p.detach().clone() for p in trainable] if options.lookahead else []
+        self._trainable = trainable
 
     def set_rate(self, step: int, total_steps: int, steps_per_epoch: int, loss: torch.Tensor) -> None:
         """The rate of this step; ``loss`` is the batch's mean, on the device."""
@@ -140,10 +127,6 @@ class Stepper:
         for slow, fast in zip(self._averaged, self._trainable, strict=False):
             slow.lerp_(fast, 1 - decay)
             fast.copy_(slow)
-
-    def forget(self) -> None:
-        """Begin anew, as a new optimizer would."""
-        self.optimizer.state.clear()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything it remembers, by name."""

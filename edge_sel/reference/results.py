@@ -56,7 +56,7 @@ class RunFolder:
         remove_checkpoints(self.path)
 
 
-def read_result(folder: Path) -> Result | None:
+def read_finished(folder: Path) -> Result | None:
     """The result of one run; None if it is not over, or its file is none of ours, such as a fine-tune's."""
     try:
         found = json.loads((folder / _RUN).read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def read_result(folder: Path) -> Result | None:
 
 def list_results(out: Path) -> list[Result]:
     """The results of all finished runs in a folder, by system and seed."""
-    found = [read_result(path.parent) for path in sorted(out.glob(f"*/seed-*/{_RUN}"))]
+    found = [read_finished(path.parent) for path in sorted(out.glob(f"*/seed-*/{_RUN}"))]
     return [result for result in found if result is not None]
 
 
@@ -133,7 +133,7 @@ def load_claims() -> list[Claim]:
     return claims
 
 
-def compare(results: Sequence[Result], data: str | None = None) -> list[dict[str, Any]]:
+def compare_claims(results: Sequence[Result], data: str | None = None) -> list[dict[str, Any]]:
     """Claim, ours and the difference, for every claim about a system that was run.
 
     Args:

@@ -15,11 +15,11 @@ from edge_sel.models.registry import build, parameter_count
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.reference import parallel
 from edge_sel.reference.data import Sets, planned_size
-from edge_sel.reference.epoch import make_row, summarise
+from edge_sel.reference.epoch import make_row, summarise_run
 from edge_sel.reference.images import DeviceImages, make_images
 from edge_sel.reference.model import start_model
 from edge_sel.reference.policies import build_policy
-from edge_sel.reference.results import EpochRow, Result, RunFolder, read_result
+from edge_sel.reference.results import EpochRow, Result, RunFolder, read_finished
 from edge_sel.reference.systems import Setup, SuiteOptions, System
 from edge_sel.reference.trainer import SystemTrainer
 from edge_sel.runs.identity import Identity, require_same
@@ -133,7 +133,7 @@ class _Run:
         """Of the finished run; trains to the end, from the last checkpoint if there is one."""
         folder = RunFolder(self.options.out, self.system.name, self.seed)
         identity = self._identity()
-        found = read_result(folder.path)
+        found = read_finished(folder.path)
         if found is not None:
             require_same(found["identity"], identity, folder.path)
             self._tell("kept")
@@ -195,7 +195,7 @@ class _Run:
             "weights": weights,
             "parameters": trainer.parameters,
             "executed_flops_per_image": trainer.work._asdict(),
-            "summary": summarise(rows),
+            "summary": summarise_run(rows),
             "setup": asdict(self.setup),
             "environment": environment(trainer.device) | trainer.speed.to_json(),
             "identity": identity,

@@ -111,10 +111,10 @@ def scaled(setup: Setup, scale: Scale) -> Setup:
         optimizer = replace(optimizer, rate=optimizer.rate * batch_size / setup.batch_size)
     epochs = max(scale.least_epochs, math.ceil(setup.epochs * scale.epoch_share - 1e-9))
     setup = replace(setup, model=model, epochs=epochs, batch_size=batch_size, optimizer=optimizer, imagenet=False)
-    return resized(setup, _SMALL_PIXELS)
+    return at_size(setup, _SMALL_PIXELS)
 
 
-def resized(setup: Setup, pixels: int) -> Setup:
+def at_size(setup: Setup, pixels: int) -> Setup:
     """The setup for images of another size: they are shifted in proportion."""
     shift = round(setup.augmentation.shift * pixels / setup.image_size)
     return replace(setup, image_size=pixels, augmentation=replace(setup.augmentation, shift=shift))
@@ -165,7 +165,7 @@ class System:
         """The setup at a scale; a model, a number of epochs or an image size (pixels) that was asked for wins."""
         setup = scaled(self.setup, scale)
         if image_size is not None:
-            setup = resized(setup, image_size)
+            setup = at_size(setup, image_size)
         return replace(setup, model=model or setup.model, epochs=epochs or setup.epochs)
 
     def label(self, setup: Setup, scale: Scale) -> str:

@@ -76,7 +76,9 @@ class SystemTrainer:
 
     def train_epoch(self, epoch: int) -> EpochResult:
         """One epoch (from 1); the same for the same seed, epoch and state, whatever ran before."""
-        self._reseed(epoch)
+        # All chance of the epoch follows from the seed and its number.
+        torch.manual_seed(self.seed * 9_000_011 + epoch)
+        self.generator.manual_seed(self.seed * 9_000_011 + epoch)
         self.executed_flops = 0
         pool = self.policy.start_epoch(self, epoch)
         self.stepper.schedule = pool.schedule or self.setup.optimizer.schedule
@@ -101,7 +103,7 @@ class SystemTrainer:
         return result
 
     def _step(self, batch: DeviceBatch, pool: Pool, sums: EpochSums, step: int, total: int, per_epoch: int) -> None:
-        self.gradient.zero()
+        self.gradient.values.zero_()
         logits = self._forward(batch.x)
         losses = F.cross_entropy(logits, batch.y, reduction="none", label_smoothing=self.setup.label_smoothing)
         every = DeviceBatch(parallel.gather(batch.index), batch.x, parallel.gather(batch.y))
@@ -116,7 +118,7 @@ class SystemTrainer:
             mine = parallel.part(weights).to(losses.dtype)
             objective = (losses * mine).sum() * (parallel.world() / weights.sum())
         self.stepper.loss_scale.scale(objective).backward()
-        self.gradient.average()
+        parallel.average(self.gradient.values)
         self.stepper.loss_scale.unscale_(self.stepper.optimizer)
         sparsity = self.policy.mask(self.gradient.values)
         self.stepper.set_rate(step, total, per_epoch, all_losses.mean())
@@ -188,7 +190,7 @@ class SystemTrainer:
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))[:images]
         index = chosen.to(self.device)
-        self.gradient.zero()
+        self.gradient.values.zero_()
         self.model.train()
         F.cross_entropy(self._forward.uncompiled(self.train.batch(index)), self.train.labels[index]).backward()
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
@@ -209,7 +211,7 @@ class SystemTrainer:
         """The model as ``state`` says, without the weights outside ``keep``; the optimizer forgets."""
         self.model.load_state_dict(state)
         self.gradient.scale_weights(keep)
-        self.stepper.forget()
+        self.stepper.optimizer.state.clear()
 
     @torch.no_grad()
     def evaluate(self) -> Accuracies:
@@ -224,11 +226,6 @@ class SystemTrainer:
             correct.append(logits.argmax(1) == self.test.labels[rows])
         self.model.train()
         return Accuracies.of(torch.cat(correct), self.test.labels, self.classes)
-
-    def _reseed(self, epoch: int) -> None:
-        """Let all chance of the epoch follow from the seed and its number."""
-        torch.manual_seed(self.seed * 9_000_011 + epoch)
-        self.generator.manual_seed(self.seed * 9_000_011 + epoch)
 
     def state(self) -> Arrays:
         """All that the next epochs depend on, by name: copies in the host's memory."""

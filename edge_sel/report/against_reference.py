@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sel.errors import UsageError
-from edge_sel.reference.results import Result, compare, list_results, overview, reference_epochs
+from edge_sel.reference.results import Result, compare_claims, list_results, overview, reference_epochs
 from edge_sel.report import words
 from edge_sel.report.blocks import Block, Chart, Part, Section, Table, Text
 from edge_sel.report.charts import INK, MUTED, SERIES, Charts, epoch_axis, percent_axis, quiet_grid
@@ -169,7 +169,7 @@ def _classes(results: Sequence[Result], charts: Charts) -> list[Block]:
 
 def _claims(results: Sequence[Result]) -> Table:
     rows = []
-    for claim in compare(results):
+    for claim in compare_claims(results):
         if claim["epoch"] is not None or claim["ours"] is None:
             continue
         ours = words.NONE if claim["ours"] is None else f"{claim['ours']:.4g}"

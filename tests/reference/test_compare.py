@@ -11,7 +11,7 @@ import edge_sel.reference
 from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
 from edge_sel.errors import BadInputError
 from edge_sel.reference.results import (
-    compare,
+    compare_claims,
     edge_epochs,
     joules_per_point,
     list_results,
@@ -93,7 +93,7 @@ def test_curves_are_the_tables_rows():
 
 
 def test_claim_ours_and_difference():
-    found = {(c["metric"], c["epoch"], c["source"]): c for c in compare([result(), result(accuracy=0.7)])}
+    found = {(c["metric"], c["epoch"], c["source"]): c for c in compare_claims([result(), result(accuracy=0.7)])}
     row = found["test_full", None, "hist_sel95.csv, last row"]
     assert (row["claim"], row["ours"], row["seeds"], row["comparable"]) == (0.7726, pytest.approx(0.75), 2, True)
     assert row["difference"] == pytest.approx(0.75 - 0.7726) and row["std"] == pytest.approx(0.0707, abs=1e-3)
@@ -106,16 +106,16 @@ def test_claim_ours_and_difference():
 
 
 def test_a_reduced_run_is_never_comparable():
-    assert not any(c["comparable"] for c in compare([result(scale="small")]))
-    assert not any(c["comparable"] for c in compare([result(data="digits")]))
-    assert not any(c["comparable"] for c in compare([result(label="sel-95, not the source's model")]))
-    assert all(c["comparable"] for c in compare([result(data="/home/me/cifar10")]))
+    assert not any(c["comparable"] for c in compare_claims([result(scale="small")]))
+    assert not any(c["comparable"] for c in compare_claims([result(data="digits")]))
+    assert not any(c["comparable"] for c in compare_claims([result(label="sel-95, not the source's model")]))
+    assert all(c["comparable"] for c in compare_claims([result(data="/home/me/cifar10")]))
 
 
 def test_claims_about_other_data_are_left_out():
-    on_cifar = compare([result("dihcl-exp")])
+    on_cifar = compare_claims([result("dihcl-exp")])
     assert {c["claim"] for c in on_cifar} == {0.9703}
-    assert {c["claim"] for c in compare([result("dihcl-exp", data="svhn")])} == {0.9691}
+    assert {c["claim"] for c in compare_claims([result("dihcl-exp", data="svhn")])} == {0.9691}
 
 
 def test_joules_per_point():
@@ -178,7 +178,7 @@ def test_a_result_with_foreign_values_is_passed_over_or_shown(tmp_path, capsys):
             run.write_text(json.dumps(put(result(), path, value)))
             if results := list_results(tmp_path):
                 kept += 1
-                print_comparison(compare(results)[:60], "")
+                print_comparison(compare_claims(results)[:60], "")
                 print_overview(overview(results), "")
                 print_edge([], reference_epochs(results))
     assert kept > 100  # such as another accuracy

@@ -14,7 +14,7 @@ def stepped(model, options, steps=6, flat=True):
     stepper = Stepper(model, options, CPU)
     x = torch.linspace(-1, 1, 4 * 3 * 64).reshape(4, 3, 8, 8).to(memory_format=torch.channels_last)
     for step in range(steps):
-        gradient.zero() if flat else model.zero_grad()
+        gradient.values.zero_() if flat else model.zero_grad()
         loss = model(x).square().mean()
         loss.backward()
         stepper.set_rate(step, steps, steps, loss)

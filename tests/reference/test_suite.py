@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.power.recorder import EnergyRecorder
-from edge_sel.reference.epoch import summarise, total
+from edge_sel.reference.epoch import summarise_run, total
 from edge_sel.reference.results import RunFolder, list_results, mean_std
 from edge_sel.reference.suite import run_suite
 from edge_sel.reference.systems import SYSTEMS, Setup, SuiteOptions
@@ -151,7 +151,7 @@ def test_a_missing_joule_makes_the_sum_unavailable():
 def test_a_summary_of_different_sources_says_so(suite):
     rows = suite("baseline")[0]["rows"]
     mixed = [dict(rows[0], energy_source="measured"), dict(rows[1], energy_source="modelled")]
-    assert summarise(mixed)["energy_source"] == "mixed: measured, modelled"
+    assert summarise_run(mixed)["energy_source"] == "mixed: measured, modelled"
 
 
 def test_models_come_with_their_first_weights_named(suite):

@@ -39,7 +39,7 @@ def write(root, system, seed, energy_j, final, epochs=3):
         "environment": {"device": "cpu", "torch": "2.13.0"},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(result))
-    assert results.read_result(folder) is not None
+    assert results.read_finished(folder) is not None
 
 
 def test_front_spread_claims_and_curves(reference, report):

@@ -68,6 +68,8 @@ def open_meters(
     settings, why = resolved.settings, ""
     if meter is None:
         meter, why = _find_meter(settings, profile)
+    elif settings.require_measured and meter.source != "measured":
+        raise SetupError(f"the meter {meter.name} does not measure", fix="leave out require_measured")
     supply = partial(read_supply, sysfs_root())
     limits = tuple(limits_of(resolved, clock_through_sleep()))
     every_s = settings.checkpoint_every_s

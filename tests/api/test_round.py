@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import edge_sel
 from edge_sel.data.dataset import ImageSet
-from edge_sel.errors import BadInputError, UsageError
+from edge_sel.errors import BadInputError, SetupError, UsageError
 from edge_sel.power.meter import Reading
 from tests.edge.sessions import digits, pack, tree
 
@@ -45,6 +45,13 @@ def test_a_meter_of_the_callers_own_is_used():
     made = edge_sel.train_round(pack(), digits(120), meter=meter, require_measured=True, **ASKED)
     assert made.energy_source == "measured" and made.summary["energy"]["meter"] == "mine" and meter.closed == 1
     assert made.energy_j == pytest.approx(3 * made.summary["time_s"], rel=0.05)
+
+
+def test_a_meter_of_the_callers_own_that_only_models_does_not_pass_for_one_that_measures():
+    meter = MyMeter()
+    meter.source = "modelled"
+    with pytest.raises(SetupError, match="mine does not measure"):
+        edge_sel.train_round(pack(), digits(120), meter=meter, require_measured=True, **ASKED)
 
 
 def test_a_round_in_memory_writes_nothing_and_ends_with_the_same_weights(in_folder, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from tests.edge.world import World, governed
 OPEN = {"plan": "bn,affine", "epochs": 4, "gate": "off", "curriculum": "off"}
 """Every image is trained on, whatever the pressure: pauses and stops change when, never what."""
 GATED = {"plan": "affine", "epochs": 6, "gate": "sundew", "curriculum": "off"}
-FILES = {"run.json", "events.jsonl", "journal.jsonl", "power.csv", "model.onnx", "weights.safetensors"}
+FILES = {"run.json", "events.jsonl", "journal.jsonl", "power.csv", "model.onnx", "weights.safetensors",
+         "learnt.safetensors"}  # fmt: skip
 """Beside them ``history.csv``, once there was an epoch."""
 
 

@@ -24,7 +24,8 @@ from tests.edge.sessions import StopAt, Tape, Ticks, digits, events, history, of
 
 PUBLISHED = ["epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity"]
 ENERGY = ["energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c"]
-FILES = {"run.json", "history.csv", "events.jsonl", "journal.jsonl", "power.csv", "model.onnx", "weights.safetensors"}
+FILES = {"run.json", "history.csv", "events.jsonl", "journal.jsonl", "power.csv", "model.onnx", "weights.safetensors",
+         "learnt.safetensors"}  # fmt: skip
 
 
 class TenWatts:

@@ -1,13 +1,19 @@
-"""Files that survive a power cut, and are written where they seem to be: never through a symbolic link."""
+"""Files that survive a power cut, and are written where they seem to be: never through a symbolic link.
+
+Also the process's standard error, which is a file as well.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -155,3 +161,32 @@ def cannot_write(path: Path, error: OSError) -> SetupError:
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     fix = "free some space" if full else "choose a place that can be written to"
     return SetupError(f"cannot write ({error.strerror or error})", where=path, fix=fix)
+
+
+@contextmanager
+def stderr_silenced(remarks: re.Pattern[bytes] | None = None) -> Iterator[None]:
+    """Inside, nothing reaches the process's stderr, from any thread: native code writes there past ``sys.stderr``.
+
+    Args:
+        remarks: lines to drop; all other lines are written to stderr afterwards. By default all lines are dropped.
+    """
+    with ExitStack() as opened:
+        try:
+            stderr = opened.enter_context(os.fdopen(os.dup(2), "wb"))
+            if remarks is None:
+                file: IO[bytes] = opened.enter_context(Path(os.devnull).open("wb"))
+            else:
+                file = opened.enter_context(tempfile.TemporaryFile())
+        except OSError:  # stderr is closed, or no folder can be written into
+            yield
+            return
+        with suppress(AttributeError, ValueError):
+            sys.stderr.flush()
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr.fileno(), 2)
+            if remarks is not None:
+                file.seek(0)
+                stderr.writelines(line for line in file if not remarks.match(line))

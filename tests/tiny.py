@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_sel.graphs.executed_flops import executed_flops
+from edge_sel.graphs.cost import executed_flops
 from edge_sel.graphs.ir import BATCH, CLASSES, OPSET
 from edge_sel.graphs.plans import head_names, make_plan
 from edge_sel.graphs.read import read_forward

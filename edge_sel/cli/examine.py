@@ -143,6 +143,7 @@ def throttling(sysfs: Path) -> list[Entry]:
 def ort() -> Entry:
     """The default engine: where does it run a training graph? That a provider is built in says nothing."""
     try:
+        from edge_sel.engines.native import CUDA
         from edge_sel.engines.native import ort as onnxruntime
         from edge_sel.engines.ort import OrtEngine
         from edge_sel.pack.builtin import builtin_pack
@@ -151,7 +152,7 @@ def ort() -> Entry:
         OrtEngine(threads=1).trainer(pack, "head", pack.weights())
     except Exception as error:
         return {"name": "ort", "usable": False, "why": str(error) or type(error).__name__}
-    from edge_sel.engines.ort_device import CUDA, why_no_cuda
+    from edge_sel.engines.ort import why_no_cuda
 
     told = f"onnxruntime {onnxruntime.__version__} runs a training graph on the processor"
     if CUDA in onnxruntime.get_available_providers():

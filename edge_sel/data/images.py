@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from edge_sel.config.settings import Settings
 from edge_sel.data.scans import MOST_SCANS, count_scans
-from edge_sel.data.silence import stderr_silenced
+from edge_sel.files import stderr_silenced
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage

@@ -138,7 +138,7 @@ def _may_use_gpu(settings: Settings) -> bool:
         return False
     if settings.engine == "torch":
         return True
-    from edge_sel.engines.ort_device import choose_device  # it imports onnxruntime, which takes long
+    from edge_sel.engines.ort import choose_device  # it imports onnxruntime, which takes long
 
     return choose_device(settings.device)[0] == "cuda"
 

@@ -12,16 +12,16 @@ The pack stays standard ONNX; this happens on the device, for batches of one siz
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from edge_sel.engines.blocked_layout import DOMAIN, FOUR_PADS, BlockedLayout, Kernel
-from edge_sel.graphs.annotations import DepthwiseGradient, read_depthwise_gradient
-from edge_sel.graphs.ir import BATCH
-from edge_sel.graphs.prune import prune
+from edge_sel.engines.native import CPU, ort
+from edge_sel.graphs.builder import Builder, prune
+from edge_sel.graphs.ir import BATCH, DepthwiseGradient, read_depthwise_gradient
 
 _FEW_TIMES_SIX = (6, 12)
 """Widths at which zeros are better laid around the map beforehand: six pixels of a row are computed at once, but not
@@ -32,6 +32,9 @@ _LARGEST_KERNEL = 10_000
 
 _RELAYING = 4
 """Where a kernel has this many times the numbers of the larger map, laying it out anew costs more than is gained."""
+
+_SAME = 1e-4
+"""Largest difference that rounding makes, relative to the largest number."""
 
 
 def rewrite(graph: bytes, batch: int, block: int) -> bytes | None:
@@ -100,8 +103,7 @@ class _Rewriter:
     def _conv(self, node: onnx.NodeProto, k: Kernel) -> None:
         layout, (x, w, *bias), y = self.layout, node.input, node.output[0]
         few = not k.depthwise and k.channels_in < layout.block  # an image: its channels need no blocks
-        given = {a.name: list(a.ints) for a in node.attribute if a.name in ("strides", "pads", "dilations")}
-        attributes: dict[str, Any] = {"strides": [1, 1], "pads": FOUR_PADS, "dilations": [1, 1], **given}
+        attributes = _window(node)
         six = self.shapes[y][3] in _FEW_TIMES_SIX and not few and not k.depthwise
         if six and any(attributes["pads"]):
             image, attributes["pads"] = layout.with_rim(x, self.shapes[x], attributes["pads"]), FOUR_PADS
@@ -127,8 +129,7 @@ class _Rewriter:
         k = self._forward_kernel_of(node)
         if k is None:
             return False
-        given = {a.name: list(a.ints) for a in node.attribute if a.name in ("strides", "pads")}
-        strides, pads = given.get("strides", [1, 1]), given.get("pads", FOUR_PADS)
+        strides, pads, _ = _window(node).values()
         parts = [_parts(self.shapes[dx][2 + i], self.shapes[dy][2 + i], k.size[i], strides[i], pads[i]) for i in (0, 1)]
         if not parts[0] or not parts[1]:
             return False
@@ -156,8 +157,7 @@ class _Rewriter:
     def _forward_kernel_of(self, node: onnx.NodeProto) -> Kernel | None:
         """Of a transposed convolution, seen from the map that it makes."""
         k, dx = self._kernel_of(node), self.shapes.get(node.output[0], ())
-        dilated = any(a.name == "dilations" and list(a.ints) != [1, 1] for a in node.attribute)
-        if k is None or dilated or len(node.input) > 2 or len(dx) != 4 or 0 in dx:
+        if k is None or _window(node)["dilations"] != [1, 1] or len(node.input) > 2 or len(dx) != 4 or 0 in dx:
             return None
         if k.depthwise or dx[1] % 4 or min(dx[1], k.channels_in) < self.layout.block:
             return None  # a depthwise one is as fast as it is, and smaller
@@ -189,6 +189,12 @@ class _Rewriter:
             ends = [layout.ints([0]), layout.ints([x[1]]), layout.ints([0])]
             made = layout.op("Slice", [made, *ends], f"{output}::cut")
         layout.op("Identity", [made], output)
+
+
+def _window(node: onnx.NodeProto) -> dict[str, list[int]]:
+    """Strides, pads and dilations of a convolution."""
+    given = {a.name: list(a.ints) for a in node.attribute if a.name in ("strides", "pads", "dilations")}
+    return {"strides": [1, 1], "pads": FOUR_PADS, "dilations": [1, 1], **given}
 
 
 def _flipped_kernels(graph: onnx.GraphProto) -> dict[str, str]:
@@ -226,3 +232,47 @@ def _parts(size: int, size_dy: int, kernel: int, stride: int, pad: int) -> list[
             return None
         found.append((taps, begin, end))
     return found
+
+
+@cache
+def block_size() -> int | None:
+    """Channels in a block of ONNX Runtime's convolutions on this machine.
+
+    None where these operators are missing, or do not do what is expected.
+    """
+    for block in (16, 8):
+        try:
+            if _agrees(block):
+                return block
+        except Exception:  # of onnxruntime, which has no common exception type
+            continue
+    return None
+
+
+def _agrees(block: int) -> bool:
+    """Whether a small convolution and a small depthwise gradient come out the same in either form."""
+    rng = np.random.default_rng(0)
+    values = {"x": (2, 20, 6, 5), "w": (24, 20, 3, 3), "d": (20, 1, 3, 3), "dy": (2, 20, 3, 3)}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in values.items()}
+    b = Builder()
+    b.op("Conv", "x", "w", name="plain", pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+    b.op("Conv", "x", "d", name="deep", pads=[1, 1, 1, 1], strides=[2, 2], group=20, kernel_shape=[3, 3])
+    g = DepthwiseGradient("x", "dy", (3, 3), (2, 2), (1, 1), (1, 1))
+    padded = b.op("Pad", "x", b.ints(0, 0, 1, 1, 0, 0, 1, 1))
+    sums = []
+    for i in range(3):
+        for j in range(3):
+            window = b.op("Slice", padded, b.ints(i, j), b.ints(i + 5, j + 5), b.ints(2, 3), b.ints(2, 2))
+            sums.append(b.op("ReduceSum", b.op("Mul", "dy", window), b.ints(0, 2, 3), keepdims=1))
+    b.op("Reshape", b.op("Concat", *sums, axis=2), b.ints(20, 1, 3, 3), name="dw", node_name=g.name())
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
+    names = ["plain", "deep", "dw"]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    plain = b.model(inputs, outputs, {}, "probe").SerializeToString()
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    found = []
+    for graph in (plain, rewrite(plain, 2, block)):
+        session = ort.InferenceSession(graph, options, providers=[CPU])
+        found.append(session.run(names, feeds))
+    return all(np.abs(p - q).max() <= _SAME * np.abs(p).max() for p, q in zip(*found, strict=True))

@@ -44,8 +44,7 @@ def choose_engine(
         if device == "cuda":
             raise SetupError("the ort-training engine runs on the processor", fix="--device cpu, or --engine ort")
         return OrtTrainingEngine(threads, spinning=spinning)
-    from edge_sel.engines.ort import OrtEngine
-    from edge_sel.engines.ort_device import choose_device
+    from edge_sel.engines.ort import OrtEngine, choose_device
 
     chosen, why = choose_device(device)
     if why is not None:

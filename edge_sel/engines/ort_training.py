@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper, Scores, StepResult, Trainer, computed_elements, measured
-from edge_sel.engines.native import ort
+from edge_sel.engines.native import ort, translated_errors
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.engines.ort_call import told
 from edge_sel.engines.ort_training_api import VERSION, import_api
-from edge_sel.engines.ort_training_classes import resized
-from edge_sel.engines.ort_training_state import read_moments, with_moments
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.pack.manifest import PlanInfo, artifact_files
 from edge_sel.pack.reader import Pack
+
+_BUFFER = "_grad.accumulation.buffer"
+"""What the name of a weight's gradient buffer ends in."""
+_SLOTS = {b"momentum0": "m", b"momentum1": "v"}
+_SCHEMA = "onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.Checkpoint"
+_STEP_FIELD = 6
+"""Place of ``step`` in the table ``OptimizerGroup`` (checkpoint.fbs)."""
 
 
 class OrtTrainingEngine(OrtEngine):
@@ -70,7 +76,7 @@ class OrtTrainingTrainer:
         self._order = pack.manifest.ort_training.parameters[plan.name]
         head = pack.manifest.model.head
         if len(weights[head[-1]]) != len(pack.manifest.model.classes):
-            self._files = resized(self._files, weights, self._order, plan.trainable, head)
+            self._files = _resized(self._files, weights, self._order, plan.trainable, head)
         self._steps = 0
         self._computed = computed_elements(plan, weights)
         self._channels = GuiltyChannels(plan, weights)
@@ -79,7 +85,7 @@ class OrtTrainingTrainer:
     def _open(self, checkpoint: bytes, weights: Mapping[str, np.ndarray] | None = None) -> None:
         """Load the models with a checkpoint; a nominal one takes the weights."""
         api, options = self._engine.api, self._engine.options()
-        with told("load"), TemporaryDirectory() as folder:  # the API takes paths, and reads them at once
+        with translated_errors("load"), TemporaryDirectory() as folder:  # the API takes paths, and reads them at once
             paths = {kind: str(Path(folder) / kind) for kind in self._files}
             for kind, content in (self._files | {"checkpoint": checkpoint}).items():
                 Path(paths[kind]).write_bytes(content)
@@ -113,7 +119,7 @@ class OrtTrainingTrainer:
             rows = np.zeros((len(self._data(name)), 1, 1, 1), np.float32)
             rows[index] = 1
             feeds[f"rows::{name}"] = rows
-        with told("run"):
+        with translated_errors("run"):
             values = self._module.train()(*(np.ascontiguousarray(feeds[name]) for name in self._inputs))
         return dict(zip(self._outputs, values, strict=True))
 
@@ -122,7 +128,7 @@ class OrtTrainingTrainer:
         ones = np.ones(len(labels), np.float32)
         self._module.eval()
         names = self._module.output_names()
-        with told("run"):
+        with translated_errors("run"):
             values = dict(zip(names, self._module(np.ascontiguousarray(images), labels, ones), strict=True))
         return Scores(values["loss"], values["logits"])
 
@@ -168,7 +174,7 @@ class OrtTrainingTrainer:
             resting[name] = np.where(others[:, None, None, None], self._buffer(name), 0)
             self._buffer(name)[others] = 0
         self._optimizer.set_learning_rate(hyper.learning_rate)  # a loaded checkpoint has forgotten it
-        with told("run"):
+        with translated_errors("run"):
             self._optimizer.step()
         for name, velocity in resting.items():
             self._buffer(name)[...] += velocity
@@ -198,7 +204,7 @@ class OrtTrainingTrainer:
     def state(self) -> Arrays:
         """Weights, optimizer state, channel choice and step counts, by the names that every engine gives them."""
         if self._optimizer_name == "adam":
-            kept = read_moments(self._saved(), self.plan.trainable)
+            kept = _read_moments(self._saved(), self.plan.trainable)
         else:
             kept = {f"momentum::{name}": value for name, value in self._velocities().items()}
         return {**self.weights(), **kept, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
@@ -210,7 +216,7 @@ class OrtTrainingTrainer:
         if self._optimizer_name == "adam":
             self._optimizer.set_learning_rate(0.0)
             self._optimizer.step()  # a checkpoint of no step has no place for their number
-            self._open(with_moments(self._saved(), state))
+            self._open(_with_moments(self._saved(), state))
         else:
             self._set_velocities({name: np.array(state[f"momentum::{name}"]) for name in self.plan.trainable})
         for name in (*self.plan.trainable, *self.plan.buffers):
@@ -232,7 +238,86 @@ class OrtTrainingTrainer:
 
     def _saved(self) -> bytes:
         """An official checkpoint with the optimizer's state."""
-        with told("save"), TemporaryDirectory() as folder:
+        with translated_errors("save"), TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint"
             self._engine.api.CheckpointState.save_checkpoint(self._state, str(path), include_optimizer_state=True)
             return path.read_bytes()
+
+
+def _resized(
+    files: Mapping[str, bytes], weights: Mapping[str, np.ndarray], order: Sequence[str], trainable: Sequence[str],
+    head: Sequence[str],
+) -> dict[str, bytes]:  # fmt: skip
+    """The artifacts for a head with another number of classes: the device may meet new ones.
+
+    Models and nominal checkpoint stay the same but for the shapes that the head's weights have.
+
+    Args:
+        files: by what they are, see ``ArtifactFiles``.
+        weights: of the network, with the new classes.
+        order: parameters of the models.
+        trainable: those that are trained.
+        head: those of the head; their first axis is the classes.
+    """
+    import onnx  # takes long
+    from onnx import numpy_helper
+    from onnxruntime.capi._pybind_state import save_checkpoint
+
+    classes = len(weights[head[-1]])
+    changed = dict(files)
+    for kind in ("training", "eval"):
+        model = onnx.load_from_string(files[kind])
+        for value in model.graph.input:
+            if value.name.removesuffix(_BUFFER) in head:
+                value.type.tensor_type.shape.dim[0].dim_value = classes
+        for value in model.graph.output:
+            if value.name == "logits":
+                value.type.tensor_type.shape.dim[1].dim_value = classes
+        changed[kind] = model.SerializeToString()
+    tensors = {name: numpy_helper.from_array(np.ascontiguousarray(weights[name]), name) for name in order}
+    trained = [tensors[name].SerializeToString() for name in order if name in trainable]
+    frozen = [tensors[name].SerializeToString() for name in order if name not in trainable]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        save_checkpoint(trained, frozen, str(path), True)
+        changed["checkpoint"] = path.read_bytes()
+    return changed
+
+
+def _read_moments(checkpoint: bytes, weights: Sequence[str]) -> Arrays:
+    """Copies of Adam's moments ``m::WEIGHT`` and ``v::WEIGHT`` in a checkpoint, which the API does not give.
+
+    A checkpoint is a flatbuffer; the runtime's own package has the classes that read it.
+    """
+    found = {key: raw.view("<f4").reshape(shape).copy() for key, shape, raw in _moments(bytearray(checkpoint))}
+    assert found.keys() == {f"{slot}::{name}" for slot in _SLOTS.values() for name in weights}
+    return found
+
+
+def _with_moments(checkpoint: bytes, state: Mapping[str, np.ndarray]) -> bytes:
+    """A checkpoint of at least one step with the moments and the count of steps of another state.
+
+    Bytes are replaced in place: moments have the size of their weights.
+    """
+    changed = bytearray(checkpoint)
+    for key, _, raw in _moments(changed):
+        raw[...] = np.ascontiguousarray(state[key], "<f4").reshape(-1).view(np.uint8)
+    group = _root(changed).OptimizerGroups(0)._tab
+    place = group.Pos + group.Offset(_STEP_FIELD)
+    changed[place : place + 8] = int(state["steps"]).to_bytes(8, "little")
+    return bytes(changed)
+
+
+def _root(checkpoint: bytearray) -> Any:
+    return importlib.import_module(_SCHEMA).Checkpoint.GetRootAs(checkpoint, 0)
+
+
+def _moments(checkpoint: bytearray) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """Name, shape and bytes of each moment; the bytes are a view."""
+    group = _root(checkpoint).OptimizerGroups(0)
+    for place in range(group.OptimizerStatesLength()):
+        of_weight = group.OptimizerStates(place)
+        for number in range(of_weight.MomentumsLength()):
+            tensor = of_weight.Momentums(number)
+            name = f"{_SLOTS[tensor.Name()]}::{of_weight.ParamName().decode()}"
+            yield name, tuple(tensor.DimsAsNumpy()), tensor.RawDataAsNumpy()

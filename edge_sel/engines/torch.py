@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -22,15 +22,19 @@ from edge_sel.engines.base import (
     computed_elements,
     measured,
 )
-from edge_sel.engines.torch_deep_head import add_deep_head, as_in_a_graph
 from edge_sel.errors import SetupError
+from edge_sel.graphs.deep_head import EPSILON as DEEP_HEAD_EPSILON
+from edge_sel.graphs.deep_head import tap_scale
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.models.registry import build
-from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
+from edge_sel.pack.manifest import DEEP_HEAD, OPTIMIZER_STATE, PlanInfo, Tap
 from edge_sel.pack.reader import Pack
 
 BuildModel = Callable[[str, int, tuple[int, int]], nn.Module]
 """Name, classes and image size (height, width) to a model; see ``models.registry.build``."""
+
+_SAME = 1e-3
+"""Largest difference between two programs' outputs of one layer, relative to the largest number in it."""
 
 
 class TorchEngine:
@@ -215,3 +219,73 @@ class TorchTrainer:
                 tensor.copy_(torch.from_numpy(state[name]))
         self._channels.load_state(state)
         self._steps = int(state["steps"])
+
+
+def add_deep_head(model: nn.Module, taps: Sequence[Tap], classes: int, scale: float = 1.0) -> nn.Module:
+    """The model, changed in place: a linear layer ``deep_head`` of zeros reads the layers that the taps name.
+
+    ``scale`` is the factor of all layers of the head, ½ of two that are averaged.
+    """
+    if not taps:
+        return model
+    layer = nn.Linear(sum(tap.features for tap in taps), classes)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    model.add_module(DEEP_HEAD, layer)
+
+    def keep(module: nn.Module, given: object, made: torch.Tensor) -> None:
+        module.tapped = made
+
+    def add(module: nn.Module, given: object, logits: torch.Tensor) -> torch.Tensor:
+        parts = [part for tap in taps for part in _pooled(module.get_submodule(tap.name).tapped, tap)]
+        return logits + scale * cast(torch.Tensor, module.get_submodule(DEEP_HEAD)(torch.cat(parts, 1)))
+
+    for tap in taps:
+        model.get_submodule(tap.name).register_forward_hook(keep)
+    model.register_forward_hook(add)
+    return model
+
+
+def as_in_a_graph(constant: float) -> float:
+    """What is left of it in a graph, whose constants are float32: a float64 twin must take the same."""
+    return float(np.float32(constant))
+
+
+def _pooled(made: object, tap: Tap) -> list[torch.Tensor]:
+    assert isinstance(made, torch.Tensor)
+    mean = made.mean(tap.axes, keepdim=True)
+    deviation = ((made - mean) ** 2).mean(tap.axes).add(as_in_a_graph(DEEP_HEAD_EPSILON)).sqrt()
+    parts = [mean.flatten(1), deviation] if tap.mean else [deviation]
+    return [tap_scale(tap) * part for part in parts]
+
+
+def find_modules(model: nn.Module, image: np.ndarray, made: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Which module has which of these outputs.
+
+    Args:
+        model: in evaluation mode.
+        image: float32 [1, 3, H, W].
+        made: what tensors of its exported graph are for this image.
+
+    Returns:
+        the name of a module by the name of each tensor that is a module's output.
+    """
+    found: dict[str, str] = {}
+
+    def look(name: str, given: object) -> None:
+        for tensor, values in made.items():
+            if tensor not in found and isinstance(given, torch.Tensor) and given.shape == values.shape:
+                difference = np.abs(given.numpy() - values).max()
+                if difference <= _SAME * max(float(np.abs(values).max()), 1e-6):
+                    found[tensor] = name
+
+    handles = [
+        module.register_forward_hook(lambda module, given, out, name=name: look(name, out))
+        for name, module in model.named_modules()
+        if name
+    ]
+    with torch.inference_mode():
+        model(torch.from_numpy(image))
+    for handle in handles:
+        handle.remove()
+    return found

@@ -16,9 +16,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
-from edge_sel.arrays import Arrays
 from edge_sel.errors import EdgeSelError, PackError, SetupError
-from edge_sel.pack.manifest import WEIGHTS, PlanInfo
+from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.reader import Pack, open_pack
 
 MEMORY_BYTES, MEMORY_PER_WEIGHT_BYTE = 192 << 20, 24
@@ -93,12 +92,9 @@ def run_every_graph(pack: Pack) -> None:
         for losses, logits in (scores, result[:2]):
             _require(losses, (1,), f"the loss of plan {name}")
             _require(logits, (1, classes), f"the logits of plan {name}")
-        _require_shapes(trainer.weights(), weights, plan)
-
-
-def _require_shapes(found: Arrays, weights: Arrays, plan: PlanInfo) -> None:
-    for name in (*plan.trainable, *plan.buffers):
-        _require(found[name], weights[name].shape, f"{name} of plan {plan.name}", finite=False)
+        changed = trainer.weights()
+        for weight in (*plan.trainable, *plan.buffers):
+            _require(changed[weight], weights[weight].shape, f"{weight} of plan {name}", finite=False)
 
 
 def _require(value: np.ndarray, shape: tuple[int, ...], what: str, *, finite: bool = True) -> None:

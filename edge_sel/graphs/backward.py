@@ -1,47 +1,36 @@
-"""Reverse-mode differentiation of a forward graph: the tape, the sum of gradients, the walk back."""
+"""Reverse-mode differentiation of a forward graph: the tape, the sum of gradients, the walk back.
+
+What is cheap is computed again in the backward pass, instead of being kept from the forward pass until then. What a
+batch normalisation keeps for its own gradient, its input, is enough to make its output again, and what an activation or
+a gate makes of that: one to three passes over a map instead of its memory (Chen et al. 2016; In-place activated batch
+normalisation, Rota Bulò et al. 2018).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
+from math import prod
 
-import numpy as np
+import onnx
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
-from edge_sel.graphs.ir import Forward, Shape
-from edge_sel.graphs.recompute import Recompute
-from edge_sel.graphs.rules import FORWARD, RULES, STEPWISE
+from edge_sel.graphs.ir import read_depthwise_gradient
+from edge_sel.graphs.rules import FORWARD, RULES, STEPWISE, Gradients
+
+_CHEAP = frozenset(
+    ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Add", "Div", "Identity")
+)
+RECOMPUTE_FROM = 2048
+"""Numbers that a tensor has for each image from which on its memory counts."""
 
 
-class Differentiator:
+class Differentiator(Gradients):
     """Emits a forward graph and then its gradient with respect to chosen initializers.
 
     The walk back visits only nodes between the logits and a wanted tensor, so it stops at the earliest trainable
-    layer; a frozen layer before it costs nothing but its forward.
-
-    Args:
-        forward: the graph to differentiate.
-        wanted: names of initializers whose gradient is needed.
-        bn_mode: ``frozen`` or ``batch``.
-        channels: for limited weights, the count of guilty output channels; the run-time input is ``index::WEIGHT``.
+    layer; a frozen layer before it costs nothing but its forward. Arguments are those of ``Gradients``.
     """
-
-    def __init__(self, forward: Forward, wanted: Collection[str], *, bn_mode: str, channels: Mapping[str, int]) -> None:
-        self.forward = forward
-        self.bn_mode = bn_mode
-        self.builder = Builder()
-        self.op = self.builder.op
-        self.ints = self.builder.ints
-        self.scalar = self.builder.scalar
-        self.floats = self.builder.floats
-        self._limited = {name: (f"index::{name}", count) for name, count in channels.items()}
-        for node in forward.nodes:  # a linear layer of several tokens multiplies with the transposed weight
-            if node.op == "Transpose" and node.inputs[0] in channels:
-                self._limited[node.outputs[0]] = self._limited[node.inputs[0]]
-        self._wanted = set(wanted)
-        self._gradients: dict[str, str] = {}
-        self._shared: dict[tuple[object, ...], str] = {}
-        self._saved: dict[str, dict[str, str]] = {}
 
     def emit_forward(self) -> None:
         """Append the forward nodes, in their training form where an operator has one on this path."""
@@ -58,7 +47,7 @@ class Differentiator:
             form = FORWARD.get(node.op)
             statistics = node.op == "BatchNormalization"  # batch statistics do not depend on what is trained
             if not ((on_path or statistics) and form and form(self, node)):
-                self.builder.copy(node)
+                self.copy(node)
 
     def emit_backward(self, dlogits: str, trainable: Collection[str]) -> dict[str, str]:
         """Append the gradient nodes; returns the gradient tensor of each trainable one.
@@ -66,73 +55,100 @@ class Differentiator:
         Raises:
             GraphError: a trainable weight does not influence the logits.
         """
-        self._accumulate(self.forward.logits, dlogits)
-        recompute = Recompute(self.builder, self.forward, self._keeping_norms())
+        sums: dict[str, str] = {}
+
+        def accumulate(name: str, gradient: str) -> None:
+            if self.needs(name):
+                sums[name] = self.op("Add", sums[name], gradient) if name in sums else gradient
+
+        accumulate(self.forward.logits, dlogits)
+        recompute = _Recompute(self)
         for node in reversed(self.forward.nodes):
-            dy = self._gradients.get(node.outputs[0])
+            dy = sums.get(node.outputs[0])
             if dy is None or not any(name in self._wanted for name in node.inputs):
                 continue
-            first = len(self.builder.nodes)
+            first = len(self.nodes)
             gradients = RULES[node.op](self, node, dy)
             recompute.rewrite(first, dy)
             for name, gradient in zip(node.inputs, gradients, strict=False):
                 if gradient is not None:
-                    self._accumulate(name, gradient)
-        unreached = sorted(set(trainable) - set(self._gradients))
+                    accumulate(name, gradient)
+        unreached = sorted(set(trainable) - set(sums))
         if unreached:
             raise GraphError("a trainable weight does not influence the logits", where=", ".join(unreached))
-        return {name: self._gradients[name] for name in trainable}
+        return {name: sums[name] for name in trainable}
 
-    def _keeping_norms(self) -> set[str]:
-        """Outputs of the batch normalisations whose gradient needs their input."""
-        norms = [node for node in self.forward.nodes if node.op == "BatchNormalization"]
-        return {
+
+class _Recompute:
+    """Puts copies of cheap forward nodes before the backward nodes that read what they make.
+
+    Args:
+        d: holds the forward nodes, and nothing else yet.
+    """
+
+    def __init__(self, d: Differentiator) -> None:
+        self._builder, self._forward = d, d.forward
+        self._makers = {name: node for node in d.nodes for name in node.output[:1]}
+        self._again: dict[str, str] = {}
+        self._kept = {  # outputs of the batch normalisations whose gradient needs their input
             node.outputs[0]
-            for node in norms
-            if self.needs(node.inputs[1]) or (self.bn_mode == "batch" and self.needs(node.inputs[0]))
+            for node in d.forward.nodes
+            if node.op == "BatchNormalization"
+            and (d.needs(node.inputs[1]) or (d.bn_mode == "batch" and d.needs(node.inputs[0])))
         }
 
-    def _accumulate(self, name: str, gradient: str) -> None:
-        if name in self._wanted:
-            earlier = self._gradients.get(name)
-            self._gradients[name] = gradient if earlier is None else self.op("Add", earlier, gradient)
+    def rewrite(self, first: int, dy: str) -> None:
+        """Let the nodes from ``first`` on, which take the gradient ``dy``, read copies of what can be made again."""
+        fresh = self._builder.nodes[first:]
+        wanted = dict.fromkeys(name for node in fresh for name in node.input if self._can(name))
+        if not wanted:
+            return
+        del self._builder.nodes[first:]
+        for name in wanted:
+            self._copy(name, dy)
+        for node in fresh:
+            for place, name in enumerate(node.input):
+                node.input[place] = self._again.get(name, name)
+            gradient = read_depthwise_gradient(node.name)
+            if gradient is not None:
+                node.name = gradient._replace(x=self._again.get(gradient.x, gradient.x)).name()
+        self._builder.nodes.extend(fresh)
 
-    # What rules ask for (the Gradients protocol).
+    def _large(self, name: str) -> bool:
+        shape = self._forward.shapes.get(name, ())
+        return len(shape) > 1 and shape[0] is None and prod(size or 0 for size in shape[1:]) >= RECOMPUTE_FROM
 
-    def needs(self, name: str) -> bool:
-        """Whether the gradient with respect to this tensor is wanted."""
-        return name in self._wanted
+    def _can(self, name: str) -> bool:
+        """Whether it is large, and made of what is kept anyway by cheap nodes alone."""
+        node = self._makers.get(name)
+        if node is None or not self._large(name):
+            return False
+        if node.op_type == "BatchNormalization":
+            return name in self._kept
+        return node.op_type in _CHEAP and all(self._can(given) for given in node.input if self._large(given))
 
-    def shape(self, name: str) -> Shape:
-        """Static shape, ``None`` for run-time dimensions; GraphError when even the rank is unknown."""
-        if name not in self.forward.shapes:
-            raise GraphError("shape inference cannot tell the shape of a tensor that has a gradient", where=name)
-        return self.forward.shape(name)
-
-    @property
-    def constants(self) -> Mapping[str, np.ndarray]:
-        """The initializers."""
-        return self.forward.initializers
-
-    def value(self, name: str) -> np.ndarray:
-        """The value of a constant input."""
-        if name not in self.forward.initializers:
-            raise GraphError("an operand must be constant for the gradient rule", where=name)
-        return self.forward.initializers[name]
-
-    def channels(self, weight: str) -> tuple[str, int] | None:
-        """The run-time index input of a limited weight, also when it is transposed, and its length."""
-        return self._limited.get(weight)
-
-    def cached(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
-        """Emit once what several rules share."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]
-
-    def saved(self, name: str) -> dict[str, str]:
-        """Tensors kept by the forward form of the node that produces ``name``."""
-        return self._saved.setdefault(name, {})
+    def _copy(self, name: str, dy: str) -> str:
+        if name in self._again:
+            return self._again[name]
+        self._again[name] = again = f"again::{name}"
+        node = self._makers[name]
+        if node.op_type == "BatchNormalization":
+            x, scale, bias, mean, variance = node.input
+            if len(node.output) > 1:
+                mean, variance = node.output[1:3]
+            epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+            inputs = [x, scale, bias, self._builder.not_before(mean, dy), variance]
+            self._builder.op("BatchNormalization", *inputs, name=again, epsilon=epsilon)
+            return again
+        inputs = [self._copy(given, dy) if self._large(given) else given for given in node.input]
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        del copied.input[:], copied.output[:]
+        copied.input.extend(inputs)
+        copied.output.append(again)
+        copied.name = again
+        self._builder.nodes.append(copied)
+        return again
 
 
 def emit_weighted_cross_entropy(b: Builder, logits: str) -> str:

@@ -1,8 +1,9 @@
-"""Emit ONNX nodes one call at a time; constants are shared."""
+"""Emit ONNX nodes one call at a time; constants are shared. Leave out nodes, and widen scalars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,27 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_sel.graphs.ir import IR_VERSION, OPSET, Node
-from edge_sel.graphs.scalars import spread_scalars
+from edge_sel.graphs.shapes import infer_shapes
+
+_ELEMENTWISE = frozenset(
+    (
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Max",
+        "Min",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+        "LessOrEqual",
+        "Equal",
+        "Where",
+    )
+)
+_FEW = 256
+"""Elements below which the time does not count."""
 
 
 class Absent(np.ndarray):
@@ -115,3 +136,56 @@ def _make_unique(nodes: Sequence[onnx.NodeProto]) -> None:
         while node.name and node.name in taken:
             node.name += "_"
         taken.add(node.name)
+
+
+def prune(graph: onnx.GraphProto, wanted: Collection[str]) -> None:
+    """Keep only the nodes that some of the wanted tensors are computed by, in their order."""
+    needed, kept = set(wanted), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed |= set(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept[::-1])
+
+
+def spread_scalars(model: onnx.ModelProto) -> None:
+    """Give scalars the rank of what they are combined with, where ONNX Runtime is slow otherwise.
+
+    A scalar beside a tensor whose last axis has one element, such as the weights [O, I, 1, 1] of a 1×1 convolution, is
+    combined with it element by element: 50 to 100 times slower than a scalar of the shape [1, 1, 1, 1] (onnxruntime
+    1.31). The graph is changed in place; what it computes stays the same.
+    """
+    graph, shapes = model.graph, infer_shapes(model)
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name in shapes}
+    made: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+
+    def add_constant(value: np.ndarray, name: str) -> None:
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        made.add(name)
+
+    for node in graph.node:
+        shape = shapes.get(node.output[0], ()) if node.op_type in _ELEMENTWISE else ()
+        rank = len(shape)
+        slow = rank > 1 and shape[-1] == 1 and prod(size or _FEW for size in shape) >= _FEW
+        for place, name in enumerate(node.input if slow else ()):
+            if shapes.get(name) not in ((), (1,)):
+                continue
+            node.input[place] = wide = f"{name}::rank{rank}"
+            if wide not in made and name in constants:
+                add_constant(numpy_helper.to_array(constants[name]).reshape((1,) * rank), wide)
+            elif wide not in made:
+                ones = f"ones::{rank}"
+                if ones not in made:
+                    add_constant(np.ones(rank, np.int64), ones)
+                nodes.append(helper.make_node("Reshape", [name, ones], [wide], wide))
+                made.add(wide)
+        nodes.append(node)
+    if made:
+        del graph.node[:]
+        graph.node.extend(nodes)
+        used = {name for node in nodes for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from edge_sel.graphs.backward import Differentiator
+from edge_sel.graphs.builder import prune
 from edge_sel.graphs.ir import IR_VERSION, OPSET, Forward, Node
 
 
@@ -60,7 +61,7 @@ def rule_error(
     return worst
 
 
-def single_node_forward(node: Node, arrays: Mapping[str, np.ndarray], constants: Sequence[str]) -> Forward:
+def _single_node_forward(node: Node, arrays: Mapping[str, np.ndarray], constants: Sequence[str]) -> Forward:
     """A forward graph of just this node; shapes are inferred, initializers are the constants."""
     types = {np.dtype(np.float64): TensorProto.DOUBLE, np.dtype(np.float32): TensorProto.FLOAT}
     inputs = [
@@ -87,7 +88,7 @@ def differentiate_node(
 ) -> tuple[Differentiator, dict[str, str]]:
     """Emit the node and its gradient from an input ``dy``; returns the gradient tensor of each wanted input."""
     constants = [n for n in node.inputs if n and n not in wanted]
-    forward = single_node_forward(node, arrays, constants)
+    forward = _single_node_forward(node, arrays, constants)
     d = Differentiator(forward, wanted, bn_mode=bn_mode, channels={})
     d.emit_forward()
     return d, d.emit_backward("dy", wanted)
@@ -101,14 +102,14 @@ def _evaluator(
     names = [*dict.fromkeys(n for n in node.inputs if n), "dy", "bn_momentum"]
     if not with_gradient:
         names.remove("dy")
-        d.builder.nodes[:] = _needed_for(d.builder.nodes, outputs)
     graph = helper.make_graph(
-        d.builder.nodes,
+        d.nodes,
         "check",
         [helper.make_empty_tensor_value_info(n) for n in names],
         [helper.make_empty_tensor_value_info(n) for n in outputs],
-        [onnx.numpy_helper.from_array(_double(v), n) for n, v in d.builder.constants.items()],
+        [onnx.numpy_helper.from_array(_double(v), n) for n, v in d.constants.items()],
     )
+    prune(graph, outputs)
     for proto in graph.node:
         if proto.op_type == "Cast" and proto.attribute[0].i == TensorProto.FLOAT:
             proto.attribute[0].i = TensorProto.DOUBLE
@@ -128,12 +129,3 @@ class Erf(OpRun):  # type: ignore[misc]
 
 def _double(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64) if array.dtype == np.float32 else array
-
-
-def _needed_for(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
-    needed, kept = set(outputs), []
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            kept.append(node)
-    return kept[::-1]

@@ -14,8 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.extension import Extension
-from edge_sel.graphs.head_form import head_scale, layers_obstacle
+from edge_sel.graphs.head_form import Extension, head_scale, layers_obstacle
 from edge_sel.graphs.ir import Forward, Node, live_nodes
 from edge_sel.graphs.plans import head_layers, head_names, make_plan
 from edge_sel.graphs.prefix import find_cut

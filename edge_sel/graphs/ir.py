@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Shape = tuple[int | None, ...]
 """Static dimensions; ``None`` where the size is only known at run time (batch, classes)."""
 
+Pair = tuple[int, int]
+"""(height, width)"""
+
 BATCH = "batch"
 CLASSES = "classes"
 LOGITS = "logits"
+_DEPTHWISE = "depthwise_gradient:"
 OPSET = 18
 IR_VERSION = 9
 
@@ -62,3 +67,58 @@ def live_nodes(nodes: Sequence[Node], output: str, known: str = "") -> list[Node
             needed |= set(node.inputs)
             kept.append(node)
     return kept[::-1]
+
+
+def readers_of(nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    """The nodes that read each tensor; a node once for each input."""
+    readers: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+class DepthwiseGradient(NamedTuple):
+    """The gradient by the weight of a depthwise convolution.
+
+    The name of the node that makes it says what it is, for an engine that knows a faster form.
+
+    Attributes:
+        x: name of its input [N, C, H, W].
+        dy: name of the gradient by its output [N, C, H', W'].
+        kernel: size.
+        strides: of the convolution.
+        dilations: likewise.
+        pads: at the beginning of each axis.
+    """
+
+    x: str
+    dy: str
+    kernel: Pair
+    strides: Pair
+    dilations: Pair
+    pads: Pair
+
+    def name(self) -> str:
+        """For the node that makes it."""
+        return _DEPTHWISE + json.dumps(self)
+
+    def end_pads(self, size: tuple[int, ...], out: tuple[int, ...]) -> Pair:
+        """Padding at the end of each axis, so that a convolution of x with dy has the size of the kernel."""
+        rows, columns = (
+            (self.kernel[i] - 1) * self.dilations[i] + (out[i] - 1) * self.strides[i] + 1 - size[i] - self.pads[i]
+            for i in (0, 1)
+        )
+        return rows, columns
+
+
+def read_depthwise_gradient(name: str) -> DepthwiseGradient | None:
+    """What a node's name says; None if it says nothing of this kind."""
+    if not name.startswith(_DEPTHWISE):
+        return None
+    try:
+        x, dy, *pairs = json.loads(name[len(_DEPTHWISE) :])
+        kernel, strides, dilations, pads = ((int(a), int(b)) for a, b in pairs)
+    except (ValueError, TypeError):
+        return None
+    return DepthwiseGradient(str(x), str(dy), kernel, strides, dilations, pads)

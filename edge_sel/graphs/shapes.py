@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
 
-from edge_sel.graphs.evaluate_node import evaluate_node
-from edge_sel.graphs.ir import BATCH, CLASSES, Shape
+from edge_sel.graphs.ir import BATCH, CLASSES, OPSET, Shape
 
 _SIZES = ({BATCH: 7, CLASSES: 13}, {BATCH: 11, CLASSES: 17})
 """What is the same for both stands for all."""
@@ -135,7 +135,7 @@ class _Pass:
 
     def result(self) -> tuple[dict[str, int], dict[str, Shape], dict[str, np.ndarray]]:
         types = {name: kind.tensor_type.elem_type for name, kind in self.types.items()}
-        shapes = {name: _shape(kind) for name, kind in self.types.items() if kind.tensor_type.HasField("shape")}
+        shapes = {name: shape_of(kind) for name, kind in self.types.items() if kind.tensor_type.HasField("shape")}
         return types, shapes, self._values
 
     def _value(self, node: onnx.NodeProto) -> np.ndarray | None:
@@ -145,7 +145,7 @@ class _Pass:
         elif node.op_type == "Shape" and node.input[0] in self.types:
             kind = self.types[node.input[0]]
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
-            sizes = _shape(kind)[bounds.get("start", 0) : bounds.get("end")]
+            sizes = shape_of(kind)[bounds.get("start", 0) : bounds.get("end")]
             if None in sizes or not kind.tensor_type.HasField("shape"):
                 return None
             value = np.array(sizes, np.int64)
@@ -165,14 +165,10 @@ def _infer_alone(node: onnx.NodeProto, given: Mapping[str, onnx.TypeProto], opse
     return {value.name: value.type for value in shape_inference.infer_shapes(model).graph.output}
 
 
-def _shape(kind: onnx.TypeProto) -> Shape:
+def shape_of(kind: onnx.TypeProto) -> Shape:
+    """Sizes of a tensor's axes; None for one that is not fixed."""
     dims = kind.tensor_type.shape.dim
     return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
-
-
-def shape_of(value: onnx.ValueInfoProto) -> Shape:
-    """Sizes of its axes; None for one that is not fixed."""
-    return _shape(value.type)
 
 
 def constant_value(node: onnx.NodeProto) -> np.ndarray:
@@ -204,3 +200,19 @@ def _schema(op: str, domain: str, opset: int) -> Any:
         return onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
         return None
+
+
+def evaluate_node(node: onnx.NodeProto, values: Mapping[str, np.ndarray], opset: int = OPSET) -> list[np.ndarray]:
+    """The outputs of a node, by ONNX's reference implementation.
+
+    Args:
+        node: any; its attributes may not be whole graphs that read other tensors.
+        values: of all of its inputs.
+        opset: that the node is of.
+    """
+    names = dict.fromkeys(name for name in node.input if name)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in names]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output if name]
+    graph = helper.make_graph([node], "one", inputs, outputs)
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]))
+    return [np.asarray(value) for value in evaluator.run(None, {name: values[name] for name in names})]

@@ -32,14 +32,13 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
     """
     optimizers.require_optimizer(optimizer)
     d = Differentiator(forward, plan.trainable, bn_mode=plan.bn_mode, channels=plan.channels)
-    b = d.builder
     d.emit_forward()
     extra: list[str] = []
     if plan.trainable:
-        gradients = d.emit_backward(emit_weighted_cross_entropy(b, forward.logits), plan.trainable)
-        extra = _emit_updates(b, forward, plan, optimizer, gradients)
+        gradients = d.emit_backward(emit_weighted_cross_entropy(d, forward.logits), plan.trainable)
+        extra = _emit_updates(d, forward, plan, optimizer, gradients)
     else:
-        emit_loss(b, forward.logits)
+        emit_loss(d, forward.logits)
     shapes = state_shapes(forward, plan, optimizer)
     inputs = _image_inputs(forward, ["labels"])
     if plan.trainable:
@@ -55,7 +54,7 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
     outputs = [_float("loss", [BATCH]), _float(forward.logits, [BATCH, CLASSES])]
     outputs += [_float(f"new::{name}", shape) for name, shape in shapes.items()]
     outputs += [_float(name, [None] if name.startswith("guilt::") else []) for name in extra]
-    return b.model(inputs, outputs, forward.initializers, f"train-{plan.name}")
+    return d.model(inputs, outputs, forward.initializers, f"train-{plan.name}")
 
 
 def compile_score(forward: Forward, changing: Iterable[str]) -> onnx.ModelProto:

@@ -10,9 +10,8 @@ import numpy as np
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Absent
-from edge_sel.graphs.executed_flops import executed_flops
+from edge_sel.graphs.cost import executed_flops, peak_activation_bytes
 from edge_sel.graphs.head_form import closed_form_reasons
-from edge_sel.graphs.liveness import peak_activation_bytes
 from edge_sel.graphs.plans import make_plan, with_probes
 from edge_sel.graphs.prefix import compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_score, compile_train

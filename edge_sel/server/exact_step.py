@@ -12,8 +12,8 @@ from onnx.reference import ReferenceEvaluator
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, GuiltyChannels, Hyper
+from edge_sel.graphs.builder import prune
 from edge_sel.graphs.check import Erf
-from edge_sel.graphs.prune import prune
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import Pack
 from edge_sel.server.reference_operators import Conv, ConvTranspose, MaxPool, OneHot

@@ -20,10 +20,9 @@ from edge_sel.data.transforms import normalise
 from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import DataError, GraphError
-from edge_sel.graphs.executed_flops import executed_flops
+from edge_sel.graphs.cost import executed_flops, step_bytes
 from edge_sel.graphs.head_form import closed_form_reasons, head_scale
 from edge_sel.graphs.ir import Forward
-from edge_sel.graphs.liveness import step_bytes
 from edge_sel.graphs.optimizers import require_optimizer
 from edge_sel.graphs.plans import head_names, make_plan, parameters, rectified, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, tail

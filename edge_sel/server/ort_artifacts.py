@@ -6,10 +6,7 @@ backbone. What onnxruntime-training gets wrong without saying so is avoided here
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +19,7 @@ from edge_sel.engines.base import Engine
 from edge_sel.engines.ort_training import OrtTrainingEngine
 from edge_sel.engines.ort_training_api import VERSION, import_training
 from edge_sel.errors import EdgeSelError, GraphError
+from edge_sel.files import stderr_silenced
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, IR_VERSION, Forward, Node
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
@@ -96,7 +94,8 @@ def make_artifacts(forward: Forward, plan: Plan, optimizer: str) -> tuple[dict[s
     kept = {*forward.parameters, *running_statistics(forward)} - {*plan.trainable}
     frozen = [tensor.name for tensor in model.graph.initializer if tensor.name in kept]
     statistics = [name for node in model.graph.node for name in node.output if name.startswith("batch::")]
-    with TemporaryDirectory() as folder, _silent():
+    # The runtime's C++ side tells, whatever the log's level, of every transformer that changed nothing.
+    with TemporaryDirectory() as folder, stderr_silenced():
         try:
             training.artifacts.generate_artifacts(
                 model, requires_grad=list(plan.trainable), frozen_params=frozen, loss=_loss(training.onnxblock),
@@ -114,21 +113,6 @@ def make_artifacts(forward: Forward, plan: Plan, optimizer: str) -> tuple[dict[s
     models = [_plain(model).SerializeToString() for model in (step, evaluation, update)]
     order = tuple(value.name for value in step.graph.input if value.name in {*plan.trainable, *frozen})
     return dict(zip(artifact_files(plan.name), [*models, files[OFFICIAL.checkpoint]], strict=True)), order
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """The runtime's C++ side tells, whatever the log's level, of every transformer that changed nothing."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _forward_model(forward: Forward, plan: Plan) -> onnx.ModelProto:

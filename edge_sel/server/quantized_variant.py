@@ -14,8 +14,7 @@ from edge_sel.arrays import Range
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Forward
-from edge_sel.graphs.prefix import Cut
-from edge_sel.graphs.quantized_prefix import compile_quantized, quantized_steps
+from edge_sel.graphs.prefix import Cut, compile_quantized, quantized_steps
 from edge_sel.pack.manifest import Int8Info
 from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
 

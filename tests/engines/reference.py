@@ -15,7 +15,7 @@ from torch import nn
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Hyper
-from edge_sel.engines.torch_deep_head import add_deep_head
+from edge_sel.engines.torch import add_deep_head
 from edge_sel.graphs.ir import Forward
 from edge_sel.models.registry import build
 from edge_sel.pack.reader import Pack

@@ -16,7 +16,7 @@ import numpy as np, psutil
 from edge_sel.edge.free_memory import trim
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.engines.ort_arena import shrink_arena
+from edge_sel.engines.native import shrink_arena
 from tests.edge.sessions import pack
 
 def taken():

@@ -10,13 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from edge_sel.engines import block_size as probe
+from edge_sel.engines import blocked as probe
 from edge_sel.engines import ort
-from edge_sel.engines.block_size import block_size
-from edge_sel.engines.blocked import rewrite
-from edge_sel.graphs.annotations import DepthwiseGradient, read_depthwise_gradient
+from edge_sel.engines.blocked import block_size, rewrite
 from edge_sel.graphs.check import differentiate_node
-from edge_sel.graphs.ir import Node
+from edge_sel.graphs.ir import DepthwiseGradient, Node, read_depthwise_gradient
 from tests.engines.conftest import BlockedOrt
 from tests.engines.plans import HYPER
 
@@ -41,7 +39,7 @@ def step_of(channels, out, kernel, stride, dilation, pads, size, depthwise, seed
     inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, v.shape) for n, v in feeds.items()]
     names = ["y", gradients["x"], gradients["w"]]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
-    return d.builder.model(inputs, outputs, {}, "step").SerializeToString(), feeds, names
+    return d.model(inputs, outputs, {}, "step").SerializeToString(), feeds, names
 
 
 def run(graph, feeds, names):

@@ -6,23 +6,22 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edge_sel.engines import ort_device
+from edge_sel.engines import ort
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.by_name import choose_engine
+from edge_sel.engines.native import CPU, CUDA, Values, providers, translated_errors
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.engines.ort_call import told
-from edge_sel.engines.ort_values import Values
 from edge_sel.errors import EdgeSelError, SetupError
 from edge_sel.pack.builtin import builtin_pack
 
-GPU_HERE = ort_device.CUDA in onnxruntime.get_available_providers() and ort_device.why_no_cuda() is None
+GPU_HERE = CUDA in onnxruntime.get_available_providers() and ort.why_no_cuda() is None
 no_gpu = pytest.mark.skipif(GPU_HERE, reason="this machine has a GPU")
 
 
 def test_the_processor_is_taken_where_nothing_else_is_built_in():
-    if ort_device.CUDA not in onnxruntime.get_available_providers():
-        assert ort_device.choose_device("auto") == ("cpu", None)
-    assert ort_device.choose_device("cpu") == ("cpu", None)
+    if CUDA not in onnxruntime.get_available_providers():
+        assert ort.choose_device("auto") == ("cpu", None)
+    assert ort.choose_device("cpu") == ("cpu", None)
 
 
 @no_gpu
@@ -35,10 +34,10 @@ def test_a_gpu_that_is_asked_for_and_does_not_work_is_one_line():
 @no_gpu
 def test_a_provider_that_is_built_in_and_fails_is_not_used(monkeypatch):
     """As where CUDA's libraries are missing: onnxruntime takes the processor without a word."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort_device.CUDA, ort_device.CPU])
-    ort_device.why_no_cuda.cache_clear()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    ort.why_no_cuda.cache_clear()
     try:
-        device, why = ort_device.choose_device("auto")
+        device, why = ort.choose_device("auto")
         assert device == "cpu" and why and "\n" not in why
         notes: list[str] = []
         engine = choose_engine("ort", 1, device="auto", note=notes.append)
@@ -48,15 +47,15 @@ def test_a_provider_that_is_built_in_and_fails_is_not_used(monkeypatch):
         trainer = engine.trainer(pack, "full", pack.weights())
         trainer.step(Batch(image, np.zeros(2, np.int64), np.ones(2, np.float32)), Hyper(0.0))
         with pytest.raises(SetupError, match="cannot train on a GPU"):
-            ort_device.choose_device("cuda")
+            ort.choose_device("cuda")
     finally:
-        ort_device.why_no_cuda.cache_clear()
+        ort.why_no_cuda.cache_clear()
 
 
 def test_a_session_on_a_gpu_leaves_the_rest_to_the_processor():
-    (gpu, options), cpu = ort_device.providers("cuda")
+    (gpu, options), cpu = providers("cuda")
     assert (gpu, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider") and options["device_id"] == 0
-    assert ort_device.providers("cpu") == ["CPUExecutionProvider"]
+    assert providers("cpu") == ["CPUExecutionProvider"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_a_session_on_a_gpu_leaves_the_rest_to_the_processor():
 )
 def test_a_gpu_that_is_lost_in_the_middle_ends_the_run_in_one_line(message):
     """Messages of onnxruntime's source (cuda_call.cc). The run goes on from its last checkpoint, on the processor."""
-    with pytest.raises(SetupError, match="--resume") as caught, told("run"):
+    with pytest.raises(SetupError, match="--resume") as caught, translated_errors("run"):
         raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {message}\nmore")
     assert "\n" not in str(caught.value) and "--device cpu" in str(caught.value)
 
@@ -83,12 +82,12 @@ def test_a_gpu_that_is_lost_in_the_middle_ends_the_run_in_one_line(message):
     ],
 )
 def test_a_gpu_without_memory_halves_batches_as_the_processor_does(message):
-    with pytest.raises(MemoryError), told("run"):
+    with pytest.raises(MemoryError), translated_errors("run"):
         raise RuntimeError(message)
 
 
 def test_an_error_of_ours_is_not_taken_for_the_runtimes():
-    with pytest.raises(EdgeSelError, match="mine"), told("run"):
+    with pytest.raises(EdgeSelError, match="mine"), translated_errors("run"):
         raise SetupError("mine")
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.attention import attention_heads
-from edge_sel.graphs.plans import make_plan
+from edge_sel.graphs.plans import attention_heads, make_plan
 from edge_sel.server.forward import export_forward
 from tests.graphs.nets import SmallTransformer
 from tests.graphs.steps import assert_step_is_autograds, batch

@@ -10,7 +10,7 @@ from onnx import helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from edge_sel.errors import GraphError, UsageError
-from edge_sel.graphs.executed_flops import executed_flops
+from edge_sel.graphs.cost import executed_flops
 from edge_sel.graphs.ir import BATCH, CLASSES
 from edge_sel.graphs.plans import head_names, make_plan
 from edge_sel.graphs.read import read_forward

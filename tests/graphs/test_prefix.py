@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import helper
 
-from edge_sel.graphs.executed_flops import executed_flops, node_flops
+from edge_sel.graphs.cost import executed_flops, node_flops
 from edge_sel.graphs.ir import BATCH
 from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.prefix import MIN_SHARE, NEARLY_ALL, compile_prefix, find_cut, tail

@@ -12,8 +12,7 @@ from onnx import helper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
 from edge_sel.graphs.plans import make_plan
-from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut
-from edge_sel.graphs.quantized_prefix import quantized_steps
+from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, quantized_steps
 from edge_sel.graphs.read import read_forward
 from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
 from edge_sel.server.quantized_variant import make_quantized_variant

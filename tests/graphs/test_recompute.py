@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from edge_sel.graphs import recompute
-from edge_sel.graphs.liveness import peak_activation_bytes, step_bytes
+from edge_sel.graphs import backward
+from edge_sel.graphs.cost import peak_activation_bytes, step_bytes
 from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.train import compile_train
 from tests.graphs.steps import assert_step_is_autograds, batch
@@ -24,7 +24,7 @@ def copies(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 @pytest.fixture
 def everything(monkeypatch):
-    monkeypatch.setattr(recompute, "LARGE", 1)
+    monkeypatch.setattr(backward, "RECOMPUTE_FROM", 1)
 
 
 @pytest.mark.sampled(5)
@@ -52,7 +52,7 @@ def test_it_saves_memory(net_of, monkeypatch):
     forward = net_of("mobilenet-c")[1]
     plan, peaks = make_plan(forward, "full"), []
     for large in (1, 10**9):
-        monkeypatch.setattr(recompute, "LARGE", large)
+        monkeypatch.setattr(backward, "RECOMPUTE_FROM", large)
         peaks.append(peak_activation_bytes(compile_train(forward, plan, "adam"), 10, 32))
     assert peaks[0] < 0.9 * peaks[1]
 

@@ -45,7 +45,7 @@ class OnDevice:
             for name, array in self.feeds.items()
         ]
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.names]
-        model = d.builder.model(inputs, outputs, {}, "case")
+        model = d.model(inputs, outputs, {}, "case")
         model.ir_version = IR_VERSION
         assert model.opset_import[0].version == OPSET
         options = ort.SessionOptions()

@@ -8,8 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from edge_sel.graphs.builder import Builder
-from edge_sel.graphs.scalars import spread_scalars
+from edge_sel.graphs.builder import Builder, spread_scalars
 
 
 def graph(shape, *, spread: bool) -> onnx.ModelProto:

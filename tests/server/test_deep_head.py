@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.engines.torch_deep_head import add_deep_head, find_modules
+from edge_sel.engines.torch import add_deep_head, find_modules
 from edge_sel.graphs.deep_head import EPSILON, MOST_TAPS, find_taps, with_deep_head
 from edge_sel.graphs.head_form import head_scale, with_vector_features
 from edge_sel.graphs.plans import head_names, make_plan

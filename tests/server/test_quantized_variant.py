@@ -9,7 +9,7 @@ from onnx import helper
 from edge_sel import quantize
 from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.graphs import quantized_prefix
+from edge_sel.graphs import prefix as quantized_prefix
 from edge_sel.pack.reader import open_pack
 from edge_sel.quantize import MOST_ERROR, relative_error
 from edge_sel.server import quantized_variant

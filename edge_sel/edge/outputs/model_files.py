@@ -75,14 +75,13 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
         EdgeSelError: they differ; this would be a bug.
         MemoryError: there is no room for it.
     """
-    from edge_sel.engines.native import ort
-    from edge_sel.engines.ort_call import run, told
+    from edge_sel.engines.native import ort, run, translated_errors
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1  # more would take memory for four images
     file, cpu = path.read_bytes(), ["CPUExecutionProvider"]
-    with told("load"):
+    with translated_errors("load"):
         session = ort.InferenceSession(file, options, providers=cpu, enable_fallback=0)
     images = np.random.default_rng(0).standard_normal((4, 3, *model.image_size)).astype(np.float32)
     expected = predict(images)  # what cannot be run is told by the engine

@@ -11,7 +11,7 @@ and add one line to ``tests/graphs/cases.py``: the rule is then checked against 
 and against torch autograd.
 """
 
-from edge_sel.graphs.rules import activation, conv, elementwise, linear, norm, pool, shape
+from edge_sel.graphs.rules import conv, elementwise, linear, reductions, shape
 from edge_sel.graphs.rules.registry import FORWARD, RULES, STEPWISE, Gradients, Grads, rule
 
 __all__ = [
@@ -20,12 +20,10 @@ __all__ = [
     "STEPWISE",
     "Gradients",
     "Grads",
-    "activation",
     "conv",
     "elementwise",
     "linear",
-    "norm",
-    "pool",
+    "reductions",
     "rule",
     "shape",
 ]

@@ -1,4 +1,4 @@
-"""Static geometry of a 2-D convolution."""
+"""Static geometry of a 2-D convolution, and the orders of axes in which the products of its gradients are computed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from itertools import product
 from typing import NamedTuple
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import Node
+from edge_sel.graphs.ir import Node, Pair
 from edge_sel.graphs.rules.registry import Gradients
 
 FEW_PIXELS = 16
 MANY_CHANNELS = 64
 """From 3×3 pixels of 512 channels a third is saved; at 6×6 pixels of 256 there is nothing left to save."""
 
-Pair = tuple[int, int]
-"""(height, width)"""
 
-
-class Place(NamedTuple):
-    """A place of a kernel and the pixels that it touches.
+class Position(NamedTuple):
+    """One position of a kernel. It multiplies a rectangle of input pixels, and adds to a rectangle of output pixels.
 
     Attributes:
-        first_in: of these the first pixel of the map.
-        first_out: the pixel of the result to which it counts.
-        pixels: how many there are of each; 0 where only padding is touched.
+        first_in: first input pixel of the rectangle, padding left out.
+        first_out: the output pixel that the first input pixel adds to.
+        pixels: size of the rectangle; 0 where the position meets only padding.
     """
 
     first_in: Pair
@@ -69,18 +66,18 @@ class ConvShape:
         """Few output pixels and many channels: what is computed image by image is slow."""
         plain = self.group == 1 and not self.pointwise and not self.patches
         small = self.size_out[0] * self.size_out[1] <= FEW_PIXELS and self.channels_in >= MANY_CHANNELS
-        return plain and small and all(min(place.pixels) > 0 for place in self.places)
+        return plain and small and all(min(position.pixels) > 0 for position in self.positions)
 
     @cached_property
-    def places(self) -> list[Place]:
-        """All places of the kernel, row by row."""
-        return [Place(*zip(*axes, strict=True)) for axes in product(self._axis(0), self._axis(1))]
+    def positions(self) -> list[Position]:
+        """All positions of the kernel, row by row."""
+        return [Position(*zip(*axes, strict=True)) for axes in product(self._axis(0), self._axis(1))]
 
     def _axis(self, axis: int) -> list[tuple[int, int, int]]:
-        """For each place of one axis the first pixel of the map, the first of the result, and their number."""
+        """For each position along one axis: first input pixel, first output pixel, number of pixels."""
         stride, found = self.stride[axis], []
-        for place in range(self.kernel[axis]):
-            shift = place * self.dilation[axis] - self.begin[axis]
+        for position in range(self.kernel[axis]):
+            shift = position * self.dilation[axis] - self.begin[axis]
             first = max(0, -(shift // stride))
             last = min(self.size_out[axis] - 1, (self.size_in[axis] - 1 - shift) // stride)
             found.append((first * stride + shift, first, last - first + 1))
@@ -89,18 +86,13 @@ class ConvShape:
     @property
     def flip_pads(self) -> tuple[int, int, int, int]:
         """Padding that makes a convolution of the output gradient cover the input (stride 1)."""
-        span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
-        return (
-            span[0] - self.begin[0],
-            span[1] - self.begin[1],
-            span[0] - self.end[0],
-            span[1] - self.end[1],
-        )
+        rows, columns = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
+        return rows - self.begin[0], columns - self.begin[1], rows - self.end[0], columns - self.end[1]
 
 
 def conv_shape(g: Gradients, node: Node) -> ConvShape:
     """Read the geometry; GraphError for forms that have no rule."""
-    x, w, y = (_known(g, name) for name in (*node.inputs[:2], node.outputs[0]))
+    x, w, y = ([size or 0 for size in g.shape(name)] for name in (*node.inputs[:2], node.outputs[0]))
     if len(x) != 4 or not all((*x[1:], *y[1:])):
         raise GraphError("Conv needs a 2-D map of known size", where=node.name, fix="export at a fixed image size")
     pads = tuple(node.attribute("pads", (0, 0, 0, 0)))
@@ -118,6 +110,47 @@ def conv_shape(g: Gradients, node: Node) -> ConvShape:
     )
 
 
-def _known(g: Gradients, name: str) -> list[int]:
-    """Static shape with 0 for what is only known at run time."""
-    return [size or 0 for size in g.shape(name)]
+class Layout(NamedTuple):
+    """An order of axes with the channels first: the permutation from [N, C, H, W], and where H and W end up."""
+
+    perm: tuple[int, ...]
+    spatial: Pair
+
+
+BATCH_SECOND = Layout((1, 0, 2, 3), (2, 3))
+BATCH_LAST = Layout((1, 2, 3, 0), (1, 2))
+AS_IT_IS = Layout((0, 1, 2, 3), (2, 3))
+
+
+def channels_first(g: Gradients, layout: Layout, tensor: str) -> str:
+    """The tensor [N, C, H, W] in this order."""
+    if layout == AS_IT_IS:
+        return tensor
+    return g.cached(("layout", tensor, layout), lambda: g.op("Transpose", tensor, perm=list(layout.perm)))
+
+
+def flat(g: Gradients, layout: Layout, tensor: str) -> str:
+    """[N, C, H, W] → [C, every pixel of the batch]."""
+    return g.op("Reshape", channels_first(g, layout, tensor), g.ints(0, -1))
+
+
+def pad_map(g: Gradients, layout: Layout, tensor: str, begin: Pair, end: Pair) -> str:
+    """The tensor [N, C, H, W] in this order, with zeros around the map."""
+    ordered = channels_first(g, layout, tensor)
+    if begin == end == (0, 0):
+        return ordered
+    pads = [0] * 8
+    for axis, before, after in zip(layout.spatial, begin, end, strict=True):
+        pads[axis], pads[axis + 4] = before, after
+    return g.op("Pad", ordered, g.ints(*pads))
+
+
+def windows(g: Gradients, c: ConvShape, layout: Layout, x: str) -> list[str]:
+    """For each kernel position the pixels that it touches, padding among them, in this order of axes."""
+    padded = pad_map(g, layout, x, c.begin, c.end)
+    if c.pointwise and c.stride == (1, 1):
+        return [padded]
+    corners = [(i * c.dilation[0], j * c.dilation[1]) for i in range(c.kernel[0]) for j in range(c.kernel[1])]
+    reach = [(c.size_out[axis] - 1) * c.stride[axis] + 1 for axis in (0, 1)]
+    axes, steps = g.ints(*layout.spatial), g.ints(*c.stride)
+    return [g.op("Slice", padded, g.ints(i, j), g.ints(i + reach[0], j + reach[1]), axes, steps) for i, j in corners]

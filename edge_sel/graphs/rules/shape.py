@@ -132,7 +132,7 @@ def gather(g: Gradients, node: Node, dy: str) -> Grads:
     x, indices = node.inputs
     axis = int(node.attribute("axis", 0)) % len(g.shape(x))
     size = g.shape(x)[axis]
-    index = g.constants.get(indices)
+    index = g.forward.initializers.get(indices)
     if axis == 0 and (size is None or index is None or index.ndim > 1):
         return [_add_rows(g, x, len(g.shape(x)), indices, dy), None]
     if size is None or index is None or index.ndim > 1:

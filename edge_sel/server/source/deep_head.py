@@ -31,7 +31,7 @@ def deepened(source: Source) -> Source:
 
 def deepened_by_modules(source: Source, model: nn.Module) -> Source:
     """The same of a torch model: of the layers that are outputs of its modules, by the names of these."""
-    from edge_sel.engines.torch_deep_head import find_modules
+    from edge_sel.engines.torch import find_modules
 
     forward = source.forward
     found = find_taps(forward)

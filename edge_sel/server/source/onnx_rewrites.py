@@ -14,10 +14,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.evaluate_node import evaluate_node
+from edge_sel.graphs.builder import prune
 from edge_sel.graphs.ir import BATCH, LOGITS
-from edge_sel.graphs.prune import prune
-from edge_sel.graphs.shapes import infer
+from edge_sel.graphs.shapes import evaluate_node, infer
 from edge_sel.server.source.onnx_file import attribute, dimensions, image_input
 
 _PROBABILITIES = ("Softmax", "LogSoftmax")

@@ -1,4 +1,4 @@
-"""Executed FLOPs of a compiled graph: what its matrix products and convolutions cost per image."""
+"""What a compiled step costs: floating-point operations, and memory for what it computes on the way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edge_sel.graphs.ir import Node, Shape
 from edge_sel.graphs.shapes import static_shapes
 
 _BATCH_SIZE = 8
+_BYTES = 4
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -50,3 +51,30 @@ def _product_flops(
     if op == "Gemm":
         return 2 * prod(y) * a[0 if transposed else 1]
     return 2 * prod(y) * a[-1]
+
+
+def step_bytes(model: onnx.ModelProto, classes: int) -> int:
+    """What one more image adds to ``peak_activation_bytes``."""
+    peaks = [peak_activation_bytes(model, classes, batch) for batch in (8, 16)]
+    return (peaks[1] - peaks[0]) // 8
+
+
+def peak_activation_bytes(model: onnx.ModelProto, classes: int, batch: int) -> int:
+    """Largest sum of computed tensors that are alive at once: activations and gradients, not weights.
+
+    A tensor is alive from the node that makes it to the last node that reads it, in the graph's order; an engine may
+    choose another. Every element counts 4 bytes.
+    """
+    shapes = static_shapes(model, classes, batch)
+    last = {name: number for number, node in enumerate(model.graph.node) for name in node.input}
+    alive = peak = 0
+    ends: dict[int, int] = {}
+    for number, node in enumerate(model.graph.node):
+        for name in node.output:
+            size = _BYTES * prod(shapes.get(name, (0,)))
+            alive += size
+            end = last.get(name, len(model.graph.node))
+            ends[end] = ends.get(end, 0) + size
+        peak = max(peak, alive)
+        alive -= ends.pop(number, 0)
+    return peak

@@ -124,18 +124,20 @@ def computed_elements(plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> int:
 
 
 class GuiltyChannels:
-    """Which channels of a plan's limited weights take part, and how many steps each channel took part in.
+    """Which channels of a plan's limited weights take part, and how many steps the plan and each channel made.
 
     Until guilt has been measured they are the first k of each weight.
 
     Attributes:
         index: weight → int64 [k], the chosen channels.
         steps: weight → int64 [O], the steps of every channel so far: what Adam corrects its moments by.
+        made: the steps of the plan.
     """
 
     def __init__(self, plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> None:
         self.index: Arrays = {name: np.arange(count, dtype=np.int64) for name, count in plan.channels.items()}
         self.steps: Arrays = {name: np.zeros(len(weights[name]), np.int64) for name in plan.channels}
+        self.made = 0
 
     def choose(self, channels: Mapping[str, np.ndarray]) -> None:
         """Take these from now on."""
@@ -147,15 +149,18 @@ class GuiltyChannels:
 
     def advance(self) -> None:
         """A step was made."""
+        self.made += 1
         for name, index in self.index.items():
             self.steps[name][index] += 1
 
     def state(self) -> Arrays:
-        """Copies of both, as ``index::WEIGHT`` and ``steps::WEIGHT``."""
+        """Copies of all, as ``index::WEIGHT``, ``steps::WEIGHT`` and ``steps``."""
         saved = {f"index::{name}": index.copy() for name, index in self.index.items()}
-        return saved | {f"steps::{name}": steps.copy() for name, steps in self.steps.items()}
+        saved |= {f"steps::{name}": steps.copy() for name, steps in self.steps.items()}
+        return {**saved, "steps": np.array(self.made, np.int64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a saved state, of which these are a part."""
         self.choose({name: state[f"index::{name}"].copy() for name in self.index})
         self.steps = {name: state[f"steps::{name}"].copy() for name in self.steps}
+        self.made = int(state["steps"])

@@ -158,23 +158,6 @@ def _with_exact_sums(graph: bytes, options: ort.SessionOptions) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _blocked_session(
-    engine: OrtEngine, graph: bytes, constants: Mapping[str, np.ndarray], batch: int
-) -> ort.InferenceSession | None:
-    """The graph in blocked convolutions; None where this machine or this graph has none.
-
-    Raises:
-        MemoryError: there is no room to make it. To try would end the process: onnxruntime survives a lack of memory
-            while it computes, not while it loads.
-    """
-    np.empty(ROOM + 8 * len(graph) + sum(value.nbytes for value in constants.values()), np.uint8)
-    from edge_sel.engines.blocked import block_size, rewrite  # it needs onnx, which takes long to import
-
-    block = block_size()
-    rewritten = None if block is None else rewrite(graph, batch, block)
-    return None if rewritten is None else engine.session(rewritten, constants)
-
-
 class _Form(NamedTuple):
     """A training graph as it is loaded.
 
@@ -192,18 +175,17 @@ class OrtTrainer:
 
     def __init__(self, engine: OrtEngine, pack: Pack, plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> None:
         self.plan = plan
-        self._steps = 0
         self._computed = computed_elements(plan, weights)
         self._channels = GuiltyChannels(plan, weights)
         self._changing = [*plan.trainable, *plan.buffers]
         inputs = {*self._changing, *pack.manifest.model.head}
         before = info.constants if (info := pack.prefix(plan.name)) else ()
         constants = {n: v for n, v in weights.items() if n not in inputs and n not in before}
-        graph = pack.graph(plan.train)
-        train = engine.session(graph, constants)
+        self._load = partial(engine.session, constants=constants)
+        self._train_graph, self._score_graph = pack.graph(plan.train), pack.graph(plan.score)
+        self._blocked_bytes = ROOM + 8 * len(self._train_graph) + sum(value.nbytes for value in constants.values())
+        train = self._load(self._train_graph)
         self._score: ort.InferenceSession | None = None
-        self._make_score = partial(engine.session, pack.graph(plan.score), constants)
-        self._make_blocked = partial(_blocked_session, engine, graph, constants)
         state = {n: np.array(weights[n], np.float32, order="C") for n in self._changing}
         for slot in OPTIMIZER_STATE[pack.manifest.optimizer]:
             state.update({f"{slot}::{n}": np.zeros_like(state[n]) for n in plan.trainable})
@@ -224,9 +206,23 @@ class OrtTrainer:
         if self._on_gpu or batch % WHOLE or batch * self.plan.flops_train < self._blocked_from_flops:
             return self._plain
         if batch not in self._forms:
-            session = self._make_blocked(batch)
+            session = self._blocked(batch)
             self._forms[batch] = self._plain if session is None else self._bound(session)
         return self._forms[batch]
+
+    def _blocked(self, batch: int) -> ort.InferenceSession | None:
+        """The training graph in blocked convolutions; None where this machine or this graph has none.
+
+        Raises:
+            MemoryError: there is no room to make it. To try would end the process: onnxruntime survives a lack of
+                memory while it computes, not while it loads.
+        """
+        np.empty(self._blocked_bytes, np.uint8)
+        from edge_sel.engines.blocked import block_size, rewrite  # it needs onnx, which takes long to import
+
+        block = block_size()
+        rewritten = None if block is None else rewrite(self._train_graph, batch, block)
+        return None if rewritten is None else self._load(rewritten)
 
     def _bound(self, session: ort.InferenceSession) -> _Form:
         bindings = []
@@ -250,7 +246,7 @@ class OrtTrainer:
             "gamma": hyper.gamma,
             "momentum": hyper.momentum,
             "bn_momentum": hyper.bn_momentum,
-            "step": float(self._steps + 1),
+            "step": float(self._channels.made + 1),
             **RETIRED_SCALARS,
         }
         feeds |= {name: np.float32(value).reshape(()) for name, value in scalars.items()}
@@ -269,7 +265,7 @@ class OrtTrainer:
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
         """Forward only, with the current weights and running statistics."""
         if self._score is None:
-            self._score = self._make_score()
+            self._score = self._load(self._score_graph)
         current = self._buffers[self._read].ort | self._fixed.ort
         binding = self._score.io_binding()
         for name in [given.name for given in self._score.get_inputs()]:
@@ -286,7 +282,6 @@ class OrtTrainer:
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:
         """One update; the buffers change roles."""
         outputs = self._run(batch, hyper)
-        self._steps += 1
         self._channels.advance()
         self._read = 1 - self._read
         kept = int(outputs["kept"]) if "kept" in outputs else 0
@@ -310,14 +305,12 @@ class OrtTrainer:
         """Weights, optimizer state, channel choice and step counts."""
         shrink_arena()
         current = self._buffers[self._read]
-        saved = {name: current.read(name) for name in current.ort}
-        return {**saved, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
+        return {name: current.read(name) for name in current.ort} | self._channels.state()
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Copy a saved state into the bound buffers."""
         self._buffers[self._read].write(state)
         self._channels.load_state(state)
-        self._steps = int(state["steps"])
 
 
 @cache

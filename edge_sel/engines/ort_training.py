@@ -77,7 +77,6 @@ class OrtTrainingTrainer:
         head = pack.manifest.model.head
         if len(weights[head[-1]]) != len(pack.manifest.model.classes):
             self._files = _resized(self._files, weights, self._order, plan.trainable, head)
-        self._steps = 0
         self._computed = computed_elements(plan, weights)
         self._channels = GuiltyChannels(plan, weights)
         self._open(self._files["checkpoint"], weights)
@@ -148,7 +147,6 @@ class OrtTrainingTrainer:
         for name in self.plan.buffers:
             running = self._data(name)
             running[...] = (1 - hyper.bn_momentum) * running + hyper.bn_momentum * outputs[f"batch::{name}"]
-        self._steps += 1
         self._channels.advance()
         return StepResult(outputs["loss"], outputs["logits"], int(outputs["kept"]), self._computed)
 
@@ -207,12 +205,11 @@ class OrtTrainingTrainer:
             kept = _read_moments(self._saved(), self.plan.trainable)
         else:
             kept = {f"momentum::{name}": value for name, value in self._velocities().items()}
-        return {**self.weights(), **kept, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
+        return {**self.weights(), **kept, **self._channels.state()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a saved state."""
         self._channels.load_state(state)
-        self._steps = int(state["steps"])
         if self._optimizer_name == "adam":
             self._optimizer.set_learning_rate(0.0)
             self._optimizer.step()  # a checkpoint of no step has no place for their number

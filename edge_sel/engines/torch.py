@@ -121,7 +121,6 @@ class TorchTrainer:
         self._model = model
         self._device, self._dtype = device, next(model.parameters()).dtype
         self._optimizer = optimizer
-        self._steps = 0
         self._computed = computed_elements(plan, weights)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, parameter in model.named_parameters():
@@ -142,7 +141,6 @@ class TorchTrainer:
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:
         """One update."""
         logits, losses, gradients = self._gradients(batch, hyper)
-        self._steps += 1
         self._channels.advance()
         kept = torch.zeros((), dtype=torch.int64, device=self._device)
         with torch.no_grad():
@@ -178,7 +176,7 @@ class TorchTrainer:
         m, v = self._slots[f"m::{name}"], self._slots[f"v::{name}"]
         m[rows] = m[rows] * BETA1 + gradient * (1 - BETA1)
         v[rows] = v[rows] * BETA2 + gradient * gradient * (1 - BETA2)
-        steps: int | torch.Tensor = self._steps
+        steps: int | torch.Tensor = self._channels.made
         if name in self._channels.index:  # each channel's own count
             taken = self._channels.steps[name][self._channels.index[name]]
             steps = torch.from_numpy(taken).to(self._device).view(-1, *[1] * (gradient.ndim - 1))
@@ -210,7 +208,7 @@ class TorchTrainer:
     def state(self) -> Arrays:
         """Weights, optimizer state, channel choice and step counts."""
         saved = {**self.weights(), **{n: s.cpu().numpy().copy() for n, s in self._slots.items()}}
-        return {**saved, **self._channels.state(), "steps": np.array(self._steps, np.int64)}
+        return {**saved, **self._channels.state()}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a saved state."""
@@ -218,7 +216,6 @@ class TorchTrainer:
             for name, tensor in {**self._tensors, **self._slots}.items():
                 tensor.copy_(torch.from_numpy(state[name]))
         self._channels.load_state(state)
-        self._steps = int(state["steps"])
 
 
 def add_deep_head(model: nn.Module, taps: Sequence[Tap], classes: int, scale: float = 1.0) -> nn.Module:

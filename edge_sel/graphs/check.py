@@ -13,7 +13,8 @@ from onnx.reference.op_run import OpRun
 
 from edge_sel.graphs.backward import Differentiator
 from edge_sel.graphs.builder import prune
-from edge_sel.graphs.ir import IR_VERSION, OPSET, Forward, Node
+from edge_sel.graphs.ir import IR_VERSION, OPSET, Forward, Node, Shape
+from edge_sel.graphs.shapes import shape_of
 
 
 def rule_error(
@@ -38,10 +39,11 @@ def rule_error(
         rng: source of the random directions.
         step: h of the central difference.
     """
-    names = [name for name in node.inputs if name]
+    names = [*dict.fromkeys(name for name in node.inputs if name)]
     arrays = {name: _double(value) for name, value in arrays.items()}
-    gradient = _evaluator(node, arrays, wanted, bn_mode, with_gradient=True)
-    value = _evaluator(node, arrays, wanted, bn_mode, with_gradient=False)
+    tape, gradients = differentiate_node(node, arrays, wanted, bn_mode)
+    value = _evaluator(tape, names, node.outputs[:1])
+    gradient = _evaluator(tape, [*names, "dy"], [gradients[name] for name in wanted])
     feeds = {name: arrays[name] for name in names}
     if bn_mode == "batch":
         feeds["bn_momentum"] = np.float64(0.1)
@@ -61,53 +63,39 @@ def rule_error(
     return worst
 
 
-def _single_node_forward(node: Node, arrays: Mapping[str, np.ndarray], constants: Sequence[str]) -> Forward:
-    """A forward graph of just this node; shapes are inferred, initializers are the constants."""
-    types = {np.dtype(np.float64): TensorProto.DOUBLE, np.dtype(np.float32): TensorProto.FLOAT}
-    inputs = [
-        helper.make_tensor_value_info(n, types.get(a.dtype, TensorProto.INT64), a.shape)
-        for n, a in arrays.items()
-        if n not in constants
-    ]
-    initializers = [onnx.numpy_helper.from_array(np.asarray(arrays[n]), n) for n in constants]
-    proto = helper.make_node(node.op, list(node.inputs), list(node.outputs), **node.attributes)
-    out = helper.make_empty_tensor_value_info(node.outputs[0])
-    model = helper.make_model(
-        helper.make_graph([proto], "one", inputs, [out], initializers),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-    )
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shape = tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)
-    shapes: dict[str, tuple[int | None, ...]] = {n: a.shape for n, a in arrays.items()}
-    shapes[node.outputs[0]] = shape
-    return Forward((node,), {n: np.asarray(arrays[n]) for n in constants}, shapes, inputs[0].name, node.outputs[0])
-
-
 def differentiate_node(
     node: Node, arrays: Mapping[str, np.ndarray], wanted: Sequence[str], bn_mode: str
 ) -> tuple[Differentiator, dict[str, str]]:
     """Emit the node and its gradient from an input ``dy``; returns the gradient tensor of each wanted input."""
-    constants = [n for n in node.inputs if n and n not in wanted]
-    forward = _single_node_forward(node, arrays, constants)
-    d = Differentiator(forward, wanted, bn_mode=bn_mode, channels={})
+    constants = {name: np.asarray(arrays[name]) for name in node.inputs if name and name not in wanted}
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in arrays.items()
+        if name not in constants
+    ]
+    proto = helper.make_node(node.op, list(node.inputs), list(node.outputs), **node.attributes)
+    out = helper.make_empty_tensor_value_info(node.outputs[0])
+    initializers = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph([proto], "one", inputs, [out], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    (made,) = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+    shapes: dict[str, Shape] = {name: array.shape for name, array in arrays.items()}
+    shapes[made.name] = shape_of(made.type)
+    d = Differentiator(
+        Forward((node,), constants, shapes, inputs[0].name, made.name), wanted, bn_mode=bn_mode, channels={}
+    )
     d.emit_forward()
     return d, d.emit_backward("dy", wanted)
 
 
-def _evaluator(
-    node: Node, arrays: Mapping[str, np.ndarray], wanted: Sequence[str], bn_mode: str, *, with_gradient: bool
-) -> ReferenceEvaluator:
-    d, gradients = differentiate_node(node, arrays, wanted, bn_mode)
-    outputs = [gradients[name] for name in wanted] if with_gradient else [node.outputs[0]]
-    names = [*dict.fromkeys(n for n in node.inputs if n), "dy", "bn_momentum"]
-    if not with_gradient:
-        names.remove("dy")
+def _evaluator(tape: Differentiator, inputs: Sequence[str], outputs: Sequence[str]) -> ReferenceEvaluator:
+    """Of the nodes that these outputs need, in float64."""
     graph = helper.make_graph(
-        d.nodes,
+        tape.nodes,
         "check",
-        [helper.make_empty_tensor_value_info(n) for n in names],
-        [helper.make_empty_tensor_value_info(n) for n in outputs],
-        [onnx.numpy_helper.from_array(_double(v), n) for n, v in d.constants.items()],
+        [helper.make_empty_tensor_value_info(name) for name in (*inputs, "bn_momentum")],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [onnx.numpy_helper.from_array(_double(value), name) for name, value in tape.constants.items()],
     )
     prune(graph, outputs)
     for proto in graph.node:

@@ -12,7 +12,6 @@ from edge_sel.graphs.shapes import static_shapes
 
 _BATCH_SIZE = 8
 _BYTES = 4
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def executed_flops(model: onnx.ModelProto, classes: int) -> int:
@@ -24,33 +23,34 @@ def executed_flops(model: onnx.ModelProto, classes: int) -> int:
     total = 0
     for node in model.graph.node:
         transposed = any(at.name == "transA" and at.i for at in node.attribute)
-        total += _product_flops(node.op_type, node.input, node.output[0], shapes, transposed=transposed)
+        total += _product_flops(node.op_type, (*node.input[:2], node.output[0]), shapes, transposed)
     return total // _BATCH_SIZE
 
 
 def node_flops(node: Node, shapes: Mapping[str, Shape]) -> int:
     """The same for one node of a forward graph, with 1 for a size that is not known."""
-    if node.op not in _PRODUCTS:
-        return 0
-    known = {n: tuple(size or 1 for size in shapes.get(n, ())) for n in (*node.inputs[:2], node.outputs[0])}
-    transposed = bool(node.attribute("transA", 0))
-    return _product_flops(node.op, node.inputs, node.outputs[0], known, transposed=transposed)
+    names = *node.inputs[:2], node.outputs[0]
+    known = {name: tuple(size or 1 for size in shapes.get(name, ())) for name in names}
+    return _product_flops(node.op, names, known, bool(node.attribute("transA", 0)))
 
 
-def _product_flops(
-    op: str, inputs: Sequence[str], output: str, shapes: Mapping[str, tuple[int, ...]], *, transposed: bool
-) -> int:
-    """2 × multiply-adds of an operator; 0 for what is no product. ``transposed``: a Gemm's first operand is."""
-    if op not in _PRODUCTS:
+def _product_flops(op: str, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], transposed: bool) -> int:
+    """2 × multiply-adds of an operator; 0 for what is no product.
+
+    Args:
+        op: the operator.
+        names: of its two operands and its output.
+        shapes: by name.
+        transposed: whether a Gemm's first operand is.
+    """
+    if op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
-    a, b, y = (shapes.get(name, ()) for name in (inputs[0], inputs[1], output))
+    a, b, y = (shapes.get(name, ()) for name in names)
     if op == "Conv":
         return 2 * prod(y) * prod(b[1:])
     if op == "ConvTranspose":
         return 2 * prod(a) * prod(b[1:])
-    if op == "Gemm":
-        return 2 * prod(y) * a[0 if transposed else 1]
-    return 2 * prod(y) * a[-1]
+    return 2 * prod(y) * a[0 if transposed else -1]
 
 
 def step_bytes(model: onnx.ModelProto, classes: int) -> int:

@@ -58,24 +58,21 @@ def emit_update(
     finite one, is computed before the weight is. Without an index the last operators write the outputs themselves: a
     copy of every weight and its state would be a sixth of an update.
     """
-    old = {name: _rows(b, name, index) for name in (weight, *(f"{s}::{weight}" for s in STATE[optimizer]))}
+    names = (weight, *(f"{state}::{weight}" for state in STATE[optimizer]))
+    old = {name: b.op("Gather", name, index, axis=0) if index else name for name in names}
     nothing = b.op("Mul", after, b.scalar(0.0))
-    names = {name: None if index else f"new::{name}" for name in old}
+    new = {name: None if index else f"new::{name}" for name in old}
     if optimizer == "sgd":
-        updated = _sgd(b, weight, gradient, old, b.op("Add", "lr", nothing), names)
+        updated = _sgd(b, weight, gradient, old, b.op("Add", "lr", nothing), new)
     else:
         scales = ("adam_scale1", "adam_scale2")
         if index is not None:
             # One count for each kernel [k, 1, 1, 1], or row [k, 1].
             scales = _bias_corrections(b, b.op("Reshape", f"steps::{weight}", b.ints(-1, *[1] * (rank - 1))))
-        updated = _adam(b, weight, gradient, old, (b.op("Add", scales[0], nothing), scales[1]), names)
+        updated = _adam(b, weight, gradient, old, (b.op("Add", scales[0], nothing), scales[1]), new)
     if index is not None:
         for name, value in updated.items():
             b.op("ScatterND", name, b.op("Unsqueeze", index, b.ints(1)), value, name=f"new::{name}")
-
-
-def _rows(b: Builder, name: str, index: str | None) -> str:
-    return name if index is None else b.op("Gather", name, index, axis=0)
 
 
 def _sgd(b: Builder, weight: str, gradient: str, old: dict[str, str], lr: str, names: Names) -> dict[str, str]:

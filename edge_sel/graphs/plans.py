@@ -60,7 +60,8 @@ def make_plan(forward: Forward, name: str) -> Plan:
     if base not in PLANS:
         raise UsageError("unknown plan", where=name, fix=f"one of {', '.join(PLANS)}, or such as last-c25, last-h25")
     trainable = _trainable(forward, base)
-    bn_mode = "batch" if base == "bn" or (base == "full" and not _large(forward)) else "frozen"
+    small = all((size or 0) <= LARGE for size in forward.shape(forward.input)[2:])
+    bn_mode = "batch" if base == "bn" or (base == "full" and small) else "frozen"
     buffers = running_statistics(forward) if bn_mode == "batch" else ()
     if not trainable and not buffers:
         raise GraphError(f"plan {base} finds nothing to change in this graph")
@@ -74,17 +75,15 @@ def make_plan(forward: Forward, name: str) -> Plan:
     return Plan(name, trainable, bn_mode, channels, buffers, heads)
 
 
-def _large(forward: Forward) -> bool:
-    """Whether a device has no memory for as many images in a batch as statistics need."""
-    return any((size or 0) > LARGE for size in forward.shape(forward.input)[2:])
-
-
 def _channels(forward: Forward, trainable: tuple[str, ...], budget: float) -> dict[str, int]:
-    """How many output channels of each convolution."""
+    """How many output channels of each plain or depthwise convolution: only these have a gradient of some channels."""
     found = {}
     for node in forward.nodes:
-        if node.op == "Conv" and node.inputs[1] in trainable and _limitable(forward, node):
-            found[node.inputs[1]] = max(1, round(budget * forward.initializers[node.inputs[1]].shape[0]))
+        if node.op == "Conv" and node.inputs[1] in trainable:
+            group = node.attribute("group", 1)
+            out, channels_in_group = forward.initializers[node.inputs[1]].shape[:2]
+            if group == 1 or (channels_in_group == 1 and group == out):
+                found[node.inputs[1]] = max(1, round(budget * out))
     return found
 
 
@@ -113,10 +112,7 @@ def head_names(forward: Forward) -> tuple[str, ...]:
     Raises:
         GraphError: the logits come from something else.
     """
-    found: dict[str, None] = {}
-    for node in head_layers(forward):
-        found.update(dict.fromkeys(node.inputs[1:]))
-    return tuple(found)
+    return tuple(dict.fromkeys(name for node in head_layers(forward) for name in node.inputs[1:]))
 
 
 def head_layers(forward: Forward) -> list[Node]:
@@ -141,15 +137,14 @@ def behind_the_body(forward: Forward) -> list[Node]:
     while waiting:
         name = waiting.pop(0)
         node = made.get(name)
-        if node is not None:
-            passed.append(node)
-        if node is not None and _is_linear(forward, node):
+        if node is None:
+            raise GraphError("the logits must come from a linear layer", where=name)
+        passed.append(node)
+        if _is_linear(forward, node):
             continue
-        if node is not None and node.op in _KEEP_CLASSES:
-            waiting += [given for given in node.inputs if given in made][: 1 if node.op in _OF_ONE else None]
-        else:
-            what = f"{node.op} {node.name}" if node is not None else name
-            raise GraphError("the logits must come from a linear layer", where=what)
+        if node.op not in _KEEP_CLASSES:
+            raise GraphError("the logits must come from a linear layer", where=f"{node.op} {node.name}")
+        waiting += [given for given in node.inputs if given in made][: 1 if node.op in _OF_ONE else None]
     return passed
 
 
@@ -164,32 +159,23 @@ def _is_linear(forward: Forward, node: Node) -> bool:
 
 
 def _trainable(forward: Forward, base: str) -> tuple[str, ...]:
-    ordered = parameters(forward)
-    head = set(head_names(forward))
+    chosen = set(head_names(forward))
     if base == "bn":
         return ()
     if base == "full":
-        return ordered
-    if base == "head":
-        chosen = head
+        chosen.update(parameters(forward))
     elif base == "affine":
-        chosen = head | {n for node in forward.nodes if node.op in _NORMS for n in node.inputs[1:3]}
+        chosen.update(name for node in forward.nodes if node.op in _NORMS for name in node.inputs[1:3])
     elif base == "first":
-        first = blocks(forward)[:2]
-        chosen = head | {name for block in first for name in block}
-    else:
-        parts = stages(forward)[-1 if base == "last" else -2 :]
-        chosen = head | {name for part in parts for name in part}
-    return tuple(name for name in ordered if name in chosen)
+        chosen.update(*blocks(forward)[:2])
+    elif base != "head":
+        chosen.update(*stages(forward)[-1 if base == "last" else -2 :])
+    return tuple(name for name in parameters(forward) if name in chosen)
 
 
 def parameters(forward: Forward) -> tuple[str, ...]:
     """Trainable initializers (weights, biases, scales, shifts), in forward order."""
-    found: dict[str, None] = {}
-    for node in forward.nodes:
-        for name in node_parameters(forward, node):
-            found[name] = None
-    return tuple(found)
+    return tuple(dict.fromkeys(name for node in forward.nodes for name in node_parameters(forward, node)))
 
 
 def node_parameters(forward: Forward, node: Node) -> tuple[str, ...]:
@@ -211,7 +197,7 @@ def stages(forward: Forward) -> list[list[str]]:
         here = shape[2] if len(shape) == 4 and shape[2] != 1 else size
         if not groups or here != size:
             groups.append([])
-            size = here
+        size = here
         groups[-1].extend(names)
     if len(groups) >= 3:
         return groups
@@ -240,13 +226,6 @@ def blocks(forward: Forward) -> list[list[str]]:
     return merged
 
 
-def _limitable(forward: Forward, node: Node) -> bool:
-    """Plain and depthwise convolutions: the forms whose weight gradient has a rule for some of the channels."""
-    group = node.attribute("group", 1)
-    out, channels_in_group = forward.initializers[node.inputs[1]].shape[:2]
-    return bool(group == 1 or (channels_in_group == 1 and group == out))
-
-
 def attention_heads(forward: Forward) -> dict[str, int]:
     """How many heads each linear layer serves that makes query, key and value together; by the name of its weight.
 
@@ -266,13 +245,12 @@ def attention_heads(forward: Forward) -> dict[str, int]:
 def _heads(forward: Forward, readers: dict[str, list[Node]], transpose: Node) -> int:
     """Of the layer that multiplies with this; 0 if what it makes is not cut into queries, keys and values of heads."""
     rows, name = forward.shape(transpose.inputs[0])[0], transpose.outputs[0]
-    for ops in (("MatMul",), ("Add",), ("Reshape",)):
+    for op in ("MatMul", "Add", "Reshape"):
         after = readers.get(name, [])
-        if len(after) != 1 or after[0].op not in ops:
-            if ops == ("Add",):
-                continue  # a layer without bias
+        if len(after) == 1 and after[0].op == op:
+            name = after[0].outputs[0]
+        elif op != "Add":  # a layer may have no bias
             return 0
-        name = after[0].outputs[0]
     *_, parts, heads, size = (0, 0, 0, *forward.shape(name))
     fits = heads and size and parts == QUERY_KEY_VALUE and rows == QUERY_KEY_VALUE * heads * size
     return int(heads or 0) if fits else 0
@@ -285,10 +263,8 @@ def _reaches_softmax(readers: dict[str, list[Node]], name: str, forward: Forward
         for node in readers.get(waiting.pop(), []):
             if node.op == "Softmax":
                 return True
-            weights = [given for given in node.inputs if given in forward.parameters]
-            if node.op in ("Conv", "Gemm", "LayerNormalization") or (weights and node.op != "Add"):
-                continue
-            fresh = [out for out in node.outputs if out not in seen]
-            seen.update(fresh)
-            waiting += fresh
+            weighted = node.op != "Add" and any(given in forward.parameters for given in node.inputs)
+            if node.op not in ("Conv", "Gemm", "LayerNormalization") and not weighted:
+                waiting += [out for out in node.outputs if out not in seen]
+                seen.update(node.outputs)
     return False

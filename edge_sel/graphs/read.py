@@ -46,10 +46,12 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     initializers |= known.values
     if parameters is None:
         parameters = {name for name, value in initializers.items() if "." in name and value.dtype.kind == "f"}
-    nodes = _parse(graph, initializers, shapes, known.types, parameters)
+    plain = _Plain(shapes, initializers, parameters)
+    nodes = plain.parsed(graph, known.types)
     shapes.update({name: value.shape for name, value in initializers.items()})
-    nodes = simplify(nodes, shapes, initializers, parameters)
-    nodes = live_nodes(nodes, graph.output[0].name)
+    for node in nodes:
+        plain.add(node)
+    nodes = live_nodes(_pads_in_convolutions(plain.nodes, initializers), graph.output[0].name)
     used = {name for node in nodes for name in node.inputs}
     initializers = {name: value for name, value in initializers.items() if name in used}
     kept = frozenset(parameters) & initializers.keys()
@@ -57,134 +59,209 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
 
 
-def _parse(
-    graph: onnx.GraphProto,
-    initializers: dict[str, np.ndarray],
-    shapes: Mapping[str, Shape],
-    types: Mapping[str, int],
-    parameters: Collection[str],
-) -> list[Node]:
-    """The graph's nodes; what is constant joins the initializers instead."""
-    nodes: list[Node] = []
-    for proto in graph.node:
-        if proto.output[0] in initializers:  # it was known before
-            continue
-        if proto.domain not in ("", "ai.onnx"):
-            raise GraphError(f"operator {proto.op_type} is not a standard ONNX operator", where=proto.name)
-        attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
-        if proto.op_type == "Constant":
-            initializers[proto.output[0]] = constant_value(proto)
-            continue
-        node = Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, proto.name)
-        if node.op == "Dropout" or (node.op == "CastLike" and types.get(node.inputs[0]) == types.get(node.inputs[1])):
-            node = Node("Identity", node.inputs[:1], node.outputs[:1], {}, node.name)
-        if node.op == "Identity" and node.inputs[0] in initializers.keys() - parameters:
-            initializers[node.outputs[0]] = initializers[node.inputs[0]]
-        elif node.op == "Split":
-            nodes.extend(split_into_slices(node, shapes, initializers))
-        else:
-            nodes.append(node)
-    return nodes
-
-
-def simplify(
-    nodes: Sequence[Node],
-    shapes: dict[str, Shape],
-    initializers: dict[str, np.ndarray],
-    parameters: Collection[str] = frozenset(),
-) -> list[Node]:
-    """The nodes, each in its plainest form; initializers and shapes that these need are added.
+class _Plain:
+    """The nodes so far, each in its plainest form; initializers and shapes that these need are added.
 
     What is computed from ``parameters`` changes with them, so it stays.
     """
-    plain = []
-    for node in nodes:
-        if node.op in _CONSTANT and _is_constant(node, initializers, parameters):
-            initializers[node.outputs[0]] = value = _computed(node, initializers)
-            shapes[node.outputs[0]] = value.shape
-            continue
-        node = _without_zero_bias(node, initializers, parameters)
-        node = _with_explicit_pads(node, shapes)
-        node = _with_constant_shape(node, shapes, initializers)
-        node = _flatten_of_one_pixel(node, shapes)
-        if _takes_all(node, initializers) or _turns_nothing(node):
-            node = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
-        if node.op == "Resize":
-            plain += _resize_as_products(node, shapes, initializers)
+
+    def __init__(
+        self, shapes: dict[str, Shape], initializers: dict[str, np.ndarray], parameters: Collection[str]
+    ) -> None:
+        self.nodes: list[Node] = []
+        self._shapes, self._initializers, self._parameters = shapes, initializers, parameters
+
+    def parsed(self, graph: onnx.GraphProto, types: Mapping[str, int]) -> list[Node]:
+        """The graph's nodes; what is constant joins the initializers instead."""
+        initializers = self._initializers
+        nodes: list[Node] = []
+        for proto in graph.node:
+            if proto.output[0] in initializers:  # it was known before
+                continue
+            if proto.domain not in ("", "ai.onnx"):
+                raise GraphError(f"operator {proto.op_type} is not a standard ONNX operator", where=proto.name)
+            if proto.op_type == "Constant":
+                initializers[proto.output[0]] = constant_value(proto)
+                continue
+            attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+            node = Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, proto.name)
+            same = node.op == "CastLike" and types.get(node.inputs[0]) == types.get(node.inputs[1])
+            if node.op == "Dropout" or same:
+                node = _identity(node)
+            if node.op == "Identity" and node.inputs[0] in initializers.keys() - self._parameters:
+                initializers[node.outputs[0]] = initializers[node.inputs[0]]
+            else:
+                nodes += self._slices(node) if node.op == "Split" else [node]
+        return nodes
+
+    def _slices(self, node: Node) -> list[Node]:
+        """A Split as one Slice per output, as far as the sizes are known: every rule has one output."""
+        axis = node.attribute("axis", 0)
+        sizes = [self._shapes[name][axis] if name in self._shapes else None for name in node.outputs]
+        if len(node.inputs) > 1 and node.inputs[1] in self._initializers:
+            sizes = [int(size) for size in self._initializers[node.inputs[1]]]
+        if None in sizes:
+            return [node]
+        ends = np.cumsum([size or 0 for size in sizes])
+        slices = []
+        for name, start, end in zip(node.outputs, [0, *ends[:-1]], ends, strict=True):
+            bounds = {f"{name}::start": start, f"{name}::end": end, f"{name}::axis": axis}
+            self._initializers.update({key: np.array([value], np.int64) for key, value in bounds.items()})
+            slices.append(Node("Slice", (node.inputs[0], *bounds), (name,), {}, f"{node.name}::{name}"))
+        return slices
+
+    def add(self, node: Node) -> None:
+        """Append the node, or what it is replaced by."""
+        given = [name for name in node.inputs if name]
+        if node.op in _CONSTANT and all(n in self._initializers and n not in self._parameters for n in given):
+            proto = helper.make_node(node.op, list(node.inputs), ["y"], **node.attributes)
+            (value,) = evaluate_node(proto, self._initializers)
+            self._initializers[node.outputs[0]], self._shapes[node.outputs[0]] = value, value.shape
+        elif node.op == "Resize":
+            self._resize_as_products(node)
         elif node.op == "LRN":
-            plain += _lrn_as_pool(node, shapes, initializers)
+            self._lrn_as_pool(node)
         elif node.op == "Range":
-            plain += _range_as_sum(node, initializers)
+            self._range_as_sum(node)
+        elif node.op in ("Conv", "MaxPool", "AveragePool"):
+            self.nodes.append(self._with_explicit_pads(self._without_zero_bias(node)))
+        elif node.op == "Reshape":
+            self.nodes.append(self._reshape(node))
         else:
-            plain.append(node)
-    return _pads_in_convolutions(plain, initializers)
+            self.nodes.append(_identity(node) if self._changes_nothing(node) else node)
+
+    def _emit(self, op: str, inputs: tuple[str, ...], output: str, name: str, **attributes: Any) -> str:
+        self.nodes.append(Node(op, inputs, (output,), attributes, name))
+        return output
+
+    def _changes_nothing(self, node: Node) -> bool:
+        """A Slice from the beginning to the end, or a Transpose that keeps the order."""
+        known = self._initializers
+        if node.op == "Slice" and all(name in known for name in node.inputs[1:] if name):
+            _, start, end, *rest = node.inputs
+            steps = known[rest[1]] if len(rest) > 1 and rest[1] else np.ones(1)
+            return not known[start].any() and bool((known[end] >= _END).all() and (steps == 1).all())
+        order = list(node.attribute("perm", [])) if node.op == "Transpose" else []
+        return bool(order) and order == sorted(order)
+
+    def _reshape(self, node: Node) -> Node:
+        """A Reshape of [N, C, 1, 1] to [N, C] as Flatten: it names no number of classes, which a device may raise.
+
+        Of any other the target is made constant, where the exporter computes it from the batch size.
+        """
+        given, made = (self._shapes.get(name, ()) for name in (node.inputs[0], node.outputs[0]))
+        if len(given) == 4 and given[2:] == (1, 1) and given[0] is None and made == given[:2]:
+            return Node("Flatten", node.inputs[:1], node.outputs, {"axis": 1}, node.name)
+        if node.inputs[1] in self._initializers or not made or made.count(None) > 1 or 0 in made:
+            return node
+        target = f"{node.outputs[0]}::shape"
+        self._initializers[target] = np.array([-1 if size is None else size for size in made], np.int64)
+        return replace(node, inputs=(node.inputs[0], target))
+
+    def _without_zero_bias(self, node: Node) -> Node:
+        """Drop the all-zero bias that the torch exporter gives to a bias-free convolution."""
+        bias = node.inputs[2] if node.op == "Conv" and len(node.inputs) == 3 else ""
+        zero = bias not in self._parameters and bias in self._initializers and not self._initializers[bias].any()
+        return replace(node, inputs=node.inputs[:2]) if zero else node
+
+    def _with_explicit_pads(self, node: Node) -> Node:
+        """A window that pads by itself (``auto_pad``), with the numbers that this comes to.
+
+        Raises:
+            GraphError: they follow from a size that is not known.
+        """
+        automatic = node.attribute("auto_pad", b"NOTSET")
+        if automatic in (b"NOTSET", b""):
+            return node
+        attributes = {key: value for key, value in node.attributes.items() if key != "auto_pad"}
+        sizes = self._shapes.get(node.inputs[0], ())[2:]
+        kernel = node.attribute("kernel_shape", None) or self._shapes.get(node.inputs[1], ())[2:]
+        if automatic != b"VALID":
+            if not sizes or None in sizes:
+                raise GraphError(f"{node.op} with auto_pad over a map of unknown size", where=node.name)
+            ones = [1] * len(sizes)
+            strides, dilations = node.attribute("strides", ones), node.attribute("dilations", ones)
+            total = [
+                max(0, (-(-(size or 0) // stride) - 1) * stride + (window - 1) * dilation + 1 - (size or 0))
+                for size, stride, window, dilation in zip(sizes, strides, kernel, dilations, strict=True)
+            ]
+            small, large = [pad // 2 for pad in total], [pad - pad // 2 for pad in total]
+            attributes["pads"] = [*small, *large] if automatic == b"SAME_UPPER" else [*large, *small]
+        return replace(node, attributes=attributes)
+
+    def _lrn_as_pool(self, node: Node) -> None:
+        """``y = x·(k + α·mean of x² over n channels)^−β`` (Krizhevsky et al. 2012), the mean by a pool along channels.
+
+        Raises:
+            GraphError: the map's size is not known.
+        """
+        x, y, size = node.inputs[0], node.outputs[0], int(node.attributes["size"])
+        shape = self._shapes.get(x, ())
+        if len(shape) != 4 or None in shape[1:]:
+            raise GraphError("LRN over a map of unknown size", where=node.name)
+        channels, height, width = (n or 0 for n in shape[1:])
+        rows = (None, 1, channels, height * width)
+
+        def constant(what: str, value: object) -> str:
+            self._initializers[f"{y}::{what}"] = np.asarray(value)
+            return f"{y}::{what}"
+
+        def add(op: str, inputs: tuple[str, ...], what: str, made: Shape = shape, **attributes: Any) -> str:
+            self._shapes[f"{y}::{what}"] = made
+            return self._emit(op, inputs, f"{y}::{what}", f"{node.name}::{what}", **attributes)
+
+        flat, back = constant("rows", [-1, 1, channels, height * width]), constant("map", [-1, channels, height, width])
+        alpha = constant("alpha", np.float32(node.attribute("alpha", 1e-4)))
+        bias = constant("bias", np.float32(node.attribute("bias", 1.0)))
+        power = constant("power", np.float32(-node.attribute("beta", 0.75)))
+        aside = add("Reshape", (add("Mul", (x, x), "squares"), flat), "aside", rows)
+        pads = [(size - 1) // 2, 0, size // 2, 0]
+        means = add("AveragePool", (aside,), "means", rows, kernel_shape=[size, 1], pads=pads, count_include_pad=1)
+        scaled = add("Mul", (add("Reshape", (means, back), "mean"), alpha), "scaled")
+        factor = add("Pow", (add("Add", (scaled, bias), "base"), power), "factor")
+        self._shapes[y] = shape
+        self._emit("Mul", (x, factor), y, f"{node.name}::")
+
+    def _range_as_sum(self, node: Node) -> None:
+        """0, 1 … n − 1 as a running sum of ones: a pack has no operator that makes numbers from nothing.
+
+        Raises:
+            GraphError: it counts otherwise.
+        """
+        start, limit, step = node.inputs
+        known, y = self._initializers, node.outputs[0]
+        if any(name not in known for name in (start, step)) or (known[start] != 0) or known[step] != 1:
+            raise GraphError("Range that does not count from 0 by 1", where=node.name)
+        one, axis = f"{y}::one", f"{y}::axis"
+        known |= {one: np.ones(1, np.int64), axis: np.array(0, np.int64)}
+        count = self._emit("Reshape", (limit, one), f"{y}::count", f"{node.name}::count")
+        ones = self._emit("Expand", (one, count), f"{y}::ones", f"{node.name}::ones")
+        total = self._emit("CumSum", (ones, axis), f"{y}::sum", f"{node.name}::sum")
+        self._emit("Sub", (total, one), y, node.name)
+
+    def _resize_as_products(self, node: Node) -> None:
+        """``y = A·x·Bᵀ`` over the last two axes: interpolation is linear, along each axis on its own.
+
+        A [H', H] and B [W', W] are what ONNX's reference implementation makes of the identity matrix.
+
+        Raises:
+            GraphError: the sizes are not known.
+        """
+        x, y = node.inputs[0], node.outputs[0]
+        old, new = self._shapes.get(x, ()), self._shapes.get(y, ())
+        if len(old) != 4 or old[1] != new[1] or None in (*old[1:], *new[1:]):
+            raise GraphError("Resize to a size that is not known", where=node.name, fix="export at a fixed image size")
+        rows, columns = f"{y}::rows", f"{y}::columns"
+        left = _interpolation(node, old[2] or 0, new[2] or 0)
+        right = np.ascontiguousarray(_interpolation(node, old[3] or 0, new[3] or 0).T)
+        self._initializers.update({rows: left, columns: right})
+        self._shapes.update({rows: left.shape, columns: right.shape, f"{y}::wide": (*old[:3], new[3])})
+        between = self._emit("MatMul", (x, columns), f"{y}::wide", f"{node.name}::columns")
+        self._emit("MatMul", (rows, between), y, f"{node.name}::rows")
 
 
-def split_into_slices(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
-    """A Split as one Slice per output, as far as the sizes are known: every rule has one output."""
-    axis = node.attribute("axis", 0)
-    sizes = [shapes[name][axis] if name in shapes else None for name in node.outputs]
-    if len(node.inputs) > 1 and node.inputs[1] in initializers:
-        sizes = [int(size) for size in initializers[node.inputs[1]]]
-    if None in sizes:
-        return [node]
-    ends = np.cumsum([size or 0 for size in sizes])
-    slices = []
-    for name, start, end in zip(node.outputs, [0, *ends[:-1]], ends, strict=True):
-        bounds = {f"{name}::start": start, f"{name}::end": end, f"{name}::axis": axis}
-        initializers.update({key: np.array([value], np.int64) for key, value in bounds.items()})
-        slices.append(Node("Slice", (node.inputs[0], *bounds), (name,), {}, f"{node.name}::{name}"))
-    return slices
-
-
-def _takes_all(node: Node, initializers: Mapping[str, np.ndarray]) -> bool:
-    """A Slice from the beginning to the end."""
-    if node.op != "Slice" or not all(name in initializers for name in node.inputs[1:] if name):
-        return False
-    _, start, end, *rest = node.inputs
-    steps = initializers[rest[1]] if len(rest) > 1 and rest[1] else np.ones(1)
-    return not initializers[start].any() and bool((initializers[end] >= _END).all() and (steps == 1).all())
-
-
-def _turns_nothing(node: Node) -> bool:
-    order = list(node.attribute("perm", [])) if node.op == "Transpose" else []
-    return bool(order) and order == sorted(order)
-
-
-def _flatten_of_one_pixel(node: Node, shapes: Mapping[str, Shape]) -> Node:
-    """A Reshape of [N, C, 1, 1] to [N, C] as Flatten: it names no number of classes, which a device may raise."""
-    if node.op != "Reshape":
-        return node
-    given, made = shapes.get(node.inputs[0], ()), shapes.get(node.outputs[0], ())
-    if len(given) == 4 and given[2:] == (1, 1) and given[0] is None and made == given[:2]:
-        return Node("Flatten", node.inputs[:1], node.outputs, {"axis": 1}, node.name)
-    return node
-
-
-def _with_explicit_pads(node: Node, shapes: Mapping[str, Shape]) -> Node:
-    """A window that pads by itself (``auto_pad``), with the numbers that this comes to.
-
-    Raises:
-        GraphError: they follow from a size that is not known.
-    """
-    automatic = node.attribute("auto_pad", b"NOTSET")
-    if node.op not in ("Conv", "MaxPool", "AveragePool") or automatic in (b"NOTSET", b""):
-        return node
-    attributes = {key: value for key, value in node.attributes.items() if key != "auto_pad"}
-    sizes = shapes.get(node.inputs[0], ())[2:]
-    kernel = node.attribute("kernel_shape", None) or shapes.get(node.inputs[1], ())[2:]
-    if automatic != b"VALID":
-        if not sizes or None in sizes:
-            raise GraphError(f"{node.op} with auto_pad over a map of unknown size", where=node.name)
-        ones = [1] * len(sizes)
-        strides, dilations = node.attribute("strides", ones), node.attribute("dilations", ones)
-        total = [
-            max(0, (-(-(size or 0) // stride) - 1) * stride + (window - 1) * dilation + 1 - (size or 0))
-            for size, stride, window, dilation in zip(sizes, strides, kernel, dilations, strict=True)
-        ]
-        small, large = [pad // 2 for pad in total], [pad - pad // 2 for pad in total]
-        attributes["pads"] = [*small, *large] if automatic == b"SAME_UPPER" else [*large, *small]
-    return Node(node.op, node.inputs, node.outputs, attributes, node.name)
+def _identity(node: Node) -> Node:
+    return Node("Identity", node.inputs[:1], node.outputs[:1], {}, node.name)
 
 
 def _pads_in_convolutions(nodes: Sequence[Node], initializers: Mapping[str, np.ndarray]) -> list[Node]:
@@ -215,95 +292,6 @@ def _zeros_around_maps(node: Node, initializers: Mapping[str, np.ndarray]) -> li
     return None if pads[[0, 1, 4, 5]].any() else [int(size) for size in pads[[2, 3, 6, 7]]]
 
 
-def _lrn_as_pool(node: Node, shapes: dict[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
-    """``y = x·(k + α·mean of x² over n channels)^−β`` (Krizhevsky et al. 2012), the mean by a pool along the channels.
-
-    Raises:
-        GraphError: the map's size is not known.
-    """
-    x, y, size = node.inputs[0], node.outputs[0], int(node.attributes["size"])
-    shape = shapes.get(x, ())
-    if len(shape) != 4 or None in shape[1:]:
-        raise GraphError("LRN over a map of unknown size", where=node.name)
-    channels, height, width = (n or 0 for n in shape[1:])
-    constants: dict[str, np.ndarray] = {
-        "rows": np.array([-1, 1, channels, height * width]), "map": np.array([-1, channels, height, width]),
-        "alpha": np.float32(node.attribute("alpha", 1e-4)), "bias": np.float32(node.attribute("bias", 1.0)),
-        "power": np.float32(-node.attribute("beta", 0.75)),
-    }  # fmt: skip
-    names = {key: f"{y}::{key}" for key in constants}
-    initializers.update({names[key]: np.asarray(value) for key, value in constants.items()})
-    rows = (None, 1, channels, height * width)
-    pool = {"kernel_shape": [size, 1], "pads": [(size - 1) // 2, 0, size // 2, 0], "count_include_pad": 1}
-    steps: tuple[tuple[str, tuple[str, ...], str, Shape, dict[str, Any]], ...] = (
-        ("Mul", (x, x), "squares", shape, {}), ("Reshape", ("squares", names["rows"]), "aside", rows, {}),
-        ("AveragePool", ("aside",), "means", rows, pool), ("Reshape", ("means", names["map"]), "mean", shape, {}),
-        ("Mul", ("mean", names["alpha"]), "scaled", shape, {}), ("Add", ("scaled", names["bias"]), "base", shape, {}),
-        ("Pow", ("base", names["power"]), "factor", shape, {}), ("Mul", (x, "factor"), "", shape, {}),
-    )  # fmt: skip
-    nodes = []
-    for op, inputs, made, of, attributes in steps:
-        given = tuple(name if name == x or name in initializers else f"{y}::{name}" for name in inputs)
-        output = f"{y}::{made}" if made else y
-        shapes[output] = of
-        nodes.append(Node(op, given, (output,), attributes, f"{node.name}::{made}"))
-    return nodes
-
-
-def _range_as_sum(node: Node, initializers: dict[str, np.ndarray]) -> list[Node]:
-    """0, 1 … n − 1 as a running sum of ones: a pack has no operator that makes numbers from nothing.
-
-    Raises:
-        GraphError: it counts otherwise.
-    """
-    start, limit, step = node.inputs
-    if any(name not in initializers for name in (start, step)) or (initializers[start] != 0) or initializers[step] != 1:
-        raise GraphError("Range that does not count from 0 by 1", where=node.name)
-    y = node.outputs[0]
-    one, axis = f"{y}::one", f"{y}::axis"
-    initializers |= {one: np.ones(1, np.int64), axis: np.array(0, np.int64)}
-    return [
-        Node("Reshape", (limit, one), (f"{y}::count",), {}, f"{node.name}::count"),
-        Node("Expand", (one, f"{y}::count"), (f"{y}::ones",), {}, f"{node.name}::ones"),
-        Node("CumSum", (f"{y}::ones", axis), (f"{y}::sum",), {}, f"{node.name}::sum"),
-        Node("Sub", (f"{y}::sum", one), (y,), {}, node.name),
-    ]
-
-
-def _resize_as_products(node: Node, shapes: dict[str, Shape], initializers: dict[str, np.ndarray]) -> list[Node]:
-    """``y = A·x·Bᵀ`` over the last two axes: interpolation is linear, along each axis on its own.
-
-    A [H', H] and B [W', W] are what ONNX's reference implementation makes of the identity matrix.
-
-    Raises:
-        GraphError: the sizes are not known.
-    """
-    x, y = node.inputs[0], node.outputs[0]
-    old, new = shapes.get(x, ()), shapes.get(y, ())
-    if len(old) != 4 or old[1] != new[1] or None in (*old[1:], *new[1:]):
-        raise GraphError("Resize to a size that is not known", where=node.name, fix="export at a fixed image size")
-    rows, columns, between = f"{y}::rows", f"{y}::columns", f"{y}::wide"
-    initializers[rows] = _interpolation(node, old[2] or 0, new[2] or 0)
-    initializers[columns] = np.ascontiguousarray(_interpolation(node, old[3] or 0, new[3] or 0).T)
-    shapes |= {rows: initializers[rows].shape, columns: initializers[columns].shape, between: (*old[:3], new[3])}
-    return [
-        Node("MatMul", (x, columns), (between,), {}, f"{node.name}::columns"),
-        Node("MatMul", (rows, between), (y,), {}, f"{node.name}::rows"),
-    ]
-
-
-def _is_constant(node: Node, initializers: Mapping[str, np.ndarray], parameters: Collection[str]) -> bool:
-    """Whether all that it takes is known, and never trained."""
-    return all(not name or (name in initializers and name not in parameters) for name in node.inputs)
-
-
-def _computed(node: Node, initializers: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Its one output, by ONNX's reference implementation."""
-    proto = helper.make_node(node.op, list(node.inputs), ["y"], **node.attributes)
-    (made,) = evaluate_node(proto, initializers)
-    return made
-
-
 def _interpolation(node: Node, old: int, new: int) -> np.ndarray:
     """[new, old]: row i holds the share of each old place in the new place i."""
     kept = {k: v for k, v in node.attributes.items() if k not in ("axes", "keep_aspect_ratio_policy")}
@@ -314,22 +302,3 @@ def _interpolation(node: Node, old: int, new: int) -> np.ndarray:
     }
     (made,) = evaluate_node(proto, given)
     return np.ascontiguousarray(made[0].T, np.float32)
-
-
-def _with_constant_shape(node: Node, shapes: Mapping[str, Shape], initializers: dict[str, np.ndarray]) -> Node:
-    """A Reshape whose target the exporter computes from the batch size, with the target itself."""
-    shape = shapes.get(node.outputs[0], ())
-    if node.op != "Reshape" or node.inputs[1] in initializers or not shape or shape.count(None) > 1 or 0 in shape:
-        return node
-    target = f"{node.outputs[0]}::shape"
-    initializers[target] = np.array([-1 if size is None else size for size in shape], np.int64)
-    return Node(node.op, (node.inputs[0], target), node.outputs, node.attributes, node.name)
-
-
-def _without_zero_bias(node: Node, initializers: Mapping[str, np.ndarray], parameters: Collection[str]) -> Node:
-    """Drop the all-zero bias that the torch exporter gives to a bias-free convolution."""
-    if node.op == "Conv" and len(node.inputs) == 3:
-        bias = node.inputs[2]
-        if bias not in parameters and bias in initializers and not initializers[bias].any():
-            return Node(node.op, node.inputs[:2], node.outputs, node.attributes, node.name)
-    return node

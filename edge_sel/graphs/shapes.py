@@ -49,7 +49,8 @@ def infer(model: onnx.ModelProto, fixed: Mapping[str, int]) -> Known:
         model: a graph in the order of its computation, whose nodes hold no graphs.
         fixed: sizes by the names of symbolic axes, such as ``batch``; others are unknown.
     """
-    graph, found = model.graph, _Pass(_opset(model))
+    opset = int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
+    graph, found = model.graph, _Pass(opset)
     for tensor in graph.initializer:
         found.constant(tensor)
     for value in (*graph.input, *(output for output in graph.output if output.type.tensor_type.elem_type)):
@@ -57,12 +58,14 @@ def infer(model: onnx.ModelProto, fixed: Mapping[str, int]) -> Known:
             found.types[value.name] = _fixed(value.type, fixed)
     for node in graph.node:
         found.node(node)
-    return Known(*found.result())
+    types = {name: kind.tensor_type.elem_type for name, kind in found.types.items()}
+    shapes = {name: shape_of(kind) for name, kind in found.types.items() if kind.tensor_type.HasField("shape")}
+    return Known(types, shapes, found.values)
 
 
 def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """Shapes by tensor; a size that follows the number of images or of classes is None."""
-    return same_for_both(*(infer(model, sizes).shapes for sizes in _SIZES))
+    return _same_for_both(*(infer(model, sizes).shapes for sizes in _SIZES))
 
 
 def infer_any_batch(model: onnx.ModelProto) -> tuple[Known, frozenset[str]]:
@@ -77,13 +80,13 @@ def infer_any_batch(model: onnx.ModelProto) -> tuple[Known, frozenset[str]]:
         name: value for name, value in first.values.items()
         if name in second.values and np.array_equal(value, second.values[name])
     }  # fmt: skip
-    shapes = same_for_both(first.shapes, second.shapes)
+    shapes = _same_for_both(first.shapes, second.shapes)
     ends = tuple((sizes[BATCH],) for sizes in _SIZES)
     batched = frozenset(name for name in shapes if tuple(known.shapes[name][:1] for known in (first, second)) == ends)
     return Known(first.types, shapes, values), batched
 
 
-def same_for_both(first: Mapping[str, Shape], second: Mapping[str, Shape]) -> dict[str, Shape]:
+def _same_for_both(first: Mapping[str, Shape], second: Mapping[str, Shape]) -> dict[str, Shape]:
     """Shapes of the tensors that have the same rank in both, None for sizes that differ."""
     both = {name: (shape, second[name]) for name, shape in first.items() if name in second}
     return {
@@ -103,16 +106,16 @@ class _Pass:
 
     def __init__(self, opset: int) -> None:
         self.types: dict[str, onnx.TypeProto] = {}
-        self._opset = opset
+        self.values: dict[str, np.ndarray] = {}
         self._tensors: dict[str, onnx.TensorProto] = {}
-        self._values: dict[str, np.ndarray] = {}
+        self._opset = opset
 
     def constant(self, tensor: onnx.TensorProto) -> None:
         self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         if tensor.data_location != TensorProto.EXTERNAL and int(np.prod(tensor.dims)) <= _MOST:
             self._tensors[tensor.name] = tensor
             if tensor.data_type in _WHOLE:
-                self._values[tensor.name] = numpy_helper.to_array(tensor)
+                self.values[tensor.name] = numpy_helper.to_array(tensor)
 
     def node(self, node: onnx.NodeProto) -> None:
         value = self._value(node)
@@ -133,11 +136,6 @@ class _Pass:
             return
         self.types |= {name: kind for name, kind in made.items() if name}
 
-    def result(self) -> tuple[dict[str, int], dict[str, Shape], dict[str, np.ndarray]]:
-        types = {name: kind.tensor_type.elem_type for name, kind in self.types.items()}
-        shapes = {name: shape_of(kind) for name, kind in self.types.items() if kind.tensor_type.HasField("shape")}
-        return types, shapes, self._values
-
     def _value(self, node: onnx.NodeProto) -> np.ndarray | None:
         """What the node makes, if that is a known list of whole numbers."""
         if node.op_type == "Constant":
@@ -149,8 +147,8 @@ class _Pass:
             if None in sizes or not kind.tensor_type.HasField("shape"):
                 return None
             value = np.array(sizes, np.int64)
-        elif node.op_type in _ARITHMETIC and node.input and all(n in self._values for n in node.input if n):
-            (value,) = evaluate_node(node, self._values, self._opset)
+        elif node.op_type in _ARITHMETIC and node.input and all(n in self.values for n in node.input if n):
+            (value,) = evaluate_node(node, self.values, self._opset)
         else:
             return None
         return value if value.dtype in (np.int64, np.int32) and value.size <= _MOST else None
@@ -187,10 +185,6 @@ def _fixed(kind: onnx.TypeProto, fixed: Mapping[str, int]) -> onnx.TypeProto:
         return kind
     dims = [dim.dim_value if dim.HasField("dim_value") else fixed.get(dim.dim_param) for dim in told.shape.dim]
     return helper.make_tensor_type_proto(told.elem_type, dims)
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
 
 
 @cache

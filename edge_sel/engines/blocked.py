@@ -28,7 +28,7 @@ _FEW_TIMES_SIX = (6, 12)
 those that touch a rim. A quarter of the time at width 6, an eighth at 12; nothing at 24 and at other widths."""
 
 _LARGEST_KERNEL = 10_000
-"""A Slice that ends further before the beginning takes all."""
+"""A Slice backwards whose end is less than minus this takes the whole axis."""
 
 _RELAYING = 4
 """Where a kernel has this many times the numbers of the larger map, laying it out anew costs more than is gained."""
@@ -76,7 +76,7 @@ class _Rewriter:
         return bytes(self.model.SerializeToString())
 
     def _node(self, node: onnx.NodeProto) -> bool:
-        """Whether it was rewritten."""
+        """Append the node, or its blocked form; whether it was rewritten."""
         gradient = read_depthwise_gradient(node.name)
         if gradient is not None and self._can_gradient(gradient):
             self._gradient(gradient, node.output[0])
@@ -88,7 +88,7 @@ class _Rewriter:
         return True
 
     def _kernel_of(self, node: onnx.NodeProto) -> Kernel | None:
-        """What it is like, if it has more than one pixel and changes."""
+        """The kernel of a convolution; None where it has one pixel, is constant, or has no blocked form."""
         x, w, y = (self.shapes.get(name, ()) for name in (*node.input[:2], node.output[0]))
         if node.input[1] in self.constant or len(x) != 4 or len(w) != 4 or 0 in (*x, *w) or w[2:] == (1, 1):
             return None
@@ -110,7 +110,7 @@ class _Rewriter:
         else:
             image = x if few else layout.map(x)
         if w in self.flipped and min(k.channels_in, k.channels_out) >= layout.block:
-            forward = Kernel(k.channels_out, k.channels_in, k.size, False)
+            forward = Kernel(k.channels_out, k.channels_in, k.size)
             backwards = range(k.places - 1, -1, -1)
             kernel = layout.backward_kernel(self.flipped[w], forward, backwards, k.size, f"{w}::blocked")
         else:
@@ -143,7 +143,7 @@ class _Rewriter:
                 kernel = layout.backward_kernel(w, k, chosen, size, f"{name}::kernel")
                 part = layout.op(
                     "Conv", [layout.map(dy), kernel], name, DOMAIN, kernel_shape=size, auto_pad="NOTSET",
-                    strides=[1, 1], dilations=[1, 1], group=out if k.depthwise else 1,
+                    strides=[1, 1], dilations=[1, 1], group=1,
                     pads=[row_pads[0], column_pads[0], row_pads[1], column_pads[1]],
                 )  # fmt: skip
                 columns.append(layout.shaped(part, [-1, layout.block], f"{name}::pixels"))
@@ -155,13 +155,13 @@ class _Rewriter:
         return True
 
     def _forward_kernel_of(self, node: onnx.NodeProto) -> Kernel | None:
-        """Of a transposed convolution, seen from the map that it makes."""
+        """The kernel of the convolution whose input gradient this transposed one is; None where it stays as it is."""
         k, dx = self._kernel_of(node), self.shapes.get(node.output[0], ())
         if k is None or _window(node)["dilations"] != [1, 1] or len(node.input) > 2 or len(dx) != 4 or 0 in dx:
             return None
         if k.depthwise or dx[1] % 4 or min(dx[1], k.channels_in) < self.layout.block:
             return None  # a depthwise one is as fast as it is, and smaller
-        return Kernel(dx[1], k.channels_in, k.size, False)
+        return Kernel(dx[1], k.channels_in, k.size)
 
     def _can_gradient(self, g: DepthwiseGradient) -> bool:
         x, dy = self.shapes.get(g.x, ()), self.shapes.get(g.dy, ())

@@ -30,7 +30,7 @@ class Kernel(NamedTuple):
     channels_in: int
     channels_out: int
     size: tuple[int, int]
-    depthwise: bool
+    depthwise: bool = False
 
     @property
     def places(self) -> int:
@@ -49,11 +49,11 @@ class BlockedLayout:
         self._constants: dict[str, np.ndarray] = {}
 
     def constants(self) -> list[onnx.TensorProto]:
-        """What the nodes ask for."""
+        """The constants that the nodes read."""
         return [numpy_helper.from_array(value, name) for name, value in self._constants.items()]
 
     def op(self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
-        """A node, unless the tensor is there."""
+        """Append a node, unless its output was made before."""
         if output not in self._made:
             self._made.add(output)
             node = helper.make_node(op, list(inputs), [output], f"{op}::{output}", domain=domain, **attributes)
@@ -61,7 +61,7 @@ class BlockedLayout:
         return output
 
     def ints(self, values: Sequence[int]) -> str:
-        """A constant."""
+        """A constant int64 vector."""
         name = "blocked::" + "_".join(map(str, values))
         self._constants[name] = np.array(values, np.int64)
         return name
@@ -71,32 +71,32 @@ class BlockedLayout:
         return self.op("Reshape", [tensor, self.ints(shape)], output)
 
     def turned(self, tensor: str, shape: Sequence[int], perm: Sequence[int], output: str) -> str:
-        """Transposed, after it got a shape."""
+        """Reshaped, then transposed."""
         return self.op("Transpose", [self.shaped(tensor, shape, f"{output}::parts")], output, perm=perm)
 
     def up(self, channels: int) -> int:
-        """With the channels that fill the last block."""
+        """Number of channels with those that fill the last block."""
         return -(-channels // self.block) * self.block
 
     def filled(self, name: str, missing: Sequence[int]) -> str:
-        """With zeros at the end of each axis."""
+        """The tensor with so many zeros at the end of each axis."""
         if not any(missing):
             return name
         return self.op("Pad", [name, self.ints([*[0] * len(missing), *missing])], f"{name}::filled")
 
     def map(self, name: str) -> str:
-        """[N, C, H, W] in blocks."""
+        """The map [N, C, H, W] in blocks."""
         if name not in self._maps:
             self._maps[name] = self.op("ReorderInput", [name], f"{name}::blocked", DOMAIN)
         return self._maps[name]
 
     def add_map(self, name: str, blocked: str, channels: int) -> None:
-        """A tensor that was made in blocks, and as others read it."""
+        """Note a map that was made in blocks, and make the plain one that other nodes read."""
         self._maps[name] = blocked
         self.op("ReorderOutput", [blocked], name, DOMAIN, channels=channels)
 
     def with_rim(self, name: str, shape: Sequence[int], pads: Sequence[int]) -> str:
-        """[N, C, H, W] in blocks with zeros around it."""
+        """The map [N, C, H, W] in blocks, with zeros around it."""
         top, left, bottom, right = pads
         output = f"{self.map(name)}::rim{top}_{left}_{bottom}_{right}"
         channels = self.up(shape[1])
@@ -107,9 +107,9 @@ class BlockedLayout:
         return self.shaped(padded, [self.batch, channels, shape[2] + top + bottom, shape[3] + left + right], output)
 
     def kernel(self, w: str, k: Kernel, *, one_in: bool = False) -> str:
-        """In blocks of output channels, and of input channels unless these stay as they are.
+        """The kernel in blocks of output channels, and of input channels too unless ``one_in``.
 
-        In two passes that move runs: one pass, which moves each number, takes four times as long.
+        Two transpositions move runs of numbers. One would move each number alone, and takes four times as long.
         """
         b, out = self.block, self.up(k.channels_out)
         have = 1 if k.depthwise else k.channels_in
@@ -121,7 +121,9 @@ class BlockedLayout:
         return self.shaped(turned, [out, inside, *k.size], f"{w}::blocked")
 
     def backward_kernel(self, w: str, k: Kernel, places: Sequence[int], size: tuple[int, int], output: str) -> str:
-        """Some places of a kernel, its input and output channels exchanged, from the blocks of the forward pass.
+        """Some places of a kernel that is not depthwise, its input and output channels exchanged.
+
+        They are made from the blocks of the forward pass.
 
         Args:
             w: the kernel of the forward pass.
@@ -131,12 +133,7 @@ class BlockedLayout:
             output: name.
         """
         b, out, inside = self.block, self.up(k.channels_out) // self.block, self.up(k.channels_in) // self.block
-        blocks = self.kernel(w, k, one_in=k.depthwise)
-        if k.depthwise:
-            swapped, shape = self.shaped(blocks, [out, 1, k.places, b], f"{w}::places"), [out * b, 1, *size]
-        else:
-            turned = self.turned(blocks, [out * inside * k.places, b, b], [0, 2, 1], f"{w}::back")
-            swapped = self.turned(turned, [out, inside, k.places, b * b], [1, 0, 2, 3], f"{w}::swapped")
-            shape = [inside * b, out * b, *size]
+        turned = self.turned(self.kernel(w, k), [out * inside * k.places, b, b], [0, 2, 1], f"{w}::back")
+        swapped = self.turned(turned, [out, inside, k.places, b * b], [1, 0, 2, 3], f"{w}::swapped")
         chosen = self.op("Gather", [swapped, self.ints(places)], f"{output}::chosen", axis=2)
-        return self.shaped(chosen, shape, output)
+        return self.shaped(chosen, [inside * b, out * b, *size], output)

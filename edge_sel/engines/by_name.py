@@ -36,9 +36,9 @@ def choose_engine(
 
         return TorchEngine(threads, device)
     if name == "ort-training":
-        from edge_sel.engines.ort_training_api import import_lightly
+        from edge_sel.engines.ort_training_api import require_training
 
-        import_lightly()
+        require_training()
         from edge_sel.engines.ort_training import OrtTrainingEngine
 
         if device == "cuda":

@@ -142,7 +142,11 @@ class OrtTrainingTrainer:
         outputs = self._run(batch, hyper.gamma)
         if self._optimizer_name == "sgd":
             self._velocity = None
-            self._finish_velocity(before or {}, hyper)
+            for name, velocity in (before or {}).items():  # rows that take part become μ·u + g, of g in the buffer
+                buffer, rows = self._buffer(name), self._rows(name)
+                mine = velocity[rows] * hyper.momentum + buffer[rows]
+                buffer[...] = velocity
+                buffer[rows] = mine
         self._update(hyper)
         for name in self.plan.buffers:
             running = self._data(name)
@@ -153,15 +157,6 @@ class OrtTrainingTrainer:
     def _rows(self, name: str) -> slice | np.ndarray:
         """The output channels of a weight that take part."""
         return self._channels.index.get(name, slice(None))
-
-    def _finish_velocity(self, before: Arrays, hyper: Hyper) -> None:
-        """What a run leaves in the buffers of SGD, made into ``μ·u + g``; other channels keep theirs."""
-        for name in self.plan.trainable:
-            buffer, rows = self._buffer(name), self._rows(name)
-            if name in before:
-                mine = before[name][rows] * hyper.momentum + buffer[rows]
-                buffer[...] = before[name]
-                buffer[rows] = mine
 
     def _update(self, hyper: Hyper) -> None:
         """The official optimizer; channels outside of a budget are not its business."""

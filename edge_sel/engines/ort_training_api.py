@@ -43,25 +43,15 @@ def require_training() -> None:
         raise SetupError(f"onnxruntime-training {version} is installed, {VERSION} is needed", fix=fix)
 
 
-def import_lightly() -> None:
-    """Import onnxruntime-training without torch and onnx, which its own check of the installation would import.
+def import_api() -> ModuleType:
+    """``onnxruntime.training.api``: what a device needs, without torch and onnx.
 
-    It makes a difference only before ``onnxruntime`` is imported for the first time.
+    The runtime's own check of the installation would import these, unless ``native`` is imported before it.
 
     Raises:
         SetupError: see ``require_training``.
     """
     require_training()
-    importlib.import_module("edge_sel.engines.native")
-
-
-def import_api() -> ModuleType:
-    """``onnxruntime.training.api``: what a device needs.
-
-    Raises:
-        SetupError: see ``require_training``.
-    """
-    import_lightly()
     from edge_sel.engines.native import ort
 
     ort.set_default_logger_severity(4)  # errors are raised; told once is enough

@@ -81,7 +81,7 @@ class TorchEngine:
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> TorchTrainer:
         """Start a plan from the given full set of weights."""
-        return TorchTrainer(self.model(pack, weights), pack.manifest.optimizer, pack.plan(plan), weights, self.device)
+        return TorchTrainer(self.model(pack, weights), pack.manifest.optimizer, pack.plan(plan), weights)
 
     def prefix(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
@@ -109,17 +109,11 @@ def evaluating(model: nn.Module) -> nn.Module:
 class TorchTrainer:
     """The same mask, channel choice and optimizer formulas as the compiled graph, in eager torch."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: str,
-        plan: PlanInfo,
-        weights: Mapping[str, np.ndarray],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: str, plan: PlanInfo, weights: Mapping[str, np.ndarray]) -> None:
         self.plan = plan
         self._model = model
-        self._device, self._dtype = device, next(model.parameters()).dtype
+        first = next(model.parameters())
+        self._device, self._dtype = first.device, first.dtype
         self._optimizer = optimizer
         self._computed = computed_elements(plan, weights)
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -234,7 +228,12 @@ def add_deep_head(model: nn.Module, taps: Sequence[Tap], classes: int, scale: fl
         module.tapped = made
 
     def add(module: nn.Module, given: object, logits: torch.Tensor) -> torch.Tensor:
-        parts = [part for tap in taps for part in _pooled(module.get_submodule(tap.name).tapped, tap)]
+        parts = []
+        for tap in taps:
+            made = cast(torch.Tensor, module.get_submodule(tap.name).tapped)
+            mean = made.mean(tap.axes, keepdim=True)
+            deviation = ((made - mean) ** 2).mean(tap.axes).add(as_in_a_graph(DEEP_HEAD_EPSILON)).sqrt()
+            parts += [tap_scale(tap) * part for part in ([mean.flatten(1)] if tap.mean else []) + [deviation]]
         return logits + scale * cast(torch.Tensor, module.get_submodule(DEEP_HEAD)(torch.cat(parts, 1)))
 
     for tap in taps:
@@ -244,16 +243,8 @@ def add_deep_head(model: nn.Module, taps: Sequence[Tap], classes: int, scale: fl
 
 
 def as_in_a_graph(constant: float) -> float:
-    """What is left of it in a graph, whose constants are float32: a float64 twin must take the same."""
+    """The constant rounded to float32, as a graph holds it; a float64 model must use the same number."""
     return float(np.float32(constant))
-
-
-def _pooled(made: object, tap: Tap) -> list[torch.Tensor]:
-    assert isinstance(made, torch.Tensor)
-    mean = made.mean(tap.axes, keepdim=True)
-    deviation = ((made - mean) ** 2).mean(tap.axes).add(as_in_a_graph(DEEP_HEAD_EPSILON)).sqrt()
-    parts = [mean.flatten(1), deviation] if tap.mean else [deviation]
-    return [tap_scale(tap) * part for part in parts]
 
 
 def find_modules(model: nn.Module, image: np.ndarray, made: Mapping[str, np.ndarray]) -> dict[str, str]:

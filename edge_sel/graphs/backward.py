@@ -16,13 +16,13 @@ import onnx
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import read_depthwise_gradient
-from edge_sel.graphs.rules import FORWARD, RULES, STEPWISE, Gradients
+from edge_sel.graphs.rules.registry import FORWARD, RULES, STEPWISE, Gradients
 
 _CHEAP = frozenset(
     ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Add", "Div", "Identity")
 )
 RECOMPUTE_FROM = 2048
-"""Numbers that a tensor has for each image from which on its memory counts."""
+"""Elements per image from which on a tensor is computed again: smaller ones take too little memory to matter."""
 
 
 class Differentiator(Gradients):

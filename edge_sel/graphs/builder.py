@@ -39,7 +39,7 @@ class Absent(np.ndarray):
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Absent:
-        """Of floats."""
+        """An absent array of float32."""
         return np.broadcast_to(np.float32(0), shape).view(cls)
 
 
@@ -79,7 +79,10 @@ class Builder:
         )
 
     def not_before(self, name: str, other: str) -> str:
-        """The same numbers, but known only when the other tensor is: else a runtime would use them at once."""
+        """A copy of a tensor that cannot be computed before the other tensor is.
+
+        Else a runtime would compute at once what depends on it alone, and keep the result until it is needed.
+        """
         one = self.op("Slice", self.op("Reshape", other, self.ints(-1)), self.ints(0), self.ints(1))
         return self.op("Add", name, self.op("Mul", one, self.scalar(0.0)))
 
@@ -112,7 +115,11 @@ class Builder:
         name: str,
     ) -> onnx.ModelProto:
         """The finished model; only the initializers that some node reads are kept."""
-        _make_unique(self.nodes)
+        taken: set[str] = set()  # a forward graph may call a node as a later one is called here
+        for node in self.nodes:
+            while node.name and node.name in taken:
+                node.name += "_"
+            taken.add(node.name)
         used = {i for node in self.nodes for i in node.input}
         given = {i.name for i in inputs}
         kept = {n: v for n, v in {**initializers, **self.constants}.items() if n in used and n not in given}
@@ -127,15 +134,6 @@ class Builder:
         model.ir_version = IR_VERSION
         spread_scalars(model)
         return model
-
-
-def _make_unique(nodes: Sequence[onnx.NodeProto]) -> None:
-    """A name of its own for each node: a forward graph may call one as a later one is called here."""
-    taken: set[str] = set()
-    for node in nodes:
-        while node.name and node.name in taken:
-            node.name += "_"
-        taken.add(node.name)
 
 
 def prune(graph: onnx.GraphProto, wanted: Collection[str]) -> None:

@@ -44,12 +44,9 @@ def find_taps(forward: Forward) -> list[Tap]:
     narrow = _narrow(forward)
     made = {name: node for node in forward.nodes for name in node.outputs}
     place = {name: number for number, name in enumerate(narrow)}
-    found: dict[str, None] = {}
     pooled, bottlenecks = _pooled_by_head(forward, made), _bottlenecks(forward)
-    if pooled is not None:
-        found[pooled] = None
-    for number in range(len(narrow) - 1, -1, -1):
-        name = narrow[number]
+    found = {} if pooled is None else {pooled: None}
+    for name in reversed(narrow):
         if made[name].op not in _JOINS and name not in bottlenecks:
             continue
         while place[name] + 1 < len(narrow):
@@ -63,7 +60,8 @@ def find_taps(forward: Forward) -> list[Tap]:
     first = _first_allowed(forward, place)
     for name in found:
         inside = any(made[other].op == "Concat" and name in made[other].inputs for other in chosen)
-        if inside or place[name] < first or not _pixels(forward, name):
+        averaged = any((forward.shape(name)[axis] or 0) > 1 for axis in _axes(forward, name))
+        if inside or place[name] < first or not averaged:
             continue
         if len(chosen) == MOST_TAPS or sum(2 * _width(forward, n) for n in (*chosen, name)) > MOST_FEATURES:
             break
@@ -116,7 +114,10 @@ def _narrow(forward: Forward) -> list[str]:
 
 
 def _first_allowed(forward: Forward, place: dict[str, int]) -> int:
-    """Where the last stage begins: a head that read what comes before would take its frozen backbone from ``last``."""
+    """Number of the first tensor that may be a tap: the cut of plan ``last``.
+
+    A tap before the cut would leave that plan without a frozen prefix.
+    """
     try:
         cut = find_cut(forward, make_plan(forward, "last"))
     except GraphError:
@@ -128,10 +129,7 @@ def _bottlenecks(forward: Forward) -> set[str]:
     """What convolutions make that have fewer channels than the convolutions before and behind them."""
     convolutions = [node.outputs[0] for node in live_nodes(forward.nodes, forward.logits) if node.op == "Conv"]
     widths = [_width(forward, name) for name in convolutions]
-    return {
-        convolutions[number] for number in range(1, len(widths) - 1)
-        if widths[number - 1] > widths[number] < widths[number + 1]
-    }  # fmt: skip
+    return {convolutions[i] for i in range(1, len(widths) - 1) if widths[i - 1] > widths[i] < widths[i + 1]}
 
 
 def _pooled_by_head(forward: Forward, made: dict[str, Node]) -> str | None:
@@ -151,12 +149,6 @@ def _axes(forward: Forward, name: str) -> tuple[int, ...]:
     if len(shape) == 4:  # transformers with windows keep their channels last
         return (1, 2) if shape[1] == shape[2] != shape[3] else (2, 3)
     return (1,) if len(shape) == 3 else ()
-
-
-def _pixels(forward: Forward, name: str) -> bool:
-    """Whether there is something to average."""
-    shape, axes = forward.shape(name), _axes(forward, name)
-    return any((shape[axis] or 0) > 1 for axis in axes)
 
 
 def tap_scale(tap: Tap) -> float:
@@ -179,11 +171,11 @@ class _DeepHead(Extension):
 
     def __init__(self, forward: Forward, vector: str) -> None:
         super().__init__(forward, DEEP_HEAD)
-        self._forward, self._vector = forward, vector
+        self._vector = vector
 
     def added(self, taps: Sequence[Tap], scale: float) -> Forward:
         """The whole graph; the new layer has the factor of the others."""
-        forward = self._forward
+        forward = self.forward
         own, width = int(forward.shape(self._vector)[1] or 0), sum(tap.features for tap in taps)
         parts = [part for tap in taps for part in self._pooled(tap)]
         joined = self.add("Concat", (self._vector, *parts), (None, own + width), "features", axis=1)
@@ -194,22 +186,25 @@ class _DeepHead(Extension):
         self.shapes[before] = forward.shape(forward.logits)
         self.per_image.add(before)
         join = Node("Add", (before, self.nodes[-1].outputs[0]), (forward.logits,), {}, f"{DEEP_HEAD}::sum")
-        needed = [
-            node for name in (self._vector, *(tap.name for tap in taps)) for node in live_nodes(forward.nodes, name)
-        ]
-        first = {id(node) for node in needed}
+        needed = (self._vector, *(tap.name for tap in taps))
+        first = {id(node) for name in needed for node in live_nodes(forward.nodes, name)}
         body = [node for node in forward.nodes if id(node) in first]
-        head = [self._behind(node, shallow, before) for node in forward.nodes if id(node) not in first]
-        return replace(
-            forward, nodes=(*body, *pooling, *head, *self.nodes, join), shapes=self.shapes,
-            initializers=self.initializers, per_image=frozenset(self.per_image),
-            parameters=forward.parameters | {*weights},
-        )  # fmt: skip
+        taken, given = {self._vector: shallow}, {forward.logits: before}  # by the head: its part of the features
+        head = [
+            replace(
+                node,
+                inputs=tuple(taken.get(name, name) for name in node.inputs),
+                outputs=tuple(given.get(name, name) for name in node.outputs),
+            )
+            for node in forward.nodes
+            if id(node) not in first
+        ]
+        return self.graph((*body, *pooling, *head, *self.nodes, join), weights)
 
     def _layer(self, features: str, width: int, scale: float) -> tuple[str, str]:
         """A linear layer of zeros; the names of its weight and its bias."""
-        classes = self._forward.shape(self._forward.logits)[1]
-        count = self._forward.initializers[head_names(self._forward)[0]].shape[0]
+        classes = self.forward.shape(self.forward.logits)[1]
+        count = self.forward.initializers[head_names(self.forward)[0]].shape[0]
         weight, bias = f"{DEEP_HEAD}.weight", f"{DEEP_HEAD}.bias"
         for name, value in ((weight, np.zeros((count, width), np.float32)), (bias, np.zeros(count, np.float32))):
             self.initializers[name], self.shapes[name] = value, value.shape
@@ -219,15 +214,9 @@ class _DeepHead(Extension):
             self.add("Mul", (logits, factor), (None, classes), "scaled")
         return weight, bias
 
-    def _behind(self, node: Node, shallow: str, before: str) -> Node:
-        """A node of the head, which takes its part of the features, and makes its part of the logits."""
-        inputs = tuple(shallow if name == self._vector else name for name in node.inputs)
-        outputs = tuple(before if name == self._forward.logits else name for name in node.outputs)
-        return replace(node, inputs=inputs, outputs=outputs)
-
     def _pooled(self, tap: Tap) -> list[str]:
         """Means of a map or of tokens, where they are features, and standard deviations; see ``tap_scale``."""
-        name, vector, shape = tap.name, (None, tap.width), self._forward.shape(tap.name)
+        name, vector, shape = tap.name, (None, tap.width), self.forward.shape(tap.name)
         kept = tuple(1 if axis in tap.axes else size for axis, size in enumerate(shape))
         where, small = self.ints(*tap.axes), self.constant("epsilon", np.array([EPSILON], np.float32))
         mean = self.add("ReduceMean", (name, where), kept, f"{name}::mean", keepdims=1)

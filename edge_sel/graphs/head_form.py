@@ -6,13 +6,14 @@ Where several layers make the logits together, what they take is joined to one v
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Forward, Node, Shape, live_nodes
-from edge_sel.graphs.plans import behind_the_body, head_layers, head_names, rectified, running_statistics
+from edge_sel.graphs.plans import behind_the_body, head_layers, head_names, running_statistics
 from edge_sel.graphs.prefix import Cut
 from edge_sel.pack.manifest import CLOSED, RIDGE
 
@@ -29,17 +30,37 @@ def with_vector_features(forward: Forward) -> Forward:
         return forward
     if layers_obstacle(forward) or (len(layers) == 1 and layers[0].op == "Gemm"):
         return forward
-    head = _VectorHead(forward)
+    head = Extension(forward, "head")
     widths = [forward.initializers[layer.inputs[1]].shape[1] for layer in layers]
-    vectors = [head.vector(layer.inputs[0]) for layer in layers]
+    vectors = [_vector(head, layer.inputs[0]) for layer in layers]
     if len(vectors) > 1:
         joined = head.add("Concat", tuple(vectors), (None, sum(widths)), "features", axis=1)
         ends = np.cumsum(widths)
         vectors = [head.part(joined, int(end) - width, int(end)) for end, width in zip(ends, widths, strict=True)]
     taken = {}
     for layer, vector, width in zip(layers, vectors, widths, strict=True):
-        taken[layer.outputs[0]] = vector if layer.op == "Gemm" else head.pixel(vector, width)
-    return head.finished(taken)
+        if layer.op == "Conv":  # it takes the vector as a map of one pixel
+            vector = head.add("Reshape", (vector, head.ints(-1, width, 1, 1)), (None, width, 1, 1), "pixel")
+        taken[layer.outputs[0]] = vector
+    last = {id(node) for node in behind_the_body(forward)}
+    moved = []
+    for node in (node for node in forward.nodes if id(node) in last):
+        made = node.outputs[0]
+        if len(forward.shape(made)) == 4:
+            head.shapes[made] = (*forward.shape(made)[:2], 1, 1)
+        moved.append(replace(node, inputs=(taken[made], *node.inputs[1:])) if made in taken else node)
+    before = [node for node in forward.nodes if id(node) not in last]
+    return head.graph([*before, *head.nodes, *moved])
+
+
+def _vector(head: Extension, name: str) -> str:
+    """A map's mean over its pixels, or the vector that it is."""
+    _, *rest = head.forward.shape(name)
+    if len(rest) == 1:
+        return name
+    if rest[1:] != [1, 1]:
+        name = head.add("GlobalAveragePool", (name,), (None, rest[0], 1, 1), "pooled")
+    return head.add("Flatten", (name,), (None, rest[0]), "vector", axis=1)
 
 
 def without_relu_behind(forward: Forward) -> Forward:
@@ -49,8 +70,7 @@ def without_relu_behind(forward: Forward) -> Forward:
         GraphError: the logits come from something else than linear layers.
     """
     taken = {id(node) for node in behind_the_body(forward) if node.op == "Relu"}
-    nodes = [Node("Identity", node.inputs, node.outputs, {}, node.name) if id(node) in taken else node
-             for node in forward.nodes]  # fmt: skip
+    nodes = (replace(node, op="Identity", attributes={}) if id(node) in taken else node for node in forward.nodes)
     return replace(forward, nodes=tuple(nodes))
 
 
@@ -90,12 +110,11 @@ def layers_obstacle(forward: Forward) -> str:
     Raises:
         GraphError: the logits come from something else than linear layers.
     """
-    layers, classes = head_layers(forward), forward.shape(forward.logits)[-1]
-    if rectified(forward):
-        node = next(node for node in behind_the_body(forward) if node.op == "Relu")
+    layers, classes, behind = head_layers(forward), forward.shape(forward.logits)[-1], behind_the_body(forward)
+    if node := next((node for node in behind if node.op == "Relu"), None):
         return f"Relu {node.name or node.outputs[0]} is between the head and the logits; a new head has none"
     if not head_scale(forward):
-        node = next((node for node in behind_the_body(forward) if node.op in ("Mul", "Div", "Add")), layers[0])
+        node = next((node for node in behind if node.op in ("Mul", "Div", "Add")), layers[0])
         return f"{node.op} {node.name or node.outputs[0]} changes each class by another factor behind the head"
     if len(head_names(forward)) < sum(len(layer.inputs) - 1 for layer in layers):
         return "layers of the head share a weight"
@@ -105,10 +124,9 @@ def layers_obstacle(forward: Forward) -> str:
             return f"{where} has no bias"
         if rank != (2 if layer.op == "Gemm" else 4) or forward.initializers[layer.inputs[1]].shape[0] != classes:
             return f"{where} takes no vector of features"
-    behind = {id(node) for node in behind_the_body(forward)}
-    inside = {name for node in behind_the_body(forward) for name in node.outputs}
+    inside = {name for node in behind for name in node.outputs}
     for node in forward.nodes:
-        if id(node) not in behind and inside.intersection(node.inputs):
+        if inside.isdisjoint(node.outputs) and inside.intersection(node.inputs):
             return f"{node.op} {node.name or node.outputs[0]} reads what the head makes"
     return ""
 
@@ -121,12 +139,11 @@ def closed_form_obstacle(forward: Forward, cut: Cut | None) -> str:
         cut: of the plan that trains the head alone.
     """
     try:
-        found = layers_obstacle(forward)
-        layers = head_layers(forward)
+        if found := layers_obstacle(forward):
+            return found
     except GraphError as error:
         return str(error)
-    if found:
-        return found
+    layers = head_layers(forward)
     width = sum(forward.initializers[layer.inputs[1]].shape[1] for layer in layers)
     if cut is not None and cut.shape == (width,):
         return ""
@@ -147,7 +164,7 @@ def closed_form_reasons(forward: Forward, cut: Cut | None) -> dict[str, str]:
 
 
 class Extension:
-    """New nodes, and shapes, initializers and per-image tensors of the graph with them.
+    """New nodes for a forward graph, and its shapes, initializers and per-image tensors with them.
 
     Args:
         forward: the graph as it was.
@@ -155,7 +172,7 @@ class Extension:
     """
 
     def __init__(self, forward: Forward, prefix: str) -> None:
-        self.prefix = prefix
+        self.forward, self.prefix = forward, prefix
         self.nodes: list[Node] = []
         self.shapes, self.initializers = dict(forward.shapes), dict(forward.initializers)
         self.per_image = set(forward.per_image)
@@ -169,6 +186,17 @@ class Extension:
         self.shapes[name] = shape
         self.per_image.add(name)
         return name
+
+    def graph(self, nodes: Iterable[Node], parameters: Collection[str] = ()) -> Forward:
+        """The graph of these nodes; ``parameters`` are new ones."""
+        return replace(
+            self.forward,
+            nodes=tuple(nodes),
+            shapes=self.shapes,
+            initializers=self.initializers,
+            per_image=frozenset(self.per_image),
+            parameters=self.forward.parameters.union(parameters),
+        )
 
     def part(self, name: str, start: int, end: int) -> str:
         """Of a vector [N, F]: features ``start`` to ``end``."""
@@ -184,41 +212,3 @@ class Extension:
         name = f"{self.prefix}::{what}"
         self.initializers[name], self.shapes[name] = value, value.shape
         return name
-
-
-class _VectorHead(Extension):
-    """The nodes that are put between the body and the head."""
-
-    def __init__(self, forward: Forward) -> None:
-        super().__init__(forward, "head")
-        self._forward = forward
-
-    def vector(self, name: str) -> str:
-        """A map's mean over its pixels, or the vector that it is."""
-        _, *rest = self._forward.shape(name)
-        if len(rest) == 1:
-            return name
-        if rest[1:] != [1, 1]:
-            name = self.add("GlobalAveragePool", (name,), (None, rest[0], 1, 1), "pooled")
-        return self.add("Flatten", (name,), (None, rest[0]), "vector", axis=1)
-
-    def pixel(self, name: str, width: int) -> str:
-        """A vector as a map of one pixel."""
-        return self.add("Reshape", (name, self.ints(-1, width, 1, 1)), (None, width, 1, 1), "pixel")
-
-    def finished(self, taken: dict[str, str]) -> Forward:
-        """The graph whose head takes these tensors, by what each layer makes."""
-        forward = self._forward
-        last = {id(node) for node in behind_the_body(forward)}
-        behind = [node for node in forward.nodes if id(node) in last]
-        for node in behind:
-            shape = self.shapes.get(node.outputs[0], ())
-            if len(shape) == 4:
-                self.shapes[node.outputs[0]] = (*shape[:2], 1, 1)
-        moved = [
-            replace(node, inputs=(taken[node.outputs[0]], *node.inputs[1:])) if node.outputs[0] in taken else node
-            for node in behind
-        ]
-        before = [node for node in forward.nodes if id(node) not in last]
-        return replace(forward, nodes=(*before, *self.nodes, *moved), shapes=self.shapes,
-                       initializers=self.initializers, per_image=frozenset(self.per_image))  # fmt: skip

@@ -3,11 +3,10 @@
 Hyper-parameters are run-time scalars: ``lr``, ``gamma`` and ``step`` (1, 2, …; Adam) or ``momentum``
 (SGD). State tensors are inputs ``NAME::WEIGHT`` and outputs ``new::NAME::WEIGHT``.
 
-Of a weight with a channel budget only the chosen rows take part in a step. For the others time stands still: weight,
-momentum and moments stay as they are, and a channel that comes back goes on as if it had never been
-away. So that Adam is right about them, its bias correction counts each channel's own steps, ``steps::WEIGHT`` [k]. With
-the plan's count, as ``torch.optim.SparseAdam`` has it, the correction would be spent when a channel comes late, and as
-``v`` grows slower than ``m`` its first steps would be 3 to 6.6 times too long.
+Of a weight with a channel budget only the chosen rows take part in a step. The other rows keep weight, momentum and
+moments, and go on from them when they are chosen again. Adam's bias correction therefore counts the steps of each
+channel, ``steps::WEIGHT`` [k]. ``torch.optim.SparseAdam`` uses the count of the plan: the correction has faded when a
+channel is first chosen late, and as ``v`` grows slower than ``m``, its first steps would be 3 to 6.6 times too long.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ GAMMA_SQUARED = "gamma_squared"
 """The tensor γ·|γ|."""
 
 Names = Mapping[str, str | None]
-"""What the new value of a weight, or of its state, is called; None: anything."""
+"""Name of the new value of a weight or of its state; None for any name."""
 
 
 def require_optimizer(name: str) -> None:

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from edge_sel.graphs.ir import BATCH, CLASSES, OPSET, Shape
 
 _SIZES = ({BATCH: 7, CLASSES: 13}, {BATCH: 11, CLASSES: 17})
-"""What is the same for both stands for all."""
+"""A size that is the same for both is taken to be the same for all numbers of images and classes."""
 _ARITHMETIC = frozenset(
     ("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze",
      "Cast", "Identity", "Reshape", "ReduceProd")

@@ -59,9 +59,7 @@ def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelPro
 
 def compile_score(forward: Forward, changing: Iterable[str]) -> onnx.ModelProto:
     """Forward (or its tail) and per-sample loss, statistics frozen; ``changing`` weights and the head are inputs."""
-    b = Builder()
-    for node in forward.nodes:
-        b.copy(node)
+    b = _copied(forward)
     emit_loss(b, forward.logits)
     inputs = _image_inputs(forward, ["labels"])
     inputs += [_float(n, weight_shape(forward, n)) for n in dict.fromkeys((*changing, *head_names(forward)))]
@@ -71,12 +69,16 @@ def compile_score(forward: Forward, changing: Iterable[str]) -> onnx.ModelProto:
 
 def compile_eval(forward: Forward) -> onnx.ModelProto:
     """Inference: image in, logits out. The head is an input, so that a device may add classes."""
+    inputs = _image_inputs(forward, [])
+    inputs += [_float(name, weight_shape(forward, name)) for name in head_names(forward)]
+    return _copied(forward).model(inputs, [_float(forward.logits, [BATCH, CLASSES])], forward.initializers, "eval")
+
+
+def _copied(forward: Forward) -> Builder:
     b = Builder()
     for node in forward.nodes:
         b.copy(node)
-    inputs = _image_inputs(forward, [])
-    inputs += [_float(name, weight_shape(forward, name)) for name in head_names(forward)]
-    return b.model(inputs, [_float(forward.logits, [BATCH, CLASSES])], forward.initializers, "eval")
+    return b
 
 
 def weight_shape(forward: Forward, name: str) -> list[int | str]:

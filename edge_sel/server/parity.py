@@ -22,7 +22,7 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.check import rule_error
 from edge_sel.graphs.ir import Forward, Node
 from edge_sel.graphs.plans import Plan, node_parameters, parameters
-from edge_sel.graphs.rules import RULES, STEPWISE
+from edge_sel.graphs.rules.registry import RULES, STEPWISE
 from edge_sel.graphs.train import compile_train
 from edge_sel.pack.manifest import OPTIMIZER_STATE, WEIGHTS, ModelInfo, PlanInfo
 from edge_sel.pack.reader import Pack

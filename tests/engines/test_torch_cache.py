@@ -34,7 +34,7 @@ class Caching(nn.Module):
 def test_every_step_and_every_score_sees_the_weights_as_they_are():
     plan = replace(builtin_pack().plan("head"), trainable=("scale",), buffers=(), bn_mode="frozen", channels={})
     model = Caching(nn.Sequential(nn.Flatten(), nn.Linear(3, 10)))
-    trainer = TorchTrainer(model, "sgd", plan, {"scale": np.ones(10, np.float32)}, torch.device("cpu"))
+    trainer = TorchTrainer(model, "sgd", plan, {"scale": np.ones(10, np.float32)})
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((4, 3, 1, 1)).astype(np.float32), np.arange(4)
     batch = Batch(images, labels, np.ones(4, np.float32))

@@ -10,7 +10,7 @@ from onnx import helper
 
 from edge_sel.graphs.check import differentiate_node, rule_error
 from edge_sel.graphs.ir import IR_VERSION, OPSET, Node
-from edge_sel.graphs.rules import RULES
+from edge_sel.graphs.rules.registry import RULES
 from tests.graphs.cases import CASES, Case
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_sel.graphs.rules import RULES, STEPWISE
+from edge_sel.graphs.rules.registry import RULES, STEPWISE
 from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.operators import OPERATORS

@@ -13,7 +13,7 @@ from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError, UsageError
-from edge_sel.graphs.rules import RULES
+from edge_sel.graphs.rules.registry import RULES
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import open_pack
 from edge_sel.server import export, warmup

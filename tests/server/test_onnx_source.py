@@ -21,7 +21,7 @@ from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import BadInputError, GraphError, UsageError
 from edge_sel.graphs.plans import head_names, running_statistics
-from edge_sel.graphs.rules import RULES
+from edge_sel.graphs.rules.registry import RULES
 from edge_sel.graphs.train import compile_eval
 from edge_sel.pack.reader import open_pack
 from edge_sel.server.export import export_pack

@@ -15,7 +15,7 @@ from edge_sel.cli import export as command
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import write_folder
 from edge_sel.errors import BadInputError, EdgeSelError, GraphError, UsageError
-from edge_sel.graphs.rules import RULES
+from edge_sel.graphs.rules.registry import RULES
 from edge_sel.models import registry
 from edge_sel.pack.reader import open_pack
 from edge_sel.server.export import export_pack

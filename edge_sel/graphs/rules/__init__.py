@@ -12,18 +12,5 @@ and against torch autograd.
 """
 
 from edge_sel.graphs.rules import conv, elementwise, linear, reductions, shape
-from edge_sel.graphs.rules.registry import FORWARD, RULES, STEPWISE, Gradients, Grads, rule
 
-__all__ = [
-    "FORWARD",
-    "RULES",
-    "STEPWISE",
-    "Gradients",
-    "Grads",
-    "conv",
-    "elementwise",
-    "linear",
-    "reductions",
-    "rule",
-    "shape",
-]
+__all__ = ["conv", "elementwise", "linear", "reductions", "shape"]

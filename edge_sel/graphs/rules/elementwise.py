@@ -101,7 +101,7 @@ def power(g: Gradients, node: Node, dy: str) -> Grads:
     x, p = node.inputs
     exponent = float(g.value(p))
     slope = g.op("Mul", g.op("Pow", x, g.scalar(exponent - 1)), g.scalar(exponent))
-    return [g.op("Mul", dy, slope), None]
+    return [g.op("Mul", dy, slope)]
 
 
 @rule("Log")
@@ -174,7 +174,7 @@ def clip(g: Gradients, node: Node, dy: str) -> Grads:
     """``y = min(max(x, low), high)`` with constant bounds (ReLU6)."""
     low = float(g.value(node.inputs[1])) if len(node.inputs) > 1 and node.inputs[1] else -3.0e38
     high = float(g.value(node.inputs[2])) if len(node.inputs) > 2 and node.inputs[2] else 3.0e38
-    return [_where(g, _inside(g, node.outputs[0], low, high), dy), *[None] * (len(node.inputs) - 1)]
+    return [_where(g, _inside(g, node.outputs[0], low, high), dy)]
 
 
 @rule("PRelu")

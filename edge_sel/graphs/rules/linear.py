@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
-from edge_sel.graphs.rules.registry import Gradients, Grads, rule
+from edge_sel.graphs.rules.registry import Gradients, Grads, known, rule
 
 
 @rule("Gemm")
@@ -18,14 +18,10 @@ def gemm(g: Gradients, node: Node, dy: str) -> Grads:
     dw = None
     if g.needs(w):
         dw = g.op("Gemm", *((dy, x) if transposed else (x, dy)), transA=1)
-    db = [_bias(g, dy, b) if g.needs(b) else None for b in bias]
-    return [dx, dw, *db]
-
-
-def _bias(g: Gradients, dy: str, bias: str) -> str:
-    if len(g.shape(bias)) != 1:
-        raise GraphError("Gemm with a bias that is not a vector", where=bias)
-    return g.op("ReduceSum", dy, g.ints(0), keepdims=0)
+    wanted = [b for b in bias if g.needs(b)]
+    if wanted and len(g.shape(wanted[0])) != 1:
+        raise GraphError("Gemm with a bias that is not a vector", where=wanted[0])
+    return [dx, dw, *(g.op("ReduceSum", dy, g.ints(0), keepdims=0) for b in wanted)]
 
 
 @rule("MatMul")
@@ -40,21 +36,15 @@ def matmul(g: Gradients, node: Node, dy: str) -> Grads:
         da = _sum_leading(g, g.op("MatMul", dy, _swap(g, b, rank_b)), max(rank_a, rank_b), a)
     if g.needs(b):
         if rank_b == 2:  # one large product instead of a batched one and a sum
-            rows, columns = g.shape(b)
-            flat_a = g.op("Reshape", a, g.ints(-1, _known(rows, b)))
-            flat_dy = g.op("Reshape", dy, g.ints(-1, _known(columns, b)))
+            rows, columns = (known(size, "MatMul with a weight of unknown size", b) for size in g.shape(b))
+            flat_a = g.op("Reshape", a, g.ints(-1, rows))
+            flat_dy = g.op("Reshape", dy, g.ints(-1, columns))
             if guilty := g.channels(b):  # of a transposed weight, whose rows are the columns here
                 flat_dy = g.op("Gather", flat_dy, guilty[0], axis=1)
             db = g.op("Gemm", flat_a, flat_dy, transA=1)
         else:
             db = _sum_leading(g, g.op("MatMul", _swap(g, a, rank_a), dy), max(rank_a, rank_b), b)
     return [da, db]
-
-
-def _known(size: int | None, name: str) -> int:
-    if size is None:
-        raise GraphError("MatMul with a weight of unknown size", where=name)
-    return size
 
 
 def _swap(g: Gradients, tensor: str, rank: int) -> str:

@@ -6,12 +6,14 @@ would take two.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node
 from edge_sel.graphs.rules.elementwise import sum_per_channel
-from edge_sel.graphs.rules.registry import Gradients, Grads, forward_form, rule
+from edge_sel.graphs.rules.registry import Gradients, Grads, forward_form, known, rule
 
 _SMALLEST = 1e-30
 """A norm that is less is that of zeros."""
@@ -58,9 +60,7 @@ def batch_norm(g: Gradients, node: Node, dy: str) -> Grads:
     """
     x, scale, bias, mean, variance = node.inputs
     shape = g.shape(x)
-    channels = shape[1]
-    if channels is None:
-        raise GraphError("BatchNormalization over an unknown number of channels", where=node.name)
+    channels = known(shape[1], "BatchNormalization over an unknown number of channels", node.name)
     saved = g.saved(node.outputs[0])
     batch = bool(saved)
     var = saved["variance"] if batch else variance
@@ -83,42 +83,34 @@ def batch_norm(g: Gradients, node: Node, dy: str) -> Grads:
         slope = g.op("Div", g.op("Mul", g.op("Mul", gain, inverse), dscale), saved["count"])
         from_variance = _per_channel(g, centred, channels, scale=slope)
         dx = g.op("Sub", from_mean, from_variance)
-    return [dx, dscale if g.needs(scale) else None, dbias if g.needs(bias) else None, None, None]
+    return [dx, dscale if g.needs(scale) else None, dbias if g.needs(bias) else None]
 
 
 @rule("LayerNormalization", "InstanceNormalization")
 def layer_norm(g: Gradients, node: Node, dy: str) -> Grads:
     """``y = γ·x̂ + β`` with x̂ = (x − μ)/σ over the last axes, or over each channel's map.
 
-    Group normalisation is built from the latter.
+    ``dx = (d − mean(d) − x̂·mean(d·x̂))/σ`` for the gradient d = γ·dy of x̂. Group normalisation is built from instance
+    normalisation.
     """
     x, scale, *bias = node.inputs
     rank = len(g.shape(x))
     maps = node.op == "InstanceNormalization"
     first = 2 if maps else int(node.attribute("axis", -1)) % rank
     inner, outer = g.ints(*range(first, rank)), g.ints(*((0, *range(2, rank)) if maps else range(first)))
-    normal, inverse = _normalised(g, x, inner, float(node.attribute("epsilon", 1e-5)))
+    centred = g.op("Sub", x, g.op("ReduceMean", x, inner, keepdims=1))
+    variance = g.op("ReduceMean", g.op("Mul", centred, centred), inner, keepdims=1)
+    epsilon = g.scalar(float(node.attribute("epsilon", 1e-5)))
+    inverse = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, epsilon)))
+    normal = g.op("Mul", centred, inverse)
     dx = None
     if g.needs(x):
-        factor = g.op("Reshape", scale, g.ints(-1, *[1] * (rank - 2))) if maps else scale
-        dx = _through_statistics(g, g.op("Mul", dy, factor), normal, inverse, inner)
+        d = g.op("Mul", dy, g.op("Reshape", scale, g.ints(-1, *[1] * (rank - 2))) if maps else scale)
+        along = g.op("Mul", normal, g.op("ReduceMean", g.op("Mul", d, normal), inner, keepdims=1))
+        dx = g.op("Mul", g.op("Sub", g.op("Sub", d, g.op("ReduceMean", d, inner, keepdims=1)), along), inverse)
     dscale = g.op("ReduceSum", g.op("Mul", dy, normal), outer, keepdims=0) if g.needs(scale) else None
     dbias = [g.op("ReduceSum", dy, outer, keepdims=0) if g.needs(b) else None for b in bias]
     return [dx, dscale, *dbias]
-
-
-def _normalised(g: Gradients, x: str, axes: str, epsilon: float) -> tuple[str, str]:
-    """x̂ = (x − μ)/σ over the axes, and 1/σ."""
-    centred = g.op("Sub", x, g.op("ReduceMean", x, axes, keepdims=1))
-    variance = g.op("ReduceMean", g.op("Mul", centred, centred), axes, keepdims=1)
-    inverse = g.op("Reciprocal", g.op("Sqrt", g.op("Add", variance, g.scalar(epsilon))))
-    return g.op("Mul", centred, inverse), inverse
-
-
-def _through_statistics(g: Gradients, d: str, normal: str, inverse: str, axes: str) -> str:
-    """``dx = (d − mean(d) − x̂·mean(d·x̂))/σ`` for the gradient d of x̂."""
-    along = g.op("Mul", normal, g.op("ReduceMean", g.op("Mul", d, normal), axes, keepdims=1))
-    return g.op("Mul", g.op("Sub", g.op("Sub", d, g.op("ReduceMean", d, axes, keepdims=1)), along), inverse)
 
 
 def _spread(g: Gradients, dy: str, x: str, count: int) -> str:
@@ -144,18 +136,15 @@ def _with_axes(g: Gradients, node: Node, tensor: str, axes: list[int]) -> str:
 def reduce_mean(g: Gradients, node: Node, dy: str) -> Grads:
     """``dx = dy/n``, spread over the axes that were averaged."""
     x, axes = node.inputs[0], _reduced_axes(g, node)
-    sizes = [g.shape(x)[axis] for axis in axes]
-    if None in sizes:
-        raise GraphError("ReduceMean over an axis of unknown size", where=node.name)
-    count = int(np.prod([s for s in sizes if s]))
-    return [_spread(g, _with_axes(g, node, dy, axes), x, count), *[None] * (len(node.inputs) - 1)]
+    count = prod(known(g.shape(x)[axis], "ReduceMean over an axis of unknown size", node.name) for axis in axes)
+    return [_spread(g, _with_axes(g, node, dy, axes), x, count)]
 
 
 @rule("ReduceSum")
 def reduce_sum(g: Gradients, node: Node, dy: str) -> Grads:
     """``dx = dy``, spread over the axes that were added up."""
     back = _with_axes(g, node, dy, _reduced_axes(g, node))
-    return [g.op("Expand", back, g.op("Shape", node.inputs[0])), *[None] * (len(node.inputs) - 1)]
+    return [g.op("Expand", back, g.op("Shape", node.inputs[0]))]
 
 
 @rule("ReduceL2")
@@ -164,16 +153,15 @@ def reduce_l2(g: Gradients, node: Node, dy: str) -> Grads:
     x, axes = node.inputs[0], _reduced_axes(g, node)
     dy, y = (_with_axes(g, node, tensor, axes) for tensor in (dy, node.outputs[0]))
     share = g.op("Div", dy, g.op("Max", y, g.scalar(_SMALLEST)))
-    return [g.op("Mul", x, share), *[None] * (len(node.inputs) - 1)]
+    return [g.op("Mul", x, share)]
 
 
 @rule("GlobalAveragePool")
 def global_average_pool(g: Gradients, node: Node, dy: str) -> Grads:
     """``dx = dy/(H·W)`` at every pixel."""
     sizes = g.shape(node.inputs[0])[2:]
-    if None in sizes:
-        raise GraphError("GlobalAveragePool over a map of unknown size", where=node.name)
-    return [_spread(g, dy, node.inputs[0], int(np.prod([s for s in sizes if s])))]
+    count = prod(known(size, "GlobalAveragePool over a map of unknown size", node.name) for size in sizes)
+    return [_spread(g, dy, node.inputs[0], count)]
 
 
 @rule("AveragePool")

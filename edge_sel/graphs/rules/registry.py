@@ -11,7 +11,7 @@ from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import Forward, Node, Shape
 
 Grads = list[str | None]
-"""One gradient tensor per node input, in order; ``None`` where none is needed."""
+"""One gradient tensor per node input, in order; ``None`` where none is needed. At the end they may be left out."""
 
 
 class Gradients(Builder):
@@ -81,6 +81,13 @@ _STEPS = ("Sign", "Floor", "Ceil", "Round")
 _CONDITIONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or")
 STEPWISE = frozenset((*_COUNTS, *_STEPS, *_CONDITIONS))
 """Operators whose output does not follow small changes of their input: no gradient goes through them."""
+
+
+def known(size: int | None, problem: str, where: str) -> int:
+    """The size; GraphError with the problem where the size is known only at run time."""
+    if size is None:
+        raise GraphError(problem, where=where)
+    return size
 
 
 def rule(*ops: str) -> Callable[[GradientRule], GradientRule]:

@@ -7,7 +7,7 @@ import numpy as np
 from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Node, Shape
 from edge_sel.graphs.rules.elementwise import unbroadcast
-from edge_sel.graphs.rules.registry import Gradients, Grads, rule
+from edge_sel.graphs.rules.registry import Gradients, Grads, known, rule
 
 _END = 2**31 - 1
 
@@ -15,8 +15,7 @@ _END = 2**31 - 1
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(g: Gradients, node: Node, dy: str) -> Grads:
     """The gradient takes the input's shape again."""
-    back = g.op("Reshape", dy, g.op("Shape", node.inputs[0]))
-    return [back, *[None] * (len(node.inputs) - 1)]
+    return [g.op("Reshape", dy, g.op("Shape", node.inputs[0]))]
 
 
 @rule("Transpose")
@@ -33,9 +32,7 @@ def concat(g: Gradients, node: Node, dy: str) -> Grads:
     axis = int(node.attributes["axis"])
     start, grads = 0, []
     for name in node.inputs:
-        size = g.shape(name)[axis]
-        if size is None:
-            raise GraphError("Concat along an axis of unknown size", where=node.name)
+        size = known(g.shape(name)[axis], "Concat along an axis of unknown size", node.name)
         wanted = g.needs(name)
         grads.append(g.op("Slice", dy, g.ints(start), g.ints(start + size), g.ints(axis)) if wanted else None)
         start += size
@@ -54,18 +51,16 @@ def slice_(g: Gradients, node: Node, dy: str) -> Grads:
         raise GraphError("Slice backwards", where=node.name)
     before, after = [0] * len(shape), [0] * len(shape)
     for axis, b, e, step in zip(axes % len(shape), begin, end, steps, strict=True):
-        size = shape[axis]
         if b == 0 and e >= _END and step == 1:
             continue
-        if size is None:
-            raise GraphError("Slice along an axis of unknown size", where=node.name)
+        size = known(shape[axis], "Slice along an axis of unknown size", node.name)
         first, last, _ = slice(int(b), int(e)).indices(size)
         if step > 1:
             count = len(range(first, last, int(step)))
             dy = _spread_out(g, dy, int(axis), count, int(step), g.shape(node.outputs[0]))
             last = first + (count - 1) * int(step) + 1
         before[axis], after[axis] = first, size - max(first, last)
-    return [g.op("Pad", dy, g.ints(*before, *after)), *[None] * (len(node.inputs) - 1)]
+    return [g.op("Pad", dy, g.ints(*before, *after))]
 
 
 def _spread_out(g: Gradients, dy: str, axis: int, count: int, step: int, shape: Shape) -> str:
@@ -97,9 +92,7 @@ def gather_nd(g: Gradients, node: Node, dy: str) -> Grads:
     if node.attribute("batch_dims", 0):
         raise GraphError("GatherND with batch dimensions", where=node.name)
     x, indices = node.inputs
-    depth = g.shape(indices)[-1]
-    if depth is None:
-        raise GraphError("GatherND with indices of unknown length", where=node.name)
+    depth = known(g.shape(indices)[-1], "GatherND with indices of unknown length", node.name)
     shape = g.op("Shape", x)
     row = g.ints(0)
     for axis in range(depth):  # the row of x, if its first ``depth`` axes were one
@@ -108,7 +101,7 @@ def gather_nd(g: Gradients, node: Node, dy: str) -> Grads:
         row = g.op("Add", g.op("Mul", row, size), g.op("Mod", place, size))  # Mod: a negative place counts from the end
     flat = g.op("Concat", g.ints(-1), g.op("Slice", shape, g.ints(depth), g.ints(_END)), axis=0)
     rows = g.op("Reshape", x, flat)
-    return [g.op("Reshape", _add_rows(g, rows, len(g.shape(x)) - depth + 1, row, dy), shape), None]
+    return [g.op("Reshape", _add_rows(g, rows, len(g.shape(x)) - depth + 1, row, dy), shape)]
 
 
 @rule("Pad")
@@ -122,8 +115,7 @@ def pad(g: Gradients, node: Node, dy: str) -> Grads:
         raise GraphError("Pad that reflects, repeats or cuts", where=node.name)
     before, after = amounts[: len(axes)], amounts[len(axes) :]
     ends = [-int(a) if a else _END for a in after]
-    dx = g.op("Slice", dy, g.ints(*map(int, before)), g.ints(*ends), g.ints(*map(int, axes)))
-    return [dx, *[None] * (len(node.inputs) - 1)]
+    return [g.op("Slice", dy, g.ints(*map(int, before)), g.ints(*ends), g.ints(*map(int, axes)))]
 
 
 @rule("Gather")
@@ -134,7 +126,7 @@ def gather(g: Gradients, node: Node, dy: str) -> Grads:
     size = g.shape(x)[axis]
     index = g.forward.initializers.get(indices)
     if axis == 0 and (size is None or index is None or index.ndim > 1):
-        return [_add_rows(g, x, len(g.shape(x)), indices, dy), None]
+        return [_add_rows(g, x, len(g.shape(x)), indices, dy)]
     if size is None or index is None or index.ndim > 1:
         raise GraphError("Gather along a later axis of unknown size, or with computed indices", where=node.name)
     if index.ndim == 0:
@@ -144,7 +136,7 @@ def gather(g: Gradients, node: Node, dy: str) -> Grads:
     rank = len(g.shape(x))
     last = [i for i in range(rank) if i != axis] + [axis]
     moved = g.op("MatMul", g.op("Transpose", dy, perm=last), g.floats(onehot.T))
-    return [g.op("Transpose", moved, perm=[int(i) for i in np.argsort(last)]), None]
+    return [g.op("Transpose", moved, perm=[int(i) for i in np.argsort(last)])]
 
 
 def _add_rows(g: Gradients, x: str, rank: int, indices: str, dy: str) -> str:
@@ -162,4 +154,4 @@ def _add_rows(g: Gradients, x: str, rank: int, indices: str, dy: str) -> str:
 @rule("Expand")
 def expand(g: Gradients, node: Node, dy: str) -> Grads:
     """Sum over the axes that were repeated."""
-    return [unbroadcast(g, dy, node.outputs[0], node.inputs[0]), None]
+    return [unbroadcast(g, dy, node.outputs[0], node.inputs[0])]

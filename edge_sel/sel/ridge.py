@@ -87,6 +87,7 @@ def fit_head(
     ridges: Sequence[float] = RIDGES,
     priors: Sequence[float] = (),
     old_said: Array | None = None,
+    addend: tuple[Array, Array] | None = None,
     like: HeadFit | None = None,
 ) -> HeadFit:
     """The head that does best on samples, and on examples of the server, that it was not fitted to; or the old one.
@@ -115,13 +116,14 @@ def fit_head(
         priors: w to try; by default ``PRIORS`` or ``OLD_HEADS``.
         old_said: float[N, C], logits of samples that the old head has learnt, as it would say without them; NaN in rows
             of others. None: it has learnt none.
+        addend: weight and bias of the head whose logits may be added, if not ``old``.
         like: an earlier fit whose choices are taken as they are: one solution and no search, for a few samples more.
 
     Source: Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 7.10 (leave-one-out of a linear fit);
     Guo et al. 2017 (temperature scaling); Wolpert 1992 (stacking); Fanì et al. 2024 (sums of several places add up).
     """
     standard = standard or standard_of(features, groups)
-    data = _Data(features, labels, classes, standard, prior, examples, old, old_said)
+    data = _Data(features, labels, classes, standard, prior, examples, old, old_said, addend)
     few = data if features.shape[0] <= CHOSEN_BY else data.subset(spread(labels, CHOSEN_BY))
     if like is not None:
         return data.like(like)
@@ -147,10 +149,12 @@ class _Data:
     def __init__(
         self, features: Array, labels: Array, classes: int, standard: Standard, prior: Prior | None,
         examples: Examples | None, old: tuple[Array, Array] | None, old_said: Array | None = None,
+        addend: tuple[Array, Array] | None = None,
     ) -> None:  # fmt: skip
         self.xp = xp = array_namespace(features)
         self._given = features, labels, classes, standard, prior, examples, old
-        self._old_said = old_said
+        self._old_said, self._addend = old_said, addend or old
+        self._said_by_addend = old_said if addend is None else None
         self.standard = standard
         self._labels = labels
         self._targets = xp.astype(class_members(labels, classes), xp.float64)
@@ -170,21 +174,35 @@ class _Data:
         """With these samples only."""
         features, labels, classes, standard, prior, examples, old = self._given
         said = None if self._old_said is None else self._old_said[rows]
-        return _Data(features[rows], labels[rows], classes, standard, prior, examples, old, said)
+        return _Data(
+            features[rows],
+            labels[rows],
+            classes,
+            standard,
+            prior,
+            examples,
+            old,
+            said,
+            None if self._addend is old else self._addend,
+        )
 
     def _old_logits(self) -> tuple[Array, Array | None]:
         """Of the samples and of the examples under the old head."""
-        xp, features, old = self.xp, self._given[0], self._given[6]
+        old = self._given[6]
         assert old is not None
-        weight, bias = (xp.astype(part, xp.float64) for part in old)
+        return self._logits(old, self._old_said)
+
+    def _logits(self, head: tuple[Array, Array], said: Array | None) -> tuple[Array, Array | None]:
+        xp, features = self.xp, self._given[0]
+        weight, bias = (xp.astype(part, xp.float64) for part in head)
         of_examples = None
         if self._examples is not None:
             of_examples = as_they_were(self._examples[0][:, :-1], self.standard) @ weight.T + bias
         known = xp.where(xp.isfinite(features), features, xp.full_like(features, nan))  # of an infinity NumPy warns
         of_samples = xp.astype(known, xp.float64) @ weight.T + bias
-        if self._old_said is not None:
-            said = xp.astype(self._old_said, xp.float64)
-            of_samples = xp.where(xp.isnan(said), of_samples, said)
+        if said is not None:
+            told = xp.astype(said, xp.float64)
+            of_samples = xp.where(xp.isnan(told), of_samples, told)
         return of_samples, of_examples
 
     def candidates(
@@ -236,11 +254,11 @@ class _Data:
 
     @cached_property
     def _kept(self) -> Array | None:
-        """The old head's logits of the samples, then of the examples; None where it does not know every class here."""
-        xp, old = self.xp, self._given[6]
-        if old is None or not bool(xp.all(xp.any(old[0] != 0, axis=1))):
+        """The addend's logits of the samples, then of the examples; None where it does not know every class here."""
+        xp, head = self.xp, self._addend
+        if head is None or not bool(xp.all(xp.any(head[0] != 0, axis=1))):
             return None
-        samples, examples = self._old_logits()
+        samples, examples = self._logits(head, self._said_by_addend)
         every = samples if examples is None else xp.concat([samples, examples])
         return every if bool(xp.all(xp.isfinite(every))) else None
 
@@ -270,10 +288,10 @@ class _Data:
         bias = own * CONSTANT * coefficients[-1] - weight @ mean
         left_out = own * left_out
         if other and self._kept is not None:
-            old = self._given[6]
-            assert old is not None
+            assert self._addend is not None
             weight, bias = (
-                new + other * xp.astype(part, xp.float64) for new, part in zip((weight, bias), old, strict=True)
+                new + other * xp.astype(part, xp.float64)
+                for new, part in zip((weight, bias), self._addend, strict=True)
             )
             left_out = left_out + other * self._kept[: left_out.shape[0]]
         loss = float(xp.mean(cross_entropy(left_out, self._labels)))

@@ -325,3 +325,31 @@ def test_an_old_head_that_stayed_stays_in_a_fit_like_it():
     again = fit_head(features, chance, CLASSES, old=(good.weight * 0, good.bias * 0 + 1), like=first)
     assert again.changed == first.changed
     np.testing.assert_allclose(again.weight, first.weight, atol=1e-6)
+
+
+def test_what_is_added_is_the_addend_and_not_the_old_head():
+    """A good head is added where few samples tell little; what stays is the old one."""
+    good = fit_head(*samples(4000, 16, seed=5, noise=2.0)[:2], CLASSES)
+    features, labels, old = samples(16, 16, seed=6, noise=2.0)
+    rest, rest_labels, _ = samples(2000, 16, seed=7, noise=2.0)
+    known = standard_of(features)
+    prior = summarise(standardised(rest[:200], known), rest_labels[:200], CLASSES, 4)  # a poor one
+    fit = fit_head(features, labels, CLASSES, old=old, addend=(good.weight, good.bias), standard=known, prior=prior)
+    alone = fit_head(features, labels, CLASSES, old=old, standard=known, prior=prior)
+    assert fit.changed and fit.kept > 0
+    assert accuracy(fit, rest, rest_labels) > accuracy(alone, rest, rest_labels)
+    fitted = fit.left_out - fit.kept * (features @ good.weight.T + good.bias)
+    again = fit_head(features, labels, CLASSES, standard=known, prior=prior, ridges=(fit.ridge,), priors=(fit.prior,))
+    ratio = fitted[np.abs(again.left_out) > 0.1] / again.left_out[np.abs(again.left_out) > 0.1]
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-4)
+
+
+def test_samples_that_the_old_head_has_learnt_are_told_as_it_would_say_without_them():
+    """It knows them by heart; nothing else is known, so what it would say without them is no better than chance."""
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(40, 60)).astype(np.float32), rng.integers(0, CLASSES, 40)
+    by_heart = fit_head(features, labels, CLASSES, ridges=(1e-5,))
+    weight, bias = 20 * by_heart.weight, 20 * by_heart.bias
+    trusting = fit_head(features, labels, CLASSES, old=(weight, bias))
+    fair = fit_head(features, labels, CLASSES, old=(weight, bias), old_said=by_heart.left_out)
+    assert trusting.loss < 0.7 < 1.2 < fair.loss

@@ -44,6 +44,8 @@ class Served(NamedTuple):
     """bool [N]."""
     left_out: np.ndarray
     """float32 [N, C], see ``Learnt``."""
+    whole: bool
+    """Whether these are all that it has learnt."""
 
     @property
     def fair(self) -> np.ndarray:
@@ -70,14 +72,14 @@ def served_of(learnt: Learnt | None, images: np.ndarray, classes: int) -> Served
     """
     left_out = np.full((len(images), classes), np.nan, np.float32)
     if learnt is None:
-        return Served(np.ones(len(images), bool), left_out)
+        return Served(np.ones(len(images), bool), left_out, whole=False)
     at = np.minimum(np.searchsorted(learnt.images, images), max(len(learnt.images) - 1, 0))
     found = learnt.images[at] == images if len(learnt.images) else np.zeros(len(images), bool)
     if found.any():
         said = learnt.left_out[at[found]]
         more = np.repeat(said.mean(1, keepdims=True), classes - said.shape[1], axis=1)
         left_out[found] = np.concatenate([said, more], axis=1)
-    return Served(found, left_out)
+    return Served(found, left_out, int(found.sum()) == len(learnt.images))
 
 
 def learnt_now(before: Learnt, images: np.ndarray, rows: np.ndarray, left_out: np.ndarray, classes: int) -> Learnt:

@@ -231,6 +231,7 @@ class ClosedFormStage(TrainingStage):
             features.astype(np.float32), labels, len(self.memory.class_e), old=pack.linear_head.joined(self._start),
             groups=groups, shallow=groups[0], standard=sums and sums.standard, prior=sums and sums.prior,
             examples=sums.examples if sums and len(sums.examples.labels) else None, priors=priors, old_said=said,
+            addend=self._addend(),
         )  # fmt: skip
 
     def _rehearsal(self) -> tuple[np.ndarray, np.ndarray]:
@@ -240,6 +241,17 @@ class ClosedFormStage(TrainingStage):
         if anchors is None or not len(rows := anchors.rehearsed()):
             return np.zeros((0, head.shape[1]), np.float16), np.zeros(0, np.int64)
         return self._features_with({}, rows, anchors.images), anchors.images.labels[rows]
+
+    def _addend(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The head whose logits may be part of the new one's, None for the old head.
+
+        What the head in service has learnt of images that are all here, the new head learns itself: beside it, that
+        one would count them twice. What it has not from the device is the exported head.
+        """
+        pack, served = self.inputs.pack, self.inputs.served
+        if pack.exported is None or served is None or not served.whole or changed_in(self._start, pack.exported):
+            return None
+        return pack.linear_head.joined(original_weights(pack.exported, len(self.memory.class_e)))
 
     def _said(self, used: np.ndarray, more: int) -> np.ndarray | None:
         """What the head in service says of these images without having learnt them, NaN where that is as it is.

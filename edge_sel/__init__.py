@@ -2,6 +2,8 @@
 
     import edge_sel
 
+    pack = edge_sel.export("net.onnx", "train/", out="model.edgepack", mean=(0.5,) * 3, std=(0.25,) * 3)
+
     run = edge_sel.finetune("model.edgepack", "photos/", out="run", plan="last")
     print(run.accuracy_before, run.accuracy_after, run.shipped, run.energy_j, run.energy_source)
 
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from edge_sel.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from edge_sel.api.export import export as export
     from edge_sel.api.round import Round as Round
     from edge_sel.api.round import finetune as finetune
     from edge_sel.api.round import train_round as train_round
@@ -46,6 +49,7 @@ PLACES = {
     "ImageSet": "data.dataset",
     "Pack": "pack.reader",
     "Round": "api.round",
+    "export": "api.export",
     "finetune": "api.round",
     "open_classifier": "edge.classifier",
     "open_pack": "pack.reader",

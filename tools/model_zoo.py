@@ -67,8 +67,8 @@ def make_pack(model: str, size: int, out: Path, *, dry: bool = False) -> dict[st
     from edge_sel.data.dataset import ImageSet
     from edge_sel.errors import EdgeSelError
     from edge_sel.pack.reader import open_pack
-    from edge_sel.server.dry_run import forecast
-    from edge_sel.server.export import DEFAULT_PLANS, export_pack
+    from edge_sel.server.compile_plans import DEFAULT_PLANS, forecast
+    from edge_sel.server.export import export_pack
 
     began, left_out = time.monotonic(), list[str]()
     try:

@@ -27,10 +27,9 @@ from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import apply_shift
 from edge_sel.data.signature import measure
 from edge_sel.sel.ridge import fit_head
-from edge_sel.server.batches import Augmentation, Batches
-from edge_sel.server.cameras import draw_place
+from edge_sel.server.batches import Batches, BatchOptions
+from edge_sel.server.cameras import draw_place, simulate_place
 from edge_sel.server.pretrain import PretrainOptions, train_epoch
-from edge_sel.server.simulate import simulate_place
 from edge_sel.server.warmup import load
 
 SHIFTS = ("low_light", "fog", "colour_cast", "blur_noise")
@@ -67,7 +66,7 @@ class Bench:
             parameter.requires_grad_(name in self.cheap)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, RATE, momentum=0.9, nesterov=True)
-        views, generator = Augmentation(batch_size=64), torch.Generator().manual_seed(seed)
+        views, generator = BatchOptions(batch_size=64), torch.Generator().manual_seed(seed)
         steps = EPOCHS * (len(images) // views.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(EPOCHS):

@@ -41,8 +41,7 @@ def command(
     from edge_sel.data.signature import read_signature
     from edge_sel.pack.expert import write_expert
     from edge_sel.pack.reader import open_pack
-    from edge_sel.server.expert import train_expert
-    from edge_sel.server.fit_cameras import fit_place
+    from edge_sel.server.expert import fit_place, train_expert
 
     def note(line: str) -> None:
         click.echo(line, err=True)

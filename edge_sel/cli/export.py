@@ -5,31 +5,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edge_sel.cli.common import (
-    SEED,
-    FiniteRange,
-    GivenPath,
-    echo_json,
-    json_option,
-    max_pixels_option,
-)
-from edge_sel.errors import GraphError, PackError, UsageError, escaped
+from edge_sel.api.export import LARGE, REHEARSALS, export, open_given
+from edge_sel.cli.common import SEED, FiniteRange, GivenPath, echo_json, json_option, max_pixels_option
+from edge_sel.errors import UsageError, escaped
 from edge_sel.units import counted
 
-if TYPE_CHECKING:  # these take long to import, and `--help` does without them
-    from edge_sel.pack.manifest import GainRow
-    from edge_sel.pack.reader import Pack
-    from edge_sel.server.source.base import Source
-
-REHEARSALS, LARGE = 8, 96
-"""By default; none for images of more pixels aside. There one takes minutes, and simulated cameras trouble such
-networks little: they measured a gain of 0 for every stage of the body."""
 FEW_RIGHT = 0.5
 """Share of the calibration images; a model that gets fewer right may have its classes in another order."""
 
@@ -124,10 +109,9 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 @max_pixels_option
 @json_option
 def command(
-    source: str, data: Path | None, out: Path | None, dry_run: bool, weights: Path | None, classes: Path | None,
-    new_head: bool, image_size: tuple[int, int] | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    plans: str | None, optimizer: str, gamma_percentile: float, limit_per_class: int, rehearsals: int | None,
-    extras: tuple[str, ...], seed: int, max_pixels: int, as_json: bool,
+    source: str, data: Path | None, out: Path | None, dry_run: bool, as_json: bool, plans: str | None, optimizer: str,
+    extras: tuple[str, ...], gamma_percentile: float, limit_per_class: int, rehearsals: int | None, seed: int,
+    max_pixels: int, **given: Any,
 ) -> None:  # fmt: skip
     """Turn a classifier into a pack that a device can fine-tune without torch.
 
@@ -135,70 +119,20 @@ def command(
     function that makes a torch model (path/to/model.py:make_model), or a forward .onnx file. Of an ONNX file a pack is
     made without torch.
     """
-    from edge_sel.cli.show_forecast import show_forecast
-    from edge_sel.pack.writer import refuse_foreign
-    from edge_sel.server.source.names import folder_classes, read_classes
-    from edge_sel.server.source.open import Asked, open_source
-
     wanted = tuple(plan.strip() for plan in plans.split(",")) if plans else ()
-    if extras:
-        from edge_sel.engines.ort_training_api import require_training
-
-        require_training()
-    if not dry_run and (data is None or out is None):
-        raise UsageError("--data and --out are needed", fix="or --dry-run, to list what a pack would hold")
-    if out is not None:
-        refuse_foreign(out)
-    names = None if classes is None else read_classes(classes)
-    folders = None if data is None else folder_classes(data)
-    asked = Asked(names, folders, image_size, mean, std, weights, new_head, dry_run)
-    opened = open_source(source, asked)
     if dry_run:
-        show_forecast(opened, wanted, optimizer, as_json=as_json)
+        from edge_sel.cli.show_forecast import show_forecast
+
+        show_forecast(open_given(source, data, dry=True, **given), wanted, optimizer, as_json=as_json)
         return
-    assert data is not None and out is not None
-    _export(
-        opened,
-        data,
-        out,
-        wanted,
-        optimizer,
-        gamma_percentile,
-        limit_per_class,
-        rehearsals,
-        bool(extras),
-        seed,
-        max_pixels,
-        as_json,
-    )
-
-
-def _export(
-    source: Source, data: Path, out: Path, plans: tuple[str, ...], optimizer: str, gamma_percentile: float,
-    limit_per_class: int, rehearsals: int | None, ort_training: bool, seed: int, max_pixels: int, as_json: bool,
-) -> None:  # fmt: skip
-    from edge_sel.cli.rehearse import load_unseen, rehearse_pack
-    from edge_sel.data.folder import load_folder
-    from edge_sel.server.export import export_pack
-
-    info = source.info
-    images = load_folder(
-        data, info.image_size, classes=info.classes, limit_per_class=limit_per_class, max_pixels=max_pixels
-    )
-
-    if rehearsals is None:
-        rehearsals = REHEARSALS if max(info.image_size) <= LARGE else 0
-
-    def measure_gains(pack: Pack) -> tuple[GainRow, ...]:
-        return rehearse_pack(pack, images, load_unseen(data, info, max_pixels), rehearsals, seed, _note)
-
-    try:
-        manifest = export_pack(
-            source, images, out, plans=plans, optimizer=optimizer, gamma_percentile=gamma_percentile, seed=seed,
-            ort_training=ort_training, now=datetime.now(timezone.utc), rehearse=measure_gains, note=_note,
-        )  # fmt: skip
-    except PackError as error:  # of what was to be written: there is no pack to be copied or exported again
-        raise GraphError(error.what, where=error.where, fix="nothing was written; --plans head may do") from error
+    if data is None or out is None:
+        raise UsageError("--data and --out are needed", fix="or --dry-run, to list what a pack would hold")
+    pack = export(
+        source, data, out=out, plans=wanted, optimizer=optimizer, gamma_percentile=gamma_percentile,
+        limit_per_class=limit_per_class, rehearsals=rehearsals, with_ort_training=bool(extras), seed=seed,
+        max_pixels=max_pixels, note=lambda line: click.echo(line, err=True), **given,
+    )  # fmt: skip
+    manifest = pack.manifest
     if as_json:
         echo_json({"schema": 1, "pack": str(out), **asdict(manifest)})
         return
@@ -216,7 +150,3 @@ def _export(
     gamma = manifest.calibration.gamma
     count = counted(len(manifest.plans), "plan")
     click.echo(f"wrote {escaped(str(out))}: {count}, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
-
-
-def _note(line: str) -> None:
-    click.echo(line, err=True)

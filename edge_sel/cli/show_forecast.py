@@ -7,8 +7,7 @@ import click
 from edge_sel.cli.common import echo_json
 from edge_sel.config.settings import Settings
 from edge_sel.errors import GraphError, escaped
-from edge_sel.server.dry_run import forecast, weight_bytes
-from edge_sel.server.export import DEFAULT_PLANS
+from edge_sel.server.compile_plans import DEFAULT_PLANS, forecast, weight_bytes
 from edge_sel.server.source.base import Source
 
 

@@ -1,6 +1,6 @@
 """What a set of images looks like, in some eighty numbers that show no image: light, colours, sharpness, noise.
 
-A server fits its simulated cameras to them (``server/fit_cameras.py``). They are statistics of the responses to the
+A server fits its simulated cameras to them (``server/expert.py``). They are statistics of the responses to the
 3 x 3 filters of the discrete cosine transform, at full and at half resolution, per colour: an early layer that no
 training changes.
 """

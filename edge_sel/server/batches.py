@@ -1,4 +1,4 @@
-"""Batches for pretraining: normalised and augmented on the trainer's device, some of the images through cameras."""
+"""Batches for pretraining: on which device, in which precision, augmented, some of the images through cameras."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from edge_sel.data.dataset import ImageSet
+from edge_sel.errors import UsageError
 from edge_sel.server.cameras import Cameras, draw_cameras, draw_place, take_pictures
 
 _EVALUATED_AT_ONCE = 500
@@ -19,7 +20,7 @@ _LEAST_IN_PLACE = 8
 """Images; batch statistics of fewer are mostly noise."""
 
 
-class Augmentation(NamedTuple):
+class BatchOptions(NamedTuple):
     """What becomes of the images of a batch.
 
     Attributes:
@@ -70,7 +71,7 @@ class Batches:
         """What the model is fed."""
         return (pixels * self.scale + self.offset).to(memory_format=torch.channels_last)
 
-    def shuffled(self, indices: np.ndarray, views: Augmentation, generator: torch.Generator) -> Iterator[TrainingBatch]:
+    def shuffled(self, indices: np.ndarray, views: BatchOptions, generator: torch.Generator) -> Iterator[TrainingBatch]:
         """One augmented epoch in random order, in groups; a last partial batch is left out (batch statistics)."""
         order = indices[torch.randperm(len(indices), generator=generator).numpy()]
         size = min(views.batch_size, len(order))
@@ -98,7 +99,7 @@ class Batches:
             yield self.read(indices[start : start + at_once])
 
 
-def in_groups(pixels: torch.Tensor, views: Augmentation, generator: torch.Generator) -> list[torch.Tensor]:
+def in_groups(pixels: torch.Tensor, views: BatchOptions, generator: torch.Generator) -> list[torch.Tensor]:
     """A batch [N, 3, H, W], 0..255, in groups, in order: first clean and random pictures, then two places.
 
     A third of the pictures that cameras take are in the first group, each by any camera; a third are in either place,
@@ -131,7 +132,7 @@ def _taken_by(cameras: Cameras, pixels: torch.Tensor, generator: torch.Generator
     return 255 * take_pictures(pixels / 255, cameras.to(pixels.device), generator)
 
 
-def augment(x: torch.Tensor, views: Augmentation, generator: torch.Generator) -> torch.Tensor:
+def augment(x: torch.Tensor, views: BatchOptions, generator: torch.Generator) -> torch.Tensor:
     """Flip half of the images and shift each by up to ``crop_padding`` pixels, reflecting at the border."""
     n, _, height, width = x.shape
     if views.flip:
@@ -146,3 +147,34 @@ def augment(x: torch.Tensor, views: Augmentation, generator: torch.Generator) ->
         image = torch.arange(n, device=x.device)[:, None, None]
         x = padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
     return x
+
+
+def device_of(name: str) -> torch.device:
+    """The named device; ``auto`` is a graphics card if there is one.
+
+    Raises:
+        UsageError: torch does not know it, or it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = f"--device cannot be used, {str(error).splitlines()[0]}"
+        raise UsageError(what, where=name, fix="auto, cpu or cuda") from error
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Use bfloat16 where the chip multiplies it natively; elsewhere it is slower than float32."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16()
+        precision = "bf16" if native else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 natively."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())

@@ -14,7 +14,7 @@ from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import Plan, parameters, running_statistics
 from edge_sel.graphs.train import compile_train
 from edge_sel.pack.reader import Pack
-from edge_sel.server.exact_step import ReferenceGraph, step_scalars
+from edge_sel.server.onnx_reference import ReferenceGraph, step_scalars
 from edge_sel.server.parity import STEP, blame
 
 DIRECTIONS = 4

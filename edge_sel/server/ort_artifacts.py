@@ -20,7 +20,7 @@ from edge_sel.engines.ort_training import OrtTrainingEngine
 from edge_sel.engines.ort_training_api import VERSION, import_training
 from edge_sel.errors import EdgeSelError, GraphError
 from edge_sel.files import stderr_silenced
-from edge_sel.graphs.builder import Builder
+from edge_sel.graphs.builder import Builder, prune
 from edge_sel.graphs.ir import BATCH, IR_VERSION, Forward, Node
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.graphs.plans import Plan, make_plan, running_statistics
@@ -30,6 +30,7 @@ from edge_sel.pack.manifest import WEIGHTS, ArtifactFiles, OrtTrainingInfo, arti
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.tensor_file import tensor_places
 from edge_sel.pack.wire import WireError
+from edge_sel.server.source.base import replace_all
 
 OFFICIAL = ArtifactFiles("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "nominal_checkpoint")
 """What ``generate_artifacts`` calls its files."""
@@ -125,11 +126,11 @@ def _forward_model(forward: Forward, plan: Plan) -> onnx.ModelProto:
             _batch_statistics(b, node)
         else:
             _frozen_statistics(b, node, len(forward.shape(node.inputs[0])))
-    image = helper.make_tensor_value_info(forward.input, TensorProto.FLOAT, [BATCH, *forward.shape(forward.input)[1:]])
-    logits = helper.make_tensor_value_info(
-        forward.logits, TensorProto.FLOAT, [BATCH, *forward.shape(forward.logits)[1:]]
+    image, logits = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *forward.shape(name)[1:]])]
+        for name in (forward.input, forward.logits)
     )
-    return b.model([image], [logits], forward.initializers, f"forward-{plan.name}")
+    return b.model(image, logits, forward.initializers, f"forward-{plan.name}")
 
 
 def _batch_statistics(b: Builder, node: Node) -> None:
@@ -193,24 +194,18 @@ def _add_mask(model: onnx.ModelProto, plan: Plan) -> None:
         accumulator.input[1] = op("Mul", gradient, mask, name=f"masked::{weight}")
         counts.append(op("ReduceSum", mask, name=f"kept::{weight}", keepdims=0))
     op("Sum", *counts, name="kept")
-    ordered = [node for node in graph.node if node.op_type != "InPlaceAccumulatorV2"] + nodes + accumulators
-    del graph.node[:]
-    graph.node.extend(ordered)
+    others = [node for node in graph.node if node.op_type != "InPlaceAccumulatorV2"]
+    replace_all(graph.node, [*others, *nodes, *accumulators])
     given = [helper.make_tensor_value_info("gamma", TensorProto.FLOAT, [1])]
-    limited = [value for value in graph.input if value.name in plan.channels]
-    for value in limited:
-        rows = value.type.tensor_type.shape.dim[0].dim_value
-        given.append(helper.make_tensor_value_info(f"rows::{value.name}", TensorProto.FLOAT, [rows, 1, 1, 1]))
+    for value in graph.input:
+        if value.name in plan.channels:
+            rows = value.type.tensor_type.shape.dim[0].dim_value
+            given.append(helper.make_tensor_value_info(f"rows::{value.name}", TensorProto.FLOAT, [rows, 1, 1, 1]))
     first = next(place for place, value in enumerate(graph.input) if value.name == "sample_weight") + 1
-    _insert(graph.input, first, given)  # what a user gives stands before the parameters
+    replace_all(graph.input, [*graph.input[:first], *given, *graph.input[first:]])  # before the parameters
     last = next(place for place, value in enumerate(graph.output) if value.name.endswith(".accumulation.out"))
-    _insert(graph.output, last, [helper.make_tensor_value_info("kept", TensorProto.FLOAT, [])])
-
-
-def _insert(values: Any, place: int, new: list[onnx.ValueInfoProto]) -> None:
-    ordered = [*values[:place], *new, *values[place:]]
-    del values[:]
-    values.extend(ordered)
+    kept = helper.make_tensor_value_info("kept", TensorProto.FLOAT, [])
+    replace_all(graph.output, [*graph.output[:last], kept, *graph.output[last:]])
 
 
 def _forget_statistics(model: onnx.ModelProto) -> None:
@@ -220,39 +215,27 @@ def _forget_statistics(model: onnx.ModelProto) -> None:
         if node.op_type == "BatchNormalization":
             del node.output[1:]
             node.input[3:] = [name.removeprefix("old::") for name in node.input[3:]]
-    keep = [value for value in graph.output if not value.name.startswith("batch::")]
-    del graph.output[:]
-    graph.output.extend(keep)
-    needed = {value.name for value in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed |= set(node.input)
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(nodes))
+    replace_all(graph.output, [value for value in graph.output if not value.name.startswith("batch::")])
+    prune(graph, [value.name for value in graph.output])
 
 
 def _set_attributes(model: onnx.ModelProto) -> None:
     """The official Adam divides by other terms than torch's, and has another ε."""
     for node in model.graph.node:
         if node.op_type == "AdamWOptimizer":
-            del node.attribute[:]
-            node.attribute.extend(helper.make_attribute(name, value) for name, value in ADAM.items())
+            replace_all(node.attribute, [helper.make_attribute(name, value) for name, value in ADAM.items()])
 
 
 def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     """In the format version that the runtime reads, with the operator sets that it uses, and no notes."""
     model.ir_version = IR_VERSION
-    used = [opset for opset in model.opset_import if opset.domain in DOMAINS]
-    del model.opset_import[:], model.metadata_props[:], model.graph.value_info[:]
-    model.opset_import.extend(used)
+    replace_all(model.opset_import, [opset for opset in model.opset_import if opset.domain in DOMAINS])
+    del model.metadata_props[:], model.graph.value_info[:]
     for field in ("producer_name", "producer_version", "doc_string", "domain"):
         model.ClearField(field)
     model.graph.ClearField("doc_string")
-    tensors = [numpy_helper.from_array(numpy_helper.to_array(t), t.name) for t in model.graph.initializer]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(tensors)
+    plain = [numpy_helper.from_array(numpy_helper.to_array(each), each.name) for each in model.graph.initializer]
+    replace_all(model.graph.initializer, plain)
     for node in model.graph.node:
         node.ClearField("doc_string")
     return model

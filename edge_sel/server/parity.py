@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.engines.base import Batch, Hyper, Prefix, StepResult
+from edge_sel.engines.base import Batch, Engine, Hyper
 from edge_sel.errors import GraphError
 from edge_sel.graphs.check import rule_error
 from edge_sel.graphs.ir import Forward, Node
@@ -27,7 +28,7 @@ from edge_sel.graphs.train import compile_train
 from edge_sel.pack.manifest import OPTIMIZER_STATE, WEIGHTS, ModelInfo, PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.writer import external_layout, externalise
-from edge_sel.server.exact_step import exact_step
+from edge_sel.server.onnx_reference import reference_step
 from edge_sel.server.source.base import Agreement
 
 MULTIPLE = 8
@@ -50,31 +51,53 @@ TRIES = 4
 """How many batches may have a kink. A wrong rule is off on every batch."""
 
 
-class OneStep(Protocol):
-    """What is compared: the state after one step; any trainer of an engine is one."""
-
-    plan: PlanInfo
-
-    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
-        """One update."""
-
-    def state(self) -> Arrays:
-        """Copies of weights, optimizer state and running statistics."""
-
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Begin from a saved state."""
+FirstStep: TypeAlias = Callable[[Batch], Arrays]
+"""The first step with a batch: ``loss``, then by name gradients, those closest to the loss first, and statistics."""
 
 
-class Program(Protocol):
-    """Something that makes a plan's step: an engine, or another implementation."""
+class Program(NamedTuple):
+    """Something that makes a plan's first step; ``start`` takes a pack, the plan's name and the full set of weights."""
 
     name: str
+    start: Callable[[Pack, str, Mapping[str, np.ndarray]], FirstStep]
 
-    def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> OneStep:
-        """Start a plan from the given full set of weights."""
 
-    def prefix(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Prefix | None:
-        """What makes the images that the trainer takes; None where it takes images as they are."""
+def program_of(engine: Engine) -> Program:
+    """The engine's own way to make it."""
+
+    def start(pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> FirstStep:
+        trainer, prefix = engine.trainer(pack, plan, weights), engine.prefix(pack, plan, weights)
+        first = trainer.state()
+
+        def step(batch: Batch) -> Arrays:
+            trainer.load_state(first)
+            fed = batch._replace(images=prefix(batch.images)) if prefix else batch
+            losses = trainer.step(fed, STEP).losses
+            return _results(pack, plan, losses, trainer.state())
+
+        return step
+
+    return Program(engine.name, start)
+
+
+def reference_program(dtype: DTypeLike) -> Program:
+    """ONNX's reference implementation, which runs a pack's graphs operator by operator in numpy; very slow."""
+
+    def start(pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> FirstStep:
+        def step(batch: Batch) -> Arrays:
+            found = reference_step(pack, plan, weights, batch, STEP, dtype)
+            return _results(pack, plan, found["loss"], {n.removeprefix("new::"): value for n, value in found.items()})
+
+        return step
+
+    return Program("ONNX's reference implementation", start)
+
+
+def _results(pack: Pack, plan: str, losses: np.ndarray, state: Arrays) -> Arrays:
+    """The first optimizer state after one step from zero is the gradient times a constant."""
+    info, slot = pack.plan(plan), OPTIMIZER_STATE[pack.manifest.optimizer][0]
+    gradients = {name: state[f"{slot}::{name}"] for name in reversed(info.trainable)}
+    return {"loss": losses, **gradients, **{name: state[name] for name in info.buffers}}
 
 
 class Errors(NamedTuple):
@@ -99,15 +122,14 @@ def parity_batches(images: ImageSet, model: ModelInfo, rng: np.random.Generator)
 
 
 def check_parity(
-    pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Program, *, reference: Program, twin: Program,
+    pack: Pack, forward: Forward, batches: Sequence[Batch], engine: Engine, *, reference: Program, twin: Program,
     begin: Callable[[str], None] = lambda plan: None,
 ) -> dict[str, Agreement]:  # fmt: skip
     """Compare one step of every plan with the reference's, and both with the twin's.
 
-    The first optimizer state after one step from zero is the gradient times a constant, so comparing it compares
-    gradients, without Adam's division blowing up differences of tiny ones. What stands in the pack in two halves, or
-    for some channels, is compared with the whole that the others compute: once for all plans that normalise alike, as
-    a gradient does not depend on what else is trained.
+    Gradients are compared by the first optimizer state, without Adam's division blowing up differences of tiny ones.
+    What stands in the pack in two halves, or for some channels, is compared with the whole that the others compute:
+    once for all plans that normalise alike, as a gradient does not depend on what else is trained.
 
     Args:
         pack: as a device would load it.
@@ -123,37 +145,29 @@ def check_parity(
             the operator.
     """
     report: dict[str, Agreement] = {}
-    whole, weights = _with_whole_plans(pack, forward), pack.weights()
-    slot = OPTIMIZER_STATE[pack.manifest.optimizer][0]
-    for name, plan in whole.items():
-        mine = [info for info in pack.manifest.plans.values() if info.bn_mode == plan.manifest.plans[name].bn_mode]
-        others = [program.trainer(plan, name, weights) for program in (reference, twin)]
-        start = others[0].state()
+    weights, ours = pack.weights(), program_of(engine)
+    for name, whole in _with_whole_plans(pack, forward).items():
+        mine = [info for info in pack.manifest.plans.values() if info.bn_mode == whole.plan(name).bn_mode]
+        others = [program.start(whole, name, weights) for program in (reference, twin)]
         waiting = {info.name: info for info in mine}
-        programs = {}
+        steps: dict[str, FirstStep] = {}
         seen: dict[str, list[Errors]] = {info.name: [] for info in mine}
         for batch in batches:
-            for trainer in others:
-                trainer.load_state(start)
-            single, double = (_results(trainer, batch, slot) for trainer in others)
+            single, double = (step(batch) for step in others)
             for info in list(waiting.values()):
-                if info.name not in programs:
+                if info.name not in steps:
                     begin(info.name)
-                    trainer = engine.trainer(pack, info.name, weights)
-                    programs[info.name] = trainer, trainer.state(), engine.prefix(pack, info.name, weights)
-                trainer, first, prefix = programs[info.name]
-                trainer.load_state(first)
-                fed = batch._replace(images=prefix(batch.images)) if prefix else batch
-                ours = _results(trainer, fed, slot)
-                seen[info.name].append(_errors(ours, _of_plan(single, info), _of_plan(double, info), info))
+                    steps[info.name] = ours.start(pack, info.name, weights)
+                found = steps[info.name](batch)
+                seen[info.name].append(_errors(found, _of_plan(single, info), _of_plan(double, info), info))
                 if not _too_far(seen[info.name][-1]):
-                    del waiting[info.name], programs[info.name]
+                    del waiting[info.name], steps[info.name]
             if not waiting:
                 break
-        names = engine.name, reference.name
         for info in waiting.values():
-            expected = _of_plan(double, info)
-            _require_explained(info.name, seen[info.name], pack, forward, weights, batch, expected, names)
+            alone, expected = reference_program(np.float64).start(pack, info.name, weights), _of_plan(double, info)
+            exact = _errors(alone(batch), expected, expected, info).ours
+            _require_explained(info, seen[info.name], exact, forward, (engine.name, reference.name))
         for info in mine:
             told = min(seen[info.name], key=lambda errors: max(errors.ours.values()))
             report[info.name] = Agreement(max(told.ours.values()), max(told.reference.values()))
@@ -197,41 +211,28 @@ def _too_far(errors: Errors) -> bool:
 
 
 def _require_explained(
-    plan: str, seen: Sequence[Errors], pack: Pack, forward: Forward, weights: Arrays, batch: Batch, double: Arrays,
-    names: tuple[str, str],
-) -> None:  # fmt: skip
+    info: PlanInfo, seen: Sequence[Errors], exact: Mapping[str, float], forward: Forward, names: tuple[str, str]
+) -> None:
     """No batch was without a kink: the graph itself, in float64, must do what the twin did on the last of them.
 
-    ``names`` are those of the engine and of the reference.
+    ``exact`` tells how far it is from that; ``names`` are those of the engine and of the reference.
 
     Raises:
         GraphError: it does not, or in float32 it is farther from the twin than a kink explains.
     """
-    info, slot = pack.plan(plan), OPTIMIZER_STATE[pack.manifest.optimizer][0]
-    exact = exact_step(pack, plan, weights, batch, STEP)
-    found = {"loss": exact["loss"], **{name: exact[f"new::{slot}::{name}"] for name in reversed(info.trainable)}}
-    found |= {name: exact[f"new::{name}"] for name in info.buffers}
-    errors = _errors(found, double, double, info).ours
-    bad = next((name for name, error in errors.items() if error > EXACT), "")
+    bad = next((name for name, error in exact.items() if error > EXACT), "")
     ours, theirs = (float(np.median([max(errors[k].values()) for errors in seen])) for k in (0, 1))
-    if bad or not ours <= MULTIPLE * max(theirs, ROUNDING):
-        worst = bad or max(seen[-1].ours, key=lambda name: seen[-1].ours[name])
-        told = f"differs from {names[1]} by {errors[bad] if bad else ours:.1e}" + f" at {worst}"
-        raise GraphError(
-            f"plan {plan} {told}",
-            where=blame(forward, bad, info.bn_mode, np.random.default_rng(0))
-            if bad
-            else f"the graph is right in float64, what {names[0]} makes of it is not",
-            fix="the pack was not written; fix the rule in edge_sel/graphs/rules" if bad else "another onnxruntime",
+    differs = f"plan {info.name} differs from {names[1]} by"
+    if bad:
+        where, fix = (
+            blame(forward, bad, info.bn_mode, np.random.default_rng(0)),
+            "fix the rule in edge_sel/graphs/rules",
         )
-
-
-def _results(trainer: OneStep, batch: Batch, slot: str) -> Arrays:
-    """Losses, gradients and running statistics after one step; gradients come closest to the loss first."""
-    losses = trainer.step(batch, STEP).losses
-    state = trainer.state()
-    gradients = {name: state[f"{slot}::{name}"] for name in reversed(trainer.plan.trainable)}
-    return {"loss": losses, **gradients, **{name: state[name] for name in trainer.plan.buffers}}
+        raise GraphError(f"{differs} {exact[bad]:.1e} at {bad}", where=where, fix=f"the pack was not written; {fix}")
+    if not ours <= MULTIPLE * max(theirs, ROUNDING):
+        worst = max(seen[-1].ours, key=lambda name: seen[-1].ours[name])
+        where = f"the graph is right in float64, what {names[0]} makes of it is not"
+        raise GraphError(f"{differs} {ours:.1e} at {worst}", where=where, fix="another onnxruntime")
 
 
 def _errors(ours: Arrays, reference: Arrays, twin: Arrays, plan: PlanInfo) -> Errors:

@@ -19,8 +19,7 @@ from edge_sel.data.split import stratified_split
 from edge_sel.data.transforms import channel_statistics
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.server import warmup
-from edge_sel.server.batches import Augmentation, Batches, TrainingBatch
-from edge_sel.server.device import autocast, device_of
+from edge_sel.server.batches import Batches, BatchOptions, TrainingBatch, autocast, device_of
 from edge_sel.server.source.base import WarmupInfo
 from edge_sel.server.teacher import Teacher, distillation_loss, open_teacher
 
@@ -88,56 +87,48 @@ def pretrain(
     """
     require_trainable(images)
     device = device_of(options.device)
-    train, held = _held_out(images, options)
-    teacher, told = _teacher_of(options, images, train, held, device, note)
+    train, held = np.arange(len(images)), np.empty(0, np.int64)
+    if options.validation_fraction:
+        train, held = stratified_split(images.labels, options.validation_fraction, np.random.default_rng(options.seed))
+    teacher, told = None, dict[str, object]()
+    if options.teacher is not None:  # its path may be private: the checkpoint has its name
+        teacher = open_teacher(options.teacher, images, train, device, options.precision)
+        told = {"teacher": teacher.name, "teacher_accuracy": teacher.accuracy(held)}
+        seen = f"accuracy {told['teacher_accuracy']:.4f} on held-out images, {teacher.spent():.0f} s"
+        note(f"teacher {teacher.name}: {seen}")
     torch.manual_seed(options.seed)  # of the initial weights
     generator = torch.Generator().manual_seed(options.seed)  # of the order and the augmentation
     mean, std = (tuple(float(v) for v in values) for values in channel_statistics(images))
     model = build(options.model, len(images.classes), images.size, pretrained=options.pretrained).to(device)
     model = model.to(memory_format=torch.channels_last)
     held_out = tuple(images.ids[row] for row in held)
-    views = Augmentation(
+    views = BatchOptions(
         options.batch_size, options.flip, options.crop_padding, options.camera_share if options.robust else 0.0,
         options.camera_strength,
     )  # fmt: skip
     loader = Batches(images, mean, std, device)
     steps = options.epochs * max(1, len(train) // options.batch_size)
-    optimizer = _optimizer(model, options)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]  # biases and BN: no weight decay
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, options.learning_rate, options.momentum, nesterov=True)
+    rising = 0.5 if steps == 3 else 0.25  # of four steps a quarter is one, which torch cannot divide
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=steps + 1, pct_start=_rising(steps + 1), cycle_momentum=False
+        optimizer, options.learning_rate, total_steps=steps + 1, pct_start=rising, cycle_momentum=False
     )
     for epoch in range(1, options.epochs + 1):
         started = time.monotonic()
         loss = train_epoch(model, loader.shuffled(train, views, generator), optimizer, schedule, options, teacher)
         accuracy = accuracy_on(model, loader.ordered(held))
         camera_accuracy = accuracy_on(model, loader.through_cameras(held))
-        training = {
-            **asdict(options),
-            **told,
-            "images": len(train),
-            "finished_epochs": epoch,
-            "validation_accuracy": accuracy,
-            "camera_accuracy": camera_accuracy,
-            "parameters": parameter_count(model),
-        }
+        figures = {"images": len(train), "finished_epochs": epoch, "validation_accuracy": accuracy}
+        figures |= {"camera_accuracy": camera_accuracy, "parameters": parameter_count(model)}
+        training = {**asdict(options), **told, **figures}
         info = WarmupInfo(options.model, images.classes, images.size, mean, std, training, held_out)
         warmup.save(out, model, info)  # after every epoch: a run that dies leaves its last one
         taught_s = teacher.spent() if teacher else 0.0
         on_epoch(EpochReport(epoch, loss, accuracy, camera_accuracy, time.monotonic() - started, taught_s))
     return info
-
-
-def _teacher_of(
-    options: PretrainOptions, images: ImageSet, train: np.ndarray, held: np.ndarray, device: torch.device,
-    note: Callable[[str], None],
-) -> tuple[Teacher | None, dict[str, object]]:  # fmt: skip
-    """The teacher, if there is one, and what the checkpoint says of it: not its path, which may be private."""
-    if options.teacher is None:
-        return None, {}
-    teacher = open_teacher(options.teacher, images, train, device, options.precision)
-    accuracy = teacher.accuracy(held)
-    note(f"teacher {teacher.name}: accuracy {accuracy:.4f} on held-out images, {teacher.spent():.0f} s")
-    return teacher, {"teacher": teacher.name, "teacher_accuracy": accuracy}
 
 
 def train_epoch(
@@ -162,31 +153,17 @@ def train_epoch(
             logits = [model(batch.groups[0])]
             with _running_statistics_kept(model):
                 logits += [model(group) for group in batch.groups[1:]]
-            loss = _loss(torch.cat(logits), batch, teacher, options.label_smoothing)
+            made, smoothing = torch.cat(logits), options.label_smoothing
+            if teacher is None:
+                loss = F.cross_entropy(made, batch.labels, label_smoothing=smoothing)
+            else:
+                loss = distillation_loss(made, batch.labels, teacher(batch.clean), smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
-
-
-def _loss(logits: torch.Tensor, batch: TrainingBatch, teacher: Teacher | None, label_smoothing: float) -> torch.Tensor:
-    if teacher is None:
-        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    return distillation_loss(logits, batch.labels, teacher(batch.clean), label_smoothing)
-
-
-def _held_out(images: ImageSet, options: PretrainOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on, and to judge by; without a validation share none of the latter."""
-    if not options.validation_fraction:
-        return np.arange(len(images)), np.empty(0, np.int64)
-    return stratified_split(images.labels, options.validation_fraction, np.random.default_rng(options.seed))
-
-
-def _rising(steps: int) -> float:
-    """The share of the steps in which the rate rises: a quarter, unless that is one step, which torch cannot divide."""
-    return 0.5 if steps == 4 else 0.25
 
 
 @contextmanager
@@ -211,13 +188,3 @@ def accuracy_on(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
         correct += int((model(x).argmax(1) == y).sum())
         total += len(y)
     return correct / total if total else float("nan")
-
-
-def _optimizer(model: nn.Module, options: PretrainOptions) -> torch.optim.Optimizer:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]  # biases and BN: no weight decay
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, options.learning_rate, options.momentum, nesterov=True)

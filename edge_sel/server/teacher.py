@@ -24,8 +24,7 @@ from edge_sel.pack.manifest import ModelInfo
 from edge_sel.pack.reader import open_pack
 from edge_sel.sel.ridge import fit_head
 from edge_sel.server import warmup
-from edge_sel.server.batches import Batches
-from edge_sel.server.device import autocast
+from edge_sel.server.batches import Batches, autocast
 from edge_sel.server.source.base import WarmupInfo
 
 TEMPERATURE = 4.0
@@ -108,27 +107,26 @@ def open_teacher(
     if given.startswith(TIMM):
         return _with_new_head(given, images, training, device, precision)
     path = Path(given)
-    name, model, info = _of_checkpoint(path) if path.suffix == ".safetensors" else _of_pack(path)
+    info: WarmupInfo | ModelInfo
+    if path.suffix == ".safetensors":
+        model, info = warmup.load(path)
+        name = info.model
+    else:
+        pack = open_pack(path)
+        info, name = pack.manifest.model, pack.manifest.model.name
+        try:
+            model = TorchEngine(device="cpu").model(pack, pack.weights())
+        except (
+            RuntimeError,
+            AttributeError,
+            AssertionError,
+        ) as error:  # of torch: other shapes, layers; of ours: names
+            raise PackError("weights do not fit the model", where=f"{path} ({name})") from error
     if info.classes != images.classes:
         what = f"the teacher has other classes than the images, or in another order ({_few(info.classes)})"
         raise UsageError(what, where=path, fix=f"train it on the same folders: {_few(images.classes)}")
     loader = Batches(images, info.mean, info.std, device)
     return Teacher(f"{name} ({path.name})", model, info.image_size, loader, precision)
-
-
-def _of_checkpoint(path: Path) -> tuple[str, nn.Module, WarmupInfo]:
-    model, info = warmup.load(path)
-    return info.model, model, info
-
-
-def _of_pack(path: Path) -> tuple[str, nn.Module, ModelInfo]:
-    pack = open_pack(path)
-    info = pack.manifest.model
-    try:
-        model = TorchEngine(device="cpu").model(pack, pack.weights())
-    except (RuntimeError, AttributeError, AssertionError) as error:  # of torch: other shapes, layers; of ours: names
-        raise PackError("weights do not fit the model", where=f"{path} ({info.name})") from error
-    return info.name, model, info
 
 
 def _few(names: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from edge_sel.data.signature import LENGTH, read_signature
 from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.expert import read_expert, write_expert
 from edge_sel.pack.reader import open_pack
-from edge_sel.server import fit_cameras
+from edge_sel.server import expert as cameras
 from tests.cli.shell import BAD_INPUT, PACK, SETUP, USAGE, block, refused, run
 from tests.edge.sessions import events, outcome, tree
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A short search for the cameras."""
-    monkeypatch.setattr(fit_cameras, "_FIRST", 30)
-    monkeypatch.setattr(fit_cameras, "_POPULATION", 16)
-    monkeypatch.setattr(fit_cameras, "_ROUNDS", 2)
+    monkeypatch.setattr(cameras, "_FIRST", 30)
+    monkeypatch.setattr(cameras, "_POPULATION", 16)
+    monkeypatch.setattr(cameras, "_ROUNDS", 2)
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def can_train(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Pack]:
     """By optimizer: the built-in pack's weights with the graphs that today's compiler makes of them."""
-    from edge_sel.server.export import DEFAULT_PLANS, compile_plans
+    from edge_sel.server.compile_plans import DEFAULT_PLANS, compile_plans
 
     manifest, weights = digits_pack.manifest, digits_pack.weights()
     forward = forward_of(digits_pack)

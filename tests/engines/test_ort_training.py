@@ -120,8 +120,7 @@ def test_the_parity_check_finds_what_frozen_batch_normalisation_would_be(packs, 
     from edge_sel.graphs.builder import Builder
     from edge_sel.graphs.ir import Node
     from edge_sel.server import ort_artifacts
-    from edge_sel.server.parity import check_parity, parity_batches
-    from edge_sel.server.reference_engine import ReferenceEngine
+    from edge_sel.server.parity import check_parity, parity_batches, reference_program
     from tests.engines.reference import forward_of
 
     def left_to_the_runtime(b: Builder, node: Node, rank: int) -> None:
@@ -134,10 +133,10 @@ def test_the_parity_check_finds_what_frozen_batch_normalisation_would_be(packs, 
     from edge_sel.data.builtin import load_digits
 
     batches = parity_batches(load_digits("field"), model, np.random.default_rng(0))[:2]
-    twin = ReferenceEngine(np.float64)
+    reference, twin = (reference_program(dtype) for dtype in (np.float32, np.float64))
 
     def check(made, engine):
-        return check_parity(made, forward, batches, engine, reference=ReferenceEngine(np.float32), twin=twin)
+        return check_parity(made, forward, batches, engine, reference=reference, twin=twin)
 
     told: list[str] = []
     assert ort_artifacts.add_artifacts(affine, forward, check, told.append)[1].parameters.keys() == {"affine"}

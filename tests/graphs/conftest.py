@@ -18,7 +18,7 @@ def forward_of(one_thread: None) -> ForwardOf:
     import torch
 
     from edge_sel.models.registry import build
-    from edge_sel.server.forward import export_forward
+    from edge_sel.server.source.torch_model import export_forward
 
     made: dict[str, tuple[object, Forward]] = {}
 
@@ -38,7 +38,7 @@ def net_of(forward_of: ForwardOf) -> ForwardOf:
     import torch
 
     from edge_sel.models.registry import prepare
-    from edge_sel.server.forward import export_forward
+    from edge_sel.server.source.torch_model import export_forward
     from tests.graphs.nets import Inverted, Masked, Moved, PartsNet, PooledHead, SmallTransformer, TwoHeads
 
     nets = {net.__name__: net for net in (PartsNet, SmallTransformer, PooledHead, TwoHeads, Moved, Masked, Inverted)}

@@ -8,7 +8,7 @@ from torch import nn
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.plans import attention_heads, make_plan
-from edge_sel.server.forward import export_forward
+from edge_sel.server.source.torch_model import export_forward
 from tests.graphs.nets import SmallTransformer
 from tests.graphs.steps import assert_step_is_autograds, batch
 

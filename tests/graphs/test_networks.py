@@ -10,7 +10,7 @@ from torch import nn
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.plans import make_plan
-from edge_sel.server.forward import export_forward
+from edge_sel.server.source.torch_model import export_forward
 from tests.graphs.steps import assert_step_is_autograds, batch
 
 PLANS = ("head", "affine", "first", "last", "last2", "full", "full-c25")

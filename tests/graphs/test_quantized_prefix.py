@@ -15,7 +15,7 @@ from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, quantized_steps
 from edge_sel.graphs.read import read_forward
 from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
-from edge_sel.server.quantized_variant import make_quantized_variant
+from edge_sel.server.compile_plans import make_quantized_variant
 from tests.graphs.conftest import SIZE
 from tests.tiny import LAYERS, tiny_model
 

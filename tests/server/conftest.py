@@ -47,7 +47,7 @@ def warm(make_checkpoint) -> Path:
 @pytest.fixture(scope="session")
 def exported_forward(warm: Path):
     from edge_sel.server import warmup
-    from edge_sel.server.forward import export_forward
+    from edge_sel.server.source.torch_model import export_forward
 
     model, info = warmup.load(warm)
     return export_forward(model, info.image_size)

@@ -14,7 +14,7 @@ from edge_sel.data.shifts import write_folder
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.models import efficientnet_lite as lite
 from edge_sel.models.registry import build
-from edge_sel.server.dry_run import forecast
+from edge_sel.server.compile_plans import forecast
 from edge_sel.server.source.open import Asked, open_source
 from tests.cli.shell import SETUP, block, run
 from tests.server.conftest import noise_images

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edge_sel.data.transforms import channel_statistics, normalise
-from edge_sel.server.batches import Augmentation, Batches, augment, in_groups
+from edge_sel.server.batches import Batches, BatchOptions, augment, in_groups
 from tests.server.conftest import colours
 
 
@@ -25,7 +25,7 @@ def test_batches_are_normalised_like_the_device_does_it():
 def test_an_epoch_shows_every_image_at_most_once_in_whole_batches():
     images = colours(60)
     batches = Batches(images, (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"))
-    plain = Augmentation(batch_size=16, flip=False, crop_padding=0)
+    plain = BatchOptions(batch_size=16, flip=False, crop_padding=0)
     seen = [x for (x,), _, _ in batches.shuffled(np.arange(50), plain, torch.Generator().manual_seed(0))]
     assert [len(x) for x in seen] == [16, 16, 16]
     rows = {tuple(np.rint(row.numpy()).astype(int).ravel()[:40]) for x in seen for row in x.contiguous()}
@@ -36,13 +36,13 @@ def test_an_epoch_shows_every_image_at_most_once_in_whole_batches():
 
 def test_augmentation_only_flips_and_shifts():
     x = torch.arange(2 * 3 * 6 * 6, dtype=torch.float32).reshape(2, 3, 6, 6)
-    both = Augmentation(flip=True, crop_padding=0)
+    both = BatchOptions(flip=True, crop_padding=0)
     generator = torch.Generator().manual_seed(0)
     views = torch.cat([augment(x, both, generator)[:1] for _ in range(20)])
     flips = [torch.equal(view, x[0].flip(2)) for view in views]
     assert any(flips) and not all(flips)
     assert all(flip or torch.equal(view, x[0]) for view, flip in zip(views, flips, strict=True))
-    shifted = Augmentation(flip=False, crop_padding=2)
+    shifted = BatchOptions(flip=False, crop_padding=2)
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="reflect")
     windows = [padded[:, :, i : i + 6, j : j + 6] for i in range(5) for j in range(5)]
     places = set()
@@ -51,7 +51,7 @@ def test_augmentation_only_flips_and_shifts():
             places |= {k for k, window in enumerate(windows) if torch.equal(view, window[image])}
             assert any(torch.equal(view, window[image]) for window in windows)
     assert len(places) > 12
-    assert torch.equal(augment(x, Augmentation(flip=False, crop_padding=0), generator), x)
+    assert torch.equal(augment(x, BatchOptions(flip=False, crop_padding=0), generator), x)
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -60,7 +60,7 @@ def pictures(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("count", [40, 60, 128])
 def test_cameras_take_their_share_in_two_places_and_among_clean_pictures(count):
-    x, views = pictures(count), Augmentation(camera_share=0.6)
+    x, views = pictures(count), BatchOptions(camera_share=0.6)
     first, *places = in_groups(x, views, torch.Generator().manual_seed(0))
     third = round(count / 5)
     assert [len(first), *map(len, places)] == [count - 2 * third, third, third]
@@ -73,7 +73,7 @@ def test_cameras_take_their_share_in_two_places_and_among_clean_pictures(count):
 @pytest.mark.parametrize("count", [24, 64, 128, 200])
 def test_cameras_may_take_all(count):
     """In thirds that need not be whole."""
-    groups = in_groups(pictures(count), Augmentation(camera_share=1.0), torch.Generator().manual_seed(0))
+    groups = in_groups(pictures(count), BatchOptions(camera_share=1.0), torch.Generator().manual_seed(0))
     assert sum(map(len, groups)) == count and len(groups) == 3
     changed = (torch.cat(groups) != pictures(count)).flatten(1).any(1)
     assert changed.sum() >= count - 1
@@ -81,7 +81,7 @@ def test_cameras_may_take_all(count):
 
 def test_pictures_of_one_place_are_more_alike_than_any():
     """Of the same picture, taken by every camera."""
-    same, views = pictures(1).expand(64, -1, -1, -1), Augmentation(camera_share=1.0)
+    same, views = pictures(1).expand(64, -1, -1, -1), BatchOptions(camera_share=1.0)
     apart = []
     for seed in range(20):
         groups = in_groups(same, views, torch.Generator().manual_seed(seed))
@@ -93,7 +93,7 @@ def test_pictures_of_one_place_are_more_alike_than_any():
 @pytest.mark.parametrize(("count", "share"), [(5, 0.6), (30, 0.6), (64, 0.0)])
 def test_without_cameras_or_with_few_images_there_is_one_group(count, share):
     x = pictures(count)
-    (group,) = in_groups(x, Augmentation(camera_share=share), torch.Generator().manual_seed(0))
+    (group,) = in_groups(x, BatchOptions(camera_share=share), torch.Generator().manual_seed(0))
     assert torch.equal(group[round(share * count) :], x[round(share * count) :])
 
 
@@ -101,7 +101,7 @@ def test_clean_pixels_are_those_that_the_groups_were_made_of():
     """In the same order, with the same crop and flip: only cameras make a difference."""
     batches = Batches(colours(60), (0.4,) * 3, (0.2,) * 3, torch.device("cpu"))
     for share in (0.0, 0.6):
-        views = Augmentation(batch_size=60, crop_padding=2, camera_share=share)
+        views = BatchOptions(batch_size=60, crop_padding=2, camera_share=share)
         (batch,) = batches.shuffled(np.arange(60), views, torch.Generator().manual_seed(2))
         same = (torch.cat(batch.groups) - batches.normalise(batch.clean)).abs().flatten(1).amax(1) < 1e-5
         third = round(share * 60 / 3)
@@ -118,7 +118,7 @@ def brightest_channel(pixels: torch.Tensor) -> np.ndarray:
 
 def test_the_same_seed_gives_the_same_batches():
     batches = Batches(colours(60), (0.0,) * 3, (1 / 255,) * 3, torch.device("cpu"))
-    views = Augmentation(batch_size=48, camera_share=0.6)
+    views = BatchOptions(batch_size=48, camera_share=0.6)
     one, other = (list(batches.shuffled(np.arange(60), views, torch.Generator().manual_seed(5))) for _ in range(2))
     for (groups, y, _), (again, z, _) in zip(one, other, strict=True):
         assert torch.equal(torch.cat(groups), torch.cat(again)) and torch.equal(y, z)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_sel.data.light import expose
 from edge_sel.data.light import to_light as decode
-from edge_sel.server.cameras import Cameras, draw_cameras, draw_place, take_pictures, to_light, to_stored
+from edge_sel.server.cameras import Cameras, draw_cameras, draw_place, take_pictures, to_linear, to_stored
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -30,7 +30,7 @@ def taken(pixels: torch.Tensor, **changed: torch.Tensor) -> torch.Tensor:
 
 def test_light_is_that_of_the_device_side():
     stored = torch.arange(256) / 255
-    light = to_light(stored).numpy()
+    light = to_linear(stored).numpy()
     np.testing.assert_allclose(light, decode(np.arange(256, dtype=np.uint8)), atol=1e-6)
     assert np.array_equal(np.rint(255 * to_stored(torch.from_numpy(light)).numpy()), np.arange(256))
     assert np.array_equal(expose(light), np.arange(256))
@@ -49,31 +49,31 @@ def test_every_picture_can_be_stored(strength, seed):
 
 def test_a_stop_less_is_half_of_the_light():
     half = taken(pictures(), gain=torch.full((4, 3), 0.5))
-    torch.testing.assert_close(to_light(half), to_light(pictures()) / 2, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(to_linear(half), to_linear(pictures()) / 2, atol=1e-4, rtol=1e-3)
 
 
 def test_a_veil_takes_contrast_and_adds_its_colour():
     veil = torch.tensor([[0.4, 1.0, 0.5, 0.0]]).repeat(4, 1)
-    expected = 0.6 * to_light(pictures()) + 0.4 * torch.tensor([1.0, 0.5, 0.0])[:, None, None]
-    torch.testing.assert_close(to_light(taken(pictures(), veil=veil)), expected, atol=1e-4, rtol=1e-3)
+    expected = 0.6 * to_linear(pictures()) + 0.4 * torch.tensor([1.0, 0.5, 0.0])[:, None, None]
+    torch.testing.assert_close(to_linear(taken(pictures(), veil=veil)), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_blur_keeps_the_light_and_spreads_a_point_along_its_direction():
     point = torch.zeros(1, 3, 33, 33)
     point[..., 16, 16] = 1.0
-    spread = to_light(taken(point, blur=torch.tensor([[0.04, 0.0, 0.0]])))[0, 0]
+    spread = to_linear(taken(point, blur=torch.tensor([[0.04, 0.0, 0.0]])))[0, 0]
     assert float(spread.sum()) == pytest.approx(1.0, rel=0.02)
     row, column = spread.sum(1), spread.sum(0)
     place = torch.arange(33.0) - 16
     assert float((column * place**2).sum()) == pytest.approx((0.04 * 33) ** 2, rel=0.1)
     assert float((row * place**2).sum()) < 0.05
-    turned = to_light(taken(point, blur=torch.tensor([[0.04, 0.0, torch.pi / 2]])))[0, 0]
+    turned = to_linear(taken(point, blur=torch.tensor([[0.04, 0.0, torch.pi / 2]])))[0, 0]
     torch.testing.assert_close(turned, spread.T, atol=1e-4, rtol=0)
 
 
 def test_a_coarse_picture_is_one_of_blocks_with_the_same_light():
-    found = to_light(taken(pictures(size=(16, 16)), resolution=torch.full((4,), 0.5)))
-    blocks = to_light(pictures(size=(16, 16))).reshape(4, 3, 8, 2, 8, 2).mean((3, 5))
+    found = to_linear(taken(pictures(size=(16, 16)), resolution=torch.full((4,), 0.5)))
+    blocks = to_linear(pictures(size=(16, 16))).reshape(4, 3, 8, 2, 8, 2).mean((3, 5))
     torch.testing.assert_close(found, blocks.repeat_interleave(2, 2).repeat_interleave(2, 3), atol=1e-4, rtol=1e-3)
 
 
@@ -81,7 +81,7 @@ def test_a_coarse_picture_is_one_of_blocks_with_the_same_light():
 def test_shot_noise_grows_with_the_root_of_the_light(light):
     grey = to_stored(torch.full((1, 3, 200, 200), light))
     noise = torch.tensor([[0.05, 0.01]])
-    found = to_light(taken(grey, noise=noise))
+    found = to_linear(taken(grey, noise=noise))
     assert float(found.std()) == pytest.approx((0.05**2 * light + 0.01**2) ** 0.5, rel=0.03)
 
 

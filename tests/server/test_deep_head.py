@@ -16,10 +16,9 @@ from edge_sel.graphs.prefix import compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_eval
 from edge_sel.models.registry import build
 from edge_sel.pack.manifest import Tap
-from edge_sel.server.forward import export_forward
 from edge_sel.server.source.base import WarmupInfo
-from edge_sel.server.source.deep_head import deepened, outputs_of
-from edge_sel.server.source.torch_model import from_module
+from edge_sel.server.source.heads import deepened, outputs_of
+from edge_sel.server.source.torch_model import export_forward, from_module
 from tests.server import endings
 
 SIZE = 16

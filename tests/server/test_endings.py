@@ -12,7 +12,7 @@ import edge_sel
 from edge_sel.data.dataset import ImageSet
 from edge_sel.pack.manifest import CLOSED, MANIFEST, RIDGE
 from edge_sel.pack.reader import open_pack
-from edge_sel.server.dry_run import forecast
+from edge_sel.server.compile_plans import forecast
 from edge_sel.server.export import export_pack
 from edge_sel.server.source.base import Source
 from edge_sel.server.source.open import Asked, open_source

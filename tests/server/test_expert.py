@@ -7,9 +7,8 @@ import torch
 from edge_sel.data.builtin import load_digits
 from edge_sel.edge.evaluate import evaluate
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.server.cameras import Place, draw_cameras
+from edge_sel.server.cameras import CameraPlace, draw_cameras, simulate_place
 from edge_sel.server.expert import train_expert
-from edge_sel.server.simulate import simulate_place
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def place():
     """One with little light and little variety."""
     common = draw_cameras(1, 0.5, torch.Generator().manual_seed(0))
-    return Place(common._replace(gain=torch.tensor([[0.12, 0.1, 0.2]])), 0.1)
+    return CameraPlace(common._replace(gain=torch.tensor([[0.12, 0.1, 0.2]])), 0.1)
 
 
 def trained(pack, place, count=260, epochs=2, seed=0, **given):
@@ -64,7 +63,7 @@ def test_it_does_not_depend_on_what_else_has_drawn_at_random(digits_pack, place)
 
 def test_the_pack_is_not_changed(digits_pack, expert):
     kept = {name: value.copy() for name, value in digits_pack.weights().items()}
-    trained(digits_pack, Place(draw_cameras(1, 0.0, torch.Generator()), 0.0), 20, 1)
+    trained(digits_pack, CameraPlace(draw_cameras(1, 0.0, torch.Generator()), 0.0), 20, 1)
     assert all(np.array_equal(value, digits_pack.weights()[name]) for name, value in kept.items())
 
 

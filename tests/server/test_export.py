@@ -17,8 +17,9 @@ from edge_sel.graphs.rules.registry import RULES
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.pack.reader import open_pack
 from edge_sel.server import export, warmup
-from edge_sel.server.exact_step import exact_step
-from edge_sel.server.export import DEFAULT_PLANS, export_pack
+from edge_sel.server.compile_plans import DEFAULT_PLANS
+from edge_sel.server.export import export_pack
+from edge_sel.server.onnx_reference import reference_step
 from edge_sel.server.parity import (
     BATCH_SIZE,
     EXACT,
@@ -29,6 +30,7 @@ from edge_sel.server.parity import (
     blame,
     check_parity,
     parity_batches,
+    program_of,
 )
 from edge_sel.server.source import torch_model
 from edge_sel.server.source.torch_model import from_checkpoint
@@ -136,7 +138,7 @@ def test_no_operator_is_blamed_when_every_rule_is_right(exported_forward):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("failure", (GraphError("refused"), KeyboardInterrupt(), MemoryError()))
-@pytest.mark.parametrize("stage", ("calibrate", "parity_batches", "write_pack"))
+@pytest.mark.parametrize("stage", ("calibrate_pack", "parity_batches", "write_pack"))
 def test_a_failed_export_leaves_what_was_there(quick_export, warm, tmp_path, monkeypatch, stage, failure):
     export_pack(from_checkpoint(warm), noise_images(), tmp_path / "pack", plans=("head",), now=NOW)
     export_pack(from_checkpoint(warm), noise_images(), tmp_path / "one.edgepack", plans=("head",), now=NOW)
@@ -251,16 +253,17 @@ def checked(quick_export, warm, tmp_path):
     return pack, parity_batches(noise_images(), pack.manifest.model, np.random.default_rng(0))
 
 
-TWINS = {"reference": TorchEngine(1, device="cpu"), "twin": TorchEngine(1, device="cpu", dtype=torch.float64)}
+ENGINES = {"reference": TorchEngine(1, device="cpu"), "twin": TorchEngine(1, device="cpu", dtype=torch.float64)}
+TWINS = {name: program_of(engine) for name, engine in ENGINES.items()}
 
 
 def test_parity_reports_what_two_like_engines_differ_by(checked, source_forward):
     pack, batches = checked
-    same = check_parity(pack, source_forward, batches, engine=TWINS["reference"], **TWINS)
+    same = check_parity(pack, source_forward, batches, engine=ENGINES["reference"], **TWINS)
     assert same.keys() == {"bn", "head", "full"} and all(0 < ours == torch < 1e-4 for ours, torch in same.values())
     other = check_parity(pack, source_forward, batches, engine=OrtEngine(1), **TWINS)
     assert all(0 < ours <= MULTIPLE * max(torch, ROUNDING) for ours, torch in other.values())
-    exact = check_parity(pack, source_forward, batches, engine=TWINS["twin"], **TWINS)
+    exact = check_parity(pack, source_forward, batches, engine=ENGINES["twin"], **TWINS)
     assert all(ours == 0 for ours, _ in exact.values())
 
 
@@ -330,8 +333,8 @@ def test_a_step_in_float64_is_that_of_torch_in_float64(optimizer, quick_export, 
     pack = open_pack(tmp_path / "pack")
     batch = parity_batches(noise_images(), pack.manifest.model, np.random.default_rng(0))[0]
     for plan in pack.manifest.plans:
-        found = exact_step(pack, plan, pack.weights(), batch, STEP)
-        trainer = TWINS["twin"].trainer(pack, plan, pack.weights())
+        found = reference_step(pack, plan, pack.weights(), batch, STEP)
+        trainer = ENGINES["twin"].trainer(pack, plan, pack.weights())
         losses, state = trainer.step(batch, STEP).losses, trainer.state()
         np.testing.assert_allclose(found["loss"], losses, rtol=1e-9)
         slot = OPTIMIZER_STATE[optimizer][0]
@@ -347,7 +350,7 @@ def test_where_every_batch_has_a_kink_the_graph_must_be_right_in_float64(
     """Then torch in float32 is off by percents, and its error alone would hide much."""
     pack, batches = checked
     report = check_parity(
-        pack, exported_forward, batches, engine=OrtEngine(1), **TWINS | {"reference": KinkedEngine(TRIES)}
+        pack, exported_forward, batches, engine=OrtEngine(1), **TWINS | {"reference": program_of(KinkedEngine(TRIES))}
     )
     assert all(report[plan].ours < 1e-3 < 0.04 < report[plan].reference for plan in ("head", "full"))
     monkeypatch.setitem(RULES, "Gemm", bent("Gemm", 1, 1.01))
@@ -356,5 +359,5 @@ def test_where_every_batch_has_a_kink_the_graph_must_be_right_in_float64(
     with pytest.raises(GraphError, match=r"by 1\.0e-02 at head\.weight: operator Gemm, node"):
         check_parity(
             open_pack(tmp_path / "wrong"), exported_forward, batches, engine=OrtEngine(1),
-            **TWINS | {"reference": KinkedEngine(TRIES)},
+            **TWINS | {"reference": program_of(KinkedEngine(TRIES))},
         )  # fmt: skip

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge_sel.cli import export, rehearse
+from edge_sel.api import rehearsal
+from edge_sel.cli import export
 from edge_sel.data.folder import load_folder
+from edge_sel.data.images import MAX_PIXELS
 from edge_sel.data.shifts import write_folder
 from edge_sel.engines.ort_training_api import owners
 from edge_sel.errors import SetupError
 from edge_sel.pack.reader import open_pack
-from edge_sel.server import simulate, warmup
+from edge_sel.server import cameras, warmup
 from tests.server.conftest import CLASSES, noise_images
 
 
@@ -60,16 +62,16 @@ def test_it_is_judged_by_what_training_never_saw(run, warm, data, tmp_path, monk
     ids = load_folder(data, (16, 16), classes=CLASSES).ids
     half = with_held_out(warm, tmp_path / "half.safetensors", ids[::2])
     assert "judged by 9, which training may have seen" in run("--rehearsals", 1, checkpoint=half)[1]
-    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearsal, "LEAST_UNSEEN", 12)
     told = run("--rehearsals", 1, checkpoint=half)[1]
     assert "rehearsing on 12 images, judged by 12, which training never saw" in told
 
 
 @pytest.mark.parametrize(("seen", "count"), [(12, 12), (0, 15)], ids=["half held out", "nothing else there"])
 def test_no_image_is_both_trained_on_and_judged_by(seen, count, run, warm, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearsal, "LEAST_UNSEEN", 12)
     fields = []
-    monkeypatch.setattr(simulate, "simulate_fields", lambda *given: fields.append(given) or ())
+    monkeypatch.setattr(cameras, "simulate_fields", lambda *given: fields.append(given) or ())
     ids = load_folder(data, (16, 16), classes=CLASSES).ids
     run("--rehearsals", 1, checkpoint=with_held_out(warm, tmp_path / "held.safetensors", ids[seen:]))
     ((training, validation, *_),) = fields
@@ -79,20 +81,20 @@ def test_no_image_is_both_trained_on_and_judged_by(seen, count, run, warm, data,
 
 
 def test_a_rehearsal_has_no_more_images_than_it_needs(run, warm, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
-    monkeypatch.setattr(rehearse, "TRAINED_ON", 8)
-    monkeypatch.setattr(rehearse, "JUDGED_BY", 6)
+    monkeypatch.setattr(rehearsal, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearsal, "TRAINED_ON", 8)
+    monkeypatch.setattr(rehearsal, "JUDGED_BY", 6)
     half = with_held_out(warm, tmp_path / "half.safetensors", load_folder(data, (16, 16), classes=CLASSES).ids[::2])
     assert "rehearsing on 8 images, judged by 6" in run("--rehearsals", 1, checkpoint=half)[1]
 
 
 @pytest.mark.parametrize("there", [0, 11, 12])
 def test_images_that_are_no_more_in_the_folder_are_not_counted(there, warm, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearse, "LEAST_UNSEEN", 12)
+    monkeypatch.setattr(rehearsal, "LEAST_UNSEEN", 12)
     ids = load_folder(data, (16, 16), classes=CLASSES).ids
     gone = [f"{CLASSES[0]}/gone{n}.png" for n in range(12)]
     info = replace(warmup.load(warm)[1], held_out=(*np.array(ids)[:there].tolist(), *gone))
-    found = rehearse.load_unseen(data, info)
+    found = rehearsal.load_unseen(data, info, MAX_PIXELS)
     assert (None if found is None else list(found.ids)) == (list(ids[:12]) if there == 12 else None)
 
 

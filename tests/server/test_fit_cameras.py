@@ -7,10 +7,9 @@ import torch
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift
 from edge_sel.data.signature import Signature, measure, take_signature
-from edge_sel.server import fit_cameras
-from edge_sel.server.cameras import Place, draw_cameras
-from edge_sel.server.fit_cameras import fit_place
-from edge_sel.server.simulate import look
+from edge_sel.server import expert
+from edge_sel.server.cameras import CameraPlace, draw_cameras, look
+from edge_sel.server.expert import fit_place
 
 
 def signature_of(images):
@@ -20,9 +19,9 @@ def signature_of(images):
 @pytest.mark.slow
 def test_pictures_of_the_fitted_place_are_nearer_than_those_of_any_random_one(one_thread, monkeypatch):
     """A shift that is none of the simulator's own places."""
-    monkeypatch.setattr(fit_cameras, "_FIRST", 100)
-    monkeypatch.setattr(fit_cameras, "_ROUNDS", 4)
-    monkeypatch.setattr(fit_cameras, "_LOOKED_AT", 64)
+    monkeypatch.setattr(expert, "_FIRST", 100)
+    monkeypatch.setattr(expert, "_ROUNDS", 4)
+    monkeypatch.setattr(expert, "_LOOKED_AT", 64)
     images = load_digits("field")
     wanted = signature_of(apply_shift("low_light", load_digits("test"), seed=3))
     lines = []
@@ -38,11 +37,11 @@ def test_pictures_of_the_fitted_place_are_nearer_than_those_of_any_random_one(on
 
 
 def test_the_same_seed_gives_the_same_place(one_thread, monkeypatch):
-    monkeypatch.setattr(fit_cameras, "_ROUNDS", 1)
-    monkeypatch.setattr(fit_cameras, "_FIRST", 20)
+    monkeypatch.setattr(expert, "_ROUNDS", 1)
+    monkeypatch.setattr(expert, "_FIRST", 20)
     images = load_digits("field").subset(np.arange(40))
     wanted = Signature(signature_of(images).values + 0.1, images.size, 40)
-    monkeypatch.setattr(fit_cameras, "_POPULATION", 16)
+    monkeypatch.setattr(expert, "_POPULATION", 16)
     one, other = (fit_place(wanted, images, 4) for _ in range(2))
     assert one.variety == other.variety
     assert all(torch.equal(a, b) for a, b in zip(one.common, other.common, strict=True))
@@ -52,6 +51,6 @@ def test_the_same_seed_gives_the_same_place(one_thread, monkeypatch):
 def test_variety_says_how_far_the_cameras_of_a_place_differ(variety):
     generator = torch.Generator().manual_seed(0)
     common = draw_cameras(1, 1.0, generator)
-    cameras = Place(common, variety).cameras(50, generator)
+    cameras = CameraPlace(common, variety).cameras(50, generator)
     spread = max(float(field.std(0).max()) for field in cameras)
     assert (spread == 0) == (variety == 0) and all(len(field) == 50 for field in cameras)

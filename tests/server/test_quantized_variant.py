@@ -12,7 +12,7 @@ from edge_sel.engines.ort import OrtEngine
 from edge_sel.graphs import prefix as quantized_prefix
 from edge_sel.pack.reader import open_pack
 from edge_sel.quantize import MOST_ERROR, relative_error
-from edge_sel.server import quantized_variant
+from edge_sel.server import compile_plans
 from edge_sel.server.export import export_pack
 from edge_sel.server.source.torch_model import from_checkpoint
 from tests.server.conftest import NOW, noise_images
@@ -66,28 +66,28 @@ def test_a_variant_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_pa
 
 
 def test_a_variant_whose_features_are_no_numbers_is_not_shipped(quick_export, warm, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized_variant, "relative_error", lambda found, expected: float("nan"))
+    monkeypatch.setattr(compile_plans, "relative_error", lambda found, expected: float("nan"))
     pack, _ = exported(warm, tmp_path / "pack")
     assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
 
 
 def test_ranges_leave_the_extremes_of_few_images_out(monkeypatch):
     """Of a hundred images ten have a point far above and ten others one far below."""
-    monkeypatch.setattr(quantized_variant, "WITHIN", 0.85)
+    monkeypatch.setattr(compile_plans, "WITHIN", 0.85)
     values = np.tile(np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 3, 2, 2), (100, 1, 1, 1))
     values[3:13, 0, 0, 0], values[53:63, 2, 1, 1] = -9, 9
     nodes = [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Identity", ["a"], ["features"])]
     ends = [helper.make_tensor_value_info(name, 1, ["batch", 3, 2, 2]) for name in ("x", "features")]
     graph = helper.make_graph(nodes, "negative", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    ranges, features = quantized_variant._measure(model, "x", ["a"], values)
+    ranges, features = compile_plans._measure(model, "x", ["a"], values)
     assert ranges == {"a": (-1.0, 1.0)}
     np.testing.assert_array_equal(features, -values)
 
 
 def test_a_variant_whose_ranges_cut_off_too_much_is_not_shipped(quick_export, warm, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        quantized_variant, "WITHIN", 0.0
+        compile_plans, "WITHIN", 0.0
     )  # of each the least of the greatest values, and the other way round
     whole = quantized_prefix.grid_of
     monkeypatch.setattr(quantized_prefix, "grid_of", lambda limits: whole((limits[0] / 3, limits[1] / 3)))

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.server import simulate
-from edge_sel.server.cameras import Place, draw_cameras, draw_place
-from edge_sel.server.simulate import look, simulate_fields, simulate_place
-from edge_sel.server.styles import grey, inverted
+from edge_sel.server import cameras
+from edge_sel.server.cameras import (
+    CameraPlace,
+    draw_cameras,
+    draw_place,
+    grey,
+    inverted,
+    look,
+    simulate_fields,
+    simulate_place,
+)
 from tests.server.conftest import noise_images
 
 
@@ -23,7 +30,7 @@ def pixels(images) -> np.ndarray:
     return images.read(np.arange(len(images)))
 
 
-def somewhere(strength: float = 1.0, seed: int = 0) -> Place:
+def somewhere(strength: float = 1.0, seed: int = 0) -> CameraPlace:
     return draw_place(strength, seeded(seed))
 
 
@@ -44,9 +51,9 @@ def test_every_picture_is_taken_by_its_own_camera_however_many_are_taken_at_once
     plain, place = pixels(noise_images(12)), somewhere()
     quiet = draw_cameras(12, 1.0, seeded())
     quiet = quiet._replace(noise=torch.zeros_like(quiet.noise))
-    monkeypatch.setattr(Place, "cameras", lambda self, count, generator: quiet)
+    monkeypatch.setattr(CameraPlace, "cameras", lambda self, count, generator: quiet)
     whole = look(place, plain, seeded())
-    monkeypatch.setattr(simulate, "_AT_ONCE", 5)
+    monkeypatch.setattr(cameras, "_AT_ONCE", 5)
     np.testing.assert_allclose(look(place, plain, seeded()), whole, atol=1)
     assert len({picture.tobytes() for picture in look(place, np.repeat(plain[:1], 12, axis=0), seeded())}) == 12
 
@@ -79,9 +86,9 @@ def test_fields_begin_with_the_pictures_as_they_are_and_by_pairs_train_on_a_quar
 
 def test_both_sets_of_a_field_are_seen_in_the_same_place(monkeypatch):
     places = []
-    taken = simulate.simulate_place
+    taken = cameras.simulate_place
     monkeypatch.setattr(
-        simulate, "simulate_place", lambda images, place, rng: places.append(place) or taken(images, place, rng)
+        cameras, "simulate_place", lambda images, place, rng: places.append(place) or taken(images, place, rng)
     )
     list(simulate_fields(noise_images(12), noise_images(12), 5, seed=0))
     assert [a is b for a, b in pairwise(places)] == [True, False, True, False, True], "of every second one"
@@ -90,7 +97,7 @@ def test_both_sets_of_a_field_are_seen_in_the_same_place(monkeypatch):
 
 def test_every_second_field_has_a_style_in_both_sets(monkeypatch):
     training, validation = noise_images(12), noise_images(9)
-    monkeypatch.setattr(simulate, "STYLES", (inverted, grey))
+    monkeypatch.setattr(cameras, "STYLES", (inverted, grey))
     fields = [tuple(pixels(part) for part in field) for field in simulate_fields(training, validation, 4, seed=0)]
     assert all((255 - seen == pixels(of)).all() for seen, of in zip(fields[2], (training, validation), strict=True))
     assert all((seen.min(-1) == seen.max(-1)).all() for seen in fields[4])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_sel.data.builtin import load_digits
-from edge_sel.server.styles import STYLES, drawn, inverted, painted, printed, recoloured, restyle
+from edge_sel.server.cameras import STYLES, drawn, inverted, painted, printed, recoloured, restyle
 
 NAMES = [style.__name__ for style in STYLES]
 every_style = pytest.mark.parametrize("style", STYLES, ids=NAMES)

@@ -20,7 +20,7 @@ from edge_sel.errors import BadInputError, UsageError
 from edge_sel.pack.manifest import MANIFEST
 from edge_sel.pack.manifest_json import to_json
 from edge_sel.server import warmup
-from edge_sel.server.batches import Augmentation, Batches
+from edge_sel.server.batches import Batches, BatchOptions
 from edge_sel.server.pretrain import PretrainOptions, pretrain, train_epoch
 from edge_sel.server.teacher import LABEL_WEIGHT, TEMPERATURE, Teacher, distillation_loss, open_teacher
 from tests.server.conftest import CLASSES, colours, noise_images
@@ -105,7 +105,7 @@ class Recorder(nn.Module):
 
 
 def test_the_teacher_sees_the_crop_of_the_student_through_no_camera():
-    images, views = colours(), Augmentation(batch_size=60, crop_padding=2, camera_share=0.6)
+    images, views = colours(), BatchOptions(batch_size=60, crop_padding=2, camera_share=0.6)
     loader = Batches(images, (0.5,) * 3, (0.25,) * 3, CPU)
     student, recorder = Recorder(), Recorder()
     teacher = Teacher("recorder", recorder, images.size, loader, "fp32")

@@ -19,8 +19,7 @@ from edge_sel.graphs.rules.registry import RULES
 from edge_sel.models import registry
 from edge_sel.pack.reader import open_pack
 from edge_sel.server.export import export_pack
-from edge_sel.server.source.base import WarmupInfo
-from edge_sel.server.source.names import read_classes
+from edge_sel.server.source.base import WarmupInfo, read_classes
 from edge_sel.server.source.open import Asked, open_source
 from edge_sel.server.source.torch_model import from_module
 from tests.server.conftest import CLASSES, NOW, noise_images

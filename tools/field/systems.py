@@ -10,7 +10,7 @@ from pathlib import Path
 from edge_sel.config.schema import nearest
 from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import MANIFEST
-from edge_sel.server.device import has_bf16
+from edge_sel.server.batches import has_bf16
 from field.cells import Cell, Sizes, Start
 from field.experts import expert_of, other_place
 

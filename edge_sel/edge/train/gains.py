@@ -1,6 +1,6 @@
 """What a stage of training is expected to gain: by what it gained on the server, in conditions that it simulated.
 
-The pack's table has a row for every stage that the server rehearsed (``edge/rehearsal.py``). A device reads it at its
+The pack's table has a row for every stage that the server rehearsed (``api/rehearsal.py``). A device reads it at its
 own place: how much higher its validation loss is than the server's was on clean images, and how many images it visits.
 """
 

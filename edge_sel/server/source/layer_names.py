@@ -30,43 +30,14 @@ _A_PATH = re.compile(r"[A-Za-z_][\w]*(\.\w+)+")
 """Names as torch gives them, such as ``layer1.0.conv1.weight``."""
 
 
-def unshare(forward: Forward) -> Forward:
-    """A weight of its own for each layer: exporters store equal tensors once, such as biases that are all zero."""
-    initializers, shapes = dict(forward.initializers), dict(forward.shapes)
-    seen: set[str] = set()
-    nodes = []
-    for number, node in enumerate(forward.nodes):
-        new = {}
-        for name in _weights_of(forward, node, behind=True):
-            if name in seen:
-                new[name] = f"{name}::{number}"
-                initializers[new[name]], shapes[new[name]] = initializers[name], initializers[name].shape
-            seen.add(name)
-        nodes.append(replace(node, inputs=tuple(new.get(name, name) for name in node.inputs)))
-    return replace(forward, nodes=tuple(nodes), initializers=initializers, shapes=shapes)
-
-
-def unreserve(forward: Forward) -> Forward:
-    """The same with other names for tensors that are called as a compiled step calls its own."""
-    taken = {name for node in forward.nodes for name in (*node.inputs, *node.outputs)}
-    new = {}
-    for name in sorted(taken - {forward.input, forward.logits}):
-        if name in _RESERVED or _OF_A_STEP.fullmatch(name):
-            fresh = f"{name}_"
-            while fresh in taken:
-                fresh += "_"
-            new[name] = fresh
-            taken.add(fresh)
-    return _renamed(forward, new, forward.parameters) if new else forward
-
-
 def name_weights(forward: Forward) -> Forward:
     """The graph with its weights and running statistics under the names of layers.
 
     A weight is a float operand of a convolution, a product or a normalisation; behind the first of these also one of
     more than one element of an addition or a multiplication. Names that are paths stay as they are; another becomes
-    ``layerN.weight``, N counting the layers.
+    ``layerN.weight``, N counting the layers. Each layer gets weights of its own.
     """
+    forward = _unreserved(_unshared(forward))
     roles: dict[str, tuple[int, str]] = {}
     layer = 0
     for node in forward.nodes:
@@ -84,6 +55,36 @@ def name_weights(forward: Forward) -> Forward:
         taken.add(new[name])
     parameters = {new[n] for n, (_, role) in roles.items() if role not in ("mean", "variance")}
     return _renamed(forward, new, frozenset(parameters))
+
+
+def _unshared(forward: Forward) -> Forward:
+    """A weight of its own for each layer: exporters store equal tensors once, such as biases that are all zero."""
+    initializers, shapes = dict(forward.initializers), dict(forward.shapes)
+    seen: set[str] = set()
+    nodes = []
+    for number, node in enumerate(forward.nodes):
+        new = {}
+        for name in _weights_of(forward, node, behind=True):
+            if name in seen:
+                new[name] = f"{name}::{number}"
+                initializers[new[name]], shapes[new[name]] = initializers[name], initializers[name].shape
+            seen.add(name)
+        nodes.append(replace(node, inputs=tuple(new.get(name, name) for name in node.inputs)))
+    return replace(forward, nodes=tuple(nodes), initializers=initializers, shapes=shapes)
+
+
+def _unreserved(forward: Forward) -> Forward:
+    """The same with other names for tensors that are called as a compiled step calls its own."""
+    taken = {name for node in forward.nodes for name in (*node.inputs, *node.outputs)}
+    new = {}
+    for name in sorted(taken - {forward.input, forward.logits}):
+        if name in _RESERVED or _OF_A_STEP.fullmatch(name):
+            fresh = f"{name}_"
+            while fresh in taken:
+                fresh += "_"
+            new[name] = fresh
+            taken.add(fresh)
+    return _renamed(forward, new, forward.parameters) if new else forward
 
 
 def _weights_of(forward: Forward, node: Node, *, behind: bool) -> dict[str, str]:

@@ -11,25 +11,29 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Engine
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.errors import GraphError
+from edge_sel.errors import EdgeSelError, GraphError
 from edge_sel.graphs.head_form import with_vector_features
 from edge_sel.graphs.ir import OPSET, Forward
-from edge_sel.graphs.plans import running_statistics
 from edge_sel.graphs.read import read_forward
-from edge_sel.graphs.train import compile_eval
 from edge_sel.pack.reader import Pack
 from edge_sel.server.derivative import check_gradients
-from edge_sel.server.parity import check_parity
-from edge_sel.server.reference_engine import ReferenceEngine
-from edge_sel.server.source.base import Agreement, Source, WarmupInfo
-from edge_sel.server.source.deep_head import deepened
-from edge_sel.server.source.layer_names import name_weights, unreserve, unshare
-from edge_sel.server.source.linear_head import with_linear_head
-from edge_sel.server.source.onnx_file import dimensions, image_input, load_onnx, to_opset
-from edge_sel.server.source.onnx_rewrites import choose_logits, fold_constants, free_batch, name_image, set_image_size
+from edge_sel.server.parity import check_parity, reference_program
+from edge_sel.server.source.base import Agreement, Source, WarmupInfo, first_line, forward_weights, replace_all
+from edge_sel.server.source.heads import deepened, outputs_of, with_linear_head
+from edge_sel.server.source.layer_names import name_weights
+from edge_sel.server.source.onnx_file import (
+    choose_logits,
+    dimensions,
+    fold_constants,
+    free_batch,
+    image_input,
+    load_onnx,
+    name_image,
+    set_image_size,
+    to_opset,
+)
 from edge_sel.server.source.unfold import is_folded
 
 SAME = 1e-4
@@ -61,25 +65,18 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
     fold_constants(model)
     name_image(model, path)
     free_batch(model, batch)
-    forward = name_weights(unreserve(unshare(with_linear_head(read_forward(model)))))
+    forward = name_weights(with_linear_head(read_forward(model)))
     _require_same(original, name, forward, size, path)
     return forward, size
 
 
-def from_onnx(path: Path, info: WarmupInfo, forward: Forward, *, new_head: bool = False) -> Source:
+def from_onnx(path: Path, info: WarmupInfo, forward: Forward, new_head: bool) -> Source:
     """The source of a file that was read; ``info`` says what its logits are."""
     forward = with_vector_features(forward)
-    weights = forward_weights(forward)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    info = replace(info, training={**info.training, "sha256": digest})
-    source = Source(info, forward, weights, check_without_torch, new_head, is_folded(forward))
-    return source if source.folded else deepened(source)
-
-
-def forward_weights(forward: Forward) -> Arrays:
-    """Parameters and running statistics by name."""
-    names = {*forward.parameters, *running_statistics(forward)}
-    return {name: value for name, value in forward.initializers.items() if name in names}
+    info = replace(info, training={**info.training, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    folded = is_folded(forward)
+    source = Source(info, forward, forward_weights(forward), check_without_torch, new_head, folded)
+    return source if folded else deepened(source)  # a folded one when it is unfolded
 
 
 def check_without_torch(
@@ -93,7 +90,7 @@ def check_without_torch(
     if engine.name == OrtEngine.name:  # it is about the pack's own graphs
         note("comparing gradients with numerical derivatives")
         check_gradients(pack, forward, drawn, rng)
-    reference, twin = (ReferenceEngine(dtype) for dtype in (np.float32, np.float64))
+    reference, twin = (reference_program(dtype) for dtype in (np.float32, np.float64))
     plans = list(pack.manifest.plans)
 
     def begin(name: str) -> None:
@@ -106,14 +103,12 @@ def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: 
     """What was made of the file must compute what the file computes."""
     pixels = np.random.default_rng(0).standard_normal((3, 3, *size)).astype(np.float32)
     expected = _logits_of_file(original, name, pixels, path)
-    session = OrtEngine().session(compile_eval(forward).SerializeToString(), {})
-    asked = {given.name for given in session.get_inputs()}
-    feeds = {"x": pixels, **{n: v for n, v in forward.initializers.items() if n in asked}}
     try:
-        (found,) = session.run(["logits"], feeds)
+        found = outputs_of(forward, [forward.logits], pixels)[forward.logits]
+    except EdgeSelError:
+        raise
     except Exception as error:  # of onnxruntime, which has no common exception type
-        told = str(error).splitlines()[0]
-        raise GraphError("the graph does not run with another batch size", where=f"{path}: {told}",
+        raise GraphError("the graph does not run with another batch size", where=f"{path}: {first_line(error)}",
                          fix="export it with a dynamic batch axis") from error  # fmt: skip
     difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
     if not difference <= SAME:
@@ -141,8 +136,7 @@ def _logits_of_file(original: onnx.ModelProto, name: str, pixels: np.ndarray, pa
     """The tensor ``name`` of the file as it is, for each image."""
     shown = onnx.ModelProto()
     shown.CopyFrom(original)
-    del shown.graph.output[:]
-    shown.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    replace_all(shown.graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
     image = image_input(original, path)
     batch, channels = dimensions(image)[0] or 1, dimensions(image)[1]
     pixels = pixels if channels == 3 else pixels.transpose(0, 2, 3, 1)

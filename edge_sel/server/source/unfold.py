@@ -22,7 +22,7 @@ from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node
 from edge_sel.graphs.plans import head_layers
 from edge_sel.server.source.base import Source, WarmupInfo
-from edge_sel.server.source.deep_head import deepened
+from edge_sel.server.source.heads import deepened
 
 EPSILON = 1e-5
 _PARTS = ("scale", "shift", "mean", "variance")
@@ -72,10 +72,11 @@ def unfold(source: Source, images: ImageSet | None, rng: np.random.Generator) ->
     """
     forward = source.forward
     places = _places(forward)
-    if images is not None:
-        return deepened(_with_norms(source, places, _measure(forward, places, images, source.info, rng)))
-    sizes = {place.measured: forward.shape(place.measured)[1] or 1 for place in places}
-    moments = {name: Moments(np.zeros(size), np.ones(size)) for name, size in sizes.items()}
+    if images is None:
+        sizes = {place.measured: forward.shape(place.measured)[1] or 1 for place in places}
+        moments = {name: Moments(np.zeros(size), np.ones(size)) for name, size in sizes.items()}
+    else:
+        moments = _measure(forward, places, images, source.info, rng)
     return deepened(_with_norms(source, places, moments))
 
 

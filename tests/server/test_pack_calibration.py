@@ -12,9 +12,9 @@ from edge_sel.data.transforms import normalise
 from edge_sel.graphs.plans import head_names
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.sel.embarrassment import TEMPERATURE
-from edge_sel.server import calibrate as module
-from edge_sel.server.calibrate import GAMMA_BATCH, calibrate, frozen_gradients
-from edge_sel.server.forward import export_forward
+from edge_sel.server import pack_calibration as module
+from edge_sel.server.pack_calibration import GAMMA_BATCH, calibrate, frozen_gradients
+from edge_sel.server.source.torch_model import export_forward
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -6,10 +6,10 @@ from functools import cache
 import numpy as np
 import pytest
 
+from edge_sel.api.rehearsal import rehearse
 from edge_sel.config.settings import resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.edge.build import build_session
-from edge_sel.edge.rehearsal import rehearse
 from edge_sel.edge.train import learning_rate
 from edge_sel.edge.train.auto_ladder import clean_loss
 from edge_sel.edge.train.ladder import FixedLadder, PlannedStage

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from edge_sel.server.reference_operators import Conv, ConvTranspose, MaxPool
+from edge_sel.server.onnx_reference import Conv, ConvTranspose, MaxPool
 
 
 def run(op, shapes, outputs, **attributes):

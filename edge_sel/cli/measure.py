@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import signal
+import subprocess
 import sys
-from typing import Any
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any, TextIO
 
 import click
 
 from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, profile_option
+from edge_sel.errors import UsageError
+from edge_sel.units import format_duration, format_energy, format_power
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+GRACE_S = 5
+"""How long a command that is told to end may take."""
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_HANDED_ON = (signal.SIGINT, signal.SIGQUIT, *_ENDING)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -26,8 +43,11 @@ from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, profile_optio
 )
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
 def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words: tuple[str, ...]) -> int:
-    """Run COMMAND, then report its energy. The exit status is the command's; 127: not found, 126: no program."""
-    from edge_sel.cli.child import run_child
+    """Run COMMAND, then report its energy. The exit status is the command's; 127: not found, 126: no program.
+
+    Ctrl-C, SIGTERM and SIGHUP are handed on to COMMAND and all that it has started. After SIGKILL of edge-sel, which it
+    cannot hand on, they go on.
+    """
     from edge_sel.power.monitor import EnergyMonitor
 
     with EnergyMonitor(meter, profile=profile, idle_s=idle_s) as monitor:
@@ -51,6 +71,73 @@ def command(profile: str | None, meter: str, idle_s: float, as_json: bool, words
     return status
 
 
+class NotStartedError(UsageError):
+    """The command could not be started; the status is the one that a shell gives."""
+
+    def __init__(self, error: OSError, command: str) -> None:
+        super().__init__(f"cannot start the command ({error.strerror})", where=command or "''")
+        self.exit_code = NOT_FOUND if error.errno == errno.ENOENT or not command else NOT_EXECUTABLE
+
+
+def run_child(words: Sequence[str], stdout: TextIO | None) -> tuple[int, float]:
+    """Exit status (128 + N after signal N) and CPU seconds of a command and its children.
+
+    The command has a session and a process group of its own, to which signals are handed on. After SIGTERM or SIGHUP,
+    what is left of the group after a grace is killed.
+
+    Raises:
+        NotStartedError: it is not there, or is no program.
+    """
+    process: subprocess.Popen[Any] | None = None
+    deadline_s = 0.0
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        nonlocal deadline_s
+        if process is None:
+            raise KeyboardInterrupt
+        _send(process.pid, number)
+        if number in _ENDING and not deadline_s:
+            deadline_s = time.monotonic() + GRACE_S
+            signal.alarm(GRACE_S)
+
+    def kill(number: int, frame: FrameType | None) -> None:
+        if process is not None:
+            _send(process.pid, signal.SIGKILL)
+
+    before_s = _cpu_of_children_s()
+    held = {signal.SIGALRM: signal.signal(signal.SIGALRM, kill)}
+    for handed_on in _HANDED_ON:
+        if signal.getsignal(handed_on) is not signal.SIG_IGN:  # nohup
+            held[handed_on] = signal.signal(handed_on, hand_on)
+    try:
+        process = subprocess.Popen(words, stdout=stdout, start_new_session=True)
+        code = process.wait()
+        while time.monotonic() < deadline_s and _send(process.pid, 0):
+            time.sleep(0.02)
+        if deadline_s:
+            _send(process.pid, signal.SIGKILL)
+    except OSError as error:
+        raise NotStartedError(error, words[0]) from error
+    finally:
+        signal.alarm(0)
+        for number, handler in held.items():
+            signal.signal(number, handler)
+    return (code if code >= 0 else 128 - code), _cpu_of_children_s() - before_s
+
+
+def _send(group: int, number: int) -> bool:
+    """Whether there was a process of the group to send the signal to."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+        return True
+    return False
+
+
+def _cpu_of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
     """``(max − idle)·cpu_s/cores``: the profile's model, for the CPU time of the command alone."""
     from edge_sel.power.resources import logical_processors
@@ -60,8 +147,6 @@ def modelled_net_j(cpu_s: float, idle_w: float, max_w: float) -> float:
 
 def print_measurement(result: dict[str, Any]) -> None:
     """The figures on stderr, so that the command's own output stays alone on stdout."""
-    from edge_sel.units import format_duration, format_energy, format_power
-
     energy = result["energy"]
     if energy["total_j"] is None:
         line = f"energy unavailable ({energy['why']})"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-Row = Sequence[str]
+Cells = Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Table:
 
     kind: ClassVar[str] = "table"
     title: str
-    columns: Row
-    rows: Sequence[Row]
+    columns: Cells
+    rows: Sequence[Cells]
     marked: frozenset[int] = frozenset()
 
 

@@ -140,6 +140,32 @@ def epoch_axis(axes: Any, epochs: Sequence[int]) -> None:
     axes.set_xlabel("epoch")
 
 
+def stacked_bars(
+    axes: Any, epochs: Sequence[int], parts: Sequence[tuple[str, str, Sequence[float]]], unit: str
+) -> None:
+    """A bar for each epoch, of parts with their names and colours."""
+    below = [0.0] * len(epochs)
+    for name, colour, heights in parts:
+        axes.bar(epochs, heights, bottom=below, color=colour, label=name, width=0.7)
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+    axes.set_ylabel(unit)
+    axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    epoch_axis(axes, epochs)
+    quiet_grid(axes, "y")
+
+
+def named_bars(
+    axes: Any, names: Sequence[str], values: Sequence[float], colours: Sequence[str] | str, unit: str
+) -> None:
+    """A bar for each name, from the top down."""
+    rows = range(len(names))
+    axes.barh(rows, values, color=colours, height=0.7)
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    quiet_grid(axes, "x")
+
+
 def before_and_after(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
     """A line from before to after for each name, from the top down."""
     for row, (start, end) in enumerate(zip(before, after, strict=True)):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from edge_sel.edge.outputs.power_log import PowerRow
 from edge_sel.report import words
-from edge_sel.report.blocks import Block, Card, Cards, Chart, Section, Table, Text
-from edge_sel.report.charts import INK, MUTED, SERIES, Charts, epoch_axis, quiet_grid
+from edge_sel.report.blocks import Block, Card, Cards, Chart, Table, Text
+from edge_sel.report.charts import INK, MUTED, SERIES, Charts, named_bars, quiet_grid, stacked_bars
 from edge_sel.report.read import Record
 from edge_sel.units import counted
 
 MOST_EPOCHS = 60
 """Bars that can be told apart."""
+MOST_ROWS = 100
 
 
 class _Stretch(NamedTuple):
@@ -25,14 +25,14 @@ class _Stretch(NamedTuple):
     phase: str
 
 
-def energy_section(record: Record, charts: Charts) -> Section:
+def energy_blocks(record: Record, charts: Charts) -> list[Block]:
     """What the meter told, on time and on phases."""
     blocks: list[Block] = []
     if record.past.energy_j is None and not any(epoch.get("energy_j") for epoch in record.epochs):
         why = (record.result.get("energy") or {}).get("why") or "no meter worked"
         blocks.append(Text(f"The joules of this run are not known: {why}. `edge-sel doctor` tells how to fix it."))
-    blocks += _per_unit(record) + _over_time(record, charts) + _by_phase(record, charts) + _by_epoch(record, charts)
-    return Section("Where did the joules go?", blocks)
+    parts = _per_unit(record), _over_time(record, charts), _by_phase(record, charts), _by_epoch(record, charts)
+    return [*blocks, *chain(*parts)]
 
 
 def colour_of(phase: str) -> str:
@@ -59,10 +59,11 @@ def _per_unit(record: Record) -> list[Block]:
 
 
 def _over_time(record: Record, charts: Charts) -> list[Block]:
-    stretches = [
-        _Stretch(a.seconds, b.seconds, _watts(a, b), b.temp_c, b.phase)
-        for a, b in pairwise([PowerRow(0.0, 0.0, None, ""), *record.power])
-    ]
+    stretches = []
+    for a, b in pairwise([PowerRow(0.0, 0.0, None, ""), *record.power]):
+        unknown = a.total_j is None or b.total_j is None
+        watts = None if unknown else max(0.0, (b.total_j or 0.0) - (a.total_j or 0.0)) / (b.seconds - a.seconds)
+        stretches.append(_Stretch(a.seconds, b.seconds, watts, b.temp_c, b.phase))
     if len(stretches) < 2:
         return []
     hot = any(stretch.temp_c is not None for stretch in stretches)
@@ -97,7 +98,7 @@ def _over_time(record: Record, charts: Charts) -> list[Block]:
     table = Table(
         "Watts and degrees over time", ["from", "to", "watts", "°C", "mostly"],
         [[words.seconds(s.begin_s), words.seconds(s.end_s), words.number(s.watts, 1), words.number(s.temp_c, 1),
-          words.phase(s.phase)] for s in _thinned(stretches)],
+          words.phase(s.phase)] for s in stretches[:: max(1, -(-len(stretches) // MOST_ROWS))]],
     )  # fmt: skip
     known = [stretch.watts for stretch in stretches if stretch.watts is not None]
     top = f"at most {max(known):.1f} W" if known else "watts are not known"
@@ -113,16 +114,6 @@ def _over_time(record: Record, charts: Charts) -> list[Block]:
     return blocks
 
 
-def _watts(a: PowerRow, b: PowerRow) -> float | None:
-    if a.total_j is None or b.total_j is None:
-        return None
-    return max(0.0, b.total_j - a.total_j) / (b.seconds - a.seconds)
-
-
-def _thinned(stretches: Sequence[_Stretch], most: int = 100) -> Sequence[_Stretch]:
-    return stretches[:: max(1, -(-len(stretches) // most))]
-
-
 def _by_phase(record: Record, charts: Charts) -> list[Block]:
     phases = (record.result.get("energy") or {}).get("phases") or {}
     parts = [(name, part) for name, part in phases.items() if part.get("total_j")]
@@ -131,18 +122,14 @@ def _by_phase(record: Record, charts: Charts) -> list[Block]:
         return []
     total = sum(part["total_j"] for _, part in parts)
 
+    names = [words.phase(name) for name, _ in parts]
+
     def paint(axes: Any) -> None:
-        rows = range(len(parts))
-        axes.barh(
-            rows, [part["total_j"] for _, part in parts], color=[colour_of(name) for name, _ in parts], height=0.7
-        )
-        axes.set_yticks(rows, [words.phase(name) for name, _ in parts])
+        colours = [colour_of(name) for name, _ in parts]
+        named_bars(axes, names, [part["total_j"] for _, part in parts], colours, "joules, gross")
         for row, (_, part) in enumerate(parts):
             axes.annotate(f" {part['total_j'] / total:.0%}", (part["total_j"], row), va="center", fontsize=8)
-        axes.invert_yaxis()
         axes.margins(x=0.12)
-        axes.set_xlabel("joules, gross")
-        quiet_grid(axes, "x")
 
     rows = [
         [words.phase(name), words.joules(part["total_j"]), words.joules(part.get("net_j")),
@@ -150,8 +137,7 @@ def _by_phase(record: Record, charts: Charts) -> list[Block]:
         for name, part in parts
     ]  # fmt: skip
     table = Table("Joules by phase", ["phase", "gross", "above idle", "time", "share"], rows)
-    name, most = parts[0]
-    summary = f"Most went into {words.phase(name)}: {most['total_j'] / total:.0%}."
+    summary = f"Most went into {names[0]}: {parts[0][1]['total_j'] / total:.0%}."
     return [Chart("Joules by phase of the run", charts.draw(paint), summary, table)]
 
 
@@ -160,19 +146,11 @@ def _by_epoch(record: Record, charts: Charts) -> list[Block]:
     if not epochs:
         return []
     shown = epochs[-MOST_EPOCHS:]
-    names = [name for name in words.PHASES if any((epoch["phases"].get(name) or {}).get("total_j") for epoch in shown)]
-
-    def paint(axes: Any) -> None:
-        numbers, below = [epoch["epoch"] for epoch in shown], [0.0] * len(shown)
-        for name in names:
-            heights = [(epoch["phases"].get(name) or {}).get("total_j") or 0.0 for epoch in shown]
-            axes.bar(numbers, heights, bottom=below, color=colour_of(name), label=words.phase(name), width=0.7)
-            below = [low + height for low, height in zip(below, heights, strict=True)]
-        axes.set_ylabel("joules, gross")
-        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        epoch_axis(axes, numbers)
-        quiet_grid(axes, "y")
-
+    heights = {
+        name: [(epoch["phases"].get(name) or {}).get("total_j") or 0.0 for epoch in shown] for name in words.PHASES
+    }
+    parts = [(words.phase(name), colour_of(name), part) for name, part in heights.items() if any(part)]
+    svg = charts.draw(lambda axes: stacked_bars(axes, [e["epoch"] for e in shown], parts, "joules, gross"))
     rows = [
         [str(e["epoch"]), e["plan"], words.joules(e["energy_j"]), e["energy_source"], words.seconds(e.get("time_s")),
          f"{e['trained']} of {e['candidates']}", words.joules(e["energy_j"] / e["trained"] if e["trained"] else None),
@@ -181,4 +159,4 @@ def _by_epoch(record: Record, charts: Charts) -> list[Block]:
     ]  # fmt: skip
     columns = ["epoch", "plan", "joules", "source", "time", "images trained", "per image", "computed"]
     summary = f"{counted(len(epochs), 'epoch')}, {words.joules(sum(e['energy_j'] for e in epochs))} together."
-    return [Chart("Joules by epoch", charts.draw(paint), summary, Table("Joules by epoch", columns, rows))]
+    return [Chart("Joules by epoch", svg, summary, Table("Joules by epoch", columns, rows))]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from edge_sel.data.builtin import RELIT, load_relit
+from edge_sel.data.images import UInt8Array, read_image
 from edge_sel.report import words
-from edge_sel.report.blocks import Block, Chart, Picture, Pictures, Section, Table, Text
+from edge_sel.report.blocks import Block, Chart, Picture, Pictures, Table, Text
 from edge_sel.report.charts import (
     GRID,
     INK,
@@ -14,26 +20,24 @@ from edge_sel.report.charts import (
     SERIES,
     Charts,
     before_and_after,
-    epoch_axis,
     percent_axis,
-    quiet_grid,
     short,
+    stacked_bars,
 )
-from edge_sel.report.pictures import Thumbnails
 from edge_sel.report.read import Record
 from edge_sel.units import counted
 
 MOST_CLASSES = 20
 """In a chart; the table has up to ``MOST_ROWS``."""
 MOST_ROWS = 200
+PIXELS = 72
+MOST_PICTURES = 120
+"""In one page: each takes about 2 kB."""
 
 
-def hardness_section(record: Record, charts: Charts, thumbnails: Thumbnails) -> Section:
+def hardness_blocks(thumbnails: Thumbnails, record: Record, charts: Charts) -> list[Block]:
     """By class, by image, by the gate."""
-    blocks = _classes(record, charts) + _confusion(record, charts) + _gate(record, charts) + _images(record, thumbnails)
-    if not blocks:
-        blocks.append(Text("The files of this run do not contain this yet."))
-    return Section("Who was hard?", blocks)
+    return _classes(record, charts) + _confusion(record, charts) + _gate(record, charts) + _images(record, thumbnails)
 
 
 def _classes(record: Record, charts: Charts) -> list[Block]:
@@ -129,15 +133,8 @@ def _gate(record: Record, charts: Charts) -> list[Block]:
     passed = [epoch["trained"] for epoch in epochs]
     held = [max(0, epoch["candidates"] - epoch["trained"]) for epoch in epochs]
 
-    def paint(axes: Any) -> None:
-        numbers = [epoch["epoch"] for epoch in epochs]
-        axes.bar(numbers, passed, color=SERIES[0], label="trained on", width=0.7)
-        axes.bar(numbers, held, bottom=passed, color=GRID, label="held back", width=0.7)
-        axes.set_ylabel("images")
-        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-        epoch_axis(axes, numbers)
-        quiet_grid(axes, "y")
-
+    parts = [("trained on", SERIES[0], passed), ("held back", GRID, held)]
+    svg = charts.draw(lambda axes: stacked_bars(axes, [epoch["epoch"] for epoch in epochs], parts, "images"))
     rows = [
         [str(epoch["epoch"]), epoch["plan"], str(a), str(b), words.percent(a / (a + b) if a + b else None),
          words.number(epoch.get("train_loss"))]
@@ -145,7 +142,7 @@ def _gate(record: Record, charts: Charts) -> list[Block]:
     ]  # fmt: skip
     columns = ["epoch", "plan", "trained on", "held back", "share", "loss in training"]
     summary = f"The gate held back {sum(held)} of {sum(held) + sum(passed)} images."
-    return [Chart("What the gate let through", charts.draw(paint), summary, Table("The gate by epoch", columns, rows))]
+    return [Chart("What the gate let through", svg, summary, Table("The gate by epoch", columns, rows))]
 
 
 def _images(record: Record, thumbnails: Thumbnails) -> list[Block]:
@@ -168,3 +165,45 @@ def _caption(image: dict[str, Any]) -> str:
     if image.get("predicted") and image["predicted"] != image["label"]:
         told += f", predicted {image['predicted']}"
     return f"{told}, loss {image['loss']:.2f}" if image.get("loss") is not None else told
+
+
+class Thumbnails:
+    """Reads images where the run read them.
+
+    Args:
+        wanted: False shows none, and opens no image.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._left = MOST_PICTURES if wanted else 0
+
+    def uri(self, source: str | None, path: str) -> str:
+        """A ``data:`` address of the image; empty where it is gone, or cannot be read."""
+        if not self._left or not source:
+            return ""
+        try:
+            pixels = self._builtin.get(path) if source == RELIT else _read(Path(source), path)
+        except Exception:  # whatever a damaged file makes of the decoder: the caption names it
+            return ""
+        if pixels is None:
+            return ""
+        self._left -= 1
+        return _encode(pixels)
+
+    @cached_property
+    def _builtin(self) -> dict[str, UInt8Array]:
+        images = load_relit("field")
+        return dict(zip(images.ids, images.read(range(len(images))), strict=True))
+
+
+def _read(folder: Path, path: str) -> UInt8Array | None:
+    whole = (folder / path).resolve()
+    return read_image(whole, (PIXELS, PIXELS)) if whole.is_relative_to(folder.resolve()) else None
+
+
+def _encode(pixels: UInt8Array) -> str:
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
 from edge_sel.errors import UsageError
 from edge_sel.files import read_regular, write_durably
-from edge_sel.report.against_reference import reference_part
-from edge_sel.report.blocks import Part, Section, Text
-from edge_sel.report.changes import changes_section
+from edge_sel.report.blocks import Block, Part, Section, Text
 from edge_sel.report.charts import Charts, require_matplotlib
-from edge_sel.report.energy import energy_section
-from edge_sel.report.hardness import hardness_section
-from edge_sel.report.pictures import Thumbnails
+from edge_sel.report.comparisons import reference_part, side_by_side
+from edge_sel.report.energy import energy_blocks
+from edge_sel.report.hardness import Thumbnails, hardness_blocks
+from edge_sel.report.outcome import changes_blocks, verdict_blocks
 from edge_sel.report.read import Record, read_records
-from edge_sel.report.side_by_side import side_by_side
-from edge_sel.report.verdict import verdict_section
 from edge_sel.version import __version__
 
 IN_FULL = 4
@@ -48,10 +46,13 @@ def write_report(
     records = read_records(runs)
     charts, thumbnails = Charts(), Thumbnails(wanted=images)
     parts = [] if len(records) < 2 else [side_by_side(records, charts)]
-    parts += [_part(record, charts, thumbnails) for record in (records if len(records) <= IN_FULL else ())]
+    hidden = len(records) if len(records) > IN_FULL else 0
+    if not hidden:
+        parts += [_part(record, charts, thumbnails) for record in records]
     if reference is not None:
         parts.append(reference_part(reference, records, charts))
-    content = render(parts, title=_title(records), now=now, hidden=len(records) if len(records) > IN_FULL else 0)
+    names = [record.name for record in records] or ["edge-sel reference"]
+    content = render(parts, title=names[0] if len(names) == 1 else f"{len(names)} runs", now=now, hidden=hidden)
     write_durably(out, content)
     return len(content)
 
@@ -87,25 +88,19 @@ def render(parts: Sequence[Part], *, title: str, now: datetime, hidden: int = 0)
     return page.encode("utf-8", "replace")
 
 
-def _title(records: Sequence[Record]) -> str:
-    if not records:
-        return "edge-sel reference"
-    return records[0].name if len(records) == 1 else f"{len(records)} runs"
-
-
 def _part(record: Record, charts: Charts, thumbnails: Thumbnails) -> Part:
-    makers: dict[str, Callable[[], Section]] = {
-        "Did it work?": lambda: verdict_section(record, charts),
-        "Where did the joules go?": lambda: energy_section(record, charts),
-        "Who was hard?": lambda: hardness_section(record, charts, thumbnails),
-        "What changed?": lambda: changes_section(record, charts),
+    makers: dict[str, Callable[[Record, Charts], list[Block]]] = {
+        "Did it work?": verdict_blocks,
+        "Where did the joules go?": energy_blocks,
+        "Who was hard?": partial(hardness_blocks, thumbnails),
+        "What changed?": changes_blocks,
     }
     sections = []
     for title, make in makers.items():
         try:
-            sections.append(make())
+            blocks = make(record, charts) or [Text("The files of this run do not contain this yet.")]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
             told = "This part cannot be read from the files of this run: another version wrote them "
-            told += f"({type(error).__name__}: {error})."
-            sections.append(Section(title, [Text(told)]))
+            blocks = [Text(f"{told}({type(error).__name__}: {error}).")]
+        sections.append(Section(title, blocks))
     return Part(record.name, str(record.past.folder), sections)

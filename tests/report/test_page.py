@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sel.errors import SetupError, UsageError
+from edge_sel.report.comparisons import pareto
+from edge_sel.report.hardness import Thumbnails
 from edge_sel.report.page import write_report
-from edge_sel.report.pictures import Thumbnails
 from edge_sel.report.read import read_records
-from edge_sel.report.side_by_side import pareto
 from tests.report.conftest import NOW, Page
 
 QUESTIONS = ["Did it work?", "Where did the joules go?", "Who was hard?", "What changed?"]
@@ -259,7 +259,7 @@ def test_nothing_is_better_and_no_dearer_than_what_is_on_the_front(points):
 
 
 def test_thumbnails_end_where_the_page_would_grow_too_large(monkeypatch):
-    monkeypatch.setattr("edge_sel.report.pictures.MOST", 2)
+    monkeypatch.setattr("edge_sel.report.hardness.MOST_PICTURES", 2)
     from edge_sel.data.builtin import RELIT, load_relit
 
     thumbnails = Thumbnails(wanted=True)

@@ -1,4 +1,4 @@
-"""*Did it work?* The verdict of a run, what it cost, and what dense training would have cost."""
+"""*Did it work?* and *What changed?*: verdict, cost, and what dense training would have cost; then the weights."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from pathlib import PurePath
 from typing import Any
 
 from edge_sel.report import words
-from edge_sel.report.blocks import Block, Card, Cards, Chart, Section, Table, Text
-from edge_sel.report.charts import INK, MUTED, SERIES, Charts, percent_axis, quiet_grid
+from edge_sel.report.blocks import Block, Card, Cards, Chart, Table, Text
+from edge_sel.report.charts import INK, MUTED, SERIES, Charts, named_bars, percent_axis, plain_ticks, quiet_grid, short
 from edge_sel.report.read import Record
 from edge_sel.units import counted
 
+MOST_BARS = 30
+MOST_ROWS = 300
 VERDICTS = {
     "shipped": "The new model ships", "kept": "The original model stays", "stopped": "Stopped before its end",
     "unfinished": "Not finished", "damaged": "The result cannot be read",
 }  # fmt: skip
 
 
-def verdict_section(record: Record, charts: Charts) -> Section:
+def verdict_blocks(record: Record, charts: Charts) -> list[Block]:
     """The first thing that is read."""
     past, result = record.past, record.result
     tone = {"shipped": "good", "kept": "", "stopped": "warn", "unfinished": "warn", "damaged": "warn"}[past.verdict]
@@ -26,9 +28,7 @@ def verdict_section(record: Record, charts: Charts) -> Section:
     blocks: list[Block] = [Cards(cards)]
     if past.verdict in ("stopped", "unfinished"):
         blocks.append(Text("It goes on with --resume; the figures here are those of the finished epochs."))
-    blocks += _course(record, charts)
-    blocks.append(_what_was_run(record))
-    return Section("Did it work?", blocks)
+    return [*blocks, *_course(record, charts), _what_was_run(record)]
 
 
 def _reason(record: Record) -> str:
@@ -142,3 +142,74 @@ def _pack(path: str) -> str:
     """The path, but of the pack that ships with edge-sel only its name."""
     builtin = PurePath(path).match("edge_sel/pack/assets/digits.edgepack")
     return "built-in (digits.edgepack)" if builtin else path
+
+
+def changes_blocks(record: Record, charts: Charts) -> list[Block]:
+    """From the weights, then from the decisions."""
+    return _weights(record, charts) + _heads(record) + _ladder(record)
+
+
+def _weights(record: Record, charts: Charts) -> list[Block]:
+    changed = record.result.get("changed")
+    if changed is None:
+        return []
+    if not changed:
+        return [Text("No weight differs from the original model.")]
+    shown = sorted(changed, key=lambda tensor: -(tensor["relative"] or 0.0))[:MOST_BARS]
+    shown = [tensor for tensor in changed if tensor in shown]
+
+    def paint(axes: Any) -> None:
+        names, values = (
+            [short(tensor["weight"], 40) for tensor in shown],
+            [tensor["relative"] or 0.0 for tensor in shown],
+        )
+        named_bars(axes, names, values, SERIES[0], "change, as a share of the tensor's own size (Frobenius norm)")
+        positive = [value for value in values if value]
+        if positive and max(positive) > 50 * min(positive):
+            axes.set_xscale("log")
+            plain_ticks(axes.xaxis)
+
+    svg = charts.draw(paint, size=(10.4, 1.0 + 0.22 * len(shown)))
+    rows = [
+        [tensor["weight"], words.NONE if tensor["relative"] is None else f"{tensor['relative']:.3g}",
+         f"{tensor['updated']} of {tensor['channels']}"]
+        for tensor in changed[:MOST_ROWS]
+    ]  # fmt: skip
+    columns = ["tensor", "relative change", "output channels updated"]
+    title = "How far each tensor moved, in the order of the network"
+    if len(changed) > len(shown):
+        title += f": the {len(shown)} of {len(changed)} that moved most"
+    updated, of = (sum(tensor[key] for tensor in changed) for key in ("updated", "channels"))
+    summary = f"{counted(len(changed), 'tensor')} changed, {updated} of their {of} output channels."
+    return [Chart(title, svg, summary, Table(title, columns, rows), wide=True)]
+
+
+def _heads(record: Record) -> list[Block]:
+    rows = [
+        [str(epoch["epoch"]), weight, f"{told['chosen']} of {told['of']}",
+         ", ".join(map(str, told.get("chosen_heads", ()))) or words.NONE, words.percent(told["share_of_norm"]),
+         ", ".join(f"{norm:.3g}" for norm in told.get("heads", ())) or words.NONE]
+        for epoch in record.epochs
+        for weight, told in (epoch.get("guilty") or {}).items()
+    ]  # fmt: skip
+    if not rows:
+        return []
+    columns = ["epoch", "weight", "chosen", "heads", "share of the gradient norm", "guilt of each head"]
+    title = "Guilty channels and attention heads (those with the largest gradient norm)"
+    return [Table(title, columns, rows[:MOST_ROWS])]
+
+
+def _ladder(record: Record) -> list[Block]:
+    decisions = record.result.get("decisions") or []
+    rows = []
+    for decision in decisions:
+        expected, came = decision.get("expected") or {}, decision.get("came") or {}
+        rows.append([
+            decision.get("plan") or "end", str(decision.get("epochs") or ""), str(decision.get("why", "")),
+            words.points(expected.get("gain")), words.points(came.get("gain")),
+            words.joules(expected.get("energy_j")), words.joules(came.get("energy_j")),
+        ])  # fmt: skip
+    if not rows:
+        return []
+    columns = ["stage", "epochs", "why", "gain expected", "came", "joules expected", "came"]
+    return [Table("Training stages, and why each was chosen", columns, rows)]

@@ -1,24 +1,29 @@
-"""Files that survive a power cut, and are written where they seem to be: never through a symbolic link.
+"""Files that survive a power cut, written never through a symbolic link, and read only where they are regular.
 
 Also the process's standard error, which is a file as well.
 """
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
+import json
+import math
 import os
 import re
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from edge_sel.errors import SetupError
 
+_CHUNK = 1 << 20
 _FLAGS = {"wb": os.O_WRONLY | os.O_TRUNC, "ab": os.O_WRONLY | os.O_APPEND, "r+b": os.O_RDWR}
 
 
@@ -33,10 +38,7 @@ def write_durably(path: Path, content: bytes) -> None:
         refuse_device(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_link(path)
-        with open_no_link(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _fill(open_no_link(temporary, "wb"), content)
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -60,15 +62,20 @@ def write_new(path: Path, content: bytes, *, mode: int) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _fill(os.fdopen(handle, "wb"), content)
     except OSError as error:
         with suppress(OSError):
             path.unlink()
         raise cannot_write(path, error) from error
     _force(path.parent)
+
+
+def _fill(file: IO[bytes], content: bytes) -> None:
+    """Write, onto the disk, and close."""
+    with file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _force(folder: Path) -> None:
@@ -113,16 +120,65 @@ def open_no_link(path: Path, mode: Literal["wb", "ab", "r+b"], buffering: int = 
     return file
 
 
-def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a file that may be anything after a crash.
+class UnfitFileError(OSError):
+    """No regular file, or one of more bytes than may be; ``str()`` says which, without the path."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def open_regular(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
+    """A file for reading, never a pipe, a device or, unless ``follow``, a link: these may block or have no end.
 
     Raises:
-        OSError: it is not there, cannot be read, is no regular file (a pipe would be waited for), or is larger.
+        UnfitFileError: it is something else.
+        OSError: it is not there, or cannot be opened.
     """
-    size = regular_size(path)
-    if size > limit:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    return path.read_bytes()
+    _refuse_irregular(path, path.stat() if follow else path.lstat())  # opening a device may do something
+    flags = os.O_RDONLY | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        _refuse_irregular(path, os.fstat(file.fileno()))
+        yield file
+
+
+def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
+    """The content of a file of at most so many bytes, which may be anything after a crash.
+
+    Raises:
+        UnfitFileError: it is no regular file, or larger.
+        OSError: it is not there, or cannot be read.
+    """
+    with open_regular(path, follow=follow) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise _too_large(path, most)
+        return read_at_most(file, most, path)
+
+
+def read_at_most(file: IO[bytes], most: int, path: Path) -> bytes:
+    """The rest of an open file; ``path`` is for the error.
+
+    Raises:
+        UnfitFileError: there are more bytes.
+    """
+    parts, left = [], most + 1
+    while left and (part := file.read(min(left, _CHUNK))):
+        parts.append(part)
+        left -= len(part)
+    if not left:
+        raise _too_large(path, most)
+    return b"".join(parts)
+
+
+def _too_large(path: Path, most: int) -> UnfitFileError:
+    return UnfitFileError(errno.EFBIG, f"larger than {most} bytes", str(path))
+
+
+def _refuse_irregular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UnfitFileError(errno.EINVAL, "not a regular file", str(path))
 
 
 def regular_size(path: Path) -> int:
@@ -132,8 +188,7 @@ def regular_size(path: Path) -> int:
         OSError: it is not there, or it is something else.
     """
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    _refuse_irregular(path, found)
     return found.st_size
 
 
@@ -141,9 +196,8 @@ def sha256_of(path: Path) -> str | None:
     """Of a regular file's content, in hexadecimal digits; None if it cannot be read."""
     digest = hashlib.sha256()
     try:
-        regular_size(path)
-        with path.open("rb") as file:
-            while block := file.read(1 << 16):
+        with open_regular(path) as file:
+            while block := file.read(_CHUNK):
                 digest.update(block)
     except OSError:
         return None
@@ -190,3 +244,36 @@ def stderr_silenced(remarks: re.Pattern[bytes] | None = None) -> Iterator[None]:
             if remarks is not None:
                 file.seek(0)
                 stderr.writelines(line for line in file if not remarks.match(line))
+
+
+# --- results: what is not known is null or an empty cell, never zero and never NaN
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinities as null: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if hasattr(value, "item"):  # a number of numpy, which is not imported here: that takes long
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Indented JSON; NaN becomes null."""
+    write_durably(path, (json.dumps(finite(content), indent=1) + "\n").encode())
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """CSV with the columns of the first row; None and NaN are empty cells."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([{key: "" if _unknown(value) else value for key, value in row.items()} for row in rows])
+    write_durably(path, text.getvalue().encode())
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edge_sel.errors import UsageError
 
@@ -29,20 +29,12 @@ _FROM_ONE = ((1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T"), (1e15, 
 
 def parse_energy_j(text: str) -> float:
     """Joules of ``500J``, ``0.2Wh``, ``2kJ`` or ``300mJ``."""
-    number, unit = _split(text)
-    factor = _ENERGY_J.get(unit)
-    if number is None or factor is None or number < 0 or not math.isfinite(number * factor):
-        raise _not_understood("an energy", text, "500J, 2kJ, 300mJ or 0.2Wh")
-    return number * factor
+    return _parsed(text, _ENERGY_J, "an energy", "500J, 2kJ, 300mJ or 0.2Wh")
 
 
 def parse_power_w(text: str) -> float:
     """Watts of ``8W``, ``7.5 W`` or ``500mW``."""
-    number, unit = _split(text)
-    factor = _POWER_W.get(unit)
-    if number is None or factor is None or number < 0 or not math.isfinite(number * factor):
-        raise _not_understood("a power", text, "8W, 7.5W or 500mW")
-    return number * factor
+    return _parsed(text, _POWER_W, "a power", "8W, 7.5W or 500mW")
 
 
 def parse_temperature_c(text: str) -> float:
@@ -117,6 +109,15 @@ def format_duration(s: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 image``, ``2 000 images``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", " ")
+
+
+def _parsed(text: str, units: Mapping[str, float], kind: str, accepted: str) -> float:
+    """A quantity that is not negative, in the unit whose factor is 1."""
+    number, unit = _split(text)
+    factor = units.get(unit)
+    if number is None or factor is None or number < 0 or not math.isfinite(number * factor):
+        raise _not_understood(kind, text, accepted)
+    return number * factor
 
 
 def _split(text: str) -> tuple[float | None, str]:

@@ -250,7 +250,7 @@ def test_a_file_that_is_nested_deeply_or_long_is_refused(tmp_path: Path, text: s
 
 
 def test_a_file_that_never_ends_is_not_read() -> None:
-    with pytest.raises(UsageError, match="not a file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         resolve(toml_file=Path("/dev/zero"))
 
 

@@ -140,9 +140,9 @@ def replaced(rng: random.Random, good: bytes) -> bytes:
 
 def read_safetensors(rng: random.Random, here: Path) -> None:
     """Weights of a run and of an expert, damaged; the header more often than the rest."""
-    from edge_sel.cli.evaluate import _read_weights
     from edge_sel.pack.expert import read_expert
     from edge_sel.pack.reader import open_pack
+    from edge_sel.pack.trained import pack_of_run
 
     pack = open_pack(ROOT / "edge_sel/pack/assets/digits.edgepack")
     with zipfile.ZipFile(pack.path) as archive:
@@ -150,7 +150,7 @@ def read_safetensors(rng: random.Random, here: Path) -> None:
     if rng.random() < 0.5:
         read_expert(here / "w.safetensors", pack)
     else:
-        _read_weights(here / "w.safetensors", pack.weights(), pack.manifest.model.classes)
+        pack_of_run(pack, here / "w.safetensors")
 
 
 def read_checkpoint(rng: random.Random, here: Path) -> None:

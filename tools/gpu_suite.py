@@ -30,7 +30,7 @@ from typing import Any
 
 from gpu.jobs import Job, all_jobs
 
-from edge_sel.runs.tables import write_json
+from edge_sel.files import write_json
 from edge_sel.units import format_duration, parse_duration_s
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edge_sel.files import write_table
 from edge_sel.reference.results import list_results, overview
 from edge_sel.reference.systems import SYSTEMS
-from edge_sel.runs.tables import write_table
 
 
 def main() -> None:

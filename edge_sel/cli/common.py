@@ -122,6 +122,6 @@ def required_keys(flag: tuple[str, ...] | None) -> TrustedKeys | None:
 
 def echo_json(content: Mapping[str, Any]) -> None:
     """One JSON object, and nothing else, on stdout; what is no number is null."""
-    from edge_sel.runs.tables import finite
+    from edge_sel.files import finite
 
     click.echo(json.dumps(finite(dict(content))))

@@ -1,49 +1,55 @@
-"""``edge-sel``: the command group. Commands are imported only when they are called, so ``--help`` stays quick."""
+"""``edge-sel``: the command group, errors as one line, and standard streams that never end a run.
+
+Commands are imported only when they are called, so ``--help`` stays quick.
+"""
 
 from __future__ import annotations
 
 import difflib
-import importlib
+import errno
+import io
+import os
+import pkgutil
+import select
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
 
-from edge_sel.cli.streams import lost_output, protect_streams
 from edge_sel.errors import EXIT_INTERRUPTED, EdgeSelError, SetupError, UsageError, on_one_line
 from edge_sel.version import __version__
 
 COMMANDS = {
-    "finetune": ("edge_sel.cli.finetune", "Fine-tune a pack on this device's own labelled images."),
-    "runs": ("edge_sel.cli.runs", "The runs in a folder: verdict, accuracy before and after, joules."),
+    "finetune": ("finetune:command", "Fine-tune a pack on this device's own labelled images."),
+    "runs": ("runs:command", "The runs in a folder: verdict, accuracy before and after, joules."),
     "report": (
-        "edge_sel.cli.report",
+        "runs:report_command",
         "An HTML page about runs: verdict, joules, hard classes (needs edge-sel[report]).",
     ),
-    "tune": ("edge_sel.cli.tune", "Find the threads and batch size that take the fewest joules, for finetune."),
+    "tune": ("tune:command", "Find the threads and batch size that take the fewest joules, for finetune."),
     "evaluate": (
-        "edge_sel.cli.evaluate",
+        "predict:evaluate_command",
         "Accuracy and embarrassment (per-class loss at temperature 1.5) of a pack on images.",
     ),
-    "predict": ("edge_sel.cli.predict", "Classify images with a run's model or a pack."),
-    "pretrain": ("edge_sel.cli.pretrain", "Train a dense warmup checkpoint (needs edge-sel[server])."),
-    "export": ("edge_sel.cli.export", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
-    "signature": ("edge_sel.cli.signature", "What this device's images look like, as numbers that show none."),
+    "predict": ("predict:command", "Classify images with a run's model or a pack."),
+    "pretrain": ("pretrain:command", "Train a dense warmup checkpoint (needs edge-sel[server])."),
+    "export": ("export:command", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
+    "signature": ("signature:command", "What this device's images look like, as numbers that show none."),
     "expert": (
-        "edge_sel.cli.expert",
+        "expert:command",
         "Train a pack for the device that a signature is from (needs edge-sel[server]).",
     ),
     "reference": (
-        "edge_sel.cli.reference",
+        "reference:command",
         "Run the published systems, joules beside their claims (needs edge-sel[server]).",
     ),
-    "pack": ("edge_sel.cli.pack", "Inspect, verify or sign a pack."),
-    "profiles": ("edge_sel.cli.profiles", "The device profiles, and the one that fits this machine."),
-    "doctor": ("edge_sel.cli.doctor", "What meters, sensors and engines work here, and how to fix them."),
-    "measure": ("edge_sel.cli.measure", "Joules, watts, degrees and CPU time of any command."),
+    "pack": ("pack:command", "Inspect, verify or sign a pack."),
+    "profiles": ("doctor:profiles_command", "The device profiles, and the one that fits this machine."),
+    "doctor": ("doctor:command", "What meters, sensors and engines work here, and how to fix them."),
+    "measure": ("measure:command", "Joules, watts, degrees and CPU time of any command."),
 }
-
-
+"""Name -> where it is defined, and its line of help."""
 _HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 _NO_ROOM = ("failed to map segment", "annot allocate memory")
 _LESS_MEMORY = {
@@ -61,10 +67,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module; its ``command`` attribute is the click command."""
+        """Import the command's module."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        command: click.Command = pkgutil.resolve_name(f"edge_sel.cli.{COMMANDS[cmd_name][0]}")
         return command
 
     def resolve_command(
@@ -127,3 +133,61 @@ def _lacks_memory(error: BaseException) -> bool:
 def tell(message: str) -> None:
     """One line on stderr."""
     click.echo(f"edge-sel: {on_one_line(message)}", err=True)
+
+
+# --- standard streams: a full, closed or abandoned one loses what is printed, nothing else
+
+
+class _Enduring(io.FileIO):
+    """A file descriptor; what cannot be written to it is dropped."""
+
+    lost: str | None = None
+    """Why something was dropped; None while nothing was, or where the reader did not want more."""
+
+    def write(self, data: Any, /) -> int:
+        """All of the data, written or dropped."""
+        rest = memoryview(data).cast("B")
+        total = len(rest)
+        try:
+            while len(rest):
+                done = super().write(rest)
+                if done is None:  # a pipe that does not block, and is full
+                    select.select([], [self.fileno()], [])
+                    continue
+                rest = rest[done:]
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal is gone
+                self.lost = error.strerror or str(error)
+        return total
+
+
+def protect_streams() -> None:
+    """Let stdout and stderr endure whatever becomes of them; streams that a test has put there stay."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file to be opened would take its place, and whatever is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _protected(1, sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _protected(2, sys.stderr)
+
+
+def _protected(number: int, stream: TextIO | None) -> TextIO:
+    if stream is not None:
+        with suppress(OSError):
+            stream.flush()
+    encoding = "utf-8" if stream is None else stream.encoding
+    raw = _Enduring(number, "wb", closefd=False)
+    # What is printed need not fit the encoding, such as the name of a file.
+    by_line = number == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=by_line)
+
+
+def lost_output() -> str | None:
+    """Why a part of stdout is lost, in one line; None if nothing is. A reader that has left wants no more."""
+    with suppress(ValueError):
+        sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.lost if isinstance(raw, _Enduring) else None

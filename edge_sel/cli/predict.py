@@ -1,4 +1,4 @@
-"""``edge-sel predict``."""
+"""``edge-sel predict`` and ``edge-sel evaluate``: what a model makes of images."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import csv
 import io
 import sys
 from collections.abc import Iterator
-from itertools import chain
+from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json, max_pixels_option, require_signature_option, required_keys
+from edge_sel.cli.common import (
+    GivenPath,
+    echo_json,
+    json_option,
+    max_pixels_option,
+    require_signature_option,
+    required_keys,
+)
 from edge_sel.config.profiles import MAX_THREADS
 from edge_sel.errors import DataError, UsageError, escaped
+from edge_sel.units import counted
 
 if TYPE_CHECKING:
     from edge_sel.data.dataset import Skipped
@@ -24,6 +33,9 @@ if TYPE_CHECKING:
 BATCH = 32
 STDIN = "-"
 MOST_STDIN_BYTES = 256 << 20
+_threads_option = click.option(
+    "--threads", default=0, show_default=True, type=click.IntRange(0, MAX_THREADS), help="0 for all."
+)
 
 
 @click.command()
@@ -35,8 +47,8 @@ MOST_STDIN_BYTES = 256 << 20
     is_flag=True,
     help="CSV: a row per image with its path, its class and the probability of each class.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0, MAX_THREADS), help="0 for all.")
+@json_option
+@_threads_option
 @max_pixels_option
 @require_signature_option
 def command(
@@ -54,7 +66,7 @@ def command(
         raise UsageError("--csv and --json", fix="give one of them")
     classifier = open_classifier(model, threads, required_keys(require_signature))
     skipped: list[Skipped] = []
-    found: Found = _classified(classifier, images, max_pixels, skipped)
+    found = _classified(classifier, images, max_pixels, skipped)
     first = next(found, None)
     if first is None:
         where = f"{skipped[0].path}: {skipped[0].reason}" if skipped else "the folders are empty"
@@ -68,26 +80,17 @@ def command(
         click.echo(f"edge-sel: skipped {each.path}: {each.reason}", err=True)
 
 
-Found = Iterator[tuple[str, list[float]]]
+Classified = Iterator[tuple[str, list[float]]]
 
 
-def _classified(classifier: Classifier, given: tuple[Path, ...], max_pixels: int, skipped: list[Skipped]) -> Found:
+def _classified(classifier: Classifier, given: tuple[Path, ...], max_pixels: int, skipped: list[Skipped]) -> Classified:
     """Name and probabilities of each image that can be read, a batch at a time."""
     import numpy as np
 
-    waiting: list[tuple[str, UInt8Array]] = []
-
-    def flush() -> Found:
-        if waiting:
-            rows = classifier.probabilities(np.stack([pixels for _, pixels in waiting]))
-            yield from ((name, row.tolist()) for (name, _), row in zip(waiting, rows, strict=True))
-            waiting.clear()
-
-    for name, pixels in _pixels(classifier, given, max_pixels, skipped):
-        waiting.append((name, pixels))
-        if len(waiting) == BATCH:
-            yield from flush()
-    yield from flush()
+    pixels = _pixels(classifier, given, max_pixels, skipped)
+    while batch := list(islice(pixels, BATCH)):
+        rows = classifier.probabilities(np.stack([image for _, image in batch]))
+        yield from ((name, row.tolist()) for (name, _), row in zip(batch, rows, strict=True))
 
 
 def _pixels(
@@ -121,13 +124,13 @@ def _best(classifier: Classifier, row: list[float]) -> tuple[str, float]:
     return classifier.classes[place], row[place]
 
 
-def _show_lines(classifier: Classifier, found: Found) -> None:
+def _show_lines(classifier: Classifier, found: Classified) -> None:
     for name, row in found:
         best, probability = _best(classifier, row)
         click.echo(f"{escaped(name)}: {escaped(best)} {100 * probability:.1f} %")
 
 
-def _show_csv(classifier: Classifier, found: Found) -> None:
+def _show_csv(classifier: Classifier, found: Classified) -> None:
     click.echo(_row(["path", "class", "probability", *(f"p_{name}" for name in classifier.classes)]))
     for name, row in found:
         best, probability = _best(classifier, row)
@@ -140,12 +143,72 @@ def _row(cells: list[str]) -> str:
     return line.getvalue()
 
 
-def _show_json(model: Path, classifier: Classifier, found: Found, skipped: list[Skipped]) -> None:
+def _show_json(model: Path, classifier: Classifier, found: Classified, skipped: list[Skipped]) -> None:
     images: list[dict[str, Any]] = []
     for name, row in found:
         best, probability = _best(classifier, row)
         figures = dict(zip(classifier.classes, row, strict=True))
         images.append({"path": name, "class": best, "probability": probability, "probabilities": figures})
-    told = [{"path": each.path, "reason": each.reason} for each in skipped]
-    classes = list(classifier.classes)
-    echo_json({"schema": 1, "model": str(model), "classes": classes, "images": images, "skipped_images": told})
+    told = [asdict(each) for each in skipped]
+    echo_json(
+        {"schema": 1, "model": str(model), "classes": classifier.classes, "images": images, "skipped_images": told}
+    )
+
+
+@click.command()
+@click.argument("model", type=GivenPath())
+@click.option("--data", required=True, type=GivenPath(), help="Labelled images: DIR/<class>/*.jpg.")
+@click.option("--weights", type=GivenPath(), help="weights.safetensors of a run, instead of the pack's.")
+@click.option("--engine", default="ort", show_default=True, type=click.Choice(["ort", "ort-training", "torch"]))
+@_threads_option
+@max_pixels_option
+@require_signature_option
+@json_option
+def evaluate_command(
+    model: Path, data: Path, weights: Path | None, engine: str, threads: int, max_pixels: int,
+    require_signature: tuple[str, ...] | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Accuracy and embarrassment (per-class loss at temperature 1.5) of MODEL on a folder of images.
+
+    MODEL is a pack, the folder of a run, or its model.onnx.
+    """
+    from edge_sel.data.folder import load_folder
+    from edge_sel.edge.classifier import Classifier, is_model, open_classifier
+    from edge_sel.edge.evaluate import evaluate
+    from edge_sel.engines.by_name import choose_engine
+    from edge_sel.pack.reader import open_pack
+    from edge_sel.pack.trained import pack_of_run
+
+    keys = required_keys(require_signature)
+    if is_model(model):
+        if weights is not None or engine != "ort":
+            odd = "--weights" if weights is not None else f"--engine {engine}"
+            raise UsageError(f"{odd} needs a pack", where=model, fix="name the pack that the run began with")
+        found, signers = open_classifier(model, threads, keys), None
+    else:
+        pack = open_pack(model, keys)
+        if weights is not None:
+            pack = pack_of_run(pack, weights)
+        told, signers = pack.manifest.model, pack.signers
+        predict = choose_engine(engine, threads).predictor(pack, pack.weights())
+        found = Classifier(told.classes, told.image_size, told.mean, told.std, predict)
+    images = load_folder(data, found.image_size, classes=found.classes, max_pixels=max_pixels)
+    result = evaluate(found.logits, images, found)
+    figures = result.to_json(found.classes)
+    if as_json:
+        signed = {"pack": signers.to_json() if signers else None}
+        skipped = [asdict(each) for each in images.skipped]
+        echo_json({"schema": 1, "pack": str(model), "signers": signed, **figures, "skipped_images": skipped})
+        return
+    click.echo(
+        f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}, "
+        f"calibration error {100 * result.calibration_error:.1f} %"
+    )
+    for name, judged in figures["classes"].items():
+        click.echo(
+            f"  {escaped(name):20} {100 * judged['accuracy']:6.1f} %   E {judged['embarrassment']:.3f}"
+            f"   C {judged['confidence']:.3f}"
+        )
+    if images.skipped:
+        count = counted(len(images.skipped), "file")
+        click.echo(f"skipped {count}, the first: {images.skipped[0].path}", err=True)

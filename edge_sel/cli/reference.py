@@ -4,46 +4,25 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
 from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_option, require_server_extra
+from edge_sel.cli.show import format_percent, format_teraflops, plain_console, plain_table
 from edge_sel.config.profiles import Profile
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError, escaped
 from edge_sel.power.meter import Meter
-from edge_sel.reference.systems import FirstWeights, SuiteOptions, System, find_scale, find_systems
+from edge_sel.reference.systems import SuiteOptions, System, find_scale, find_systems
+from edge_sel.units import format_duration, format_energy
 
 PAGE = "report.html"
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The command line, as click read it."""
-
-    systems: tuple[str, ...]
-    data: str | None
-    scale: str
-    smoke: bool
-    out: Path
-    seeds: int
-    model: str | None
-    epochs: int | None
-    image_size: int | None
-    weights: FirstWeights
-    device: str
-    meter: str
-    profile: str | None
-    dry_run: bool
-    comparing: bool
-    edge: Path | None
-    report: bool
-    as_json: bool
 
 
 @click.command()
@@ -87,7 +66,7 @@ def command(**values: Any) -> int:
 
     SYSTEMS are names as --dry-run lists them; without any, the suite of ten (full), six (small) or all (smoke).
     """
-    given = _Given(**values)
+    given = SimpleNamespace(**values)
     if not given.comparing:  # results are read without torch: on the device they stand beside its own run
         require_server_extra("reference", "torch")
     scale = find_scale("smoke" if given.smoke else given.scale)
@@ -111,25 +90,20 @@ def command(**values: Any) -> int:
         scale, data, given.out, tuple(range(given.seeds)), device=given.device, weights=given.weights,
         model=given.model, epochs=given.epochs, image_size=given.image_size,
     )  # fmt: skip
-    return _plan(wanted, options, given) if given.dry_run else _run(wanted, options, given)
-
-
-def _plan(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
-    from edge_sel.cli.show_reference import print_plan
+    if not given.dry_run:
+        return _run(wanted, options, given)
     from edge_sel.reference.suite import plan
 
     planned = plan(wanted, options)
     if given.as_json:
-        answer = {"schema": 1, "scale": options.scale.name, "data": options.data, "systems": planned}
-        echo_json(answer)
+        echo_json({"schema": 1, "scale": scale.name, "data": data, "systems": planned})
     else:
-        print_plan(planned, options.scale.label)
+        print_plan(planned, scale.label)
     return 0
 
 
-def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
+def _run(wanted: list[System], options: SuiteOptions, given: SimpleNamespace) -> int:
     from edge_sel.api.inputs import open_profile
-    from edge_sel.cli.show_reference import ReferenceConsole, print_overview
     from edge_sel.edge.hold import prepare_folder
     from edge_sel.power.recorder import EnergyRecorder
     from edge_sel.power.temperature import find_thermometer
@@ -169,12 +143,8 @@ def _run(wanted: list[System], options: SuiteOptions, given: _Given) -> int:
         echo_json({"schema": 1, "out": os.fspath(options.out), "systems": overview(results), "runs": kept})
     else:
         print_overview(overview(results), _labels(results))
-        told = (
-            f"report: {given.out / PAGE}"
-            if given.report
-            else f"a page: edge-sel report --reference {shlex.quote(str(given.out))}"
-        )
-        click.echo(escaped(told))
+        other = f"a page: edge-sel report --reference {shlex.quote(str(given.out))}"
+        click.echo(escaped(f"report: {given.out / PAGE}" if given.report else other))
     return 0
 
 
@@ -191,14 +161,14 @@ def _find_meter(profile: Profile, name: str, gpu: bool, note: Callable[[str], No
     return find_meter(profile, name, on_processor=True)[0]
 
 
-def _compare(given: _Given) -> int:
-    from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
+def _compare(given: SimpleNamespace) -> int:
     from edge_sel.reference.results import compare_claims, edge_epochs, list_results, overview, reference_epochs
 
     results = [r for r in list_results(given.out) if not given.systems or r["system"] in given.systems]
     if not results:
-        fix = "run `edge-sel reference` first, or name its --out"
-        raise UsageError("no finished results", where=given.out, fix=fix)
+        raise UsageError(
+            "no finished results", where=given.out, fix="run `edge-sel reference` first, or name its --out"
+        )
     claims = compare_claims(results, given.data)
     epochs = None if given.edge is None else edge_epochs(given.edge)
     if given.as_json:
@@ -219,3 +189,108 @@ def _compare(given: _Given) -> int:
 def _labels(results: list[dict[str, Any]]) -> str:
     """What must stand above their figures, a line each."""
     return "\n".join(dict.fromkeys(result["label"] for result in results if result["label"]))
+
+
+# --- what a person sees: progress on stderr, tables on stdout
+
+
+class ReferenceConsole:
+    """One line per epoch and per finished run; quiet shows nothing."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._console = plain_console(stderr=True, quiet=quiet, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """One line of text."""
+        self._console.print(text)
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show one event of the suite."""
+        name = f"{event['system']} seed {event['seed']}"
+        if event["event"] == "epoch":
+            self.note(
+                f"{name}  {event['epoch']}/{event['epochs']} {event['phase']:<10} loss {_number(event['train_loss'])}  "
+                f"test {format_percent(event['test_full'])}  active {format_percent(event['active_rate'])}  "
+                f"{format_energy(event['energy_j'])} {event['energy_source']}"
+            )
+        elif event["event"] == "resumed":
+            self.note(f"{name}  goes on after epoch {event['epoch']}")
+        elif event["event"] == "uncompiled":
+            self.note(f"{name}  steps are not compiled, which is slower: {event['why']}")
+        elif event["event"] == "kept":
+            self.note(f"{name}  is finished already")
+
+
+def print_plan(systems: Sequence[Mapping[str, Any]], label: str) -> None:
+    """The systems, before anything runs."""
+    rows = []
+    for row in systems:
+        nominal = "depends" if row["nominal_flops_t"] is None else format_teraflops(row["nominal_flops_t"])
+        rows.append([row["name"], str(row["epochs"]), row["model"], nominal, f"{row['text']} ({row['source']})"])
+    _print(label, ["system", "epochs", "model", "nominal", "what"], rows)
+
+
+def print_overview(systems: Sequence[Mapping[str, Any]], label: str) -> None:
+    """One line per system."""
+    columns = ["system", "seeds", "test", "100/class", "nominal", "executed", "joules", "net", "time", "J per point"]
+    rows = [
+        [
+            row["system"],
+            str(row["seeds"]),
+            *(_spread(row, key) for key in ("test_full", "test_100")),
+            *(format_teraflops(row[key]) for key in ("nominal_flops_t", "executed_flops_t")),
+            f"{format_energy(row['energy_j'])} ({row['energy_source']})",
+            format_energy(row["net_j"]),
+            format_duration(row["time_s"]),
+            format_energy(row["j_per_point"]),
+        ]
+        for row in systems
+    ]
+    _print(label, columns, rows)
+    for row in systems:
+        for reason in row["throttled"]:
+            print(f"slowed down: {row['system']}, {row['meter']}: {reason}")
+
+
+def print_comparison(claims: Sequence[Mapping[str, Any]], label: str) -> None:
+    """Claim, ours, difference."""
+    rows = []
+    for row in claims:
+        ours = _number(row["ours"])
+        if row["seeds"] > 1 and row["std"] is not None:
+            ours += f" ± {_number(row['std'])}"
+        difference = "" if row["difference"] is None else f"{row['difference']:+.4g}"
+        rows.append([row["system"], row["metric"], _number(row["claim"]), ours, difference, row["source"]])
+    _print(label, ["system", "figure", "claim", "ours", "difference", "source"], rows)
+
+
+def print_edge(edge: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> None:
+    """What each epoch of a fine-tune run took, then a mean epoch of each reference system."""
+    rows = [[f"edge, plan {row['plan']}", str(row["epoch"]), *_cost(row)] for row in edge]
+    rows += [[f"reference, {row['system']}", "mean", *_cost(row)] for row in reference]
+    columns = ["run", "epoch", "images", "joules", "net", "source", "J per 1000", "executed"]
+    _print("joules per epoch", columns, rows)
+
+
+def _cost(row: Mapping[str, Any]) -> list[str]:
+    thousand_j = None if row["j_per_image"] is None else 1000 * row["j_per_image"]
+    energy, net = (format_energy(row[key]) for key in ("energy_j", "net_j"))
+    executed = format_teraflops(row["executed_flops_t"])
+    return [f"{row['images']:.0f}", energy, net, row["energy_source"], format_energy(thousand_j), executed]
+
+
+def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    console = plain_console()
+    if not console.is_terminal:  # a pipe has no width: a table must not be folded into one that a terminal might have
+        console.width = 200
+    left = {"system", "run", "model", "what", "figure", "source"}
+    console.print(plain_table(title, columns, rows, left=left, folded=columns))
+
+
+def _spread(row: Mapping[str, Any], key: str) -> str:
+    text = format_percent(row[key])
+    return text if row["seeds"] < 2 or row[f"{key}_std"] is None else f"{text} ± {100 * row[f'{key}_std']:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "unavailable" if value is None else f"{value:.4g}"

@@ -1,13 +1,14 @@
-"""``edge-sel runs``."""
+"""``edge-sel runs`` and ``edge-sel report``: finished and unfinished runs, as a table or as a page."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import click
 
 from edge_sel.cli.common import GivenPath, echo_json, json_option
-from edge_sel.errors import escaped
+from edge_sel.errors import UsageError, escaped
 
 
 @click.command()
@@ -28,9 +29,7 @@ def command(folder: Path, as_json: bool) -> None:
     if not runs:
         click.echo(f"no runs in {escaped(str(folder))}")
         return
-    from rich.console import Console
-    from rich.table import Table
-
+    from edge_sel.cli.show import plain_console, plain_table
     from edge_sel.units import format_duration, format_energy
 
     rows = []
@@ -41,15 +40,10 @@ def command(folder: Path, as_json: bool) -> None:
         verdict = run.verdict + (f" ({run.why})" if run.why else "")
         name = escaped(run.folder.name or str(run.folder))
         rows.append((name, escaped(run.plan), escaped(verdict), *accuracy, energy, run.energy_source, time))
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = plain_console()
     shown = _that_fit(rows, console.width)
-    table = Table(box=None, pad_edge=False)
-    for place in shown:
-        name = _COLUMNS[place]
-        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "run", overflow="fold")
-    for row in rows:
-        table.add_row(*(row[place] for place in shown))
-    console.print(table)
+    cells = ([row[place] for place in shown] for row in rows)
+    console.print(plain_table("", [_COLUMNS[place] for place in shown], cells, left=_LEFT, folded={"run"}))
 
 
 _COLUMNS = ("run", "plan", "verdict", "before", "after", "energy", "source", "time")
@@ -67,3 +61,30 @@ def _that_fit(rows: list[tuple[str, ...]], width: int) -> list[int]:
         if wide <= width:
             break
     return shown
+
+
+@click.command()
+@click.argument("runs", nargs=-1, type=GivenPath())
+@click.option("--reference", type=GivenPath(), help="A folder of `edge-sel reference`, shown beside the runs.")
+@click.option(
+    "--out", default=Path("report.html"), show_default=True, type=GivenPath(dir_okay=False),
+    help="File to write; an earlier report there is replaced.",
+)  # fmt: skip
+@click.option("--no-images", is_flag=True, help="List the hardest images by path only, without pictures.")
+@json_option
+def report_command(runs: tuple[Path, ...], reference: Path | None, out: Path, no_images: bool, as_json: bool) -> None:
+    """Write one HTML page about RUNS, which opens offline.
+
+    RUNS are folders of `edge-sel finetune`, or folders that hold such folders.
+
+    Needs edge-sel[report].
+    """
+    from edge_sel.report.page import write_report
+
+    if not runs and reference is None:
+        raise UsageError("no run is named", fix="name the --out folder of a run, or --reference DIR")
+    size = write_report(out, runs, reference=reference, images=not no_images, now=datetime.now())
+    if as_json:
+        echo_json({"schema": 1, "out": str(out), "bytes": size})
+    else:
+        click.echo(f"{escaped(str(out))} ({size / 1e6:.2f} MB)")

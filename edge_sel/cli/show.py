@@ -4,24 +4,62 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import JustifyMethod
 from rich.status import Status
 from rich.table import Table
 
-from edge_sel.cli.live import LiveLine
 from edge_sel.errors import escaped
 from edge_sel.units import counted, format_duration, format_energy, format_flops, format_power
+
+PERIOD_S = 0.25
+"""Between two updates: looking at the joules takes time too."""
+SURE_S = 2.0
+"""Before that the pace is not known well enough to tell the time left."""
 
 
 class _Stderr(RichConsole):
     def on_broken_pipe(self) -> None:
         """Nobody looks any more, as when the pipe's reader has ended; the run goes on."""
         self.quiet = True
+
+
+def plain_console(**given: Any) -> RichConsole:
+    """A console that prints text as it is."""
+    return RichConsole(highlight=False, markup=False, emoji=False, **given)
+
+
+def plain_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: Collection[str],
+    folded: Collection[str] = (),
+) -> Table:
+    """A table without lines.
+
+    Args:
+        title: above it.
+        columns: their names.
+        rows: a cell for each column.
+        left: names of the columns of text; others are on the right.
+        folded: names of the columns that take several lines where there is no room.
+    """
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for name in columns:
+        justify: JustifyMethod = "left" if name in left else "right"
+        table.add_column(
+            name, justify=justify, no_wrap=name not in folded, overflow="fold" if name in folded else "ellipsis"
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 class Console:
@@ -47,77 +85,93 @@ class Console:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
-        kind = event["event"]
-        if kind == "step":
+        if event["event"] == "step":
             if self._status is not None and (line := self._live.line(event)) is not None:
                 self._status.update(line)
-        elif kind == "rung":
+            return
+        if event["event"] == "rung":
             self._live.begin(event["plan"])
-            if event["why"] != "as told":
-                self._console.print(f"ladder: {event['plan']} ({event['why']})")
-        elif kind == "prefix":
-            self._console.print(f"frozen backbone of {event['plan']} in {event['precision']}: {event['why']}")
-        elif kind == "climbed":
-            if event["why"] != "no more plans":
-                self._console.print(f"ladder: ends ({event['why']})")
-        elif kind == "reverted":
-            self._console.print(f"{event['plan']} did not improve the model on the validation set: undone")
-        elif kind == "checkpoints_damaged":
-            self._console.print("every checkpoint here is damaged: starting from the beginning")
-        elif kind == "outputs_damaged":
-            self._console.print(f"missing or damaged, to be written again: {', '.join(event['files'])}")
-        elif kind == "restored":
-            self._console.print(f"was missing or damaged, now restored: {', '.join(event['files'])}")
-        elif kind == "journal_damaged":
-            self._console.print("the journal is damaged: some joules of earlier parts may be missing")
-        elif kind == "journal_stopped":
-            self._console.print(
-                f"the journal cannot be written ({event['why']}): an interruption would lose joules from the count"
-            )
-        elif kind == "lost":
-            lost = f"{format_energy(event['energy_j'])} in {format_duration(event['seconds'])}"
-            self._console.print(f"lost to interruptions so far: {lost}")
-        elif kind == "engine_changed":
-            self._console.print(f"continues with the engine {event['now']}; it began with {event['before']}")
-        elif kind == "device":
-            self._console.print(f"computes on the processor: {event['why']}")
-        elif kind == "unlocked":
-            self._console.print(f"this folder cannot be locked against another process: {event['why']}")
-        elif kind == "tuned":
-            told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event["settings"].items())
-            self._console.print(f"tuned by `edge-sel tune`: {told}")
-        elif kind == "tuning_ignored":
-            self._console.print(f"tuning ignored, {event['why']} (run `edge-sel tune` again)")
-        elif kind in ("started", "resumed"):
-            self._console.print(
-                f"{kind}: {event['images']} images to train on, {event['guard']} held out for validation"
-            )
-        elif kind == "evaluated":
-            accuracy = event["accuracy"]
-            self._console.print(f"before: {_percent(accuracy['before'])} on the {_shown(accuracy['on'])} images")
-        elif kind == "expert":
-            verdict = "begins with it" if event["taken"] else "ignored"
-            told = f"{_percent(event['instead_of'])} → {_percent(event['accuracy'])}"
-            self._console.print(f"expert: {told} on the validation images, {verdict}")
-        elif kind == "epoch":
-            self._console.print(epoch_line(event))
-        elif kind == "guard":
-            self._console.print(verdict_line(event))
-        elif kind == "memory_short":
-            self._console.print(batch_line(event["batch_limit"]))
-        elif kind == "stopped":
-            self._console.print(f"stopped ({event['reason']})")
-        elif kind == "governor":
-            self._console.print(governor_line(event))
-        elif kind == "meter_lost":
-            self._console.print(f"the meter {event['meter']} is lost, energy is unavailable from here: {event['why']}")
+        if line := event_line(event):
+            self._console.print(line)
+
+
+class LiveLine:
+    """Makes the line of ``step`` events: progress, what the gate holds back, watts, degrees, time left.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._shown_s, self._plan = clock, float("-inf"), ""
+        self._began: tuple[float, float] | None = None
+        self._energy: tuple[float, float] | None = None
+
+    def begin(self, plan: str) -> None:
+        """A training stage begins."""
+        self._plan, self._began = plan, None
+
+    def line(self, step: Mapping[str, Any]) -> str | None:
+        """What to show; None where the last line is too young."""
+        now_s = self._clock()
+        if self._began is not None and now_s - self._shown_s < PERIOD_S:
+            return None
+        left, self._shown_s = float(step["work_left"]()), now_s
+        self._began = self._began or (now_s, left)
+        epochs = f" of {step['epochs']}" if step["epochs"] > 1 else ""
+        parts = [f"{self._plan}: epoch {min(step['plan_epoch'] + 1, step['epochs'])}{epochs}"]
+        parts.append(f"{step['cursor']} of {step['images']} images seen")
+        if step["candidates"]:
+            parts.append(f"gate holds back {1 - step['passed'] / step['candidates']:.0%}")
+        parts += self._watts(step, now_s)
+        if (seconds := self._seconds_left(now_s, left)) is not None:
+            parts.append(f"about {format_duration(seconds)} left in this stage")
+        return ", ".join(parts)
+
+    def _seconds_left(self, now_s: float, left: float) -> float | None:
+        assert self._began is not None
+        elapsed_s, done = now_s - self._began[0], self._began[1] - left
+        return left * elapsed_s / done if elapsed_s >= SURE_S and done > 0 else None
+
+    def _watts(self, step: Mapping[str, Any], now_s: float) -> list[str]:
+        spent, degrees = step["spent"](), step["temp_c"]()
+        told = []
+        if spent is not None and spent.total_j is not None:
+            if self._energy is not None and now_s > self._energy[0]:
+                told.append(format_power(max(0.0, spent.total_j - self._energy[1]) / (now_s - self._energy[0])))
+            if self._energy is None or now_s - self._energy[0] >= 1.0:
+                self._energy = now_s, spent.total_j
+            told.append(f"{format_energy(spent.total_j)} {spent.source} so far")
+        return told if degrees is None else [*told, f"{degrees:.0f} °C"]
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """One event on one line; empty where there is nothing to tell."""
+    told = _EVENTS.get(event["event"], "")
+    return told.format_map(event) if isinstance(told, str) else told(event)
+
+
+def _evaluated_line(event: dict[str, Any]) -> str:
+    accuracy = event["accuracy"]
+    return f"before: {format_percent(accuracy['before'])} on the {_shown(accuracy['on'])} images"
+
+
+def _expert_line(event: dict[str, Any]) -> str:
+    verdict = "begins with it" if event["taken"] else "ignored"
+    told = f"{format_percent(event['instead_of'])} → {format_percent(event['accuracy'])}"
+    return f"expert: {told} on the validation images, {verdict}"
+
+
+def _tuned_line(event: dict[str, Any]) -> str:
+    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event["settings"].items())
+    return f"tuned by `edge-sel tune`: {told}"
 
 
 def verdict_line(event: dict[str, Any]) -> str:
     """What ships and why; where the validation images alone seem to say otherwise, the evidence comes first."""
     verdict = "the new model ships" if event["shipped"] else "the original model stays"
     before, after = event["before"], event["after"]
-    told = f"{_percent(before)} → {_percent(after)}"
+    told = f"{format_percent(before)} → {format_percent(after)}"
     if _contradicts(before, after, shipped=event["shipped"]):
         return f"{verdict}: {event['why']}; the validation images alone are too few to tell: {told}"
     return f"validation: {told}, {verdict} ({event['why']})"
@@ -143,7 +197,7 @@ def epoch_line(epoch: dict[str, Any]) -> str:
     return (
         f"epoch {epoch['epoch']} {epoch['plan']}: {energy} {epoch['energy_source']}{power}{temperature}, "
         f"{epoch['trained']} of {epoch['candidates']} images trained, {1 - epoch['sparsity']:.1%} of weights updated, "
-        f"{loss}, validation {_percent(epoch['guard_acc'])}"
+        f"{loss}, validation {format_percent(epoch['guard_acc'])}"
     )
 
 
@@ -161,9 +215,40 @@ def governor_line(event: dict[str, Any]) -> str:
     return f"governor: {doing} for the {limit}" + (f" ({event['why']})" if event["why"] else "")
 
 
+_IMAGES = "{event}: {images} images to train on, {guard} held out for validation"
+_EVENTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
+    "started": _IMAGES,
+    "resumed": _IMAGES,
+    "evaluated": _evaluated_line,
+    "expert": _expert_line,
+    "tuned": _tuned_line,
+    "tuning_ignored": "tuning ignored, {why} (run `edge-sel tune` again)",
+    "engine_changed": "continues with the engine {now}; it began with {before}",
+    "device": "computes on the processor: {why}",
+    "prefix": "frozen backbone of {plan} in {precision}: {why}",
+    "rung": lambda event: "" if event["why"] == "as told" else f"ladder: {event['plan']} ({event['why']})",
+    "climbed": lambda event: "" if event["why"] == "no more plans" else f"ladder: ends ({event['why']})",
+    "reverted": "{plan} did not improve the model on the validation set: undone",
+    "epoch": epoch_line,
+    "governor": governor_line,
+    "guard": verdict_line,
+    "memory_short": lambda event: batch_line(event["batch_limit"]),
+    "meter_lost": "the meter {meter} is lost, energy is unavailable from here: {why}",
+    "stopped": "stopped ({reason})",
+    "lost": lambda event: f"lost to interruptions so far: {_lost(event['energy_j'], event['seconds'])}",
+    "unlocked": "this folder cannot be locked against another process: {why}",
+    "checkpoints_damaged": "every checkpoint here is damaged: starting from the beginning",
+    "journal_damaged": "the journal is damaged: some joules of earlier parts may be missing",
+    "journal_stopped": "the journal cannot be written ({why}): an interruption would lose joules from the count",
+    "outputs_damaged": lambda event: f"missing or damaged, to be written again: {', '.join(event['files'])}",
+    "restored": lambda event: f"was missing or damaged, now restored: {', '.join(event['files'])}",
+}
+"""Event -> its line: a format of the event's values, or a function of it."""
+
+
 def print_result(result: dict[str, Any], page: Path | None = None) -> None:
     """The summary table and where the files are; ``page``: the report, if there is one."""
-    console = RichConsole(highlight=False, markup=False, emoji=False)
+    console = plain_console()
     console.soft_wrap = not console.is_terminal
     if result["epochs"]:
         console.print(_epoch_table(result["epochs"]))
@@ -191,11 +276,22 @@ def _quoted(path: str) -> str:
 def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
     source = " and ".join(sorted({str(epoch["energy_source"]) for epoch in epochs}))
     title = f"per epoch: joules ({source}), executed and nominal FLOP"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)  # 80 columns
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=True)
-    for epoch in epochs:
-        table.add_row(*_cells(epoch))
+    columns = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "valid.")
+    rows = [
+        [
+            str(epoch["epoch"]),
+            epoch["plan"],
+            *("–" if epoch[key] is None else format_energy(epoch[key]) for key in ("energy_j", "net_j")),
+            f"{epoch['trained']}/{epoch['candidates']}",
+            f"{1 - epoch['sparsity']:.1%}",
+            *(format_teraflops(epoch[key]) for key in ("executed_flops_t", "nominal_flops_t")),
+            "–" if epoch["train_loss"] is None else f"{epoch['train_loss']:.3f}",
+            "–" if epoch["guard_acc"] is None else format_percent(epoch["guard_acc"]),
+        ]
+        for epoch in epochs
+    ]
+    table = plain_table(title, columns, rows, left={"plan"})
+    table.collapse_padding = True  # 80 columns
     return table
 
 
@@ -203,13 +299,13 @@ def _accuracy_lines(result: dict[str, Any]) -> Iterator[str]:
     accuracy = result["accuracy"]
     if accuracy["after"] is not None:
         evidence = result["evidence"]
-        after = f", {_percent(accuracy['after'])} after"
+        after = f", {format_percent(accuracy['after'])} after"
         if not result["shipped"]:
             same = evidence is not None and evidence["gain"] == 0 and evidence["p_loss"] == 1
             after = ("" if same else f"{after} by the new model") + "; the original model stays"
         images = f"{result['images'][accuracy['on']]} {_shown(accuracy['on'])} images"
-        own = "" if accuracy.get("pack") is None else f"{_percent(accuracy['pack'])} by the pack's own model, "
-        line, why = f"accuracy on {images}: {own}{_percent(accuracy['before'])} before{after}", ""
+        own = "" if accuracy.get("pack") is None else f"{format_percent(accuracy['pack'])} by the pack's own model, "
+        line, why = f"accuracy on {images}: {own}{format_percent(accuracy['before'])} before{after}", ""
         if evidence is not None:
             why = f"evidence: {evidence['why']}"
         if why and _contradicts(accuracy["before"], accuracy["after"], shipped=result["shipped"]):
@@ -237,10 +333,11 @@ def _energy_lines(result: dict[str, Any]) -> Iterator[str]:
     shares = [f"{_shown(name)} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]]
     yield f"of which {', '.join(shares)}"
     if energy.get("lost_j"):
-        yield (
-            f"lost to interruptions: {format_energy(energy['lost_j'])} in {format_duration(energy['lost_s'])}, "
-            "counted in the total"
-        )
+        yield f"lost to interruptions: {_lost(energy['lost_j'], energy['lost_s'])}, counted in the total"
+
+
+def _lost(energy_j: float, seconds: float) -> str:
+    return f"{format_energy(energy_j)} in {format_duration(seconds)}"
 
 
 def _image_lines(result: dict[str, Any]) -> Iterator[str]:
@@ -268,21 +365,6 @@ def _image_lines(result: dict[str, Any]) -> Iterator[str]:
 
 DOUBTFUL = 0.02
 """Share of labels that look wrong worth a line; of good ones fewer do."""
-_COLUMNS = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "valid.")
-
-
-def _cells(epoch: dict[str, Any]) -> list[str]:
-    return [
-        str(epoch["epoch"]),
-        epoch["plan"],
-        *("–" if epoch[key] is None else format_energy(epoch[key]) for key in ("energy_j", "net_j")),
-        f"{epoch['trained']}/{epoch['candidates']}",
-        f"{1 - epoch['sparsity']:.1%}",
-        format_flops(epoch["executed_flops_t"] * 1e12).removesuffix("FLOP"),
-        format_flops(epoch["nominal_flops_t"] * 1e12).removesuffix("FLOP"),
-        "–" if epoch["train_loss"] is None else f"{epoch['train_loss']:.3f}",
-        "–" if epoch["guard_acc"] is None else _percent(epoch["guard_acc"]),
-    ]
 
 
 def _shown(name: str) -> str:
@@ -290,5 +372,11 @@ def _shown(name: str) -> str:
     return {"guard": "validation", "prefix": "frozen backbone"}.get(name, name)
 
 
-def _percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
+    """Of 0..1."""
     return "unknown" if value is None else f"{100 * value:.1f}%"
+
+
+def format_teraflops(tera: float | None) -> str:
+    """Of 10¹² operations, without the unit, which stands above."""
+    return format_flops(None if tera is None else tera * 1e12).removesuffix("FLOP")

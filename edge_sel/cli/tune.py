@@ -21,7 +21,7 @@ from edge_sel.cli.common import (
     require_signature_option,
 )
 from edge_sel.errors import SetupError, UsageError
-from edge_sel.units import counted
+from edge_sel.units import counted, format_energy
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.reader import Pack
@@ -154,30 +154,30 @@ def memory() -> tuple[int, int]:
 
 def print_costs(result: Mapping[str, Any]) -> None:
     """A table for each plan, and what the next run will do."""
-    from rich.console import Console
-    from rich.table import Table
+    from edge_sel.cli.show import plain_console, plain_table
 
-    from edge_sel.units import format_energy
-
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     told = {
         "measured": f"gross joules measured by {result['meter']['name']}",
         "modelled": f"gross joules modelled by {result['meter']['name']}, from time, processor time and the profile",
         "unavailable": "no meter works here: compared by processor time",
     }[result["meter"]["source"]]
     choice = result["choice"]
-    for name, rows in result["plans"].items():
-        table = Table(title=f"{name}, one sample: {told}", title_justify="left", box=None, pad_edge=False)
-        for column in ("threads", "spinning", "batch", "gross", "ms", "CPU ms", "rounds", ""):
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(
-                str(row["threads"]), "on" if row["spinning"] else "off", str(row["batch_size"]),
-                format_energy(row["energy_j"]), f"{1e3 * row['time_s']:.2f}", f"{1e3 * row['cpu_s']:.2f}",
+    columns = ("threads", "spinning", "batch", "gross", "ms", "CPU ms", "rounds", "")
+    for name, measured in result["plans"].items():
+        rows = [
+            [
+                str(row["threads"]),
+                "on" if row["spinning"] else "off",
+                str(row["batch_size"]),
+                format_energy(row["energy_j"]),
+                *(f"{1e3 * row[key]:.2f}" for key in ("time_s", "cpu_s")),
                 str(row["rounds"]),
                 "chosen" if choice and all(row[key] == value for key, value in choice.items()) else "",
-            )  # fmt: skip
-        console.print(table)
+            ]
+            for row in measured
+        ]
+        console.print(plain_table(f"{name}, one sample: {told}", columns, rows, left=()))
     if choice is None:
         console.print("nothing fits into memory: a finetune keeps its defaults")
         return

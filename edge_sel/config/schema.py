@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from edge_sel.errors import UsageError
+from edge_sel.files import read_regular
 
 ENV_PREFIX = "EDGE_SEL_"
 _LONGEST_TOML = 10**6
 _MOST_DOTS = 1000
 """The parser's memory grows with the square of the dots in one key."""
-Given = list[tuple[str, Any, str]]
+Told = list[tuple[str, Any, str]]
 """Key or variable, value, origin."""
 
 
@@ -99,7 +100,7 @@ def schema_of(dataclass: Any) -> dict[str, KeySpec]:
     return known
 
 
-def validate(given: Given, known: Mapping[str, KeySpec]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def validate(given: Told, known: Mapping[str, KeySpec]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """The good values, their origins, and a line for each mistake; a later value replaces an earlier one."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -142,7 +143,10 @@ def read_toml(path: Path) -> Iterator[tuple[str, Any]]:
     """The keys of a TOML file, those in a table as ``table.key``."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        top = tomllib.loads(_read_short(path))
+        content = read_regular(path, _LONGEST_TOML)
+        if content.count(b".") > _MOST_DOTS:
+            raise ValueError(f"it has more than {_MOST_DOTS} dots")
+        top = tomllib.loads(content.decode("utf-8"))
     except RecursionError:
         raise UsageError("cannot be read as TOML: it is nested too deeply", where=path) from None
     except (OSError, ValueError) as error:
@@ -153,16 +157,3 @@ def read_toml(path: Path) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key}.{inner}", part) for inner, part in value.items())
         else:
             yield key, value
-
-
-def _read_short(path: Path) -> str:
-    """A small regular file as text: reading another may never end."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is not a file")
-    with path.open("rb") as file:
-        content = file.read(_LONGEST_TOML + 1)
-    if len(content) > _LONGEST_TOML:
-        raise ValueError("it is longer than a megabyte")
-    if content.count(b".") > _MOST_DOTS:
-        raise ValueError(f"it has more than {_MOST_DOTS} dots")
-    return content.decode("utf-8")

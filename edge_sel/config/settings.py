@@ -13,17 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edge_sel import units
 from edge_sel.config.profiles import MAX_BATCH, MAX_THREADS, METERS, Profile
-from edge_sel.config.schema import ENV_PREFIX, Given, key, read_toml, schema_of, validate
+from edge_sel.config.schema import ENV_PREFIX, Told, key, read_toml, schema_of, validate
 from edge_sel.errors import UsageError
-from edge_sel.units import (
-    parse_duration_s,
-    parse_energy_j,
-    parse_fraction,
-    parse_hours,
-    parse_power_w,
-    parse_temperature_c,
-)
 
 MAX_SEED = 2**32 - 1
 RESERVED = frozenset({"EDGE_SEL_SYSFS_ROOT", "EDGE_SEL_CIFAR10"})  # read elsewhere, not settings
@@ -32,7 +25,7 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 def _seconds(text: str) -> float:
-    return float(text) if text.strip()[-1:].isdigit() else parse_duration_s(text)
+    return float(text) if text.strip()[-1:].isdigit() else units.parse_duration_s(text)
 
 
 def _worth(text: str) -> float:
@@ -63,13 +56,15 @@ class Settings:
     )  # fmt: skip
     target_accuracy: float | None = key(
         "validation accuracy that is good enough under --plan auto",
-        None, float, above=0, high=1, optional=True, parse=parse_fraction, example="90%",
+        None, float, above=0, high=1, optional=True, parse=units.parse_fraction, example="90%",
     )  # fmt: skip
     batch_size: int = key("images in a batch", 32, low=1, high=MAX_BATCH)
     learning_rate: float | None = key(
         "step size before the SEL factor; none: the plan's own", None, float, above=0, optional=True
     )
-    target_rate: float = key("target share of images that get a gradient", 0.5, above=0, high=1, parse=parse_fraction)
+    target_rate: float = key(
+        "target share of images that get a gradient", 0.5, above=0, high=1, parse=units.parse_fraction
+    )
     gate: Literal["sundew", "hard", "random", "off"] = key("how the images that get a gradient are selected", "sundew")
     significance: Literal["v1", "v101"] = key("formula of the gate's significance score", "v1")
     curriculum: Literal["off", "staged", "cumulative"] = key(
@@ -83,15 +78,15 @@ class Settings:
         optional=True,
     )
     guard_fraction: float = key(
-        "share of images held out for validation", 0.15, above=0, high=0.9, parse=parse_fraction
+        "share of images held out for validation", 0.15, above=0, high=0.9, parse=units.parse_fraction
     )
     evidence_level: float = key(
         "confidence that the new model is better, required before it replaces the old one",
-        0.9, low=0.5, high=0.999, parse=parse_fraction, example="90%",
+        0.9, low=0.5, high=0.999, parse=units.parse_fraction, example="90%",
     )  # fmt: skip
     forget: float = key(
         "share of what the old model knew of the server's images that a new one may lose and still replace it",
-        0.67, low=0, high=1, parse=parse_fraction, example="20%",
+        0.67, low=0, high=1, parse=units.parse_fraction, example="20%",
     )  # fmt: skip
     drop_suspicious: bool = key("leave out training images whose labels look wrong", False, parse=_TRUTH.get)
     keep_duplicates: bool = key("keep copies, and further frames of a scene, among the images", False, parse=_TRUTH.get)
@@ -128,18 +123,18 @@ class Settings:
     )
     checkpoint_every_s: float = key("seconds between checkpoints", 30.0, above=0, parse=_seconds)
     energy_budget_j: float | None = _limit(
-        "stop before the run takes more gross energy than this", parse_energy_j, "500J"
+        "stop before the run takes more gross energy than this", units.parse_energy_j, "500J"
     )
     max_temp_c: float | None = _limit(
-        "highest temperature; the run pauses before it", parse_temperature_c, "75C", high=150
+        "highest temperature; the run pauses before it", units.parse_temperature_c, "75C", high=150
     )
-    battery_floor: float | None = _limit("stop at this battery charge", parse_fraction, "20%", high=1)
+    battery_floor: float | None = _limit("stop at this battery charge", units.parse_fraction, "20%", high=1)
     deadline_s: float | None = _limit(
-        "stop early enough that everything is written within this time", parse_duration_s, "30m"
+        "stop early enough that everything is written within this time", units.parse_duration_s, "30m"
     )
-    power_cap_w: float | None = _limit("highest average power; the run pauses to keep it", parse_power_w, "8W")
+    power_cap_w: float | None = _limit("highest average power; the run pauses to keep it", units.parse_power_w, "8W")
     on_ac_only: bool = key("pause while the device runs on battery", False, parse=_TRUTH.get)
-    quiet_hours: str | None = _limit("pause during these local hours", parse_hours, "22:00-07:00", str)
+    quiet_hours: str | None = _limit("pause during these local hours", units.parse_hours, "22:00-07:00", str)
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ def resolve_one(name: str, environ: Mapping[str, str], flag: Any) -> Any:
         UsageError: it is not what it must be.
     """
     variable = f"{ENV_PREFIX}{name.upper()}"
-    given: Given = [(variable, environ.get(variable), f"env:{variable}"), (name, flag, "flag")]
+    given: Told = [(variable, environ.get(variable), f"env:{variable}"), (name, flag, "flag")]
     values, _, mistakes = validate(given, {name: schema_of(Settings)[name]})
     if mistakes:
         raise UsageError("; ".join(mistakes))
@@ -177,7 +172,7 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """The settings from all layers, weakest first; a flag that is None was not given."""
-    given: Given = []
+    given: Told = []
     if profile is not None:
         at = f"profile:{profile.name}"
         given += [("threads", profile.threads, at), ("batch_size", profile.batch_size, at)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
 from edge_sel.errors import PackError
+from edge_sel.files import UnfitFileError, open_regular, read_at_most, read_regular
 
 MOST_DIRECTORY_BYTES = 1 << 20
 """Of a zip's table of contents."""
 MOST_RATIO, SMALL = 100, 1 << 20
 """A file larger than ``SMALL`` that was compressed more than this is no weights and no graph."""
-_CHUNK = 1 << 20
 
 
 class PackFiles(Protocol):
@@ -43,9 +42,12 @@ def open_container(path: Path) -> Iterator[PackFiles]:
     """
     if path.is_dir():
         yield _Folder(path)
-    else:
-        with open_regular(path, follow=True) as file, zipfile.ZipFile(_Thrifty(file)) as archive:
+        return
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(_Thrifty(file)) as archive:
             yield _Zip(path, archive)
+    except UnfitFileError as error:
+        raise PackError(str(error), where=path, fix="copy it to one") from error
 
 
 def write_zip(file: Path | IO[bytes], content: Mapping[str, bytes]) -> None:
@@ -56,19 +58,12 @@ def write_zip(file: Path | IO[bytes], content: Mapping[str, bytes]) -> None:
 
 
 @contextmanager
-def open_regular(path: Path, *, follow: bool) -> Iterator[BinaryIO]:
-    """A file for reading, never a pipe, a device or, unless ``follow``, a link: these may block or have no end.
-
-    Raises:
-        PackError: it is something else.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    if not stat.S_ISREG((path.stat() if follow else path.lstat()).st_mode):  # opening a device may do something
-        raise PackError("not a regular file", where=path, fix="copy it to one")
-    with os.fdopen(os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0))), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise PackError("not a regular file", where=path, fix="copy it to one")
-        yield file
+def _refusing(pack: Path, name: str) -> Iterator[None]:
+    """PackError where a file of the pack is no regular one, or too large."""
+    try:
+        yield
+    except UnfitFileError as error:
+        raise PackError(f"{name} is damaged: {error}", where=pack, fix="copy the pack again") from error
 
 
 class _Folder:
@@ -85,10 +80,8 @@ class _Folder:
         return {child.name for child in self._path.iterdir()}
 
     def read(self, name: str, most: int) -> bytes:
-        with open_regular(self._path / name, follow=False) as file:
-            if os.fstat(file.fileno()).st_size > most:
-                raise _too_large(self._path, name, most)
-            return _read_at_most(file, most, self._path, name)
+        with _refusing(self._path, name):
+            return read_regular(self._path / name, most, follow=False)
 
 
 class _Zip:
@@ -112,13 +105,13 @@ class _Zip:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
             raise PackError(f"{name} is encrypted or compressed in another way", where=self._path)
         if info.file_size > most:
-            raise _too_large(self._path, name, most)
+            raise PackError(f"{name} is damaged: larger than {most} bytes", where=self._path, fix="copy the pack again")
         if info.file_size > max(SMALL, MOST_RATIO * info.compress_size):
             raise PackError(
                 f"{name} is compressed {MOST_RATIO} times or more ({info.file_size} bytes)", where=self._path
             )
-        with self._archive.open(info) as file:
-            return _read_at_most(file, info.file_size, self._path, name)
+        with _refusing(self._path, name), self._archive.open(info) as file:
+            return read_at_most(file, info.file_size, self._path)
 
 
 class _Thrifty:
@@ -135,28 +128,3 @@ class _Thrifty:
         if len(content) > MOST_DIRECTORY_BYTES:
             raise zipfile.BadZipFile("no table of contents at its end")
         return content
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """A file of at most so many bytes.
-
-    Raises:
-        PackError: it is larger, or not a regular file.
-        OSError: it cannot be read.
-    """
-    with open_regular(path, follow=True) as file:
-        return _read_at_most(file, most, path, path.name)
-
-
-def _read_at_most(file: IO[bytes], most: int, path: Path, name: str) -> bytes:
-    parts, left = [], most + 1
-    while left and (part := file.read(min(left, _CHUNK))):
-        parts.append(part)
-        left -= len(part)
-    if not left:
-        raise _too_large(path, name, most)
-    return b"".join(parts)
-
-
-def _too_large(path: Path, name: str, most: int) -> PackError:
-    return PackError(f"{name} is damaged: larger than {most} bytes", where=path, fix="copy the pack again")

@@ -12,8 +12,7 @@ from safetensors.numpy import save
 
 from edge_sel.arrays import Arrays
 from edge_sel.errors import BadInputError, PackError
-from edge_sel.files import write_durably
-from edge_sel.pack.container import read_regular
+from edge_sel.files import UnfitFileError, read_regular, write_durably
 from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.manifest_check import MOST_BYTES
 from edge_sel.pack.reader import Pack
@@ -67,6 +66,8 @@ def read_beside(path: Path) -> bytes | None:
         return read_regular(signatures_of(path), MOST_SIGNATURES_BYTES)
     except FileNotFoundError:
         return None
+    except UnfitFileError as error:
+        raise PackError(str(error), where=signatures_of(path), fix="copy the expert again") from error
 
 
 def expert_bytes(path: Path) -> bytes | None:

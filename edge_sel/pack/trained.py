@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_sel.errors import BadInputError, PackError
-from edge_sel.pack.container import read_regular
+from edge_sel.files import read_regular
 from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.manifest_check import MOST_BYTES, MOST_CLASSES
 from edge_sel.pack.reader import Pack

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from edge_sel.arrays import Arrays
 from edge_sel.errors import BadInputError
-from edge_sel.runs.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
-from edge_sel.runs.identity import Identity
-from edge_sel.runs.tables import write_json, write_table
+from edge_sel.files import write_json, write_table
+from edge_sel.runs.checkpoint import Identity, load_checkpoint, remove_checkpoints, save_checkpoint
 
 EpochRow = dict[str, Any]
 """One epoch, by the columns of ``history.csv``."""

@@ -1,6 +1,8 @@
 """Checkpoints that survive a power cut: temp file, fsync, rename, fsync of the folder; the last two are kept.
 
 The content's hash stands in the file name, so a file that a failing card has changed is passed over for the older one.
+The state of a run is stored as arrays and JSON values: what is stored follows from the fields of its dataclass. A run
+with another identity is never continued or overwritten.
 """
 
 from __future__ import annotations
@@ -8,16 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
 from edge_sel.arrays import Arrays
+from edge_sel.errors import UsageError
 from edge_sel.files import cannot_write, refuse_link, regular_size, write_durably
 
+State = TypeVar("State")
+Identity = dict[str, Any]
+"""What a run is a run of."""
 Checkpoint = tuple[Arrays, dict[str, Any], dict[str, Any], Path]
 """Tensors, scalars, identity, path."""
 
@@ -66,40 +73,38 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 def read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
     """Every undamaged checkpoint as (tensors, scalars, identity, path), the newest first."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     for _, path in reversed(list_checkpoints(folder)):
-        match = _NAME.fullmatch(path.name)
         try:
-            if match is None or not _has_its_length(path):
-                continue
+            metadata = _metadata(path)
             content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] != match[2]:
+            if hashlib.sha256(content).hexdigest()[:16] not in path.name:
                 continue
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata()
             found = load(content), json.loads(metadata["scalars"]), json.loads(metadata["identity"]), path
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             continue
         yield found
 
 
-def _has_its_length(path: Path) -> bool:
-    """Whether a file is as long as its header says: a pipe, or gigabytes of zeros, are not even read.
+def _metadata(path: Path) -> dict[str, str]:
+    """Of a file that is as long as its header says: of a pipe, or of gigabytes of zeros, no more is read.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it has no header.
+        ValueError: it has no header, or another length.
     """
     size = regular_size(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size, LONGEST_HEADER):
-            return False
+            raise ValueError("no header")
         header = dict(json.loads(file.read(length)))
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    return bool(size == 8 + length + max(ends, default=0))
+    metadata: dict[str, str] = header.pop("__metadata__")
+    if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
+        raise ValueError("not of the length that its header says")
+    return metadata
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -121,3 +126,84 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove every checkpoint, and what a write that was cut off left of one."""
     for path in folder.glob("*checkpoint*.safetensors*"):
         path.unlink(missing_ok=True)
+
+
+def require_same(found: Mapping[str, Any], wanted: Identity, where: Path, ignored: Collection[str] = ()) -> None:
+    """Compare the identity of the run at ``where`` with that of the run to continue.
+
+    Args:
+        found: as it was stored.
+        wanted: of the run to continue; every value survives JSON.
+        where: for the message.
+        ignored: keys that may differ.
+
+    Raises:
+        UsageError: they differ; names the keys.
+    """
+    different = [key for key, value in wanted.items() if key not in ignored and found.get(key) != value]
+    if different:
+        raise UsageError(
+            f"cannot resume, these are not what the run began with: {', '.join(different)}",
+            where=where,
+            fix="give the same options and images, or another --out",
+        )
+
+
+# --- the state of a run as arrays and JSON values, and back
+
+
+def flatten(state: Any) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays by path such as ``stage/queue``, and everything else by path.
+
+    A field that is annotated as a dataclass or as a named tuple of arrays is taken apart, ``Arrays`` are stored under
+    their own names, an array as it is. All else must survive JSON; floats do (shortest round-trip repr).
+    """
+    tensors: Arrays = {}
+    scalars: dict[str, Any] = {}
+    for name, kind in _fields(type(state)).items():
+        value = getattr(state, name)
+        if _is_nested(kind):
+            inner_tensors, inner_scalars = flatten(value)
+            tensors |= {f"{name}/{key}": array for key, array in inner_tensors.items()}
+            scalars |= {f"{name}/{key}": inner for key, inner in inner_scalars.items()}
+        elif kind == Arrays:
+            tensors |= {f"{name}/{key}": array for key, array in value.items()}
+        elif kind in (np.ndarray, Any):
+            tensors[name] = np.asarray(value)
+        else:
+            scalars[name] = value
+    return tensors, scalars
+
+
+def unflatten(kind: type[State], tensors: Arrays, scalars: dict[str, Any]) -> State:
+    """The inverse of ``flatten``.
+
+    Raises:
+        KeyError: a field is missing, as in the state of another version.
+    """
+    values: dict[str, Any] = {}
+    for name, inner in _fields(kind).items():
+        if _is_nested(inner):
+            values[name] = unflatten(inner, _under(name, tensors), _under(name, scalars))
+        elif inner == Arrays:
+            values[name] = _under(name, tensors)
+        else:
+            values[name] = tensors[name] if inner in (np.ndarray, Any) else scalars[name]
+    return kind(**values)
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Names and types; an entry of a named tuple, which may be of another library too, is an array."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return {field.name: hints[field.name] for field in fields(kind)}
+    return dict.fromkeys(kind._fields, np.ndarray)
+
+
+def _is_nested(kind: Any) -> bool:
+    return is_dataclass(kind) or hasattr(kind, "_fields")
+
+
+def _under(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    start = f"{name}/"
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}

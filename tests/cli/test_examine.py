@@ -13,8 +13,7 @@ from types import ModuleType, SimpleNamespace
 import psutil
 import pytest
 
-from edge_sel.cli.doctor import print_report
-from edge_sel.cli.examine import examine
+from edge_sel.cli.doctor import examine, print_report
 from edge_sel.errors import UsageError
 from edge_sel.power.find import METER_KINDS
 from edge_sel.power.meter import MeterError, Reading

@@ -167,4 +167,4 @@ def test_weights_of_another_width(edge_sel, here, digits_folder):
     weights = {name: np.repeat(value, 2, axis=-1) for name, value in open_pack(PACK).weights().items()}
     save_file(weights, here / "wide.safetensors")
     result = edge_sel("evaluate", PACK, "--data", digits_folder, "--weights", "wide.safetensors")
-    refused(result, BAD_INPUT, "wide.safetensors", "belong to another model")
+    refused(result, BAD_INPUT, "wide.safetensors", "are another model's")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import edge_sel
-from edge_sel.cli.live import LiveLine
+from edge_sel.cli.show import LiveLine
 from edge_sel.edge.train.work import probed_images
 
 ROOT = Path(__file__).parents[2]

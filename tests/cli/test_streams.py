@@ -59,7 +59,7 @@ def test_every_report_survives_a_full_stream(here):
 
 def test_a_closed_stream_is_not_replaced_by_a_file(here):
     """Else what a library prints would end in the file that was opened next."""
-    code = "import edge_sel.cli.streams as s; s.protect_streams(); f = open('x', 'w'); f.write(str(f.fileno()))"
+    code = "import edge_sel.cli.main as s; s.protect_streams(); f = open('x', 'w'); f.write(str(f.fileno()))"
     assert shell(f"{shlex.join([sys.executable, '-c', code])} >&- 2>&- <&-", here).returncode == 0
     assert int((here / "x").read_text()) > 2
 

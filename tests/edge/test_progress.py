@@ -8,8 +8,7 @@ import pytest
 from edge_sel.edge.progress import Progress, start_progress
 from edge_sel.edge.train.state import EpochTotals
 from edge_sel.errors import UsageError
-from edge_sel.runs.checkpoint import load_checkpoint, save_checkpoint
-from edge_sel.runs.flatten import flatten, unflatten
+from edge_sel.runs.checkpoint import flatten, load_checkpoint, save_checkpoint, unflatten
 from edge_sel.sel.sundew import SundewState
 from tests.edge.sessions import StopAt, events, history, session
 

@@ -14,8 +14,7 @@ from edge_sel.edge.progress import Progress
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.power.recorder import EnergyRecorder
-from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint
-from edge_sel.runs.flatten import unflatten
+from edge_sel.runs.checkpoint import list_checkpoints, load_checkpoint, unflatten
 from tests.edge.sessions import (
     KillAt,
     Killed,

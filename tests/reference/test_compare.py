@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import edge_sel.reference
-from edge_sel.cli.show_reference import print_comparison, print_edge, print_overview
+from edge_sel.cli.reference import print_comparison, print_edge, print_overview
 from edge_sel.errors import BadInputError
 from edge_sel.reference.results import (
     compare_claims,

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from edge_sel.errors import SetupError
-from edge_sel.files import open_no_link, write_durably
+from edge_sel.files import open_no_link, write_durably, write_json
 from edge_sel.runs.checkpoint import save_checkpoint
-from edge_sel.runs.tables import write_json
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="needs POSIX")
 

@@ -12,8 +12,7 @@ from edge_sel.edge.energy import LOST, Spent, beyond
 from edge_sel.edge.outputs.summary import spent_block
 from edge_sel.errors import BudgetSpentError
 from edge_sel.files import read_regular, sha256_of
-from edge_sel.runs.checkpoint import load_checkpoint
-from edge_sel.runs.flatten import unflatten
+from edge_sel.runs.checkpoint import load_checkpoint, unflatten
 from edge_sel.runs.journal import read_journal
 from edge_sel.units import format_energy
 

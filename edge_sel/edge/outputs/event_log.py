@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge_sel.edge.host import Listener
-from edge_sel.files import cannot_write, open_no_link, refuse_link, regular_size
-from edge_sel.runs.tables import finite
+from edge_sel.files import cannot_write, finite, open_no_link, refuse_link, regular_size
 
 BLOCK = 1 << 20
 

@@ -9,8 +9,8 @@ from typing import Any
 from edge_sel.edge.energy import Spent
 from edge_sel.edge.evaluate import Evaluation
 from edge_sel.edge.progress import Progress
+from edge_sel.files import finite, write_table
 from edge_sel.power.figure import EnergyFigure
-from edge_sel.runs.tables import finite, write_table
 from edge_sel.sel.embarrassment import confidence
 
 PUBLISHED = ("epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity")

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_sel.errors import EdgeSelError
-from edge_sel.files import write_durably
-from edge_sel.pack.container import read_regular
+from edge_sel.files import read_regular, write_durably
 from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.tensor_file import read_tensors, tensor_bytes, tensor_notes
 

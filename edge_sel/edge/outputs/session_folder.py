@@ -19,18 +19,18 @@ from edge_sel.edge.outputs.session_identity import ENGINE, TUNED, require_same_s
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.base import Engine
 from edge_sel.errors import SetupError, UsageError
-from edge_sel.files import sha256_of
+from edge_sel.files import sha256_of, write_json
 from edge_sel.pack.reader import Pack
 from edge_sel.runs.checkpoint import (
+    Identity,
+    flatten,
     list_checkpoints,
     load_checkpoint,
     read_checkpoints,
     remove_temporary,
     save_checkpoint,
+    unflatten,
 )
-from edge_sel.runs.flatten import flatten, unflatten
-from edge_sel.runs.identity import Identity
-from edge_sel.runs.tables import write_json
 
 FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", LEARNT, JOURNAL, POWER)
 """What a session leaves behind, beside its checkpoints."""

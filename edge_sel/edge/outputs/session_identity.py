@@ -11,7 +11,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.outputs.learnt import Learnt
 from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.reader import Pack
-from edge_sel.runs.identity import Identity, require_same
+from edge_sel.runs.checkpoint import Identity, require_same
 from edge_sel.version import __version__
 
 MAY_CHANGE = {

@@ -11,11 +11,11 @@ from edge_sel.config.settings import Resolved, Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.energy import LOST, Spent
 from edge_sel.edge.progress import Progress
+from edge_sel.files import finite
 from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
 from edge_sel.power.figure import EnergyFigure, RecorderCost
-from edge_sel.runs.identity import Identity
-from edge_sel.runs.tables import finite
+from edge_sel.runs.checkpoint import Identity
 
 SCHEMA = 1
 

@@ -17,9 +17,9 @@ from edge_sel.edge.outputs.model_files import verify_model
 from edge_sel.edge.outputs.summary import SCHEMA
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
+from edge_sel.files import finite
 from edge_sel.power.meter import MeterError, Reading
 from edge_sel.power.recorder import EnergyRecorder
-from edge_sel.runs.tables import finite
 from tests.edge.sessions import StopAt, Tape, Ticks, digits, events, history, of_counts, pack, session
 
 PUBLISHED = ["epoch", "stage", "train_acc", "train_loss", "test_full", "test_100", "flops_T", "time_s", "sparsity"]

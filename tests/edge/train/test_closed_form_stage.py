@@ -18,8 +18,7 @@ from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.work import probed_images, stage_work
 from edge_sel.errors import UsageError
 from edge_sel.pack.manifest import CLOSED, RIDGE
-from edge_sel.runs.checkpoint import load_checkpoint
-from edge_sel.runs.flatten import unflatten
+from edge_sel.runs.checkpoint import load_checkpoint, unflatten
 from edge_sel.sel.ridge import fit_head
 from tests.edge.recording import Recording
 from tests.edge.sessions import (

@@ -164,15 +164,3 @@ def named_bars(
     axes.invert_yaxis()
     axes.set_xlabel(unit)
     quiet_grid(axes, "x")
-
-
-def before_and_after(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
-    """A line from before to after for each name, from the top down."""
-    for row, (start, end) in enumerate(zip(before, after, strict=True)):
-        axes.plot([start, end], [row, row], color=GRID, linewidth=3, solid_capstyle="round", zorder=1)
-    rows = range(len(names))
-    axes.scatter(before, rows, s=28, color=MUTED, label="before", zorder=2)
-    axes.scatter(after, rows, s=34, color=SERIES[0], label="after", zorder=3)
-    axes.set_yticks(rows, [short(name) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    quiet_grid(axes, "x")

@@ -16,11 +16,12 @@ from edge_sel.report.blocks import Block, Chart, Picture, Pictures, Table, Text
 from edge_sel.report.charts import (
     GRID,
     INK,
+    MUTED,
     PAPER,
     SERIES,
     Charts,
-    before_and_after,
     percent_axis,
+    quiet_grid,
     short,
     stacked_bars,
 )
@@ -54,8 +55,8 @@ def _classes(record: Record, charts: Charts) -> list[Block]:
         return [before[name][key] for name in shown], [after[name][key] for name in shown]
 
     def paint(loss: Any, accuracy: Any) -> None:
-        before_and_after(loss, shown, *values("embarrassment"))
-        before_and_after(accuracy, shown, *values("accuracy"))
+        _before_and_after(loss, shown, *values("embarrassment"))
+        _before_and_after(accuracy, shown, *values("accuracy"))
         loss.set_xlabel("embarrassment (per-class loss, nats)")
         accuracy.set_xlabel("accuracy")
         accuracy.set_yticklabels([])
@@ -79,6 +80,18 @@ def _classes(record: Record, charts: Charts) -> list[Block]:
     note = "Embarrassment is the mean cross-entropy of a class at temperature 1.5, in nats; "
     note += "confidence is 1 − embarrassment, at least 0."
     return [Chart(title, svg, summary, Table(title, columns, rows), wide=True), Text(note)]
+
+
+def _before_and_after(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
+    """A line from before to after for each name, from the top down."""
+    for row, (start, end) in enumerate(zip(before, after, strict=True)):
+        axes.plot([start, end], [row, row], color=GRID, linewidth=3, solid_capstyle="round", zorder=1)
+    rows = range(len(names))
+    axes.scatter(before, rows, s=28, color=MUTED, label="before", zorder=2)
+    axes.scatter(after, rows, s=34, color=SERIES[0], label="after", zorder=3)
+    axes.set_yticks(rows, [short(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    quiet_grid(axes, "x")
 
 
 def _confusion(record: Record, charts: Charts) -> list[Block]:

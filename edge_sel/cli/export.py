@@ -6,14 +6,18 @@ import math
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_sel.api.export import LARGE, REHEARSALS, export, open_given
 from edge_sel.cli.common import SEED, FiniteRange, GivenPath, echo_json, json_option, max_pixels_option
-from edge_sel.errors import UsageError, escaped
+from edge_sel.config.settings import Settings
+from edge_sel.errors import GraphError, UsageError, escaped
 from edge_sel.units import counted
+
+if TYPE_CHECKING:
+    from edge_sel.server.source.base import Source
 
 FEW_RIGHT = 0.5
 """Share of the calibration images; a model that gets fewer right may have its classes in another order."""
@@ -121,8 +125,6 @@ def command(
     """
     wanted = tuple(plan.strip() for plan in plans.split(",")) if plans else ()
     if dry_run:
-        from edge_sel.cli.show_forecast import show_forecast
-
         show_forecast(open_given(source, data, dry=True, **given), wanted, optimizer, as_json=as_json)
         return
     if data is None or out is None:
@@ -150,3 +152,39 @@ def command(
     gamma = manifest.calibration.gamma
     count = counted(len(manifest.plans), "plan")
     click.echo(f"wrote {escaped(str(out))}: {count}, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
+
+
+def show_forecast(source: Source, plans: tuple[str, ...], optimizer: str, *, as_json: bool) -> None:
+    """Print what each plan needs, or why this model cannot have it.
+
+    Raises:
+        GraphError: it can have none.
+    """
+    from edge_sel.server.compile_plans import DEFAULT_PLANS, forecast, weight_bytes
+
+    info = source.info
+    found = forecast(source, plans or DEFAULT_PLANS, optimizer, Settings.batch_size)
+    if as_json:
+        echo_json({
+            "schema": 1, "model": info.model, "classes": len(info.classes), "image_size": info.image_size,
+            "weight_bytes": weight_bytes(source), "batch_size": Settings.batch_size,
+            "plans": [{**plan._asdict(), "trainable": not plan.reason} for plan in found],
+        })  # fmt: skip
+        return
+    height, width = info.image_size
+    megabytes = weight_bytes(source) / 1e6
+    click.echo(
+        f"{escaped(info.model)}: {len(info.classes)} classes, {height}×{width} pixels, weights {megabytes:.1f} MB"
+    )
+    for plan in found:
+        if plan.reason:
+            click.echo(f"{plan.name:10} no: {plan.reason}")
+            continue
+        click.echo(
+            f"{plan.name:10} {plan.parameters:10,} parameters  {plan.flops / 1e6:9.1f} MFLOP an image a step"
+            f"{f' behind {plan.prefix_flops / 1e6:.1f} once' if plan.prefix_flops else ''}"
+            f"  {plan.activation_bytes / 1e6:7.1f} MB of activations at {Settings.batch_size} images"
+            f"  {plan.pack_bytes / 1e6:.1f} MB in the pack"
+        )
+    if all(plan.reason for plan in found):
+        raise GraphError("no plan can train this model", where=info.model)

@@ -35,7 +35,7 @@ COMMANDS = {
     "predict": ("predict:command", "Classify images with a run's model or a pack."),
     "pretrain": ("pretrain:command", "Train a dense warmup checkpoint (needs edge-sel[server])."),
     "export": ("export:command", "Turn a warmup checkpoint into a pack (needs edge-sel[server])."),
-    "signature": ("signature:command", "What this device's images look like, as numbers that show none."),
+    "signature": ("expert:signature_command", "What this device's images look like, as numbers that show none."),
     "expert": (
         "expert:command",
         "Train a pack for the device that a signature is from (needs edge-sel[server]).",

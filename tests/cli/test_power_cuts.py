@@ -116,7 +116,7 @@ def test_two_at_once_are_one(arguments, here):
 
 
 def test_a_used_folder_is_told_before_anything_is_measured_or_read(edge_sel, here, monkeypatch, digits_folder):
-    from edge_sel.api import finetune
+    from edge_sel.api import round as api_round
     from edge_sel.power.recorder import EnergyRecorder
 
     (here / "run").mkdir()
@@ -126,7 +126,7 @@ def test_a_used_folder_is_told_before_anything_is_measured_or_read(edge_sel, her
         raise AssertionError("it cost something")
 
     monkeypatch.setattr(EnergyRecorder, "__enter__", never)
-    monkeypatch.setattr(finetune, "load_images", never)
+    monkeypatch.setattr(api_round, "load_images", never)
     refused(edge_sel("finetune", PACK, "--data", digits_folder, "--out", "run"), USAGE, "--resume")
     assert tree(here) == {"run": None, "run/model.onnx": b"mine"}
 

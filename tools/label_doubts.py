@@ -20,7 +20,7 @@ from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.manifest import RIDGE
 from edge_sel.pack.reader import open_pack
-from edge_sel.sel.label_errors import find_label_errors, surest_label_errors
+from edge_sel.sel.calibration import find_label_errors, surest_label_errors
 from edge_sel.sel.ridge import fit_head
 
 PROJECTIONS = (200, 96, 48, 24, 12)

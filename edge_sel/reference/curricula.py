@@ -12,7 +12,7 @@ from edge_sel.reference.systems import Schedule
 from edge_sel.sel import hardness
 from edge_sel.sel.curriculum import SAMPLES_PER_CLASS, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.guilt import calibrate_gamma, decayed_gamma, element_mask, kept_fraction
-from edge_sel.sel.self_paced import diverse_hardest, easiest
+from edge_sel.sel.hardness import diverse_hardest, easiest
 
 _CALIBRATION_IMAGES = 256
 _PATIENCE = 2

@@ -16,7 +16,7 @@ from edge_sel.reference.policy import Pool
 from edge_sel.reference.results import EpochRow
 from edge_sel.sel import embarrassment
 from edge_sel.sel.embarrassment import confidence
-from edge_sel.sel.nominal_flops import nominal_flops
+from edge_sel.sel.guilt import nominal_flops
 from edge_sel.sel.sundew import nominal_savings_percent
 
 

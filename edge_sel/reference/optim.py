@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edge_sel.reference.systems import Optimizer, Schedule
-from edge_sel.sel.schedule import annealed, sel_learning_rate
+from edge_sel.sel.curriculum import annealed, sel_learning_rate
 
 _CYCLE_EPOCHS, _CYCLE_DECAY = 10, 0.85
 _LOOKAHEAD_STEPS = 5

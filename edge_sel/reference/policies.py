@@ -14,8 +14,7 @@ from edge_sel.sel import sundew
 from edge_sel.sel.curriculum import STAGES, Stage
 from edge_sel.sel.hardness import weighted_sample
 from edge_sel.sel.selection import prune_easy, relative_importance
-from edge_sel.sel.significance import significance_v1
-from edge_sel.sel.sundew import config_for
+from edge_sel.sel.sundew import config_for, significance_v1
 
 
 class Sundew(Policy):

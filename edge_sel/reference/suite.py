@@ -23,7 +23,7 @@ from edge_sel.reference.results import EpochRow, Result, RunFolder, read_finishe
 from edge_sel.reference.systems import Setup, SuiteOptions, System
 from edge_sel.reference.trainer import SystemTrainer
 from edge_sel.runs.checkpoint import Identity, require_same
-from edge_sel.sel.nominal_flops import nominal_flops
+from edge_sel.sel.guilt import nominal_flops
 from edge_sel.sysfs import processor_model
 from edge_sel.version import __version__
 

@@ -6,26 +6,13 @@ from typing import Any, TypeAlias
 
 import array_api_compat
 import numpy as np
-from array_api_compat import device
+from array_api_compat import device as device
 
 Array: TypeAlias = Any
 """A NumPy array or a torch tensor. There is no useful static type for "either"."""
 
 Namespace: TypeAlias = Any
 """An array module: ``numpy``, ``torch`` or what ``array_namespace`` returns."""
-
-__all__ = [
-    "Array",
-    "Namespace",
-    "array_namespace",
-    "as_float",
-    "class_members",
-    "clip",
-    "device",
-    "ranks",
-    "resolve_namespace",
-    "stable_order",
-]
 
 
 def array_namespace(*arrays: Array) -> Namespace:

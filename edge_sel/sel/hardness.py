@@ -1,7 +1,8 @@
-"""Dynamic instance hardness: a memory of how hard each sample has been, and samplers that use it.
+"""Which samples an epoch visits: by a memory of how hard each has been, or by losses that are scored anew.
 
-Hardness is a by-product of training steps that happen anyway. So a sample can be skipped without even a
-forward pass.
+Dynamic instance hardness is a by-product of training steps that happen anyway. So a sample can be skipped without even
+a forward pass. Its comparators, ``easiest`` and ``diverse_hardest``, need one over the whole data set before every
+epoch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,16 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy
 
-from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, clip, resolve_namespace, stable_order
+from edge_sel.sel._array import (
+    Array,
+    Namespace,
+    array_namespace,
+    as_float,
+    class_members,
+    clip,
+    resolve_namespace,
+    stable_order,
+)
 
 Kind: TypeAlias = Literal["loss", "delta", "flip"]
 
@@ -165,3 +175,48 @@ def _size(k: int) -> int:
     if k < 0:
         raise ValueError(f"cannot choose {k} samples")
     return k
+
+
+def easiest(losses: Array, k: int) -> Array:
+    """Self-paced learning: the ``k`` samples of the smallest loss; of equals the lower index comes first.
+
+    Args:
+        losses: float[N]; NaN counts as hardest.
+        k: how many; more than N means all.
+
+    Returns:
+        int64[min(k, N)], easiest first.
+
+    Source: SPL (Kumar et al. 2010), in the hard form with a sample count instead of a loss threshold.
+    """
+    xp = array_namespace(losses)
+    return xp.astype(stable_order(losses)[: _size(k)], xp.int64)
+
+
+def diverse_hardest(losses: Array, groups: Array, n_groups: int, k: int, diversity: float) -> Array:
+    """Minimax curriculum: ``k`` samples that are hard, and spread over the groups.
+
+    Formula: maximises ``sum_{i in S} loss_i + diversity sum_g sqrt(|S ∩ g|)``, exactly: within a group the hardest come
+    first, and the j-th of them gains ``loss + diversity (sqrt(j) - sqrt(j - 1))``, which falls with j, so the k largest
+    gains are the best set.
+
+    Args:
+        losses: float[N], finite.
+        groups: int[N] in ``0..n_groups-1``, such as the labels.
+        n_groups: how many groups.
+        k: how many; more than N means all.
+        diversity: what spreading is worth, in nats; 0 is the k hardest.
+
+    Returns:
+        int64[min(k, N)], by falling gain.
+
+    Source: MCL (Zhou & Bilmes 2018), with a square root per group for its facility location, which needs features.
+    """
+    xp = array_namespace(losses, groups)
+    losses = as_float(losses)
+    order = stable_order(losses, descending=True)
+    # How many of its own group stand before each sample, itself included: its j.
+    members = xp.astype(class_members(xp.take(groups, order), n_groups), xp.int64)
+    j = xp.astype(xp.sum(xp.where(members > 0, xp.cumulative_sum(members, axis=0), 0), axis=1), losses.dtype)
+    gain = xp.take(losses, order) + diversity * (xp.sqrt(j) - xp.sqrt(j - 1))
+    return xp.astype(xp.take(order, stable_order(gain, descending=True)[: _size(k)]), xp.int64)

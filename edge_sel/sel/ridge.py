@@ -123,7 +123,7 @@ def fit_head(
     Guo et al. 2017 (temperature scaling); Wolpert 1992 (stacking); Fanì et al. 2024 (sums of several places add up).
     """
     standard = standard or standard_of(features, groups)
-    data = _Data(features, labels, classes, standard, prior, examples, old, old_said, addend)
+    data = _Data(_Given(features, labels, classes, standard, prior, examples, old, old_said, addend))
     few = data if features.shape[0] <= CHOSEN_BY else data.subset(spread(labels, CHOSEN_BY))
     if like is not None:
         return data.like(like)
@@ -143,57 +143,53 @@ def fit_head(
     return data.fitted(min([best, *finer], key=lambda choice: choice.loss))
 
 
+class _Given(NamedTuple):
+    """What ``fit_head`` was given."""
+
+    features: Array
+    labels: Array
+    classes: int
+    standard: Standard
+    prior: Prior | None
+    examples: Examples | None
+    old: tuple[Array, Array] | None
+    old_said: Array | None
+    addend: tuple[Array, Array] | None
+
+
 class _Data:
     """Samples, prior and examples in one form."""
 
-    def __init__(
-        self, features: Array, labels: Array, classes: int, standard: Standard, prior: Prior | None,
-        examples: Examples | None, old: tuple[Array, Array] | None, old_said: Array | None = None,
-        addend: tuple[Array, Array] | None = None,
-    ) -> None:  # fmt: skip
-        self.xp = xp = array_namespace(features)
-        self._given = features, labels, classes, standard, prior, examples, old
-        self._old_said, self._addend = old_said, addend or old
-        self._said_by_addend = old_said if addend is None else None
-        self.standard = standard
-        self._labels = labels
-        self._targets = xp.astype(class_members(labels, classes), xp.float64)
-        self._samples = with_constant(standardised(features, standard))
+    def __init__(self, given: _Given) -> None:
+        self.xp = xp = array_namespace(given.features)
+        self._given, self._labels, self.standard = given, given.labels, given.standard
+        self._targets = xp.astype(class_members(given.labels, given.classes), xp.float64)
+        self._samples = with_constant(standardised(given.features, given.standard))
+        examples = given.examples
         self._examples = None if examples is None else (with_constant(examples.features), examples.labels)
         counts = xp.sum(self._targets, axis=0)
         self._met = counts > 0
-        self._mass: float = float(xp.sum(xp.astype(self._met, xp.float64))) / features.shape[0]
+        self._mass: float = float(xp.sum(xp.astype(self._met, xp.float64))) / given.features.shape[0]
         self._counts = counts * self._mass
-        self._prior = prior
-        if prior is None and old is not None:
+        self._prior = given.prior
+        if given.prior is None and given.old is not None:
             probabilities = xp.exp(log_softmax(self._old_logits()[0]))
             root = self._mass**0.5
             self._prior = Prior(root * self._samples, root * probabilities, self._met | ~self._met)
 
     def subset(self, rows: Array) -> _Data:
         """With these samples only."""
-        features, labels, classes, standard, prior, examples, old = self._given
-        said = None if self._old_said is None else self._old_said[rows]
-        return _Data(
-            features[rows],
-            labels[rows],
-            classes,
-            standard,
-            prior,
-            examples,
-            old,
-            said,
-            None if self._addend is old else self._addend,
-        )
+        given = self._given
+        said = None if given.old_said is None else given.old_said[rows]
+        return _Data(given._replace(features=given.features[rows], labels=given.labels[rows], old_said=said))
 
     def _old_logits(self) -> tuple[Array, Array | None]:
         """Of the samples and of the examples under the old head."""
-        old = self._given[6]
-        assert old is not None
-        return self._logits(old, self._old_said)
+        assert self._given.old is not None
+        return self._logits(self._given.old, self._given.old_said)
 
     def _logits(self, head: tuple[Array, Array], said: Array | None) -> tuple[Array, Array | None]:
-        xp, features = self.xp, self._given[0]
+        xp, features = self.xp, self._given.features
         weight, bias = (xp.astype(part, xp.float64) for part in head)
         of_examples = None
         if self._examples is not None:
@@ -255,10 +251,11 @@ class _Data:
     @cached_property
     def _kept(self) -> Array | None:
         """The addend's logits of the samples, then of the examples; None where it does not know every class here."""
-        xp, head = self.xp, self._addend
+        xp, given = self.xp, self._given
+        head, said = (given.old, given.old_said) if given.addend is None else (given.addend, None)
         if head is None or not bool(xp.all(xp.any(head[0] != 0, axis=1))):
             return None
-        samples, examples = self._logits(head, self._said_by_addend)
+        samples, examples = self._logits(head, said)
         every = samples if examples is None else xp.concat([samples, examples])
         return every if bool(xp.all(xp.isfinite(every))) else None
 
@@ -269,7 +266,7 @@ class _Data:
 
     def as_it_is(self, best: _Choice) -> HeadFit:
         """The old head at its best temperature."""
-        xp, features, old = self.xp, self._given[0], self._given[6]
+        xp, features, old = self.xp, self._given.features, self._given.old
         assert old is not None
         own = best.scales.own
         logits = own * self._old_logits()[0]
@@ -279,7 +276,7 @@ class _Data:
 
     def fitted(self, best: _Choice) -> HeadFit:
         """A head for features as they are: the standard, the temperature and the old head are part of it."""
-        xp, dtype, (own, other) = self.xp, self._given[0].dtype, best.scales
+        xp, dtype, (own, other) = self.xp, self._given.features.dtype, best.scales
         coefficients, left_out = self._solve(best.features, best.prior, best.ridge)
         mean, scale = (xp.astype(part, xp.float64) for part in self.standard)
         unused = (scale.shape[0] - best.features, coefficients.shape[1])
@@ -287,11 +284,10 @@ class _Data:
         weight = own * (rows.T * scale)
         bias = own * CONSTANT * coefficients[-1] - weight @ mean
         left_out = own * left_out
-        if other and self._kept is not None:
-            assert self._addend is not None
+        addend = self._given.addend or self._given.old
+        if other and self._kept is not None and addend is not None:
             weight, bias = (
-                new + other * xp.astype(part, xp.float64)
-                for new, part in zip((weight, bias), self._addend, strict=True)
+                new + other * xp.astype(part, xp.float64) for new, part in zip((weight, bias), addend, strict=True)
             )
             left_out = left_out + other * self._kept[: left_out.shape[0]]
         loss = float(xp.mean(cross_entropy(left_out, self._labels)))
@@ -304,16 +300,12 @@ class _Data:
         rows, targets, masses = self._system(width, weight)
         before, strength = rows.shape[0] - self._samples.shape[0], ridge * self._unit(width)
         if rows.shape[0] < rows.shape[1]:
-            inverse = xp.linalg.inv(
-                rows @ rows.T + strength * xp.eye(rows.shape[0], dtype=rows.dtype, device=device(rows))
-            )
+            inverse = _inverse(rows @ rows.T, strength)
             dual = inverse @ targets
             leverage = 1 - strength * xp.linalg.diagonal(inverse)[before:]
             coefficients = rows.T @ dual
         else:
-            inverse = xp.linalg.inv(
-                rows.T @ rows + strength * xp.eye(rows.shape[1], dtype=rows.dtype, device=device(rows))
-            )
+            inverse = _inverse(rows.T @ rows, strength)
             coefficients = inverse @ (rows.T @ targets)
             leverage = xp.sum((rows[before:] @ inverse) * rows[before:], axis=1)
         return coefficients, self._left_out(rows[before:] @ coefficients, leverage, masses)
@@ -344,3 +336,9 @@ class _Data:
         """The samples' scatter for each class."""
         xp, features = self.xp, self._samples[:, :width]
         return max(float(xp.sum(features * features)) * self._mass, 1e-12)
+
+
+def _inverse(matrix: Array, strength: float) -> Array:
+    """Of a square matrix with ``strength`` added to its diagonal."""
+    xp = array_namespace(matrix)
+    return xp.linalg.inv(matrix + strength * xp.eye(matrix.shape[0], dtype=matrix.dtype, device=device(matrix)))

@@ -1,6 +1,6 @@
 """The Sundew gate: which samples of a batch are worth a gradient, held at a target rate by a controller.
 
-One batch goes ``significance -> active_mask -> update``. Two things to know about the published gate:
+One batch goes ``significance_v1 -> active_mask -> update``. Two things to know about the published gate:
 
 *Its significance and its threshold do not fit.* ``significance_v1`` has mean 1 in every batch by
 construction, while the threshold may not leave 0.01..0.99. Even at the upper bound 38 % of exponentially
@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy
 
 from edge_sel.errors import UsageError
-from edge_sel.sel._array import Array, Namespace, array_namespace, clip, ranks, resolve_namespace
+from edge_sel.sel._array import Array, Namespace, array_namespace, as_float, clip, ranks, resolve_namespace
 
 Fallback: TypeAlias = Literal["random2", "none"]
 
@@ -204,3 +204,44 @@ def nominal_savings_percent(active: float | Array, skipped: float | Array) -> fl
 def _check_rate(rate: float) -> None:
     if not 0 < rate <= 1:
         raise UsageError("the gate's target rate must lie above 0 and not above 1", where=rate)
+
+
+def significance_v1(loss: Array, intensity_std: Array) -> Array:
+    """How much a sample is worth, relative to its batch.
+
+    Formula: ``0.7 loss / mean(loss) + 0.3 std / mean(std)``; a mean of zero counts as one
+
+    Args:
+        loss: float[N] in nats.
+        intensity_std: float[N], standard deviation of each image's pixels.
+
+    Returns:
+        float[N], with mean 1.
+
+    Source: AST README v1, "Significance Scoring".
+    """
+    return 0.7 * _relative(loss) + 0.3 * _relative(intensity_std)
+
+
+def _relative(x: Array) -> Array:
+    xp = array_namespace(x)
+    x = as_float(x)
+    mean = xp.mean(x)
+    return x / xp.where(mean == 0, xp.ones_like(mean), mean)
+
+
+def significance_v101(loss: Array, entropy: Array) -> Array:
+    """How much a sample is worth, in absolute terms: it falls as the model learns.
+
+    Formula: ``0.7 loss + 0.3 entropy``
+
+    Args:
+        loss: float[N] in nats.
+        entropy: float[N] in nats, of the prediction.
+
+    Returns:
+        float[N] in nats.
+
+    Source: AST v1.0.1.
+    """
+    return 0.7 * as_float(loss) + 0.3 * as_float(entropy)

@@ -5,7 +5,7 @@ import torch
 
 from edge_sel.reference.optim import FlatGradient, Stepper, rate_factor
 from edge_sel.reference.systems import Optimizer
-from edge_sel.sel.schedule import sel_learning_rate
+from edge_sel.sel.curriculum import sel_learning_rate
 from tests.reference.conftest import CPU, tiny_net
 
 

@@ -17,7 +17,7 @@ from edge_sel.reference.policy import Policy, Pool
 from edge_sel.reference.systems import SYSTEMS, Optimizer, find_scale
 from edge_sel.reference.trainer import Stopped, SystemTrainer
 from edge_sel.sel.curriculum import STAGES
-from edge_sel.sel.nominal_flops import nominal_flops
+from edge_sel.sel.guilt import nominal_flops
 from tests.reference.conftest import CPU, SETUP, colours, tiny_net
 
 ONE_EACH = tuple(stage._replace(epochs=1) for stage in STAGES)

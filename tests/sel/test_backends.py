@@ -14,20 +14,14 @@ from edge_sel.sel import (
     feature_sums,
     guilt,
     hardness,
-    label_errors,
-    nominal_flops,
     ridge,
-    schedule,
     selection,
-    self_paced,
-    significance,
     sundew,
 )
 
 N, C = 40, 5
 MODULES = (
-    curriculum, embarrassment, feature_sums, guilt, hardness, label_errors, nominal_flops, ridge, schedule, selection, self_paced, significance,
-    sundew, calibration,
+    curriculum, embarrassment, feature_sums, guilt, hardness, ridge, selection, sundew, calibration,
 )  # fmt: skip
 
 
@@ -103,7 +97,7 @@ HOT = {
     "guilt.guilty_channels": lambda i: guilt.guilty_channels(i.loss, 3),
     "guilt.head_guilt": lambda i: guilt.head_guilt(i.loss[:12], 2),
     "guilt.rows_of_heads": lambda i: guilt.rows_of_heads(guilt.guilty_channels(i.loss[:4], 2), 4, 24),
-    "schedule.sel_learning_rate": lambda i: schedule.sel_learning_rate(1e-3, i.loss),
+    "curriculum.sel_learning_rate": lambda i: curriculum.sel_learning_rate(1e-3, i.loss),
     "selection.middle_rank": lambda i: selection.middle_rank(i.loss),
     "selection.odds": lambda i: [
         selection.odds(selection.SoftConfig(), i.loss, 1 - i.gate.threshold),
@@ -115,11 +109,11 @@ HOT = {
     "selection.update_ages": aged,
     "selection.prune_easy": lambda i: [selection.prune_easy(x, i.u) for x in (i.loss, some_unknown(i))],
     "selection.relative_importance": lambda i: selection.relative_importance(i.loss, 0.3),
-    "self_paced.easiest": lambda i: self_paced.easiest(i.loss, 7),
-    "self_paced.diverse_hardest": lambda i: self_paced.diverse_hardest(i.loss, i.labels, C, 7, 0.5),
-    "label_errors.find_label_errors": lambda i: label_errors.find_label_errors(i.logits, i.labels),
-    "significance.significance_v1": lambda i: significance.significance_v1(i.loss, i.std),
-    "significance.significance_v101": lambda i: significance.significance_v101(i.loss, i.std),
+    "hardness.easiest": lambda i: hardness.easiest(i.loss, 7),
+    "hardness.diverse_hardest": lambda i: hardness.diverse_hardest(i.loss, i.labels, C, 7, 0.5),
+    "calibration.find_label_errors": lambda i: calibration.find_label_errors(i.logits, i.labels),
+    "sundew.significance_v1": lambda i: sundew.significance_v1(i.loss, i.std),
+    "sundew.significance_v101": lambda i: sundew.significance_v101(i.loss, i.std),
     "sundew.init": lambda i: sundew.init(sundew.PUBLISHED_10, i.xp, device=i.device),
     "sundew.active_mask": lambda i: (
         sundew.active_mask(i.gate, i.loss, i.u),
@@ -139,7 +133,7 @@ COLD = {
     "curriculum.stage_pool": lambda i: [
         curriculum.stage_pool(i.loss, i.labels, stage, per_class_cap=3) for stage in curriculum.STAGES
     ],
-    "label_errors.surest_label_errors": lambda i: label_errors.surest_label_errors(i.logits, i.labels),
+    "calibration.surest_label_errors": lambda i: calibration.surest_label_errors(i.logits, i.labels),
     "ridge.fit_head": lambda i: [
         part
         for labels in (i.labels, i.predicted)
@@ -157,6 +151,9 @@ COLD = {
     ],
     "feature_sums.standard_of": lambda i: feature_sums.standard_of(i.features, (2, 4)),
     "feature_sums.standardised": lambda i: feature_sums.standardised(i.features, feature_sums.standard_of(i.features)),
+    "feature_sums.sum_samples": lambda i: list(
+        feature_sums.sum_samples(i.features, i.labels, C, feature_sums.standard_of(i.features))
+    ),
     "feature_sums.summarise": lambda i: summed(feature_sums.summarise(i.features, i.labels, C, 3)),
     "calibration.best_scales": lambda i: [
         i.logits[:1, 0] * scale for scale in calibration.best_scales(i.logits, i.labels, i.p, i.other_logits)
@@ -168,8 +165,8 @@ NO_ARRAYS = {
     "curriculum.scale_epochs",
     "curriculum.stage_passed",
     "hardness.shrink",
-    "nominal_flops.nominal_flops",
-    "schedule.annealed",
+    "guilt.nominal_flops",
+    "curriculum.annealed",
     "sundew.config_for",
     "sundew.with_pressure",
 }

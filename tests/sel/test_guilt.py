@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from edge_sel.errors import UsageError
 from edge_sel.sel import guilt
+from edge_sel.sel.guilt import nominal_flops
 
 gradients = arrays(np.float64, array_shapes(max_dims=4, max_side=5), elements=st.floats(-10, 10))
 
@@ -96,3 +97,27 @@ def test_nobody_outside_is_guiltier(xp, values, k):
         tied = values[chosen].min()
         # Of the equals at the border the lower indices are in.
         assert np.all(chosen[values[chosen] == tied].max() < rest[values[rest] == tied])
+
+
+RESNET18 = 11_173_962
+
+
+def test_the_published_figures():
+    assert nominal_flops(RESNET18, 50_000 * 30) == 33_521_886_000_000
+    assert nominal_flops(RESNET18, 50_000 * 30, sparsity=0.8) == 6_704_376_000_000
+
+
+def test_binary_fractions_lose_no_parameter():
+    # 10 * (1 - 0.8) = 1.9999999999999996
+    assert nominal_flops(10, 1, sparsity=0.8) == 4
+
+
+def test_a_percentage_is_refused():
+    with pytest.raises(ValueError, match="95"):
+        nominal_flops(10, 1, sparsity=95)
+
+
+@given(p=st.integers(0, 10**8), n=st.integers(0, 10**7), s=st.floats(0, 1), more=st.floats(0, 1))
+def test_it_is_additive_in_samples_and_falls_with_sparsity(p, n, s, more):
+    assert nominal_flops(p, n, s) + nominal_flops(p, 7, s) == nominal_flops(p, n + 7, s)
+    assert 0 <= nominal_flops(p, n, min(1.0, s + more)) <= nominal_flops(p, n, s) <= nominal_flops(p, n)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.sel.label_errors import find_label_errors, surest_label_errors
+from edge_sel.sel.calibration import find_label_errors, surest_label_errors
 
 CLASSES = 8
 

@@ -297,7 +297,8 @@ def test_more_features_than_samples_and_more_samples_than_features_agree():
 def test_an_old_head_of_no_use_costs_the_others_nothing(seed):
     """Few samples that are easy to tell apart: what is a little better by two factors counted as much worse by one."""
     features, labels, (weight, bias) = samples(8, 30, seed, noise=0.3)
-    data = ridge._Data(features, labels, CLASSES, standard_of(features), None, None, (0.1 * weight, bias))
+    old = (0.1 * weight, bias)
+    data = ridge._Data(ridge._Given(features, labels, CLASSES, standard_of(features), None, None, old, None, None))
     for ridge_ in ridge.RIDGES:
         [alone], [beside] = ([*data.candidates(30, 0.0, [ridge_])] for data._kept in (None, data._old_logits()[0]))
         assert beside.loss < 1.01 * alone.loss + 1e-4

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from edge_sel.errors import UsageError
 from edge_sel.sel import sundew
 from edge_sel.sel.selection import middle_rank
-from edge_sel.sel.significance import significance_v1, significance_v101
-from edge_sel.sel.sundew import PUBLISHED_6, PUBLISHED_10, SundewConfig, SundewState
+from edge_sel.sel.sundew import PUBLISHED_6, PUBLISHED_10, SundewConfig, SundewState, significance_v1, significance_v101
 
 BATCH = 64
 
@@ -246,3 +246,24 @@ def test_random_selection_at_the_same_rate_is_the_same_gate():
     config = SundewConfig.fast(0.25)
     uniform = [(u, u) for u in rng.random((120, BATCH))]
     assert rates(config, 0.5, uniform)[60:].mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_v1_weighs_loss_and_deviation_relative_to_their_means(xp):
+    s = significance_v1(xp.asarray([1.0, 3.0]), xp.asarray([0.1, 0.3]))
+    assert np.asarray(s) == pytest.approx([0.7 * 0.5 + 0.3 * 0.5, 0.7 * 1.5 + 0.3 * 1.5])
+
+
+@given(loss=arrays(np.float64, st.integers(1, 50), elements=st.floats(0, 20)))
+def test_v1_always_has_mean_one(xp, loss):
+    s = np.asarray(significance_v1(xp.asarray(loss), xp.asarray(np.arange(len(loss)) + 1.0)))
+    assert s.mean() == pytest.approx(1.0 if loss.any() else 0.3)
+
+
+def test_v1_of_a_perfect_batch_is_not_nan(xp):
+    s = significance_v1(xp.zeros(2), xp.zeros(2))
+    assert np.asarray(s).tolist() == [0, 0]
+
+
+def test_v101_weighs_loss_and_entropy_as_they_are(xp):
+    s = significance_v101(xp.asarray([1.0, 0.0]), xp.asarray([0.5, 2.0]))
+    assert np.asarray(s) == pytest.approx([0.85, 0.6])

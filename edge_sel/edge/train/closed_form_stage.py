@@ -28,8 +28,8 @@ from edge_sel.edge.train.work import probed_images
 from edge_sel.engines.base import Batch, StepResult, Trainer
 from edge_sel.pack.manifest import RIDGE
 from edge_sel.pack.sums import ServerSums
+from edge_sel.sel.calibration import find_label_errors, surest_label_errors
 from edge_sel.sel.embarrassment import cross_entropy
-from edge_sel.sel.label_errors import find_label_errors, surest_label_errors
 from edge_sel.sel.ridge import HeadFit, fit_head
 
 STATISTICS = "bn"

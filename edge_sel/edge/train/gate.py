@@ -27,8 +27,7 @@ from edge_sel.data.transforms import intensity_std
 from edge_sel.sel import selection, sundew
 from edge_sel.sel.hardness import HardnessState
 from edge_sel.sel.selection import Ages, SoftConfig
-from edge_sel.sel.significance import significance_v1, significance_v101
-from edge_sel.sel.sundew import SundewConfig, SundewState
+from edge_sel.sel.sundew import SundewConfig, SundewState, significance_v1, significance_v101
 
 MOST_PIXELS = 1 << 18
 """That are converted to floats at once."""

@@ -11,8 +11,8 @@ from edge_sel.config.settings import Settings
 from edge_sel.engines.base import Hyper
 from edge_sel.pack.manifest import PlanInfo, split_plan_name
 from edge_sel.pack.reader import Pack
+from edge_sel.sel.curriculum import annealed, sel_learning_rate
 from edge_sel.sel.guilt import decayed_gamma
-from edge_sel.sel.schedule import annealed, sel_learning_rate
 
 BASE_RATES = {
     "adam": {"full": 1e-4, "last": 1.5e-4, "last2": 1.5e-4, "first": 4e-4, "affine": 8e-4, "head": 4e-4},

@@ -12,7 +12,7 @@ from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.state import EpochTotals, StageState
 from edge_sel.pack.manifest import CLOSED, PlanInfo
 from edge_sel.pack.reader import Pack
-from edge_sel.sel.nominal_flops import nominal_flops
+from edge_sel.sel.guilt import nominal_flops
 
 STATISTICS_IMAGES = 256
 """Enough for batch normalisation's statistics: with 512 or 1 700 the accuracy was the same within 0.15 points."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_sel.config.settings import Settings
 from edge_sel.edge.train.gate import WAIT, Gate
 from edge_sel.sel import hardness, selection, sundew
-from edge_sel.sel.significance import significance_v1
+from edge_sel.sel.sundew import significance_v1
 
 IMAGES = 300
 

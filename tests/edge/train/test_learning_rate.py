@@ -7,7 +7,7 @@ import pytest
 from edge_sel.edge.train.learning_rate import BASE_RATES, MAX_SEL_LOSS, learning_rate, step_hyper
 from edge_sel.graphs.plans import PLANS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
-from edge_sel.sel.schedule import sel_learning_rate
+from edge_sel.sel.curriculum import sel_learning_rate
 from tests.edge.recording import Recording
 from tests.edge.sessions import pack, resolved, session
 

@@ -9,7 +9,7 @@ from edge_sel.edge.progress import Progress
 from edge_sel.edge.train.gate import Choice, Gate
 from edge_sel.edge.train.work import STATISTICS_IMAGES
 from edge_sel.runs.checkpoint import load_checkpoint, unflatten
-from edge_sel.sel.nominal_flops import nominal_flops
+from edge_sel.sel.guilt import nominal_flops
 from tests.edge.recording import Recording
 from tests.edge.sessions import StopAt, Tape, digits, of_counts, pack, session, without_anchors
 

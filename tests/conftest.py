@@ -8,8 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 
-from edge_sel.pack.builtin import builtin_pack
-from edge_sel.pack.reader import Pack
+from edge_sel.pack.reader import Pack, builtin_pack
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
 # So that the package is compiled once, not by each process that the tests start.

@@ -52,7 +52,7 @@ for precision in fp32 int8; do  # each machine would take what is faster on it; 
 import json, sys
 import numpy as np
 from safetensors.numpy import load_file
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 
 arm, here = (load_file(f"{run}/weights.safetensors") for run in sys.argv[1:])
 before = builtin_pack().weights()

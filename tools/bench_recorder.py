@@ -48,7 +48,7 @@ def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     from edge_sel.edge.build import build_session
     from edge_sel.edge.train.ladder import fixed_ladder
     from edge_sel.engines.by_name import choose_engine
-    from edge_sel.pack.builtin import builtin_pack
+    from edge_sel.pack.reader import builtin_pack
 
     resolved = resolve(flags={"epochs": epochs, "threads": 1})
     pack = builtin_pack()

@@ -140,9 +140,8 @@ def replaced(rng: random.Random, good: bytes) -> bytes:
 
 def read_safetensors(rng: random.Random, here: Path) -> None:
     """Weights of a run and of an expert, damaged; the header more often than the rest."""
-    from edge_sel.pack.expert import read_expert
     from edge_sel.pack.reader import open_pack
-    from edge_sel.pack.trained import pack_of_run
+    from edge_sel.pack.weights import pack_of_run, read_expert
 
     pack = open_pack(ROOT / "edge_sel/pack/assets/digits.edgepack")
     with zipfile.ZipFile(pack.path) as archive:

@@ -33,7 +33,7 @@ from edge_sel.data.shifts import apply_shift
 from edge_sel.edge.build import build_session
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import DataError
-from edge_sel.pack import builtin
+from edge_sel.pack import reader
 from edge_sel.pack.reader import open_pack
 from edge_sel.power.recorder import EnergyRecorder
 
@@ -149,7 +149,7 @@ def digits() -> tuple[str, Path, Draw]:
         pool = load_digits("field")
         return pool.subset(np.sort(rng.permutation(len(pool))[:FIELD])), load_digits("test")
 
-    return "digits", Path(builtin.__file__).parent / "assets" / "digits.edgepack", draw
+    return "digits", Path(reader.__file__).parent / "assets" / "digits.edgepack", draw
 
 
 def cifar10(cifar: Path, work: Path, plain: bool) -> tuple[str, Path, Draw]:

@@ -13,8 +13,8 @@ from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
 from edge_sel.errors import DataError
-from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.signatures import TrustedKeys
 
 Given: TypeAlias = ImageSet | Path | None
 """Images in memory, or a folder of class folders."""
@@ -38,15 +38,14 @@ def open_profile(asked: str | None) -> Profile:
 
 def trusted_keys(files: Sequence[str] | None) -> TrustedKeys | None:
     """The public keys of which one must have signed what is opened; None where none is required."""
-    from edge_sel.pack.keys import read_trusted_keys
+    from edge_sel.pack.signatures import read_trusted_keys
 
     return None if files is None else read_trusted_keys(files)
 
 
 def open_pack_or_builtin(path: Path | None, trusted: TrustedKeys | None = None) -> Pack:
     """The pack, or the built-in one on handwritten digits."""
-    from edge_sel.pack.builtin import builtin_pack
-    from edge_sel.pack.reader import open_pack
+    from edge_sel.pack.reader import builtin_pack, open_pack
 
     return builtin_pack(trusted) if path is None else open_pack(path, trusted)
 

@@ -39,9 +39,8 @@ from edge_sel.edge.train.stage import FittedSamples
 from edge_sel.engines.by_name import choose_engine
 from edge_sel.errors import UsageError
 from edge_sel.files import cache_folder
-from edge_sel.pack.expert import read_expert
 from edge_sel.pack.reader import Pack
-from edge_sel.pack.trained import pack_of_run
+from edge_sel.pack.weights import pack_of_run, read_expert
 from edge_sel.power.meter import Meter
 from edge_sel.power.recorder import clock_through_sleep
 from edge_sel.power.resources import usable_cores

@@ -18,7 +18,7 @@ from edge_sel.config.settings import MAX_SEED, Settings, resolve_one
 from edge_sel.errors import SetupError
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
-    from edge_sel.pack.keys import TrustedKeys
+    from edge_sel.pack.signatures import TrustedKeys
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -211,7 +211,7 @@ def ort() -> tuple[bool, str]:
         from edge_sel.engines.native import CUDA
         from edge_sel.engines.native import ort as onnxruntime
         from edge_sel.engines.ort import OrtEngine
-        from edge_sel.pack.builtin import builtin_pack
+        from edge_sel.pack.reader import builtin_pack
 
         pack = builtin_pack()
         OrtEngine(threads=1).trainer(pack, "head", pack.weights())

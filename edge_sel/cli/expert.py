@@ -82,8 +82,8 @@ def command(
         raise UsageError("--out is a folder", where=out, fix="name a file, such as expert.safetensors")
     from edge_sel.data.folder import load_folder, require_trainable
     from edge_sel.data.signature import read_signature
-    from edge_sel.pack.expert import write_expert
     from edge_sel.pack.reader import open_pack
+    from edge_sel.pack.weights import write_expert
     from edge_sel.server.expert import fit_place, train_expert
 
     def note(line: str) -> None:

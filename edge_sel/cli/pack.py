@@ -84,7 +84,7 @@ def signed_line(signers: Signers | None) -> str:
 @click.argument("name", type=GivenPath())
 def keygen(name: Path) -> None:
     """Make a pair of keys: NAME.key.pem to sign with, to be kept secret, and NAME.pub.pem for the devices."""
-    from edge_sel.pack.keys import make_key
+    from edge_sel.pack.signatures import make_key
 
     if name.is_dir():
         raise UsageError("NAME is a folder", where=name, fix="name the keys in it, such as FOLDER/release")
@@ -101,8 +101,8 @@ def keygen(name: Path) -> None:
 @click.option("--key", required=True, type=GivenPath(), help="Private key (PEM) of `edge-sel pack keygen`.")
 def sign(pack: Path, key: Path) -> None:
     """Sign PACK, or an expert of `edge-sel expert`, beside the signatures that it has."""
-    from edge_sel.pack.keys import read_private_key
     from edge_sel.pack.sign import sign_file
+    from edge_sel.pack.signatures import read_private_key
 
     found = sign_file(pack, read_private_key(key))
     others = f", {len(found)} signatures in all" if len(found) > 1 else ""

@@ -177,7 +177,7 @@ def evaluate_command(
     from edge_sel.edge.evaluate import evaluate
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.reader import open_pack
-    from edge_sel.pack.trained import pack_of_run
+    from edge_sel.pack.weights import pack_of_run
 
     keys = required_keys(require_signature)
     if is_model(model):

@@ -35,8 +35,8 @@ from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.edge.train.gate import Gate, intensities
 from edge_sel.edge.train.ladder import Ladder, trainable_by
 from edge_sel.engines.base import Engine
-from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.weights import Expert
 from edge_sel.power.recorder import EnergyRecorder
 
 VALIDATION_CAP = 500

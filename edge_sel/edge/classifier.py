@@ -15,8 +15,8 @@ from edge_sel.data.transforms import normalise
 from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import BadInputError, EdgeSelError
-from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.reader import open_pack
+from edge_sel.pack.signatures import TrustedKeys
 
 MODEL = "model.onnx"
 MOST_BYTES = 2 << 30

@@ -33,9 +33,8 @@ from edge_sel.engines.native import (
     translated_errors,
 )
 from edge_sel.errors import EdgeSelError, SetupError
-from edge_sel.pack.builtin import builtin_pack
-from edge_sel.pack.manifest import OPTIMIZER_STATE, RETIRED_SCALARS, PlanInfo
-from edge_sel.pack.reader import Pack
+from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
+from edge_sel.pack.reader import Pack, builtin_pack
 from edge_sel.quantize import quantize_prefix
 
 X86 = ("x86_64", "AMD64")
@@ -247,7 +246,6 @@ class OrtTrainer:
             "momentum": hyper.momentum,
             "bn_momentum": hyper.bn_momentum,
             "step": float(self._channels.made + 1),
-            **RETIRED_SCALARS,
         }
         feeds |= {name: np.float32(value).reshape(()) for name, value in scalars.items()}
         feeds |= {f"index::{name}": index for name, index in self._channels.index.items()}

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edge_sel.arrays import read_tensors, tensor_bytes
 from edge_sel.data.dataset import ImageSet
 from edge_sel.errors import PackError
-from edge_sel.pack.tensor_file import read_tensors
 
 ANCHORS = "anchors.safetensors"
 MOST, MOST_BYTES = 100, 500_000
@@ -62,14 +62,10 @@ def choose_anchors(images: ImageSet, rng: np.random.Generator) -> tuple[list[byt
 
 def write_anchors(files: Sequence[bytes], labels: np.ndarray, known: np.ndarray) -> bytes:
     """The content of the pack's file."""
-    from safetensors.numpy import save
-
     joined = np.frombuffer(b"".join(files), np.uint8)
     ends = np.cumsum([len(file) for file in files], dtype=np.int64)
-    content: bytes = save(
-        {"files": joined, "ends": ends, "labels": labels.astype(np.int64), "known": known.astype(np.uint8)}
-    )
-    return content
+    labels, known = labels.astype(np.int64), known.astype(np.uint8)
+    return tensor_bytes({"files": joined, "ends": ends, "labels": labels, "known": known})
 
 
 def read_anchors(content: bytes, size: tuple[int, int], classes: Sequence[str], where: object = None) -> Anchors:
@@ -81,10 +77,7 @@ def read_anchors(content: bytes, size: tuple[int, int], classes: Sequence[str], 
     try:
         stored = read_tensors(content)
         labels, ends, known = stored["labels"], stored["ends"], stored["known"]
-        if {array.ndim for array in stored.values()} != {1} or {array.dtype.kind for array in stored.values()} - {
-            "i",
-            "u",
-        }:
+        if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in stored.values()):
             raise ValueError("types")
         if not len(labels) == len(ends) == len(known) <= MOST or not set(labels.tolist()) <= {*range(len(classes))}:
             raise ValueError("labels")

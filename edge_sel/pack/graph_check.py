@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edge_sel.arrays import TensorPlace
 from edge_sel.pack.graph_form import (
     BOOL,
     DOUBLE,
@@ -27,22 +28,48 @@ from edge_sel.pack.graph_form import (
     GraphFormReader,
     Tensor,
     Value,
+    WireError,
 )
 from edge_sel.pack.manifest import (
     EVAL,
     IMAGE_GRID,
     OPTIMIZER_SCALARS,
     OPTIMIZER_STATE,
-    RETIRED_SCALARS,
     WEIGHTS,
     Int8Info,
     Manifest,
     PlanInfo,
     artifact_files,
 )
-from edge_sel.pack.operators import OFFICIAL, OPERATORS, OPTIMIZERS, SIZED_BY
-from edge_sel.pack.tensor_file import TensorPlace
-from edge_sel.pack.wire import WireError
+
+_STANDARD = """
+Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose Cos CumSum
+DepthToSpace DequantizeLinear Div Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm
+GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Identity
+InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mish
+Mod Mul Neg Not OneHot Or PRelu Pad Pow QLinearConv QuantizeLinear Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean
+ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements ScatterND Selu Shape Sigmoid Sign
+Sin Size Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Transpose Trilu Unsqueeze Where Xor
+"""
+OPERATORS = frozenset(_STANDARD.split())
+"""What the exporter emits, and what it copies from a forward graph.
+
+Each computes its output in one pass. There are none that loop, branch, call, hold a graph or draw random numbers, and
+none that is there to make a large tensor from a small one, but ``Expand``, ``OneHot`` and ``Pad``, which are needed.
+"""
+_CONTRIB = """
+AveragePoolGrad BatchNormInternal BatchNormalizationGrad BiasGelu BiasGeluGrad_dX ConcatTraining ConvGrad FastGelu
+FastGeluGrad FusedMatMul GatherElementsGrad GatherGrad GatherNDGrad Gelu GeluGrad HardSigmoidGrad HardSwishGrad
+InPlaceAccumulatorV2 LayerNormalizationGrad LeakyReluGrad LogSoftmaxGrad LogSoftmaxGrad_13 MaxPoolGrad QuickGelu
+QuickGeluGrad ReluGrad Scale SigmoidGrad SliceGrad SoftmaxCrossEntropyLossGrad SoftmaxGrad SoftmaxGrad_13
+SplitTraining TanhGrad
+"""
+OFFICIAL = OPERATORS | {"SoftmaxCrossEntropyLoss", *(f"com.microsoft.{op}" for op in _CONTRIB.split())}
+"""What the artifacts of onnxruntime-training may use."""
+OPTIMIZERS = {"sgd": "com.microsoft.SGDOptimizerV2", "adam": "com.microsoft.AdamWOptimizer"}
+"""The one operator of an optimizer model."""
+SIZED_BY = {"Expand": 1, "OneHot": 1, "Pad": 1}
+"""Operand that tells the size of the output, where it is one."""
 
 VERSIONS = (18,), (9,)
 """Operator sets and format versions that our exporter has written."""
@@ -70,7 +97,6 @@ class Expected(NamedTuple):
         outside: weights that the engine supplies if the graph reads them.
         supplied: what it computes for the graph.
         operators: those that it may use.
-        retired: inputs that graphs of older packs may have.
     """
 
     inputs: Declared
@@ -79,7 +105,6 @@ class Expected(NamedTuple):
     outside: Set[str]
     supplied: Declared
     operators: Set[str] = OPERATORS
-    retired: Declared | None = None
 
 
 def check_graphs(manifest: Manifest, graphs: Mapping[str, bytes], weights: Mapping[str, TensorPlace]) -> None:
@@ -158,8 +183,7 @@ class _Description:
             if optimizer == "adam":
                 inputs[f"steps::{name}"] = (FLOAT, (count,))
         guilt: Declared = {f"guilt::{name}": (FLOAT, (None,)) for name in plan.trainable}
-        retired: Declared = dict.fromkeys(RETIRED_SCALARS, scalar) if plan.trainable else {}
-        return Expected(inputs, outputs, guilt, self._outside(plan, inputs), {}, retired=retired)
+        return Expected(inputs, outputs, guilt, self._outside(plan, inputs), {})
 
     def official_score(self, plan: PlanInfo, parameters: Sequence[str]) -> Expected:
         """The eval model of onnxruntime-training; its head is of the pack's classes."""
@@ -216,7 +240,7 @@ class _Description:
 def _check(form: GraphForm, expected: Expected, weights: Mapping[str, TensorPlace]) -> None:
     if form.opset not in VERSIONS[0] or form.ir_version not in VERSIONS[1]:
         raise WireError(f"it is of version {form.ir_version} and operator set {form.opset}")
-    _check_values("input", form.inputs, expected.inputs, expected.retired or {})
+    _check_values("input", form.inputs, expected.inputs, {})
     _check_values("output", form.outputs, expected.outputs, expected.optional)
     constants = {tensor.name: tensor for tensor in form.initializers}
     if len(constants) < len(form.initializers) or constants.keys() & expected.inputs.keys():

@@ -12,13 +12,8 @@ WEIGHTS = "weights.safetensors"
 EVAL = "eval.onnx"
 OPTIMIZER_STATE = {"sgd": ("momentum",), "adam": ("m", "v")}
 """Per optimizer, the state tensors that accompany each trained weight."""
-OPTIMIZER_SCALARS = {
-    "sgd": ("lr", "gamma", "momentum"),
-    "adam": ("lr", "gamma", "step"),
-}
+OPTIMIZER_SCALARS = {"sgd": ("lr", "gamma", "momentum"), "adam": ("lr", "gamma", "step")}
 """Per optimizer, the run-time scalars of a step."""
-RETIRED_SCALARS = {"weight_decay": 0.0}
-"""Scalars that the steps of older packs may ask for, and the value that they are given."""
 
 
 @dataclass(frozen=True)

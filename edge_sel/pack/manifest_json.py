@@ -1,51 +1,50 @@
-"""``manifest.json`` as text: written with a digest, read with every type checked."""
+"""``manifest.json``: written with a digest, read with every type checked; then whether it makes sense.
+
+Every number has its limits, every name is of something that is there.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
+from pathlib import PurePosixPath
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from edge_sel.arrays import TensorPlace
 from edge_sel.errors import PackError
-from edge_sel.pack.manifest import OPTIMIZER_STATE, Int8Info, Manifest
+from edge_sel.pack.anchors import ANCHORS
+from edge_sel.pack.manifest import (
+    DEEP_HEAD,
+    EVAL,
+    OPTIMIZER_STATE,
+    WEIGHTS,
+    Calibration,
+    Int8Info,
+    Manifest,
+    ModelInfo,
+    PlanInfo,
+    artifact_files,
+)
+from edge_sel.pack.sums import SUMS
 
 FORMAT = 7
-"""Since 2 a plan may have a frozen prefix; format 1 is read as plans without one. Since 3 there is a table of gains,
-since 4 there may be artifacts of onnxruntime-training, since 5 plans may tell of attention heads, since 6 the model of
-the scale of its head, since 7 of layers that its head reads, and plans of the memory of a step; there may be sums of
-the server's features."""
+"""A pack of another one is refused."""
+MOST_BYTES = 1 << 30
+"""Of a whole pack, unpacked."""
+MOST_GRAPH_BYTES = 64 << 20
+MOST_GRAPHS = 400
+MOST_CLASSES, MOST_PIXELS_ASIDE, MOST_FEATURES, MOST_FLOPS = 100_000, 4096, 1 << 24, 1 << 50
+MOST_STEP_BYTES = 1 << 40
 
 
 def to_json(manifest: Manifest) -> str:
     """Serialise, with a digest over everything else so that a damaged manifest is noticed too."""
     body = {"format": FORMAT, **asdict(manifest)}
-    if not manifest.model.rectified:
-        del body["model"]["rectified"]
-    # What an older version wrote keeps its digest, and can read this.
-    heads = any(plan.heads for plan in manifest.plans.values())
-    scaled = manifest.model.head_scale != 1.0
-    if not manifest.model.taps:
-        del body["model"]["taps"]
-        body["format"] = 6
-    if not scaled and not manifest.model.taps:
-        del body["model"]["head_scale"]
-        body["format"] = 5 if heads else 4 if manifest.ort_training else 3 if manifest.gains else 2
-    counted = any(plan.step_bytes for plan in manifest.plans.values())
-    for plan in body["plans"].values():
-        if not heads:
-            del plan["heads"]
-        if not counted:
-            del plan["step_bytes"]
-    if counted:
-        body["format"] = FORMAT
-    if manifest.ort_training is None:
-        del body["ort_training"]
-    if not manifest.gains:
-        del body["gains"]
     return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
 
 
@@ -53,20 +52,18 @@ def from_json(text: str, where: object) -> Manifest:
     """Parse and check.
 
     Raises:
-        PackError: not JSON, a newer format, a missing key, or a digest that does not match.
+        PackError: not JSON, another format, a missing key, or a digest that does not match.
     """
     try:
         body = json.loads(text)
         version = body.pop("format")
         if type(version) is not int or version < 1:
             raise ValueError(f"format is {version!r}")
-        if version > FORMAT:
-            raise PackError(
-                f"the pack has format {version}, this edge-sel reads up to {FORMAT}", where=where,
-                fix="pip install -U edge-sel",
-            )  # fmt: skip
+        if version != FORMAT:
+            fix = "pip install -U edge-sel" if version > FORMAT else "export it again"
+            raise PackError(f"the pack has format {version}, this edge-sel reads {FORMAT}", where=where, fix=fix)
         digest = body.pop("digest")
-        if digest != _digest({"format": version, **body}):
+        if digest != _digest({"format": FORMAT, **body}):
             raise PackError("manifest.json is damaged: its digest does not match", where=where, fix="copy it again")
         manifest: Manifest = _typed(Manifest, body, "")
         if manifest.optimizer not in OPTIMIZER_STATE:
@@ -130,3 +127,119 @@ def _typed(kind: Any, value: Any, key: str) -> Any:
     if type(value) not in ((int, float) if kind is float else (kind,)):
         raise ValueError(f"{key.lstrip('.')} is {value!r}")
     return value
+
+
+def check_files(manifest: Manifest) -> None:
+    """That the listed files are those of the format, inside of the pack, and not too large.
+
+    Raises:
+        ValueError: they are not; one line.
+    """
+    for name, info in manifest.files.items():
+        if PurePosixPath(name).name != name or name in ("", "..", ".") or "\\" in name or not name.isprintable():
+            raise ValueError(f"the manifest names a file outside the pack ({name})")
+        if not 0 <= info.bytes <= (MOST_GRAPH_BYTES if name.endswith(".onnx") else MOST_BYTES):
+            raise ValueError(f"{name} would be of {info.bytes} bytes")
+    if sum(info.bytes for info in manifest.files.values()) > MOST_BYTES:
+        raise ValueError(f"it would take more than {MOST_BYTES >> 20} MB")
+    artifacts = manifest.ort_training.parameters if manifest.ort_training else {}
+    checkpoints = {artifact_files(plan).checkpoint for plan in artifacts}
+    named = [*graph_files(manifest), *(file for plan in artifacts for file in artifact_files(plan)[:3])]
+    graphs = set(named)
+    if len(graphs) < len(named) or len(named) > MOST_GRAPHS or len(manifest.files) > 2 * MOST_GRAPHS:
+        raise ValueError("the manifest names a graph twice, or too many")
+    missing = sorted({WEIGHTS, *graphs, *checkpoints} - manifest.files.keys())
+    if missing:
+        raise ValueError(f"the manifest does not list {', '.join(missing)}")
+    known = {WEIGHTS, ANCHORS, SUMS, *checkpoints}
+    foreign = sorted(name for name in manifest.files.keys() - known if not name.endswith(".onnx"))
+    if foreign:  # a graph that no plan uses is never loaded
+        raise ValueError(f"the manifest lists {foreign[0]}, which is no file of a pack")
+    if not all(name.endswith(".onnx") for name in graphs):
+        raise ValueError("a plan's graph is not an .onnx file")
+
+
+def graph_files(manifest: Manifest) -> Iterable[str]:
+    """The graphs that the plans and the prefixes name."""
+    yield EVAL
+    for plan in manifest.plans.values():
+        yield from (plan.train, plan.score)
+    for prefix in manifest.used_prefixes():
+        yield from (prefix.graph, prefix.int8.graph) if prefix.int8 else (prefix.graph,)
+
+
+def check_content(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> None:
+    """That what the manifest says of model, plans and prefixes fits together, and the weights.
+
+    Raises:
+        ValueError: it does not; one line.
+    """
+    _check_model(manifest.model, weights)
+    _check_calibration(manifest.calibration, len(manifest.model.classes))
+    for key, plan in manifest.plans.items():
+        _check_plan(key, plan, weights)
+    for name, parameters in (manifest.ort_training.parameters if manifest.ort_training else {}).items():
+        trained = manifest.plans[name].trainable if name in manifest.plans else ("",)
+        _require(set(trained) <= set(parameters) <= weights.keys(), f"the artifacts of plan {name}")
+    for name, prefix in manifest.prefixes.items():
+        int8 = prefix.int8.convolutions if prefix.int8 else ()
+        _require(
+            prefix.shape
+            and all(1 <= size <= MOST_FEATURES for size in prefix.shape)
+            and math.prod(prefix.shape) <= MOST_FEATURES
+            and 0 <= prefix.flops <= MOST_FLOPS
+            and (prefix.int8 is None or math.isfinite(prefix.int8.relative_error))
+            and all(conv.weight in weights and math.isfinite(conv.epsilon) for conv in int8),
+            f"prefix {name}",
+        )
+
+
+def _check_model(model: ModelInfo, weights: Mapping[str, TensorPlace]) -> None:
+    classes = model.classes
+    _require(1 <= len(classes) <= MOST_CLASSES and len(set(classes)) == len(classes), "the number of classes")
+    _require(all(name and name.isprintable() and len(name) <= 256 for name in classes), "a class's name")
+    _require(model.name.isprintable() and len(model.name) <= 256, "the model's name")
+    _require(all(1 <= size <= MOST_PIXELS_ASIDE for size in model.image_size), "the image size")
+    _require(len(model.mean) == len(model.std) == 3 and _finite((*model.mean, *model.std)), "mean or std")
+    _require(min(model.std) > 0, "std")
+    _require(0 <= model.parameters <= sum(math.prod(place.shape) for place in weights.values()), "parameters")
+    _require(math.isfinite(model.head_scale), "the head's scale")
+    deep = weights[f"{DEEP_HEAD}.weight"].shape if f"{DEEP_HEAD}.weight" in model.head else (len(classes), 0)
+    sound = all(tap.name.isprintable() and 1 <= tap.width <= MOST_FEATURES for tap in model.taps)
+    fits = not model.taps or deep == (len(classes), sum(tap.features for tap in model.taps))
+    _require(sound and fits, "the taps")
+    _require(model.head and set(model.head) <= weights.keys(), "the head")
+    heads = [weights[name] for name in model.head]
+    _require(all(place.kind.str == "<f4" and len(classes) in place.shape for place in heads), "the head's shape")
+
+
+def _check_calibration(calibration: Calibration, classes: int) -> None:
+    known = [value for value in calibration.embarrassment if value is not None]
+    _require(len(calibration.embarrassment) == classes and calibration.difficulty, "calibration")
+    numbers = (calibration.gamma, calibration.gamma_percentile, calibration.accuracy, *calibration.difficulty, *known)
+    _require(_finite(numbers) and calibration.images >= 0, "calibration")
+
+
+def _check_plan(key: str, plan: PlanInfo, weights: Mapping[str, TensorPlace]) -> None:
+    names = (*plan.trainable, *plan.buffers)
+    _require(key == plan.name and key.isprintable() and len(key) <= 64, "a plan's name")
+    _require(len(set(names)) == len(names) and set(names) <= weights.keys(), f"what plan {key} trains")
+    _require(all(weights[name].kind.str == "<f4" for name in names), f"what plan {key} trains")
+    _require(plan.bn_mode in ("batch", "frozen"), f"bn_mode of plan {key}")
+    _require(0 <= plan.flops_train <= MOST_FLOPS and 0 <= plan.flops_forward <= MOST_FLOPS, f"the FLOPs of plan {key}")
+    _require(0 <= plan.step_bytes <= MOST_STEP_BYTES, f"the memory of plan {key}")
+    for name, count in plan.channels.items():
+        limited = name in plan.trainable and weights[name].shape and 1 <= count <= weights[name].shape[0]
+        _require(limited, f"the channels of plan {key}")
+    for name, heads in plan.heads.items():
+        shape = weights[name].shape if name in plan.trainable else ()
+        _require(len(shape) == 2 and heads >= 1 and shape[0] % (3 * heads) == 0, f"the heads of plan {key}")
+
+
+def _finite(values: Iterable[float]) -> bool:
+    return all(math.isfinite(value) for value in values)
+
+
+def _require(holds: object, what: str) -> None:
+    if not holds:
+        raise ValueError(f"the manifest is wrong about {what}")

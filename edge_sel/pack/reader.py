@@ -13,18 +13,18 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib import resources
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from edge_sel.arrays import Arrays
+from edge_sel.arrays import Arrays, TensorPlace, not_finite, read_tensors, tensor_bytes, tensor_places
 from edge_sel.errors import BadInputError, PackError, UsageError
 from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
 from edge_sel.pack.container import PackFiles, open_container
 from edge_sel.pack.graph_check import check_graphs
-from edge_sel.pack.keys import TrustedKeys
-from edge_sel.pack.linear_head import LinearHead
 from edge_sel.pack.manifest import (
     CLOSED,
     EVAL,
@@ -39,14 +39,39 @@ from edge_sel.pack.manifest import (
     closed_form_flops,
     file_info,
 )
-from edge_sel.pack.manifest_check import check_content, check_files, graph_files
-from edge_sel.pack.manifest_json import from_json, to_json
-from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
+from edge_sel.pack.manifest_json import check_content, check_files, from_json, graph_files, to_json
+from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, TrustedKeys, find_signers
 from edge_sel.pack.sums import SUMS, ServerSums, read_sums, write_sums
-from edge_sel.pack.tensor_file import TensorPlace, not_finite, read_tensors, tensor_bytes, tensor_places
 from edge_sel.version import __version__
 
 MOST_MANIFEST_BYTES = 4 << 20
+
+
+class LinearHead(NamedTuple):
+    """Logits are ``scale`` times the sum of ``W φ + b`` over the layers, each of its own part of the features φ.
+
+    Attributes:
+        names: weight [C, F] or [C, F, 1, 1] and bias [C] of each layer, one after the other.
+        scale: ½ for a mean of two layers, 1 for a single one.
+    """
+
+    names: tuple[str, ...]
+    scale: float = 1.0
+
+    def joined(self, weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Weight [C, ΣF] and bias [C] of the one layer that makes the same logits."""
+        parts = [weights[name].reshape(len(weights[name]), -1) for name in self.names[::2]]
+        bias = np.sum([weights[name] for name in self.names[1::2]], axis=0)
+        return np.concatenate(parts, 1) * np.float32(self.scale), bias * np.float32(self.scale)
+
+    def parted(self, weight: np.ndarray, bias: np.ndarray, like: Mapping[str, np.ndarray]) -> Arrays:
+        """Tensors by name, shaped as those of ``like``, that make the logits of the one layer."""
+        starts = np.cumsum([0, *(like[name][0].size for name in self.names[::2])])
+        scale, layers = np.float32(self.scale), np.float32(len(self.names) // 2)
+        parts = {}
+        for name, start, end in zip(self.names[::2], starts[:-1], starts[1:], strict=True):
+            parts[name] = np.ascontiguousarray(weight[:, start:end] / scale).reshape(len(weight), *like[name].shape[1:])
+        return {**parts, **dict.fromkeys(self.names[1::2], bias / (scale * layers))}
 
 
 class Pack:
@@ -137,14 +162,13 @@ class Pack:
 
         from edge_sel.pack.writer import write_pack
 
-        manifest, weights = self.manifest, self.weights()
+        manifest, provenance = self.manifest, self.manifest.provenance
         ours = {*graph_files(manifest)}
         graphs = {name: onnx.load_model_from_string(self._content[name]) for name in manifest.files if name in ours}
         others = {name: self._content[name] for name in manifest.files if name not in {WEIGHTS, *ours}}
-        provenance = manifest.provenance
         if self.begun_from is not None:
             provenance = {**provenance, "weights_of": {"begun_from": self.begun_from, "edge_sel": __version__}}
-        write_pack(Path(path), replace(manifest, provenance=provenance), weights, graphs, others)
+        write_pack(Path(path), replace(manifest, provenance=provenance), self.weights(), graphs, others)
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -287,6 +311,12 @@ def open_pack(path: str | PathLike[str], trusted: TrustedKeys | None = None) -> 
     pack = Pack(path, manifest, {**own, **content}, signers)
     _ = pack.sums  # refused here rather than in the middle of a run
     return pack
+
+
+def builtin_pack(trusted: TrustedKeys | None = None) -> Pack:
+    """Open the built-in pack; it is not signed, so PackError where that is required."""
+    with resources.as_file(resources.files("edge_sel.pack") / "assets" / "digits.edgepack") as path:
+        return open_pack(Path(path), trusted)
 
 
 def _unlike(weights: Mapping[str, np.ndarray], expected: Arrays, model: ModelInfo, classes: int) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from edge_sel.files import write_durably
 from edge_sel.pack.container import open_container, write_zip
-from edge_sel.pack.expert import expert_bytes, read_beside, signatures_of
 from edge_sel.pack.manifest import MANIFEST
 from edge_sel.pack.reader import open_pack, refuse_unlisted
 from edge_sel.pack.signatures import SIGNATURES, add_signature, read_signatures
+from edge_sel.pack.weights import expert_bytes, read_beside, signatures_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edge_sel.arrays import not_finite, read_tensors, tensor_bytes, tensor_places
 from edge_sel.errors import PackError
-from edge_sel.pack.tensor_file import not_finite, read_tensors, tensor_places
 from edge_sel.sel.feature_sums import Examples, Prior, Standard, standard_of, standardised, summarise
 
 SUMS = "sums.safetensors"
@@ -86,15 +86,12 @@ def _examples(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.
 
 def write_sums(sums: ServerSums) -> bytes:
     """The content of the pack's file."""
-    from safetensors.numpy import save
-
     standard, prior, examples = sums
-    content: bytes = save({
+    return tensor_bytes({
         "mean": standard.mean, "scale": standard.scale, "rows": prior.rows, "targets": prior.targets,
         "known": prior.known.astype(np.uint8), "examples": examples.features,
         "labels": examples.labels.astype(np.int64),
     })  # fmt: skip
-    return content
 
 
 def read_sums(content: bytes, features: int, classes: int, where: object = None) -> ServerSums:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -13,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from edge_sel.arrays import TensorPlace, tensor_bytes, tensor_places
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.pack.container import write_zip
 from edge_sel.pack.manifest import MANIFEST, WEIGHTS, Manifest, file_info
 from edge_sel.pack.manifest_json import to_json
-from edge_sel.pack.tensor_file import tensor_bytes
 
 
 def write_pack(
@@ -38,9 +37,8 @@ def write_pack(
     """
     refuse_foreign(path)
     content = {WEIGHTS: tensor_bytes(weights)}
-    layout = external_layout(content[WEIGHTS])
-    for name, model in graphs.items():
-        content[name] = externalise(model, layout).SerializeToString()
+    places = tensor_places(content[WEIGHTS])
+    content |= {name: externalise(model, places).SerializeToString() for name, model in graphs.items()}
     content |= others or {}
     files = {name: file_info(data) for name, data in content.items()}
     content[MANIFEST] = to_json(replace(manifest, files=files)).encode()
@@ -93,29 +91,18 @@ def _replace_folder(path: Path, new: Path, old: Path) -> None:
         raise
 
 
-def external_layout(safetensors: bytes) -> dict[str, tuple[int, int]]:
-    """Byte offset and length of each tensor inside a safetensors file (8-byte header length, JSON header, data)."""
-    header = int.from_bytes(safetensors[:8], "little")
-    entries = json.loads(safetensors[8 : 8 + header])
-    return {
-        name: (8 + header + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    }
-
-
-def externalise(model: onnx.ModelProto, layout: Mapping[str, tuple[int, int]]) -> onnx.ModelProto:
+def externalise(model: onnx.ModelProto, places: Mapping[str, TensorPlace]) -> onnx.ModelProto:
     """Replace the values of initializers that stand in the weights file by references into it."""
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
     for tensor in slim.graph.initializer:
-        if tensor.name not in layout:
+        if tensor.name not in places:
             continue
-        offset, length = layout[tensor.name]
+        place = places[tensor.name]
         for content in ("raw_data", "float_data", "external_data"):
             tensor.ClearField(content)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
+        for key, value in (("location", WEIGHTS), ("offset", str(place.offset)), ("length", str(place.length))):
             entry = tensor.external_data.add()
             entry.key, entry.value = key, value
     return slim

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
-from edge_sel.arrays import Arrays
+from edge_sel.arrays import Arrays, TensorPlace, read_header, tensor_bytes, view
 from edge_sel.errors import UsageError
 from edge_sel.files import cannot_write, refuse_link, regular_size, write_durably
 
@@ -29,8 +29,8 @@ Checkpoint = tuple[Arrays, dict[str, Any], dict[str, Any], Path]
 """Tensors, scalars, identity, path."""
 
 KEEP = 2
-LONGEST_HEADER = 100_000_000
-"""As safetensors has it."""
+MOST_HEADER_BYTES = 100_000_000
+"""Every epoch of a long run stands in it."""
 _NAME = re.compile(r"checkpoint-(\d{6})-([0-9a-f]{16})\.safetensors")
 
 
@@ -46,10 +46,8 @@ def save_checkpoint(folder: Path, tensors: Arrays, scalars: dict[str, Any], iden
     Raises:
         SetupError: the disk is full or the place cannot be written; earlier checkpoints stay.
     """
-    from safetensors.numpy import save
-
     metadata = {"scalars": json.dumps(scalars), "identity": json.dumps(identity, sort_keys=True)}
-    content = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, metadata)
+    content = tensor_bytes(tensors, metadata)
     digest = hashlib.sha256(content).hexdigest()[:16]
     existing = list_checkpoints(folder)
     number = 1 + max((n for n, _ in existing), default=0)
@@ -73,38 +71,24 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 def read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
     """Every undamaged checkpoint as (tensors, scalars, identity, path), the newest first."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     for _, path in reversed(list_checkpoints(folder)):
         try:
-            metadata = _metadata(path)
+            places, notes = _read_header(path)
             content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] not in path.name:
+            if hashlib.sha256(content).hexdigest()[:16] != path.stem[-16:]:
                 continue
-            found = load(content), json.loads(metadata["scalars"]), json.loads(metadata["identity"]), path
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            tensors = {name: view(content, place).copy() for name, place in places.items()}
+            found = tensors, json.loads(notes["scalars"]), json.loads(notes["identity"]), path
+        except (OSError, KeyError, ValueError, TypeError):
             continue
         yield found
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """Of a file that is as long as its header says: of a pipe, or of gigabytes of zeros, no more is read.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it has no header, or another length.
-    """
+def _read_header(path: Path) -> tuple[dict[str, TensorPlace], dict[str, str]]:
+    """Checked against the file's length first: a pipe, or gigabytes of zeros, are not even read."""
     size = regular_size(path)
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size, LONGEST_HEADER):
-            raise ValueError("no header")
-        header = dict(json.loads(file.read(length)))
-    metadata: dict[str, str] = header.pop("__metadata__")
-    if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
-        raise ValueError("not of the length that its header says")
-    return metadata
+        return read_header(file, size, MOST_HEADER_BYTES)
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from edge_sel.arrays import Arrays, Range
+from edge_sel.arrays import Arrays, Range, TensorPlace
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
 from edge_sel.graphs.builder import Absent
@@ -249,7 +249,7 @@ def _plan(source: Source, name: str, optimizer: str, batch: int) -> PlanForecast
     if cut is not None:
         graphs.append(compile_prefix(forward, cut))
         prefix_flops = executed_flops(graphs[-1], classes)
-    outside = {name: (0, value.nbytes) for name, value in source.weights.items()}
+    outside = {name: TensorPlace(value.dtype, value.shape, 0, value.nbytes) for name, value in source.weights.items()}
     return PlanForecast(
         name,
         parameters=sum(source.weights[weight].size for weight in plan.trainable),

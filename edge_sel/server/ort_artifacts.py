@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_sel.arrays import tensor_places
 from edge_sel.engines.base import Engine
 from edge_sel.engines.ort_training import OrtTrainingEngine
 from edge_sel.engines.ort_training_api import VERSION, import_training
@@ -26,10 +27,9 @@ from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.graphs.plans import Plan, make_plan, running_statistics
 from edge_sel.graphs.prefix import find_cut, tail
 from edge_sel.pack.graph_check import check_graphs
+from edge_sel.pack.graph_form import WireError
 from edge_sel.pack.manifest import WEIGHTS, ArtifactFiles, OrtTrainingInfo, artifact_files
 from edge_sel.pack.reader import Pack
-from edge_sel.pack.tensor_file import tensor_places
-from edge_sel.pack.wire import WireError
 from edge_sel.server.source.base import replace_all
 
 OFFICIAL = ArtifactFiles("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "nominal_checkpoint")

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from edge_sel.arrays import Arrays
+from edge_sel.arrays import Arrays, tensor_places
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.engines.base import Batch, Engine, Hyper
@@ -27,7 +27,7 @@ from edge_sel.graphs.rules.registry import RULES, STEPWISE
 from edge_sel.graphs.train import compile_train
 from edge_sel.pack.manifest import OPTIMIZER_STATE, WEIGHTS, ModelInfo, PlanInfo
 from edge_sel.pack.reader import Pack
-from edge_sel.pack.writer import external_layout, externalise
+from edge_sel.pack.writer import externalise
 from edge_sel.server.onnx_reference import reference_step
 from edge_sel.server.source.base import Agreement
 
@@ -186,7 +186,7 @@ def _with_whole_plans(pack: Pack, forward: Forward) -> dict[str, Pack]:
         name, graph = f"whole-{mode}", f"whole-{mode}.onnx"
         compiled = compile_train(forward, Plan(name, trained, mode, {}, buffers), pack.manifest.optimizer)
         info = PlanInfo(name, trained, buffers, mode, {}, graph, "", 0, 0)
-        stored = externalise(compiled, external_layout(pack.files[WEIGHTS])).SerializeToString()
+        stored = externalise(compiled, tensor_places(pack.files[WEIGHTS])).SerializeToString()
         manifest = replace(pack.manifest, plans={**pack.manifest.plans, name: info})
         packs[name] = pack.with_manifest(manifest, {graph: stored})
     return packs

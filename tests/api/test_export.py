@@ -16,7 +16,7 @@ from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import write_folder
 from edge_sel.edge.outputs.model_files import write_model
 from edge_sel.errors import BadInputError, DataError, GraphError, UsageError
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 
 HOW = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "plans": ("head",)}
 

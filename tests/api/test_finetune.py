@@ -12,7 +12,7 @@ import pytest
 
 import edge_sel
 from edge_sel.errors import DataError, UsageError
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 from tests.edge.sessions import digits, tree
 
 SHORT = {"plan": "head", "epochs": 1, "threads": 1, "meter": "psutil", "profile": "cloud-vm"}

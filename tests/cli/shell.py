@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import edge_sel
-from edge_sel.pack import builtin
+from edge_sel.pack import reader
 
 ROOT = Path(edge_sel.__file__).parent.parent
-PACK = Path(builtin.__file__).parent / "assets" / "digits.edgepack"
+PACK = Path(reader.__file__).parent / "assets" / "digits.edgepack"
 USAGE, SETUP, BAD_INPUT = 2, 3, 4
 MODULE = [sys.executable, "-W", "error", "-m", "edge_sel"]
 

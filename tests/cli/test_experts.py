@@ -8,9 +8,8 @@ import pytest
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift, write_folder
 from edge_sel.data.signature import LENGTH, read_signature
-from edge_sel.pack.builtin import builtin_pack
-from edge_sel.pack.expert import read_expert, write_expert
-from edge_sel.pack.reader import open_pack
+from edge_sel.pack.reader import builtin_pack, open_pack
+from edge_sel.pack.weights import read_expert, write_expert
 from edge_sel.server import expert as cameras
 from tests.cli.shell import BAD_INPUT, PACK, SETUP, USAGE, block, refused, run
 from tests.edge.sessions import events, outcome, tree

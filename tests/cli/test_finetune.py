@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.manifest import EVAL, MANIFEST, WEIGHTS
 from edge_sel.pack.manifest_json import to_json
+from edge_sel.pack.reader import builtin_pack
 from edge_sel.power.find import METER_KINDS
 from edge_sel.power.meter import MeterError, Reading
 from tests.cli.shell import PACK, block, run

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from edge_sel.pack.builtin import builtin_pack
-from edge_sel.pack.expert import write_expert
+from edge_sel.pack.reader import builtin_pack
 from edge_sel.pack.signatures import SIGNATURES
+from edge_sel.pack.weights import write_expert
 from tests.cli.shell import BAD_INPUT, PACK, SETUP, USAGE, block, refused, run
 
 SHORT = ["--plan", "bn", "--threads", 1]

@@ -13,7 +13,7 @@ from edge_sel.api import round as api_round
 from edge_sel.cli.tune import trained_plans
 from edge_sel.config.profiles import detect_profile
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 from edge_sel.power.resources import usable_cores
 from edge_sel.tuning import Candidate, Cost, machine, tuning_file, write_tuning
 from tests.cli.shell import PACK, USAGE, refused

@@ -15,7 +15,7 @@ from PIL import Image
 from edge_sel.data.builtin import load_digits, load_relit
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.outputs.model_files import write_model
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 from tests.cli.shell import PACK, ROOT
 
 PROGRAM = '#!/bin/sh\nPYTHONPATH="{root}" exec "{python}" {module}"$@"\n'

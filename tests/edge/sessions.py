@@ -28,9 +28,8 @@ from edge_sel.edge.session import Session
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.anchors import ANCHORS
-from edge_sel.pack.builtin import builtin_pack
-from edge_sel.pack.expert import Expert
-from edge_sel.pack.reader import Pack
+from edge_sel.pack.reader import Pack, builtin_pack
+from edge_sel.pack.weights import Expert
 from edge_sel.power.recorder import EnergyRecorder
 
 DEFAULTS = {

@@ -15,7 +15,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.outputs.learnt import read_learnt
 from edge_sel.edge.outputs.model_files import write_weights
 from edge_sel.errors import UsageError
-from edge_sel.pack.trained import pack_of_run
+from edge_sel.pack.weights import pack_of_run
 from tests.edge.sessions import digits, pack, session
 
 ASKED = {"plan": "closed", "meter": "psutil", "threads": 1, "engine": "ort", "device": "cpu"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_sel.engines.base import Hyper
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 
 PLANS = builtin_pack().manifest.plans
 FORMS = ("bn", "head", "affine", "last", "first", "full", "last-c25", "full-c25")

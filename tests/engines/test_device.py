@@ -12,7 +12,7 @@ from edge_sel.engines.by_name import choose_engine
 from edge_sel.engines.native import CPU, CUDA, Values, providers, translated_errors
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError, SetupError
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 
 GPU_HERE = CUDA in onnxruntime.get_available_providers() and ort.why_no_cuda() is None
 no_gpu = pytest.mark.skipif(GPU_HERE, reason="this machine has a GPU")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -15,7 +14,7 @@ from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import PackError
-from edge_sel.pack.manifest import DEEP_HEAD, MANIFEST
+from edge_sel.pack.manifest import DEEP_HEAD
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.sel.guilt import head_guilt, rows_of_heads
 from edge_sel.server.export import export_pack
@@ -80,11 +79,6 @@ def test_the_manifest_tells_the_heads_and_survives_being_written(pack):
     (weight,) = plan.channels
     assert plan.heads == pack.plan("last").heads == {weight: HEADS}
     assert (plan.base, plan.budget, plan.channels[weight]) == ("last", 0.34, 12)
-
-
-@pytest.mark.sampled(2)
-def test_older_versions_are_told_that_they_cannot_read_it(pack):
-    assert json.loads((pack.path / MANIFEST).read_text())["format"] == 7
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 7, 1.0, None, "1"])

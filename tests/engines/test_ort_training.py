@@ -16,9 +16,8 @@ from edge_sel.edge.train.ladder import trainable_by
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import PackError, SetupError, UsageError
-from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.manifest import OrtTrainingInfo, artifact_files
-from edge_sel.pack.reader import open_pack
+from edge_sel.pack.reader import builtin_pack, open_pack
 from tests.edge.sessions import StopAt, Tape, full_disk, session
 from tests.engines.conftest import OFFICIAL, official
 from tests.engines.plans import PLANS

@@ -10,7 +10,7 @@ from torch import nn
 
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.torch import TorchTrainer
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 
 
 class Caching(nn.Module):

@@ -14,11 +14,11 @@ import onnx
 import pytest
 
 from edge_sel.errors import PackError
-from edge_sel.pack import builtin
+from edge_sel.pack import reader
 from edge_sel.pack.manifest import MANIFEST, WEIGHTS
 from edge_sel.pack.reader import open_pack
 
-BUILTIN = Path(builtin.__file__).parent / "assets" / "digits.edgepack"
+BUILTIN = Path(reader.__file__).parent / "assets" / "digits.edgepack"
 Files = dict[str, bytes]
 MOST_CPU_S = 2.0
 

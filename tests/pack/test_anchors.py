@@ -8,7 +8,7 @@ from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.errors import PackError
 from edge_sel.pack.anchors import MOST, MOST_BYTES, choose_anchors, read_anchors, write_anchors
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 
 SIZE = (24, 16)
 

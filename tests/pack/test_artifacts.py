@@ -13,10 +13,9 @@ import pytest
 from onnx import helper
 
 from edge_sel.errors import PackError
+from edge_sel.pack.graph_form import WireError, read_fields
 from edge_sel.pack.manifest import artifact_files
-from edge_sel.pack.manifest_json import FORMAT
 from edge_sel.pack.reader import open_pack
-from edge_sel.pack.wire import WireError, read_fields
 from tests.pack.hostile import builtin_files, refused, sealed, write_zip
 
 OFFICIAL = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "official").iterdir())}
@@ -35,7 +34,7 @@ def with_artifacts(change=lambda files, body: None) -> dict[str, bytes]:
     files, body = builtin_files()
     files |= OFFICIAL
     plans = {plan: parameters_of(files[artifact_files(plan).training]) for plan in ("head", "last-c25")}
-    body |= {"ort_training": {"version": "1.19.2", "parameters": plans}, "format": FORMAT}
+    body |= {"ort_training": {"version": "1.19.2", "parameters": plans}}
     change(files, body)
     return sealed(files, body)
 
@@ -54,13 +53,6 @@ def test_a_pack_with_artifacts_opens(tmp_path):
     assert pack.manifest.ort_training and pack.manifest.ort_training.version == "1.19.2"
     assert pack.graph(LAST.training) == OFFICIAL[LAST.training]
     assert "head.weight" in pack.manifest.ort_training.parameters["head"]
-
-
-def test_an_older_format_has_none(tmp_path):
-    """So that a version that knows nothing of artifacts says that it is too old."""
-    _, body = builtin_files()
-    assert "ort_training" not in body
-    body["model"] |= {"taps": []}
 
 
 def node(op, **more):

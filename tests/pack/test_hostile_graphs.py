@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_sel.arrays import tensor_places
 from edge_sel.graphs.rules.registry import RULES, STEPWISE
-from edge_sel.pack.graph_check import check_graphs
+from edge_sel.pack.graph_check import OPERATORS, check_graphs
+from edge_sel.pack.graph_form import WireError
 from edge_sel.pack.manifest import WEIGHTS
-from edge_sel.pack.operators import OPERATORS
 from edge_sel.pack.reader import open_pack
-from edge_sel.pack.tensor_file import tensor_places
-from edge_sel.pack.wire import WireError
 from tests.pack.hostile import (
     builtin_files,
     refused,

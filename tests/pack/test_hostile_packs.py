@@ -18,9 +18,8 @@ from safetensors.numpy import load, save
 
 from edge_sel.engines import trial
 from edge_sel.errors import PackError
-from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.manifest import MANIFEST, WEIGHTS
-from edge_sel.pack.reader import open_pack
+from edge_sel.pack.reader import builtin_pack, open_pack
 from tests.pack.hostile import BUILTIN, builtin_files, sealed, with_file, with_graph, write_folder, write_zip
 from tests.pack.measured import command, refused
 

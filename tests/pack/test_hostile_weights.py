@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
+from edge_sel.arrays import tensor_places
 from edge_sel.errors import PackError
 from edge_sel.pack.anchors import ANCHORS
 from edge_sel.pack.manifest import MANIFEST, WEIGHTS
 from edge_sel.pack.reader import open_pack
-from edge_sel.pack.tensor_file import tensor_places
 from tests.pack.hostile import (
     builtin_files,
     join_tensors,

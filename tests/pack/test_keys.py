@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_sel.errors import BadInputError, SetupError
-from edge_sel.pack.keys import fingerprint, make_key, read_private_key, read_trusted_keys
+from edge_sel.pack.signatures import fingerprint, make_key, read_private_key, read_trusted_keys
 
 # RFC 8032, section 7.1, test 1, and its public key in PEM as RFC 8410 writes one.
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")

@@ -9,7 +9,7 @@ import pytest
 
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import PackError
-from edge_sel.pack import builtin
+from edge_sel.pack import reader
 from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.reader import open_pack
 from tests.pack.conftest import rewrite_manifest
@@ -18,7 +18,7 @@ from tests.pack.conftest import rewrite_manifest
 @pytest.fixture
 def unpacked(tmp_path):
     """The built-in pack as a folder."""
-    with zipfile.ZipFile(builtin.builtin_pack().path) as archive:
+    with zipfile.ZipFile(reader.builtin_pack().path) as archive:
         archive.extractall(tmp_path / "pack")
     return tmp_path / "pack"
 
@@ -72,7 +72,7 @@ def test_a_pack_from_before_there_were_quantized_variants_has_plain_prefixes(unp
 
 
 def test_the_builtin_pack_has_quantized_variants_and_is_small():
-    path = builtin.builtin_pack().path
+    path = reader.builtin_pack().path
     prefixes = open_pack(path).manifest.prefixes
     assert prefixes.keys() == {"head", "last", "last2"} and all(info.int8 for info in prefixes.values())
     assert path.stat().st_size < 600_000

@@ -16,14 +16,19 @@ from hypothesis import strategies as st
 
 from edge_sel.errors import BadInputError, PackError, SetupError, UsageError
 from edge_sel.pack.anchors import ANCHORS
-from edge_sel.pack.builtin import builtin_pack
 from edge_sel.pack.container import write_zip as write_pack_zip
-from edge_sel.pack.expert import read_expert, write_expert
-from edge_sel.pack.keys import fingerprint
 from edge_sel.pack.manifest import MANIFEST, WEIGHTS
-from edge_sel.pack.reader import open_pack
+from edge_sel.pack.reader import builtin_pack, open_pack
 from edge_sel.pack.sign import sign_file
-from edge_sel.pack.signatures import MOST_SIGNATURES, SIGNATURES, add_signature, find_signers, read_signatures
+from edge_sel.pack.signatures import (
+    MOST_SIGNATURES,
+    SIGNATURES,
+    add_signature,
+    find_signers,
+    fingerprint,
+    read_signatures,
+)
+from edge_sel.pack.weights import read_expert, write_expert
 from tests.pack.hostile import BUILTIN, builtin_files, sealed, write_folder, write_zip
 
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in range(5)]

@@ -13,12 +13,11 @@ from edge_sel.edge.outputs.model_files import write_weights
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.trial import try_pack
 from edge_sel.errors import BadInputError, UsageError
-from edge_sel.pack.builtin import builtin_pack
-from edge_sel.pack.keys import make_key, read_private_key
 from edge_sel.pack.manifest import WEIGHTS
-from edge_sel.pack.reader import open_pack
+from edge_sel.pack.reader import builtin_pack, open_pack
 from edge_sel.pack.sign import sign_file
-from edge_sel.pack.trained import pack_of_run
+from edge_sel.pack.signatures import make_key, read_private_key
+from edge_sel.pack.weights import pack_of_run
 
 PACK = builtin_pack()
 MODEL = PACK.manifest.model

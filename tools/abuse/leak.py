@@ -13,7 +13,7 @@ import psutil
 from edge_sel.api.round import train_round
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift
-from edge_sel.pack.builtin import builtin_pack
+from edge_sel.pack.reader import builtin_pack
 
 PLANS = ("closed", "bn,last-c25", "head")
 """In turns; one session is stopped inside and resumed each time, so that this is seen as well."""

@@ -16,7 +16,7 @@ from edge_sel.data.cifar10 import load_cifar10
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import apply_shift, write_folder
 from edge_sel.errors import UsageError
-from edge_sel.pack import builtin
+from edge_sel.pack import reader
 from field import streams
 from field.streams import FAMILIAR, STREAMS
 
@@ -179,7 +179,7 @@ def digits_start(shift: str, *, robust: bool, work: Path) -> Start:
         raise UsageError("the built-in pack knows all of its classes", where=shift, fix="leave out --short")
     checkpoint = work / "warmup.safetensors"
     if not checkpoint.exists():
-        pack = builtin.builtin_pack()
+        pack = reader.builtin_pack()
         info = pack.manifest.model
         model = TorchEngine(device="cpu").model(pack, pack.weights())
         save(
@@ -187,4 +187,4 @@ def digits_start(shift: str, *, robust: bool, work: Path) -> Start:
             model,
             WarmupInfo(info.name, info.classes, info.image_size, info.mean, info.std, {"flip": info.flip}),
         )
-    return Start(checkpoint, Path(builtin.__file__).parent / "assets" / "digits.edgepack")
+    return Start(checkpoint, Path(reader.__file__).parent / "assets" / "digits.edgepack")

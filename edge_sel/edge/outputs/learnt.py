@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edge_sel.arrays import read_tensors, tensor_bytes, tensor_notes
 from edge_sel.errors import EdgeSelError
 from edge_sel.files import read_regular, write_durably
 from edge_sel.pack.manifest import WEIGHTS
-from edge_sel.pack.tensor_file import read_tensors, tensor_bytes, tensor_notes
 
 LEARNT = "learnt.safetensors"
 MOST_BYTES = 1 << 28

@@ -12,8 +12,8 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.energy import LOST, Spent
 from edge_sel.edge.progress import Progress
 from edge_sel.files import finite
-from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.weights import Expert
 from edge_sel.power.figure import EnergyFigure, RecorderCost
 from edge_sel.runs.checkpoint import Identity
 

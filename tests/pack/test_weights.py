@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save, save_file
 
 from edge_sel.errors import BadInputError, SetupError
-from edge_sel.pack.expert import FORMAT, read_expert, write_expert
+from edge_sel.pack.weights import FORMAT, read_expert, write_expert
 from tests.edge.sessions import damage, flipping
 
 

@@ -1,23 +1,25 @@
-"""An expert: other weights for a pack, trained by the server for one place. One safetensors file."""
+"""Other weights for a pack: an expert's, trained by the server for one place, or those that a run of the pack left.
+
+Each is one safetensors file.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors.numpy import save
 
-from edge_sel.arrays import Arrays
+from edge_sel.arrays import Arrays, read_tensors, tensor_bytes, tensor_notes
 from edge_sel.errors import BadInputError, PackError
 from edge_sel.files import UnfitFileError, read_regular, write_durably
-from edge_sel.pack.keys import TrustedKeys
-from edge_sel.pack.manifest_check import MOST_BYTES
+from edge_sel.pack.manifest import WEIGHTS
+from edge_sel.pack.manifest_json import MOST_BYTES, MOST_CLASSES
 from edge_sel.pack.reader import Pack
-from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
-from edge_sel.pack.tensor_file import read_tensors, tensor_notes
+from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, TrustedKeys, find_signers
 
 FORMAT = "edge-sel-expert-1"
 
@@ -41,13 +43,10 @@ def write_expert(path: Path, pack: Pack, weights: Mapping[str, np.ndarray]) -> N
         SetupError: the disk is full or the place cannot be written.
     """
     with np.errstate(over="ignore"):
-        small = {
-            name: np.ascontiguousarray(value if value.ndim < 2 else value.astype(np.float16))
-            for name, value in weights.items()
-        }
+        small = {name: value if value.ndim < 2 else value.astype(np.float16) for name, value in weights.items()}
     if not all(np.isfinite(value).all() for value in small.values()):
         raise BadInputError("training the expert diverged", where=path, fix="another --seed, or more images")
-    write_durably(path, save(small, {"format": FORMAT, "pack": pack.digest}))
+    write_durably(path, tensor_bytes(small, {"format": FORMAT, "pack": pack.digest}))
 
 
 def signatures_of(path: Path) -> Path:
@@ -110,3 +109,37 @@ def read_expert(path: Path, pack: Pack, trusted: TrustedKeys | None = None) -> E
 def _unreadable(path: Path, error: Exception) -> BadInputError:
     what = error.what if isinstance(error, PackError) else error
     return BadInputError("the expert cannot be read", where=f"{path}: {what}", fix="copy it again")
+
+
+def pack_of_run(pack: Pack, path: Path) -> Pack:
+    """The pack with the weights and classes that a run of it left: in its folder, or the file in it.
+
+    Raises:
+        BadInputError: there are none, or they are another model's, or not finite.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    try:
+        content = read_regular(file, MOST_BYTES)
+        weights = read_tensors(content)
+        classes = _class_names(tensor_notes(content), pack)
+    except FileNotFoundError as error:
+        fix = "name the folder of a run that has ended, or its weights.safetensors"
+        raise BadInputError("no weights to begin with", where=file, fix=fix) from error
+    except (OSError, ValueError, PackError) as error:
+        what = error.what if isinstance(error, PackError) else error
+        raise BadInputError("the weights to begin with cannot be read", where=f"{file}: {what}") from error
+    return pack.with_weights(weights, classes, str(path))
+
+
+def _class_names(notes: Mapping[str, str], pack: Pack) -> tuple[str, ...]:
+    """Those in the header of the file; without any the pack's."""
+    known = pack.manifest.model.classes
+    try:
+        told = json.loads(notes["classes"]) if "classes" in notes else list(known)
+    except RecursionError as error:
+        raise ValueError("its classes are not names") from error
+    if not isinstance(told, list) or not all(isinstance(name, str) and name.isprintable() for name in told):
+        raise ValueError("its classes are not names")
+    if not len(known) <= len(set(told)) == len(told) <= MOST_CLASSES or tuple(told[: len(known)]) != known:
+        raise ValueError("its classes are not the pack's, nor these and more")
+    return tuple(told)

@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from edge_sel.data.dataset import normalise
 from edge_sel.data.folder import load_folder
-from edge_sel.data.transforms import normalise
 from edge_sel.errors import EdgeSelError
 from edge_sel.models.networks import SmallImageResNet
 from edge_sel.server.warmup import load

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from edge_sel.data.builtin import load_digits
+from edge_sel.data.dataset import normalise
 from edge_sel.data.shifts import apply_shift, write_folder
-from edge_sel.data.transforms import normalise
 
 WIDTH, HEADS, BLOCKS, PATCH, EPOCHS = 96, 6, 6, 2, 40
 MEAN, STD = (0.6, 0.6, 0.6), (0.3, 0.3, 0.3)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_sel.data.dataset import normalise
 from edge_sel.data.folder import load_folder
-from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.manifest import RIDGE
 from edge_sel.pack.reader import open_pack

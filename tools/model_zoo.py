@@ -118,7 +118,7 @@ def source_of(model: str, size: int, *, settled: bool) -> Any:
     from cpu_torchvision import import_torchvision
 
     import_torchvision()
-    from edge_sel.data.transforms import normalise
+    from edge_sel.data.dataset import normalise
     from edge_sel.models.registry import build
     from edge_sel.server.source.torch_model import from_module
 

@@ -39,7 +39,7 @@ NETWORK = "imagenet:efficientnet-lite0"
 PAINTINGS = tuple(f"paintings-{each}" for each in (10, 40, 100))
 NEW = tuple(f"new-{each}" for each in (5, 10, 20, 40))
 LIGHT = {"dark": "low_light", "fog": "fog"}
-"""Kinds of photographs as a camera sees them in the field, and what ``data/light.py`` makes of them."""
+"""Kinds of photographs as a camera sees them in the field, and what ``data/shifts.py`` makes of them."""
 CASES = (*PAINTINGS, "insects-100", *NEW, "photos-40", *(f"{kind}-40" for kind in LIGHT))
 KEPT_BACK = ("dog", "house")
 """Classes that the server has not, in the cases ``new``."""

@@ -55,8 +55,8 @@ def make_pack(name: str, photos: Path, pack: Path) -> None:
     import numpy as np
     import torch
 
+    from edge_sel.data.dataset import normalise
     from edge_sel.data.folder import load_folder
-    from edge_sel.data.transforms import normalise
     from edge_sel.models.registry import build
     from edge_sel.pack.reader import open_pack
 

@@ -30,7 +30,7 @@ def known(pack: Path) -> tuple[str, ...]:
 
 def features_of(pack_path: Path, images: np.ndarray, *, deep: bool) -> np.ndarray:
     """Of the pack's network: what its head always took, or all that it reads."""
-    from edge_sel.data.transforms import normalise
+    from edge_sel.data.dataset import normalise
     from edge_sel.engines.ort import OrtEngine
     from edge_sel.pack.manifest import RIDGE
     from edge_sel.pack.reader import open_pack
@@ -129,7 +129,7 @@ def _train_all(
 ) -> None:
     import torch
 
-    from edge_sel.data.transforms import normalise
+    from edge_sel.data.dataset import normalise
     from edge_sel.pack.reader import open_pack
 
     torch.set_num_threads(1)
@@ -152,7 +152,7 @@ def _train_all(
 def torch_predictor(pack: Path, out: Path, classes: int) -> Callable[[np.ndarray], np.ndarray]:
     import torch
 
-    from edge_sel.data.transforms import normalise
+    from edge_sel.data.dataset import normalise
     from edge_sel.pack.reader import open_pack
 
     info, model = open_pack(pack).manifest.model, _network(pack, classes)

@@ -140,7 +140,7 @@ def open_given(
 ) -> Source:
     """The classifier that ``export`` is given, see there; ``dry`` computes nothing with its weights."""
     from edge_sel.data.dataset import ImageSet
-    from edge_sel.data.listing import list_images
+    from edge_sel.data.folder import list_images
     from edge_sel.server.source.base import Asked, read_classes
     from edge_sel.server.source.open import open_source
 

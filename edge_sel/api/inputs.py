@@ -112,7 +112,7 @@ def check_images(pack: Pack, data: Given, test: Given) -> None:
     Raises:
         DataError: one of them is not a folder of class folders.
     """
-    from edge_sel.data.listing import list_images
+    from edge_sel.data.folder import list_images
 
     for root in (data, test):
         if isinstance(root, Path):

@@ -97,8 +97,8 @@ def _pixels(
     classifier: Classifier, given: tuple[Path, ...], max_pixels: int, skipped: list[Skipped]
 ) -> Iterator[tuple[str, UInt8Array]]:
     from edge_sel.data.dataset import Skipped
+    from edge_sel.data.folder import list_loose_images, printable
     from edge_sel.data.images import UnreadableImage, decode_image, read_image
-    from edge_sel.data.listing import list_loose_images, printable
 
     size = classifier.image_size
     for path in given:

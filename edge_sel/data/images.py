@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sel.config.settings import Settings
-from edge_sel.data.scans import MOST_SCANS, count_scans
 from edge_sel.files import stderr_silenced
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ _REDUCED = 4
 # Only these decoders are tried: Pillow has others that start programs (EPS).
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-_AT_ONCE = 1 << 20  # pixels
+_PIXELS_AT_ONCE = 1 << 20
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -52,6 +51,16 @@ _TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+
+MOST_SCANS = 60
+"""Of a JPEG: each takes a pass over the whole picture, from a few bytes. Encoders write ten to twenty."""
+
+_AT_FIRST, _GROWTH, _MOST_AT_ONCE = 16, 16, 1 << 20
+"""Bytes: most markers are where they are looked for, and only those behind a scan are far away."""
+_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)  # not a byte of the picture, nor a restart
+_SCAN, _END = 0xDA, 0xD9
+_ALONE = {0x01, 0xD8}
+"""Markers without content."""
 
 # Pillow reports doubts about a file as warnings. Silencing those is process-wide, so one thread at a time.
 _silence = threading.Lock()
@@ -189,7 +198,7 @@ def _eight_bit_grey(image: PilImage) -> PilImage:
     from PIL import Image
 
     scaled = np.empty((image.height, image.width), np.uint8)
-    rows = max(1, _AT_ONCE // image.width)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
     for top in range(0, image.height, rows):
         part = image.crop((0, top, image.width, min(image.height, top + rows)))
         grey = np.asarray(part).astype(np.uint32)  # a negative number becomes a very large one
@@ -232,3 +241,34 @@ def _describe(error: Exception, max_pixels: int) -> str:
 
 def _too_large(max_pixels: int) -> str:
     return f"larger than {max_pixels / 1e6:g} megapixels"
+
+
+def count_scans(file: BinaryIO, most: int = MOST_SCANS) -> int:
+    """Scans of the JPEG that begins where ``file`` begins, by its markers; no more than ``most`` + 1 are counted.
+
+    Content of other segments, such as a thumbnail, is passed over.
+    """
+    file.seek(0)
+    scans = 0
+    while scans <= most and (kind := _next_marker(file)) not in (None, _END):
+        if kind in _ALONE:
+            continue
+        length = file.read(2)
+        if len(length) < 2:
+            break
+        scans += kind == _SCAN
+        file.seek(max(0, int.from_bytes(length, "big") - 2), 1)
+    return scans
+
+
+def _next_marker(file: BinaryIO) -> int | None:
+    """Which marker comes next, the file then being behind it; None if there is no more."""
+    at_once = _AT_FIRST
+    while block := file.read(at_once):
+        if found := _MARKER.search(block):
+            file.seek(found.end() - len(block), 1)
+            return found[0][-1]
+        if block.endswith(b"\xff") and len(block) > 1:
+            file.seek(-1, 1)
+        at_once = min(_GROWTH * at_once, _MOST_AT_ONCE)
+    return None

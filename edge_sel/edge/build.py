@@ -12,7 +12,7 @@ from edge_sel.config.settings import Resolved
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.duplicates import NO_DUPLICATES
 from edge_sel.data.folder import require_trainable
-from edge_sel.data.roles import split_by_content
+from edge_sel.data.split import split_by_content
 from edge_sel.edge.bookkeeper import Bookkeeper
 from edge_sel.edge.energy import EnergyLedger, opening_spent
 from edge_sel.edge.features.shared import SharedFeatures

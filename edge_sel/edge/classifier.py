@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_sel.data.dataset import normalise
 from edge_sel.data.images import UInt8Array
-from edge_sel.data.transforms import normalise
 from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import BadInputError, EdgeSelError

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.base import Predict
 from edge_sel.sel.calibration import calibration_error
 from edge_sel.sel.embarrassment import class_embarrassment, confidence, cross_entropy

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_sel.arrays import Arrays
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.edge.batch_limit import BatchLimit
 from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate, evaluate_logits
 from edge_sel.edge.features.cache import known_features, weights_digest

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import channel_statistics
+from edge_sel.data.dataset import ImageSet, channel_statistics
 from edge_sel.reference.systems import Augmentation
 
 RESIDENT_SHARE = 0.6

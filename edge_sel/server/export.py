@@ -15,8 +15,7 @@ import numpy as np
 import onnx
 
 from edge_sel.arrays import Arrays
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.base import Batch
 from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_sel.arrays import Arrays
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.base import Engine
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError

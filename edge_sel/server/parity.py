@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from edge_sel.arrays import Arrays, tensor_places
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.base import Batch, Engine, Hyper
 from edge_sel.errors import GraphError
 from edge_sel.graphs.check import rule_error

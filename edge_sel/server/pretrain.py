@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from edge_sel.data.dataset import ImageSet
+from edge_sel.data.dataset import ImageSet, channel_statistics
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.split import stratified_split
-from edge_sel.data.transforms import channel_statistics
 from edge_sel.models.registry import build, parameter_count
 from edge_sel.server import warmup
 from edge_sel.server.batches import Batches, BatchOptions, TrainingBatch, autocast, device_of

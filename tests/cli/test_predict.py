@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from edge_sel.data.dataset import normalise
 from edge_sel.data.folder import load_folder
-from edge_sel.data.transforms import normalise
 from edge_sel.edge.classifier import open_classifier
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import open_pack

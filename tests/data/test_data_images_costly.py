@@ -11,10 +11,8 @@ import pytest
 from picture_files import SIZE, encoded
 from PIL import Image
 
-from edge_sel.data.folder import load_folder
-from edge_sel.data.images import UnreadableImage, read_image
-from edge_sel.data.listing import printable
-from edge_sel.data.scans import MOST_SCANS, count_scans
+from edge_sel.data.folder import load_folder, printable
+from edge_sel.data.images import MOST_SCANS, UnreadableImage, count_scans, read_image
 from edge_sel.errors import DataError, EdgeSelError
 
 

@@ -7,8 +7,7 @@ from hypothesis.extra import numpy as hnp
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
-from edge_sel.data.light import downscale, smear, to_light
-from edge_sel.data.shifts import SHIFTS, apply_shift, write_folder
+from edge_sel.data.shifts import SHIFTS, apply_shift, downscale, smear, to_light, write_folder
 from edge_sel.errors import SetupError, UsageError
 
 names = pytest.mark.parametrize("name", sorted(SHIFTS))

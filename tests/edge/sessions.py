@@ -19,8 +19,8 @@ import pytest
 from edge_sel.config.settings import Resolved, resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
-from edge_sel.data.roles import as_places
 from edge_sel.data.shifts import apply_shift
+from edge_sel.data.split import as_places
 from edge_sel.edge.build import build_session
 from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.host import Host

@@ -11,7 +11,7 @@ import pytest
 
 from edge_sel.arrays import Arrays
 from edge_sel.data.builtin import load_digits
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import normalise
 from edge_sel.engines.base import Batch, Engine, Predict, Prefix, Scores, StepResult, Trainer
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.ort_training_api import owners

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import normalise
 from edge_sel.reference.images import DeviceImages, Draw
 from edge_sel.reference.systems import Augmentation
 from tests.reference.conftest import CPU, colours

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.data.transforms import channel_statistics, normalise
+from edge_sel.data.dataset import channel_statistics, normalise
 from edge_sel.server.batches import Batches, BatchOptions, augment, in_groups
 from tests.server.conftest import colours
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.data.light import expose
-from edge_sel.data.light import to_light as decode
+from edge_sel.data.shifts import expose
+from edge_sel.data.shifts import to_light as decode
 from edge_sel.server.cameras import Cameras, draw_cameras, draw_place, take_pictures, to_linear, to_stored
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.errors import DataError, GraphError, UsageError

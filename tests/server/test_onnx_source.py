@@ -16,8 +16,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_sel.data.dataset import normalise
 from edge_sel.data.shifts import write_folder
-from edge_sel.data.transforms import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import BadInputError, GraphError, UsageError
 from edge_sel.graphs.plans import head_names, running_statistics

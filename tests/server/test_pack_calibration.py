@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.graphs.plans import head_names
 from edge_sel.pack.manifest import ModelInfo
 from edge_sel.sel.embarrassment import TEMPERATURE

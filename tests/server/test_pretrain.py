@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import channel_statistics, normalise
+from edge_sel.data.dataset import ImageSet, channel_statistics, normalise
 from edge_sel.errors import DataError, UsageError
 from edge_sel.server import warmup
 from edge_sel.server.batches import Batches, TrainingBatch

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from edge_sel import quantize
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.graphs import prefix as quantized_prefix
 from edge_sel.pack.reader import open_pack

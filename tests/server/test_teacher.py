@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edge_sel.data.builtin import load_digits
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import BadInputError, UsageError
 from edge_sel.pack.manifest import MANIFEST

@@ -13,8 +13,7 @@ import numpy as np
 
 from edge_sel.cli.measure import modelled_net_j
 from edge_sel.config.profiles import Profile
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import open_pack
 from edge_sel.power.find import find_meter

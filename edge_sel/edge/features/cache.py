@@ -18,8 +18,7 @@ import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.edge.features.precision import CHUNK, INT8, EnterPhase, image_range
 from edge_sel.edge.features.shared import KnownFeatures, SharedFeatures
 from edge_sel.edge.features.store import FeatureStore, discard, open_store

@@ -22,8 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_sel.config.settings import Settings
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import intensity_std
+from edge_sel.data.dataset import ImageSet, intensity_std
 from edge_sel.sel import selection, sundew
 from edge_sel.sel.hardness import HardnessState
 from edge_sel.sel.selection import Ages, SoftConfig

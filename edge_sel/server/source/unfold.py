@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto, helper
 
-from edge_sel.data.dataset import ImageSet
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node

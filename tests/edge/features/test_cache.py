@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_sel.config.settings import Settings
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import normalise
 from edge_sel.edge.features import store as feature_store
 from edge_sel.edge.features.cache import CHUNK, FILE, open_features
 from edge_sel.edge.features.store import KEY_BYTES, FileFeatureStore, MemoryFeatureStore

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from safetensors.numpy import load_file
 
-from edge_sel.data.transforms import normalise
+from edge_sel.data.dataset import normalise
 from edge_sel.edge.evaluate import evaluate, evaluate_logits
 from edge_sel.edge.outputs.event_log import EventLog
 from edge_sel.edge.outputs.history import write_history

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,53 +29,32 @@ class Skipped:
     reason: str
 
 
-class Store(Protocol):
-    """Where pixels come from: row numbers in, images out."""
+class ImageStore:
+    """Where pixels come from: the first K images in memory, the others decoded from their files each time.
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether every row is held in memory."""
+    Args:
+        cached: uint8 [K, h, w, 3].
+        paths: of all images, as far as they are not all in memory.
+        max_pixels: see ``read_image``.
+    """
 
-    def read(self, rows: Int64Array) -> UInt8Array:
-        """These rows as a fresh uint8 [len(rows), h, w, 3]."""
-
-
-class MemoryStore:
-    """All images in one array, uint8 [N, h, w, 3]."""
-
-    in_memory = True
-
-    def __init__(self, images: UInt8Array) -> None:
-        self._images = images
+    def __init__(self, cached: UInt8Array, paths: Sequence[Path] = (), max_pixels: int = MAX_PIXELS) -> None:
+        self._cached, self._paths, self._max_pixels = cached, paths, max_pixels
+        self.in_memory = not paths
 
     def read(self, rows: Int64Array) -> UInt8Array:
-        """A copy of these rows."""
-        return self._images[rows]
-
-
-class FileStore:
-    """The first K images in memory, the others decoded from their files each time they are asked for."""
-
-    in_memory = False
-
-    def __init__(
-        self, cached: UInt8Array, paths: Sequence[Path], size: tuple[int, int], max_pixels: int = MAX_PIXELS
-    ) -> None:
-        self._cached = cached
-        self._paths = paths
-        self._size = size
-        self._max_pixels = max_pixels
-
-    def read(self, rows: Int64Array) -> UInt8Array:
-        """Copy or decode these rows. Raises DataError naming an image that can no longer be read."""
-        images = np.empty((len(rows), *self._size, 3), dtype=np.uint8)
+        """These rows as a fresh uint8 [n, h, w, 3]. Raises DataError naming an image that can no longer be read."""
+        if self.in_memory:
+            return self._cached[rows]
+        images = np.empty((len(rows), *self._cached.shape[1:]), dtype=np.uint8)
         for place, row in enumerate(rows):
             images[place] = self._cached[row] if row < len(self._cached) else self._decode(self._paths[row])
         return images
 
     def _decode(self, path: Path) -> UInt8Array:
         try:
-            return read_image(path, self._size, max_pixels=self._max_pixels)
+            height, width = self._cached.shape[1:3]
+            return read_image(path, (height, width), max_pixels=self._max_pixels)
         except UnreadableImage as error:
             what = f"an image can no longer be read, {error.reason}"
             raise DataError(what, where=path, fix="put it back, or start again without it") from error
@@ -87,8 +66,7 @@ class _MappedStore:
     in_memory = False
 
     def __init__(self, base: ImageSet, function: MapFunction) -> None:
-        self._base = base
-        self._function = function
+        self._base, self._function = base, function
 
     def read(self, rows: Int64Array) -> UInt8Array:
         return self._function(self._base.read(rows), [self._base.ids[row] for row in rows])
@@ -111,7 +89,7 @@ class ImageSet:
 
     def __init__(
         self,
-        store: Store,
+        store: ImageStore | _MappedStore,
         labels: npt.ArrayLike,
         classes: Sequence[str],
         ids: Sequence[str],
@@ -153,7 +131,7 @@ class ImageSet:
             ids = [f"{number:06d}" for number in range(len(images))]
         if len(ids) != len(images):
             raise ValueError(f"{len(ids)} ids for {len(images)} images")
-        return cls(MemoryStore(images), labels, classes, ids, images.shape[1:3])
+        return cls(ImageStore(images), labels, classes, ids, images.shape[1:3])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -188,10 +166,8 @@ class ImageSet:
         Done once if the images are in memory, otherwise at every read; so what becomes of an image must not
         depend on the images it is read together with.
         """
-        if self._store.in_memory:
-            store: Store = MemoryStore(function(self.read(np.arange(len(self))), self.ids))
-        else:
-            store = _MappedStore(self, function)
+        mapped = _MappedStore(self, function)
+        store = ImageStore(mapped.read(np.arange(len(self)))) if self._store.in_memory else mapped
         return ImageSet(store, self.labels, self.classes, self.ids, self.size)
 
     def class_counts(self) -> Int64Array:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from edge_sel.data.dataset import DEFAULT_CACHE_BYTES, FileStore, ImageSet, MemoryStore, Skipped, Store
+from edge_sel.data.dataset import DEFAULT_CACHE_BYTES, ImageSet, ImageStore, Skipped
 from edge_sel.data.images import MAX_PIXELS, UnreadableImage, read_image
 from edge_sel.errors import DataError, escaped
 
@@ -122,7 +122,7 @@ def require_trainable(image_set: ImageSet, minimum_per_class: int = 2, *, where:
 
 def _decode_all(
     files: Sequence[tuple[str, str, Path]], size: tuple[int, int], cache_bytes: int, max_pixels: int
-) -> tuple[Store, list[tuple[str, str]], list[Skipped]]:
+) -> tuple[ImageStore, list[tuple[str, str]], list[Skipped]]:
     """Decode every (class, id, path) once: pixels, (class, id) of the readable ones, and the others."""
     room = min(len(files), max(0, cache_bytes // (3 * size[0] * size[1])))
     cached = np.empty((room, *size, 3), dtype=np.uint8)
@@ -139,9 +139,8 @@ def _decode_all(
             cached[len(kept)] = image
         kept.append((name, image_id))
         paths.append(path.absolute())
-    if len(kept) <= room:
-        return MemoryStore(cached[: len(kept)]), kept, unreadable
-    return FileStore(cached, paths, size, max_pixels), kept, unreadable
+    store = ImageStore(cached[: len(kept)], paths if len(kept) > room else (), max_pixels)
+    return store, kept, unreadable
 
 
 def _thin_out(files: list[tuple[str, Path]], limit: int | None) -> list[tuple[str, Path]]:

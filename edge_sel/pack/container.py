@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, Protocol
+from typing import IO, BinaryIO
 
 from edge_sel.errors import PackError
 from edge_sel.files import UnfitFileError, open_regular, read_at_most, read_regular
@@ -18,21 +18,8 @@ MOST_RATIO, SMALL = 100, 1 << 20
 """A file larger than ``SMALL`` that was compressed more than this is no weights and no graph."""
 
 
-class PackFiles(Protocol):
-    """An opened pack."""
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-
-    def names(self) -> set[str]:
-        """Of all that is there, folders too."""
-
-    def read(self, name: str, most: int) -> bytes:
-        """Its content; PackError if it is no regular file, or of more than ``most`` bytes."""
-
-
 @contextmanager
-def open_container(path: Path) -> Iterator[PackFiles]:
+def open_container(path: Path) -> Iterator[PackFolder | PackZip]:
     """A pack's files; reading raises what ``zipfile`` and the system raise.
 
     Raises:
@@ -41,11 +28,11 @@ def open_container(path: Path) -> Iterator[PackFiles]:
         zipfile.BadZipFile: it is no zip.
     """
     if path.is_dir():
-        yield _Folder(path)
+        yield PackFolder(path)
         return
     try:
         with open_regular(path) as file, zipfile.ZipFile(_Thrifty(file)) as archive:
-            yield _Zip(path, archive)
+            yield PackZip(path, archive)
     except UnfitFileError as error:
         raise PackError(str(error), where=path, fix="copy it to one") from error
 
@@ -66,25 +53,32 @@ def _refusing(pack: Path, name: str) -> Iterator[None]:
         raise PackError(f"{name} is damaged: {error}", where=pack, fix="copy the pack again") from error
 
 
-class _Folder:
+class PackFolder:
+    """An opened pack that is a folder; ``PackZip`` is one that is a file."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def __contains__(self, name: str) -> bool:
+        """Whether there is a file of that name."""
         try:
             return not stat.S_ISDIR((self._path / name).lstat().st_mode)
         except FileNotFoundError:
             return False
 
     def names(self) -> set[str]:
+        """Of all that is there, folders too."""
         return {child.name for child in self._path.iterdir()}
 
     def read(self, name: str, most: int) -> bytes:
+        """Its content; PackError if it is no regular file, or of more than ``most`` bytes."""
         with _refusing(self._path, name):
             return read_regular(self._path / name, most, follow=False)
 
 
-class _Zip:
+class PackZip:
+    """As ``PackFolder``."""
+
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path, self._archive = path, archive
         self._members: dict[str, list[zipfile.ZipInfo]] = {}
@@ -92,12 +86,15 @@ class _Zip:
             self._members.setdefault(info.filename, []).append(info)
 
     def __contains__(self, name: str) -> bool:
+        """As of a folder."""
         return name in self._members
 
     def names(self) -> set[str]:
+        """As of a folder."""
         return set(self._members)
 
     def read(self, name: str, most: int) -> bytes:
+        """As of a folder; nothing that is larger than it was announced, or compressed beyond reason."""
         info, *others = self._members[name]
         kind = stat.S_IFMT(info.external_attr >> 16)
         if others or kind not in (0, stat.S_IFREG):

@@ -23,7 +23,7 @@ import numpy as np
 from edge_sel.arrays import Arrays, TensorPlace, not_finite, read_tensors, tensor_bytes, tensor_places
 from edge_sel.errors import BadInputError, PackError, UsageError
 from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
-from edge_sel.pack.container import PackFiles, open_container
+from edge_sel.pack.container import PackFolder, PackZip, open_container
 from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.manifest import (
     CLOSED,
@@ -336,7 +336,7 @@ def _unlike(weights: Mapping[str, np.ndarray], expected: Arrays, model: ModelInf
     return ""
 
 
-def refuse_unlisted(files: PackFiles, manifest: Manifest, path: Path) -> None:
+def refuse_unlisted(files: PackFolder | PackZip, manifest: Manifest, path: Path) -> None:
     """Raise PackError where something lies in the pack that its manifest, and so a signature, says nothing of."""
     unlisted = sorted(files.names() - {MANIFEST, SIGNATURES} - manifest.files.keys())
     if unlisted:
@@ -345,19 +345,19 @@ def refuse_unlisted(files: PackFiles, manifest: Manifest, path: Path) -> None:
 
 def _check(manifest: Manifest, content: Mapping[str, bytes]) -> None:
     """ValueError unless weights, anchors and graphs are what the manifest says."""
+    places = {}
     for name in {WEIGHTS, ANCHORS, SUMS} & content.keys():
         try:
-            places = tensor_places(content[name])
+            places[name] = tensor_places(content[name])
         except ValueError as error:
             raise ValueError(f"{name} cannot be read ({error})") from error
-        if wrong := not_finite(content[name], places):
+        if wrong := not_finite(content[name], places[name]):
             raise ValueError(f"{name}: {wrong} holds numbers that are not finite")
-    weights = tensor_places(content[WEIGHTS])
-    check_content(manifest, weights)
-    check_graphs(manifest, content, weights)
+    check_content(manifest, places[WEIGHTS])
+    check_graphs(manifest, content, places[WEIGHTS])
 
 
-def _verified(path: Path, name: str, manifest: Manifest, files: PackFiles) -> bytes:
+def _verified(path: Path, name: str, manifest: Manifest, files: PackFolder | PackZip) -> bytes:
     if name not in files:
         raise PackError(f"{name} is missing from the pack", where=path, fix="copy the pack again")
     info = manifest.files[name]

@@ -194,24 +194,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
         BadInputError: the file holds something else, or cannot be read.
         SetupError: ``cryptography`` is not installed.
     """
-    _need_cryptography()
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    content = _read_pem(path)
-    if b"PUBLIC KEY" in content:
-        raise BadInputError("this key is public, signing takes the private one", where=path)
-    try:
-        key = load_pem_private_key(content, password=None)
-    except TypeError as error:
-        raise BadInputError(
-            "the private key is encrypted", where=path, fix="decrypt it with `openssl pkey -in FILE -out NEW`"
-        ) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise _no_key(path, "private") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise _no_key(path, "private")
+    key: Ed25519PrivateKey = _read_key(path, "private")
     return key
 
 
@@ -222,29 +205,16 @@ def read_trusted_keys(paths: Iterable[str | Path]) -> TrustedKeys:
         BadInputError: a file holds something else, or cannot be read.
         SetupError: ``cryptography`` is not installed.
     """
-    keys = [_read_public_key(Path(path)) for path in paths]
+    keys = [_read_key(Path(path), "public") for path in paths]
     return {fingerprint(key): key for key in keys}
 
 
-def _read_public_key(path: Path) -> Ed25519PublicKey:
+def _read_key(path: Path, kind: Literal["private", "public"]) -> Any:
     _need_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519
 
-    content = _read_pem(path)
-    if b"PRIVATE KEY" in content:
-        raise BadInputError("this key is private, checking takes the public one", where=path, fix="keep it elsewhere")
-    try:
-        key = load_pem_public_key(content)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise _no_key(path, "public") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise _no_key(path, "public")
-    return key
-
-
-def _read_pem(path: Path) -> bytes:
     try:
         content = read_regular(path, MOST_KEY_BYTES)
     except (OSError, ValueError) as error:
@@ -252,11 +222,26 @@ def _read_pem(path: Path) -> bytes:
         raise BadInputError(f"the key cannot be read ({reason})", where=path) from error
     if content.count(b"-----BEGIN ") > 1:  # a second one would be passed over in silence
         raise BadInputError("the file holds several keys", where=path, fix="one key in each file")
-    return content
-
-
-def _no_key(path: Path, kind: str) -> BadInputError:
-    return BadInputError(f"not a {kind} Ed25519 key in PEM", where=path, fix="`edge-sel pack keygen` makes a pair")
+    key: object = None
+    try:
+        if kind == "private":
+            if b"PUBLIC KEY" in content:
+                raise BadInputError("this key is public, signing takes the private one", where=path)
+            key = serialization.load_pem_private_key(content, password=None)
+        else:
+            if b"PRIVATE KEY" in content:
+                what = "this key is private, checking takes the public one"
+                raise BadInputError(what, where=path, fix="keep it elsewhere")
+            key = serialization.load_pem_public_key(content)
+    except TypeError as error:
+        fix = "decrypt it with `openssl pkey -in FILE -out NEW`"
+        raise BadInputError("the private key is encrypted", where=path, fix=fix) from error
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ed25519.Ed25519PrivateKey if kind == "private" else ed25519.Ed25519PublicKey):
+        fix = "`edge-sel pack keygen` makes a pair"
+        raise BadInputError(f"not a {kind} Ed25519 key in PEM", where=path, fix=fix)
+    return key
 
 
 def _need_cryptography() -> None:

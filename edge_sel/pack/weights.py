@@ -74,7 +74,7 @@ def expert_bytes(path: Path) -> bytes | None:
     try:
         content = read_regular(path, MOST_BYTES)
         return content if tensor_notes(content).get("format") == FORMAT else None
-    except (OSError, ValueError, PackError):
+    except (OSError, ValueError):
         return None
 
 
@@ -125,9 +125,8 @@ def pack_of_run(pack: Pack, path: Path) -> Pack:
     except FileNotFoundError as error:
         fix = "name the folder of a run that has ended, or its weights.safetensors"
         raise BadInputError("no weights to begin with", where=file, fix=fix) from error
-    except (OSError, ValueError, PackError) as error:
-        what = error.what if isinstance(error, PackError) else error
-        raise BadInputError("the weights to begin with cannot be read", where=f"{file}: {what}") from error
+    except (OSError, ValueError) as error:
+        raise BadInputError("the weights to begin with cannot be read", where=f"{file}: {error}") from error
     return pack.with_weights(weights, classes, str(path))
 
 

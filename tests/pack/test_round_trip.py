@@ -77,7 +77,7 @@ def test_the_digest_tells_packs_apart(tmp_path, contents):
 
 
 def test_the_digest_of_a_pack_is_that_of_the_manifest_it_was_written_with(digits_pack):
-    """A run is resumed with a pack that an older version wrote and opened: what is derived from it has no part in it."""
+    """What is derived from a pack when it is opened has no part in its identity."""
     with zipfile.ZipFile(digits_pack.path) as archive:
         written = archive.read(MANIFEST)
     assert digits_pack.digest == hashlib.sha256(written).hexdigest()[:16]

@@ -116,7 +116,7 @@ def _train_head(
 
 def _network(pack_path: Path, classes: int) -> Any:
     """The pack's network in torch, with a head of so many classes."""
-    from edge_sel.edge.head import extend_head
+    from edge_sel.edge.progress import extend_head
     from edge_sel.engines.torch import TorchEngine
     from edge_sel.pack.reader import open_pack
 

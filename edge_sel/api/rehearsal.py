@@ -19,8 +19,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
 from edge_sel.data.split import stratified_split
 from edge_sel.edge.build import build_session
-from edge_sel.edge.train.auto_ladder import BODY_EPOCHS, HEAD_EPOCHS, body_of, clean_loss
-from edge_sel.edge.train.gains import kind_of
+from edge_sel.edge.train.auto_ladder import BODY_EPOCHS, HEAD_EPOCHS, body_of, clean_loss, kind_of
 from edge_sel.edge.train.ladder import FixedLadder, PlannedStage, outcome_of, stages_of
 from edge_sel.engines.base import Engine
 from edge_sel.engines.ort import OrtEngine

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_sel.api.inputs import (
-    Given,
+    GivenImages,
     check_images,
     load_images,
     open_pack_or_builtin,
@@ -26,12 +26,10 @@ from edge_sel.config.settings import Resolved, Settings, resolve
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.build import build_session
 from edge_sel.edge.features.shared import SharedFeatures
-from edge_sel.edge.governor.from_settings import local_minute
-from edge_sel.edge.hold import hold_run
-from edge_sel.edge.host import Host, Listener
-from edge_sel.edge.open import named_ladder, open_meters
+from edge_sel.edge.host import Host, Listener, local_minute
+from edge_sel.edge.open import hold_run, named_ladder, open_meters
 from edge_sel.edge.outputs.earlier import Earlier, exhausted, look_into
-from edge_sel.edge.outputs.learnt import Learnt, read_learnt
+from edge_sel.edge.outputs.model_files import Learnt, read_learnt
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.edge.outputs.session_folder import Notice, refuse_used, tuned_at_start
 from edge_sel.edge.session import Session
@@ -325,7 +323,7 @@ def _path(given: AnyPath | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def _given(images: ImageSet | AnyPath | None) -> Given:
+def _given(images: ImageSet | AnyPath | None) -> GivenImages:
     return images if images is None or isinstance(images, ImageSet) else Path(images)
 
 

@@ -13,23 +13,19 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.duplicates import NO_DUPLICATES
 from edge_sel.data.folder import require_trainable
 from edge_sel.data.roles import split_by_content
-from edge_sel.edge.bookkeeper import Bookkeeper
-from edge_sel.edge.energy import EnergyLedger, opening_spent
+from edge_sel.edge.energy import Bookkeeper, EnergyLedger, opening_spent
 from edge_sel.edge.features.shared import SharedFeatures
-from edge_sel.edge.governor.decision import Limit
-from edge_sel.edge.governor.from_settings import make_governor
-from edge_sel.edge.head import extend_head, original_weights
+from edge_sel.edge.governor import make_governor
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
+from edge_sel.edge.limits import Limit
 from edge_sel.edge.open import Opened
 from edge_sel.edge.outputs.earlier import JOURNAL
-from edge_sel.edge.outputs.event_log import EventLog
-from edge_sel.edge.outputs.learnt import Learnt, nothing_learnt, served_of
-from edge_sel.edge.outputs.power_log import POWER, PowerLog
-from edge_sel.edge.outputs.session_folder import Notice, SessionFolder
-from edge_sel.edge.outputs.session_identity import identify
+from edge_sel.edge.outputs.logs import POWER, EventLog, PowerLog
+from edge_sel.edge.outputs.model_files import Learnt, nothing_learnt, served_of
+from edge_sel.edge.outputs.session_folder import Notice, SessionFolder, identify
 from edge_sel.edge.outputs.summary import run_facts
-from edge_sel.edge.progress import start_progress
+from edge_sel.edge.progress import extend_head, original_weights, start_progress
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.edge.train.gate import Gate, intensities

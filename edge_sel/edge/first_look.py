@@ -8,11 +8,10 @@ from typing import Any
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.edge.energy import EnergyLedger, Spent
-from edge_sel.edge.head import original_weights
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.outputs.event_log import EventLog
+from edge_sel.edge.outputs.logs import EventLog
 from edge_sel.edge.outputs.summary import accuracy_block
-from edge_sel.edge.progress import Progress
+from edge_sel.edge.progress import Progress, original_weights
 from edge_sel.edge.ship import keep_if_better
 from edge_sel.pack.reader import Pack
 

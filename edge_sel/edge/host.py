@@ -39,3 +39,9 @@ class Host:
     supply: Callable[[], Supply] = lambda: Supply(None, None)
     minute: Callable[[], int] = lambda: 0
     throttling: Callable[[], list[Throttle]] = list
+
+
+def local_minute() -> int:
+    """Of the local day, for quiet hours."""
+    now = time.localtime()
+    return 60 * now.tm_hour + now.tm_min

@@ -1,23 +1,24 @@
-"""What a run on this device measures with, which limits hold it, which plans it may take."""
+"""What a run on this device opens before it begins: its folder, its meter, its journal, the plans it may take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from edge_sel.config.profiles import Profile
 from edge_sel.config.settings import Resolved, Settings
-from edge_sel.edge.bookkeeper import Bookkeeper
-from edge_sel.edge.energy import LOST, opening_spent
-from edge_sel.edge.governor.decision import Limit
-from edge_sel.edge.governor.from_settings import limits_of, require_sensors
+from edge_sel.edge.energy import LOST, Bookkeeper, opening_spent
 from edge_sel.edge.host import Listener
+from edge_sel.edge.limits import Limit, limits_of, require_sensors
+from edge_sel.edge.memory import limited_memory
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier
+from edge_sel.edge.outputs.session_folder import Notice
 from edge_sel.edge.train.ladder import FixedLadder, fixed_ladder, trainable_by
 from edge_sel.errors import EdgeSelError, SetupError, UsageError
+from edge_sel.files import cannot_write, open_no_link
 from edge_sel.pack.manifest import CLOSED, RIDGE
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import Supply, read_supply
@@ -26,7 +27,81 @@ from edge_sel.power.find import METER_KINDS, find_meter, why_none
 from edge_sel.power.meter import Meter
 from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
 from edge_sel.power.temperature import find_thermometer
+from edge_sel.runs.lock import BusyError, hold_lock
+from edge_sel.runs.stop_signal import StopSignal
 from edge_sel.sysfs import sysfs_root
+
+# --- The folder
+
+
+LOCK = ".lock"
+
+
+class Held(NamedTuple):
+    """The folder is ours."""
+
+    notices: tuple[Notice, ...]
+    """Events to begin with."""
+    should_stop: Callable[[], str | None]
+
+
+@contextmanager
+def hold_run(out: Path, should_stop: Callable[[], str | None] | None = None) -> Iterator[Held]:
+    """Hold a run's folder, made where it is missing; folders that end up empty are removed.
+
+    Meanwhile this process may take no more memory than is free (``limited_memory``), and without ``should_stop`` its
+    signals stop the run so that it can be resumed (``StopSignal``).
+
+    Raises:
+        UsageError: it is a file, or another process holds it.
+        SetupError: it cannot be made or written to.
+    """
+    missing: list[Path] = []
+    with suppress(OSError):  # such as a name that is too long, which is told below
+        missing += [folder for folder in (out, *out.parents) if not folder.exists()]
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        prepare_folder(out)
+        try:
+            locked = stack.enter_context(hold_lock(out / LOCK))
+        except BusyError as error:
+            what = f"{error} works in this folder"
+            raise UsageError(what, where=out, fix="wait until it is done, or another --out") from None
+        except OSError as error:
+            raise cannot_write(out / LOCK, error) from error
+        stack.enter_context(limited_memory())
+        notices = () if locked else (("unlocked", {"why": "the file system has no locks"}),)
+        yield Held(notices, should_stop or stack.enter_context(StopSignal()))
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the run's folder, or say at once why that will not work.
+
+    Raises:
+        UsageError: it is a file.
+        SetupError: it cannot be made or written to.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise UsageError("--out is a file", where=out, fix="name a folder")
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".edge-sel-write-test"
+        open_no_link(probe, "wb").close()
+        probe.unlink()
+    except OSError as error:
+        raise SetupError(
+            f"cannot write to --out ({error.strerror})", where=out, fix="choose a folder you may write to"
+        ) from error
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):  # what is not empty stays
+        for folder in folders:
+            folder.rmdir()
+
+
+# --- Meter and journal
+
 
 IDLE_S = 2.0
 """How long idle power is measured before a run, with a meter that measures."""

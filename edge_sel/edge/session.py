@@ -11,33 +11,25 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.batch_limit import Shortage
-from edge_sel.edge.bookkeeper import Bookkeeper
-from edge_sel.edge.energy import EnergyLedger
+from edge_sel.edge.energy import Bookkeeper, EnergyLedger
 from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.first_look import closing_forecast, look_first
-from edge_sel.edge.free_memory import trim
-from edge_sel.edge.governor.decision import Limit
-from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.head import original_weights
+from edge_sel.edge.governor import Governor
 from edge_sel.edge.host import Host
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.outputs.event_log import EventLog
-from edge_sel.edge.outputs.history import epoch_entry
-from edge_sel.edge.outputs.insight import insight_block
-from edge_sel.edge.outputs.learnt import Learnt, learnt_now
-from edge_sel.edge.outputs.model_files import import_onnx
+from edge_sel.edge.limits import Limit
+from edge_sel.edge.memory import Shortage, trim
+from edge_sel.edge.outputs.logs import EventLog, epoch_entry
+from edge_sel.edge.outputs.model_files import Learnt, import_onnx, learnt_now
 from edge_sel.edge.outputs.session_folder import SessionFolder
-from edge_sel.edge.outputs.summary import run_summary, trouble_block
-from edge_sel.edge.progress import Progress
-from edge_sel.edge.ship import decide, keep_if_better
-from edge_sel.edge.stage_end import end_stage
+from edge_sel.edge.outputs.summary import insight_block, run_summary, trouble_block
+from edge_sel.edge.progress import Progress, StageState, original_weights
+from edge_sel.edge.ship import decide, end_stage, keep_if_better
 from edge_sel.edge.step_event import step_event
 from edge_sel.edge.train.gate import Gate
 from edge_sel.edge.train.kinds import stage_kind
 from edge_sel.edge.train.ladder import Ladder
 from edge_sel.edge.train.stage import EpochDone, FittedSamples, PrecisionChosen, StageInputs, TrainingStage
-from edge_sel.edge.train.state import StageState
 from edge_sel.edge.train.work import work_of
 from edge_sel.engines.base import Engine
 from edge_sel.pack.reader import Pack

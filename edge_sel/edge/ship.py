@@ -12,10 +12,11 @@ from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
-from edge_sel.edge.head import changed_in, original_weights
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.progress import Predictions, Progress, no_logits
+from edge_sel.edge.outputs.logs import EventLog
+from edge_sel.edge.progress import Predictions, Progress, StageState, changed_in, no_logits, original_weights
 from edge_sel.edge.train.auto_ladder import NONSENSE
+from edge_sel.edge.train.ladder import outcome_of, stages_of
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.embarrassment import cross_entropy
 
@@ -231,3 +232,19 @@ def _why(evidence: Evidence, level: float) -> str:
         some = f"about {enough}" if enough <= MANY else f"more than {MANY}"
         told = f"; {some} images would show such a gain"
     return f"not shown to be better: {seen}{told}"
+
+
+def end_stage(
+    progress: Progress, pack: Pack, judge: Judge, weights: Arrays, emit: EventLog, settings: Settings
+) -> Progress:
+    """The state after the stage, which ended with these weights."""
+    best = {**progress.latest_validation, "epoch": len(progress.history)}
+    ended = keep_if_better(progress, pack, judge, weights, best, progress.predictions.latest, settings)
+    kept = ended is not progress
+    if not kept:
+        emit("reverted", plan=progress.stage.plan)
+    history = [*progress.history[:-1], {**progress.history[-1], "kept": kept}]
+    came = outcome_of(stages_of(history)[-1])._asdict()
+    decisions = [*progress.decisions[:-1], {**progress.decisions[-1], "came": came}]
+    done = progress.stages_done + 1
+    return replace(ended, history=history, stage=StageState(), stages_done=done, decisions=decisions)

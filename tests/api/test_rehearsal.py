@@ -10,7 +10,7 @@ from edge_sel.api.rehearsal import rehearse
 from edge_sel.config.settings import resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.edge.build import build_session
-from edge_sel.edge.train import learning_rate
+from edge_sel.edge.train import sel_stage
 from edge_sel.edge.train.auto_ladder import clean_loss
 from edge_sel.edge.train.ladder import FixedLadder, PlannedStage
 from edge_sel.engines.ort import OrtEngine
@@ -109,7 +109,7 @@ def test_too_few_images_for_a_batch_tell_nothing():
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("rate", "gains"), [(1e3, [0.0, 0.0]), (1e30, [])], ids=["worse", "diverged"])
 def test_a_stage_that_was_undone_gained_nothing_and_one_that_diverged_has_no_row(rate, gains, monkeypatch):
-    monkeypatch.setattr(learning_rate, "learning_rate", lambda *_: rate)
+    monkeypatch.setattr(sel_stage, "learning_rate", lambda *_: rate)
     assert [row.gain for row in rehearsed(digits(), without=("head",))[0]] == gains
 
 

@@ -22,8 +22,8 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.roles import as_places
 from edge_sel.data.shifts import apply_shift
 from edge_sel.edge.build import build_session
-from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.host import Host
+from edge_sel.edge.limits import Limit
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.engines.ort import OrtEngine

@@ -13,7 +13,7 @@ import numpy as np
 from edge_sel.arrays import Range
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.edge.free_memory import trim
+from edge_sel.edge.memory import trim
 from edge_sel.engines.base import Engine, Prefix
 from edge_sel.errors import EdgeSelError
 from edge_sel.pack.reader import Pack

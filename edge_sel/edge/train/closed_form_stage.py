@@ -21,9 +21,17 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.features.cache import FeatureCache, passing_features
 from edge_sel.edge.features.precision import Precision
-from edge_sel.edge.head import changed_in, original_weights
-from edge_sel.edge.train.stage import EpochDone, FittedSamples, StageEvent, StepDone, TrainingStage
-from edge_sel.edge.train.statistics_stage import estimate, statistics_batch, statistics_batches
+from edge_sel.edge.progress import changed_in, original_weights
+from edge_sel.edge.train.stage import (
+    EpochDone,
+    FittedSamples,
+    StageEvent,
+    StepDone,
+    TrainingStage,
+    estimate,
+    statistics_batch,
+    statistics_batches,
+)
 from edge_sel.edge.train.work import probed_images
 from edge_sel.engines.base import Batch, StepResult, Trainer
 from edge_sel.pack.manifest import RIDGE

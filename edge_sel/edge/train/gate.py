@@ -36,7 +36,7 @@ WAIT = 4.0
 """Starvation limit of the soft gate, in mean waits of random selection (1 / target decisions)."""
 
 
-class Choice(NamedTuple):
+class GateChoice(NamedTuple):
     """What the gate decided about one chunk of candidates, and the states afterwards."""
 
     mask: np.ndarray
@@ -87,7 +87,7 @@ class Gate:
         entropy: np.ndarray,
         candidates: np.ndarray,
         u: np.ndarray,
-    ) -> Choice:
+    ) -> GateChoice:
         """Which candidates to train on, and with which loss weights.
 
         Args:
@@ -116,7 +116,7 @@ class Gate:
             # The expected rate: the loop need not follow the luck of the draw.
             state = sundew.update(config, state, float(p.mean()))
         loss_weights = np.where(mask, weights, 0.0).astype(np.float32)
-        return Choice(mask, loss_weights, state, selection.update_ages(ages, candidates, mask))
+        return GateChoice(mask, loss_weights, state, selection.update_ages(ages, candidates, mask))
 
     def _above(self, config: SundewConfig, state: SundewState, ranked: np.ndarray, u: np.ndarray) -> np.ndarray:
         # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from edge_sel.edge.train.closed_form_stage import ClosedFormStage
 from edge_sel.edge.train.sel_stage import SelStage
-from edge_sel.edge.train.stage import TrainingStage
-from edge_sel.edge.train.statistics_stage import StatisticsStage
+from edge_sel.edge.train.stage import StatisticsStage, TrainingStage
 from edge_sel.pack.manifest import CLOSED, RIDGE, PlanInfo
 
 

@@ -2,18 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from edge_sel.edge.batch_limit import FLOOR
-from edge_sel.edge.train.channels import Choice, choose_channels
-from edge_sel.edge.train.learning_rate import step_hyper
+from edge_sel.arrays import Arrays
+from edge_sel.config.settings import Settings
+from edge_sel.edge.memory import FLOOR
 from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
-from edge_sel.engines.base import Scores
-from edge_sel.pack.manifest import PlanInfo
+from edge_sel.engines.base import Batch, Engine, Hyper, Scores
+from edge_sel.pack.manifest import PlanInfo, split_plan_name
+from edge_sel.pack.reader import Pack
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.embarrassment import add_batch, means
+from edge_sel.sel.guilt import decayed_gamma, guilty_channels, head_guilt, rows_of_heads
+from edge_sel.sel.schedule import annealed, sel_learning_rate
+
+# --- Step size
+
+
+BASE_RATES = {
+    "adam": {"full": 1e-4, "last": 1.5e-4, "last2": 1.5e-4, "first": 4e-4, "affine": 8e-4, "head": 4e-4},
+    "sgd": {"full": 2.4e-3, "last": 2.4e-3, "last2": 2.4e-3, "first": 6e-4, "affine": 1.2e-2, "head": 4e-2},
+}
+MAX_SEL_LOSS = 1.0
+"""Losses above this no longer raise the learning rate: SEL's factor is unbounded, a fine-tune is not robust to it."""
+
+
+def learning_rate(optimizer: str, plan: str, given: float | None, loss: float) -> float:
+    """SEL's rate for a plan (``last-c25`` as ``last``) at this mean loss in nats; ``given`` overrules the table."""
+    base = BASE_RATES[optimizer][split_plan_name(plan)[0]] if given is None else given
+    return float(sel_learning_rate(base, min(loss, MAX_SEL_LOSS)))
+
+
+def step_hyper(
+    pack: Pack,
+    plan: PlanInfo,
+    settings: Settings,
+    *,
+    loss: float,
+    share: float,
+    thousandth: int,
+    curriculum_stage: int,
+    curriculum_stages: int,
+) -> Hyper:
+    """SEL's loss-driven rate, annealed over the training stage; γ decays with the stage of the curriculum.
+
+    Args:
+        pack: says the optimizer and the calibrated γ.
+        plan: that is trained.
+        settings: may overrule both rate and γ; γ = 0 updates every weight.
+        loss: of the latest batch, nats; NaN before the first.
+        share: of the batch size of the settings that fits into memory. The rate is proportional to it (Goyal et al.,
+            2017): as many images then move the weights as far.
+        thousandth: of the training stage, 0 to 1000.
+        curriculum_stage: from 0.
+        curriculum_stages: how many there are.
+    """
+    loss = loss if math.isfinite(loss) else 1.0
+    rate = learning_rate(pack.manifest.optimizer, plan.name, settings.learning_rate, loss)
+    gamma = pack.manifest.calibration.gamma if settings.gamma is None else settings.gamma
+    return Hyper(
+        learning_rate=annealed(share * rate, min(thousandth, 999), 1000, warmup_steps=50),
+        gamma=float(decayed_gamma(gamma, curriculum_stage, curriculum_stages)) if gamma > 0 else -1.0,
+        momentum=0.9,
+    )
+
+
+# --- Channels
+
+
+class ChosenChannels(NamedTuple):
+    """What takes part in an epoch, and why.
+
+    Attributes:
+        rows: weight → int64 [k], ascending: what a trainer's ``set_channels`` takes.
+        guilt: weight → float [O] or [H], the gradient norm of each output channel, or of each attention head.
+    """
+
+    rows: Arrays
+    guilt: Arrays
+
+
+def choose_channels(
+    engine: Engine,
+    pack: Pack,
+    plan: PlanInfo,
+    probe: PlanInfo,
+    weights: Mapping[str, np.ndarray],
+    batches: Sequence[Batch],
+) -> ChosenChannels:
+    """For every limited weight the k channels with the largest gradient norm, summed over the probe batches.
+
+    Of attention the heads with the largest norm.
+
+    Args:
+        engine: executes the probe.
+        pack: holds both plans.
+        plan: the budgeted plan, such as ``last-c25``.
+        probe: the same plan without its budget, ``last``.
+        weights: the current full set of weights.
+        batches: what to probe with; nothing is updated.
+    """
+    trainer = engine.trainer(pack, probe.name, weights)
+    totals = {name: np.zeros(len(weights[name])) for name in plan.channels}
+    for batch in batches:
+        norms = trainer.guilt(batch)
+        for name in totals:
+            totals[name] += norms[name]
+    guilt = {n: head_guilt(total, plan.heads[n]) if n in plan.heads else total for n, total in totals.items()}
+    return ChosenChannels({name: chosen_rows(plan, name, guilt[name], len(weights[name])) for name in guilt}, guilt)
+
+
+def chosen_rows(plan: PlanInfo, name: str, guilt: np.ndarray, rows: int) -> np.ndarray:
+    """int64 [k]: of the weight's rows those of its guiltiest channels, or heads; ``guilt`` is of these."""
+    heads = plan.heads.get(name)
+    chosen: np.ndarray = guilty_channels(guilt, plan.channels[name] * (heads or rows) // rows)
+    if heads is not None:
+        chosen = rows_of_heads(chosen, heads, rows)
+    return chosen
+
+
+def guilt_record(plan: PlanInfo, guilt: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What an epoch's record says of the choice: of heads each one's guilt, of channels what share of the norm is held.
+
+    Args:
+        plan: the budgeted plan.
+        guilt: of a ``ChosenChannels``.
+        weights: of the model.
+    """
+    record: dict[str, Any] = {}
+    for name, norms in guilt.items():
+        heads, rows = plan.heads.get(name), len(weights[name])
+        chosen = guilty_channels(norms, plan.channels[name] * (heads or rows) // rows)
+        held = float(np.linalg.norm(norms[chosen]) / max(float(np.linalg.norm(norms)), 1e-30))
+        record[name] = {"of": len(norms), "chosen": len(chosen), "share_of_norm": held}
+        if heads is not None:
+            record[name] |= {"heads": [float(norm) for norm in norms], "chosen_heads": chosen.tolist()}
+    return record
+
+
+# --- The stage
+
 
 STEP_BYTES = 400 << 20
 """What a training step may keep of its images, beside weights and the program, where no statistics need more images."""
@@ -97,7 +229,10 @@ class SelStage(TrainingStage):
         passed = state.curriculum_epoch >= window.epochs and stage_passed(state.totals.accuracy, window)
         if passed and window_number + 1 < len(self._windows):
             state.curriculum_stage, state.curriculum_epoch = window_number + 1, 0
-        yield self._end_epoch(window_number + 1, window.name)
+        done = self._end_epoch(window_number + 1, window.name)
+        if state.guilt:
+            done.figures["guilty"] = guilt_record(self._plan, state.guilt, self._start)
+        yield done
 
     def _order(self, window: Stage) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's candidates in random order, and a uniform number for each."""
@@ -167,7 +302,7 @@ class SelStage(TrainingStage):
         some = order[: 2 * inputs.settings.batch_size]
         probe = inputs.pack.plan(self._plan.base)
 
-        def choose(size: int) -> Choice:
+        def choose(size: int) -> ChosenChannels:
             parts = np.array_split(some, max(2, -(-len(some) // size)))
             batches = [self._as_they_are(part) for part in parts]
             with inputs.phase("train"):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edge_sel.edge.features.cache import copies
+from edge_sel.edge.progress import EpochTotals, StageState
 from edge_sel.edge.train.ladder import PlannedStage
-from edge_sel.edge.train.state import EpochTotals, StageState
 from edge_sel.pack.manifest import CLOSED, PlanInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.nominal_flops import nominal_flops

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 from edge_sel.cli.main import cli
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.governor.limits import Deadline
+from edge_sel.edge.governor import Governor
+from edge_sel.edge.limits import Deadline
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.train import closed_form_stage
 from edge_sel.edge.train.ladder import PlannedStage

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.gains import DOUBT, GENERIC, expected_gain, kind_of, trust
+from edge_sel.edge.train.auto_ladder import DOUBT, GENERIC, expected_gain, kind_of, trust
 from edge_sel.pack.manifest import GainRow
 
 ROW = st.builds(GainRow, st.just("body"), st.integers(1, 10**6), st.floats(-1.0, 10.0), st.floats(-1.0, 1.0))

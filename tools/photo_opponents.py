@@ -32,7 +32,7 @@ def features_of(pack_path: Path, images: np.ndarray, *, deep: bool) -> np.ndarra
     """Of the pack's network: what its head always took, or all that it reads."""
     from edge_sel.data.transforms import normalise
     from edge_sel.engines.ort import OrtEngine
-    from edge_sel.pack.manifest import RIDGE
+    from edge_sel.pack.plan_kinds import RIDGE
     from edge_sel.pack.reader import open_pack
 
     pack = open_pack(pack_path)

@@ -26,12 +26,12 @@ from edge_sel.config.settings import Resolved, Settings, resolve
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.build import build_session
 from edge_sel.edge.features.shared import SharedFeatures
-from edge_sel.edge.host import Host, Listener, local_minute
-from edge_sel.edge.open import hold_run, named_ladder, open_meters
+from edge_sel.edge.host import Host, Listener, Notice, local_minute
+from edge_sel.edge.open import RunInputs, hold_run, named_ladder, open_meters
 from edge_sel.edge.outputs.earlier import Earlier, exhausted, look_into
 from edge_sel.edge.outputs.model_files import Learnt, read_learnt
 from edge_sel.edge.outputs.openmetrics import MetricsFile
-from edge_sel.edge.outputs.session_folder import Notice, refuse_used, tuned_at_start
+from edge_sel.edge.outputs.session_folder import refuse_used, tuned_at_start
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.stage import FittedSamples
 from edge_sel.engines.by_name import choose_engine
@@ -267,11 +267,12 @@ def train_round(
             should_stop=should_stop or (lambda: None), listener=tell, clock=clock_through_sleep,
             supply=meters.supply, minute=local_minute, throttling=ThrottleReader(sysfs_root()).read,
         )  # fmt: skip
-        session = build_session(
-            opened, read.images, read.test, engine, ladder, resolved, meters.recorder, out, host=host,
+        given = RunInputs(
+            opened, read.images, engine, resolved, meters.recorder, out, test=read.test, ladder=ladder, host=host,
             limits=meters.limits, source=read.source, expert=trained, learnt=learnt, shared=shared, resume=resume,
             opened=meters, notices=notices,
         )  # fmt: skip
+        session = build_session(given)
         return _round_of(session, session.run(), out, events)
 
 
@@ -304,7 +305,7 @@ def _round_of(session: Session, summary: dict[str, Any], out: Path | None, event
     if session.folder.finished is not None:
         weights = session.folder.weights() if summary["shipped"] else None
     return Round(
-        session.pack, summary, out, weights, tuple(events), session.training.ids, session.judge.validation.ids,
+        session.pack, summary, out, weights, tuple(events), session.split.training.ids, session.split.validation.ids,
         session.learnt, session.fitted,
     )  # fmt: skip
 

@@ -47,6 +47,19 @@ class Spent:
         """All but the phases, as JSON values."""
         return {name: getattr(self, name) for name in TOTALS}
 
+    def to_json(self) -> dict[str, Any]:
+        """For ``run.json``; ``lost_j`` of it, in ``lost_s``, went into work that was cut off."""
+        lost = self.phases.get(LOST, {"total_j": 0.0, "seconds": 0.0})
+        return {
+            "total_j": self.total_j,
+            "net_j": self.net_j,
+            "lost_j": lost["total_j"],
+            "lost_s": lost["seconds"],
+            "source": self.source,
+            "uncertainty_j": self.uncertainty_j,
+            "phases": self.phases,
+        }
+
     def _plus(self, more: EnergyFigure | Spent, parts: Mapping[str, Mapping[str, float | None]]) -> Spent:
         order = (None, "measured", "modelled", "unavailable")
         phases = dict(self.phases)

@@ -12,6 +12,8 @@ from edge_sel.power.throttle import Throttle
 
 Listener = Callable[[dict[str, Any]], None]
 """Is told every event of a run."""
+Notice = tuple[str, dict[str, Any]]
+"""An event and its details."""
 
 
 @dataclass(frozen=True)

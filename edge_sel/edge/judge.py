@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -15,13 +14,11 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.features.cache import known_features, weights_digest
 from edge_sel.edge.features.precision import CHUNK
-from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.memory import BatchLimit, trim
-from edge_sel.edge.outputs.model_files import Served
-from edge_sel.engines.base import Engine, Predict
+from edge_sel.edge.open import RunInputs, SplitImages
+from edge_sel.engines.base import Predict
 from edge_sel.errors import PackError
-from edge_sel.pack.manifest import RIDGE
-from edge_sel.pack.reader import Pack
+from edge_sel.pack.plan_kinds import RIDGE
 from edge_sel.sel.calibration import calibration_error
 from edge_sel.sel.embarrassment import class_embarrassment, confidence, cross_entropy
 
@@ -152,34 +149,18 @@ class Judge:
     """Evaluates weights on the images that were held back.
 
     Args:
-        pack: holds the inference graph.
-        engine: executes it.
-        validation: images of the device that are not trained on.
-        test: images that no decision looks at; may be None.
-        phase: tells the energy recorder what the joules are spent on.
+        given: to the run: pack, engine, test images and known features.
+        split: images that are held back, and those that bear witness beside them.
         breathe: called after each batch; may rest.
         batch_limit: of the run; lowered where memory is short.
-        witnesses: training images of the same place, which judge what has not learnt from them; None for none.
-        shared: features that earlier runs have left; None for none.
-        served: which of these the model in service has learnt; None where it has learnt none.
     """
 
     def __init__(
-        self,
-        pack: Pack,
-        engine: Engine,
-        validation: ImageSet,
-        test: ImageSet | None,
-        phase: Callable[[str], AbstractContextManager[None]],
-        breathe: Callable[[], None],
-        batch_limit: BatchLimit,
-        witnesses: ImageSet | None = None,
-        served: Served | None = None,
-        shared: SharedFeatures | None = None,
+        self, given: RunInputs, split: SplitImages, breathe: Callable[[], None], batch_limit: BatchLimit
     ) -> None:
-        self.validation, self.test, self.witnesses, self.served = validation, test, witnesses, served
-        self.engine, self.batch_limit = engine, batch_limit
-        self._pack, self._phase, self._breathe, self._shared = pack, phase, breathe, shared
+        self.given, self.split, self.batch_limit = given, split, batch_limit
+        self.validation, self.test, self.engine = split.validation, given.test, given.engine
+        self._pack, self._phase, self._breathe = given.pack, given.recorder.phase, breathe
         self._seen: dict[int, _Features] = {}
         self._compared = False
 
@@ -229,7 +210,7 @@ class Judge:
         prefix = self.engine.prefix(pack, RIDGE, weights)
         if prefix is None:
             return None
-        kept = known_features(self.engine, pack, info, "", weights, images, self._shared, np.float32)
+        kept = known_features(self.engine, pack, info, "", weights, images, self.given.shared, np.float32)
         every, plain = np.arange(len(images)), np.zeros(len(images), bool)
         rows, found = (
             (np.zeros((len(images), *info.shape), np.float32), plain) if kept is None

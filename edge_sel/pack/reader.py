@@ -26,10 +26,8 @@ from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.linear_head import LinearHead
 from edge_sel.pack.manifest import (
-    CLOSED,
     EVAL,
     MANIFEST,
-    RIDGE,
     WEIGHTS,
     Manifest,
     ModelInfo,
@@ -41,6 +39,7 @@ from edge_sel.pack.manifest import (
 )
 from edge_sel.pack.manifest_check import check_content, check_files, graph_files
 from edge_sel.pack.manifest_json import from_json, to_json
+from edge_sel.pack.plan_kinds import CLOSED, RIDGE, plan_kind
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, find_signers
 from edge_sel.pack.sums import SUMS, ServerSums, read_sums, write_sums
 from edge_sel.pack.tensor_file import TensorPlace, not_finite, read_tensors, tensor_bytes, tensor_places
@@ -166,7 +165,7 @@ class Pack:
             raise UsageError(
                 f"the pack has no plan {name}", where=self.path, fix=f"one of {', '.join(self.plan_names)}"
             )
-        if name in (RIDGE, CLOSED):
+        if plan_kind(name).needs_features:
             return self._closed_form_plan(name)
         return self.manifest.plans[name]
 
@@ -205,7 +204,7 @@ class Pack:
         head = self.manifest.plans["head"]
         (width,) = self.manifest.prefixes[head.prefix].shape
         flops = closed_form_flops(width, len(self.manifest.model.classes))
-        buffers = self.manifest.plans["bn"].buffers if name == CLOSED else ()
+        buffers = self.manifest.plans["bn"].buffers if plan_kind(name).statistics else ()
         return replace(head, name=name, buffers=buffers, train="", score="", flops_train=flops, flops_forward=0)
 
     def prefix(self, plan: str) -> PrefixInfo | None:

@@ -10,6 +10,7 @@ from edge_sel.api.rehearsal import rehearse
 from edge_sel.config.settings import resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.edge.build import build_session
+from edge_sel.edge.open import RunInputs
 from edge_sel.edge.train import sel_stage
 from edge_sel.edge.train.auto_ladder import clean_loss
 from edge_sel.edge.train.ladder import FixedLadder, PlannedStage
@@ -58,10 +59,11 @@ def test_the_body_is_tried_in_every_field_for_one_epoch_and_for_three():
 def test_rows_are_what_a_device_would_have_seen(without, stages, tmp_path):
     settings = resolve(flags={"prefix_precision": "fp32"})
     planned = FixedLadder([PlannedStage(stages[0], 1), PlannedStage(stages[1], 3)])
-    result = build_session(
-        lesser(without), digits(), None, OrtEngine(threads=1), planned, settings, no_meter(), tmp_path,
-        validation=judges(),
-    ).run()  # fmt: skip
+    given = RunInputs(
+        lesser(without), digits(), OrtEngine(threads=1), settings, no_meter(), tmp_path, validation=judges(),
+        ladder=planned,
+    )  # fmt: skip
+    result = build_session(given).run()
     assert result["images"] == {"train": 120, "guard": 80, "test": 0}, "nothing is held back"
     came = [decision["came"]["gain"] for decision in result["decisions"][:-1]]
     first, *body = result["epochs"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_sel.edge.energy import LOST, Spent, beyond
-from edge_sel.edge.outputs.summary import spent_block
 from edge_sel.errors import BudgetSpentError, UsageError
 from edge_sel.files import read_regular, sha256_of
 from edge_sel.runs.checkpoint import load_checkpoint, unflatten
@@ -123,7 +122,7 @@ def exhausted(earlier: Earlier, out: Path, budget_j: float | None) -> dict[str, 
         return None
     if budget_j - spent.total_j - closing_j > step_j:
         return None
-    energy = {**result.get("energy", {}), **spent_block(spent)}
+    energy = {**result.get("energy", {}), **spent.to_json()}
     return {**result, "stopped": "budget", "energy": energy, "time_s": spent.seconds}
 
 

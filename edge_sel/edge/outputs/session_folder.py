@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from edge_sel.arrays import Arrays
-from edge_sel.config.settings import Resolved
-from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.energy import LOST, OPENING, Spent, beyond
+from edge_sel.edge.host import Notice
+from edge_sel.edge.open import RunInputs
 from edge_sel.edge.outputs import model_files
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
 from edge_sel.edge.outputs.logs import POWER, EventLog, write_history
 from edge_sel.edge.outputs.model_files import LEARNT, Learnt, write_learnt
 from edge_sel.edge.progress import Progress
-from edge_sel.engines.base import Engine
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.files import sha256_of, write_json
 from edge_sel.pack.manifest import WEIGHTS
-from edge_sel.pack.reader import Pack
 from edge_sel.runs.checkpoint import (
     Identity,
     flatten,
@@ -57,21 +55,19 @@ SIGNED = "--require-signature"
 """Key of an identity: whether a signature was required. A run goes on under the same requirement or a new one."""
 
 
-def identify(
-    resolved: Resolved, pack: Pack, images: ImageSet, test: ImageSet | None, engine: str, expert: str | None = None,
-    learnt: Learnt | None = None,
-) -> Identity:  # fmt: skip
+def identify(given: RunInputs) -> Identity:
     """What the run is a run of; each value survives JSON."""
+    pack, resolved, test, learnt = given.pack, given.resolved, given.test, given.learnt
     values = {key: entry["value"] for key, entry in resolved.to_json().items() if key not in MAY_CHANGE}
     return {
         "edge_sel": __version__,
         "pack": pack.digest,
         "from": None if pack.begun_from is None else pack.manifest.files[WEIGHTS].sha256[:16],
         "learnt": None if learnt is None else learnt.digest,
-        "images": images.fingerprint(),
+        "images": given.images.fingerprint(),
         "test images": None if test is None else test.fingerprint(),
-        ENGINE: engine,
-        "expert": expert,
+        ENGINE: given.engine.name,
+        "expert": None if given.expert is None else given.expert.digest,
         **values,
         SIGNED: True if resolved.settings.require_signature else None,  # null in runs of before there were signatures
         TUNED: {key: getattr(resolved.settings, key) for key, at in resolved.origins.items() if at == "tuned"},
@@ -89,9 +85,6 @@ def require_same_session(found: Mapping[str, Any], identity: Identity, where: Pa
 
 FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", LEARNT, JOURNAL, POWER)
 """What a session leaves behind, beside its checkpoints."""
-
-Notice = tuple[str, dict[str, Any]]
-"""An event and its details."""
 
 
 def tuned_at_start(out: Path) -> dict[str, Any] | None:
@@ -160,12 +153,11 @@ class SessionFolder:
     """One run's folder; looking at it changes nothing.
 
     Args:
-        path: of the folder; it may not exist yet. None for a run in memory, of which nothing is written.
-        identity: what the run is a run of.
-        resume: whether a run that is there may be continued.
-        earlier: what was there before this process began to write to it; None to look now.
+        given: to the run: its folder, which may not exist yet, whether a run that is there may be continued, and what
+            was there before this process began to write to it.
 
     Attributes:
+        identity: what the run is a run of.
         earlier: what earlier processes left.
         finished: the result of the run, if it has come to its end.
         broken: of a finished run's files those that are to be written again.
@@ -177,14 +169,16 @@ class SessionFolder:
         SetupError: files of the finished run are damaged, and nothing is left to restore them from.
     """
 
-    def __init__(self, path: Path | None, identity: Identity, *, resume: bool, earlier: Earlier | None = None) -> None:
-        self.path, self._identity = path, identity
+    def __init__(self, given: RunInputs) -> None:
+        path, earlier = given.out, given.opened and given.opened.earlier
+        self.path, self.identity = path, identify(given)
+        identity = self.identity
         self.earlier, self.finished, self.found = Earlier(), None, None
         self.broken: list[str] = []
         self.notices: list[Notice] = []
         if path is None:
             return
-        if not resume:
+        if not given.resume:
             if earlier is None:
                 refuse_used(path)
             return
@@ -243,18 +237,14 @@ class SessionFolder:
         for event, details in self.notices:
             emit(event, **details)
 
-    def restored(
-        self, result: dict[str, Any], pack: Pack, engine: Engine, classes: tuple[str, ...], emit: EventLog
-    ) -> dict[str, Any]:
+    def restored(self, result: dict[str, Any], given: RunInputs, emit: EventLog) -> dict[str, Any]:
         """The result of a finished run, once those of its files are written again that are gone or damaged."""
         if not self.broken or self.path is None:
             return result
         if "history.csv" in self.broken:
-            write_history(self.path / "history.csv", result["epochs"], classes)
+            write_history(self.path / "history.csv", result["epochs"], given.classes)
         if "model.onnx" in self.broken:
-            weights = model_files.read_weights(self.path / "weights.safetensors")
-            model_files.write_model(self.path / "model.onnx", pack, weights, classes)
-            model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
+            self._write_onnx(self.path, given, model_files.read_weights(self.path / "weights.safetensors"))
         if damaged_outputs(self.path, result):  # another version of a library writes other bytes
             result = {**result, "outputs": self.digests()}
             self.write_summary(result)
@@ -276,20 +266,23 @@ class SessionFolder:
         """Write a checkpoint; its name."""
         if self.path is None:
             return None
-        return save_checkpoint(self.path / "checkpoints", *flatten(progress), self._identity).name
+        return save_checkpoint(self.path / "checkpoints", *flatten(progress), self.identity).name
 
     def write_history(self, progress: Progress, classes: tuple[str, ...]) -> None:
         """``history.csv``."""
         if self.path is not None:
             write_history(self.path / "history.csv", progress.history, classes)
 
-    def write_model(self, pack: Pack, engine: Engine, weights: Arrays, classes: tuple[str, ...]) -> None:
+    def write_model(self, given: RunInputs, weights: Arrays) -> None:
         """``weights.safetensors`` and ``model.onnx``, which is loaded once to see that it computes the same."""
-        if self.path is None:
-            return
-        model_files.write_weights(self.path / "weights.safetensors", weights, classes)
-        model_files.write_model(self.path / "model.onnx", pack, weights, classes)
-        model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
+        if self.path is not None:
+            model_files.write_weights(self.path / "weights.safetensors", weights, given.classes)
+            self._write_onnx(self.path, given, weights)
+
+    def _write_onnx(self, path: Path, given: RunInputs, weights: Arrays) -> None:
+        pack, file = given.pack, path / "model.onnx"
+        model_files.write_model(file, pack, weights, given.classes)
+        model_files.verify_model(file, given.engine.predictor(pack, weights), pack.manifest.model)
 
     def write_learnt(self, learnt: Learnt | None) -> None:
         """``learnt.safetensors``, which belongs to the weights; none where nobody knows."""

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 
 from edge_sel.arrays import Arrays
-from edge_sel.config.settings import Resolved, Settings
+from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.energy import LOST, Spent
+from edge_sel.edge.open import RunInputs, SplitImages
 from edge_sel.edge.progress import Progress, original_weights
 from edge_sel.edge.train.auto_ladder import body_of, price_j
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.work import work_of
 from edge_sel.files import finite
-from edge_sel.pack.expert import Expert
 from edge_sel.pack.reader import Pack
 from edge_sel.power.figure import EnergyFigure, RecorderCost
 from edge_sel.runs.checkpoint import Identity
@@ -55,21 +54,27 @@ def run_summary(
     return dict(finite(content))
 
 
-def run_facts(
-    pack: Pack, images: ImageSet, engine: str, resolved: Resolved, identity: Identity, expert: Expert | None
-) -> dict[str, Any]:
+def run_facts(given: RunInputs, split: SplitImages, identity: Identity) -> dict[str, Any]:
     """What a run is told before it begins."""
-    signers = {"pack": pack.signers, "expert": None if expert is None else expert.signers}
+    pack, images, duplicates = given.pack, given.images, split.duplicates
+    signers = {"pack": pack.signers, "expert": None if given.expert is None else given.expert.signers}
     return {
         "pack": str(pack.path),
         "from": None if pack.begun_from is None else str(pack.begun_from),
         "signers": {name: None if found is None else found.to_json() for name, found in signers.items()},
-        "engine": engine,
-        "plan": resolved.settings.plan,
+        "engine": given.engine.name,
+        "plan": given.settings.plan,
         "classes": images.classes,
         "skipped_images": [{"path": skipped.path, "reason": skipped.reason} for skipped in images.skipped],
-        "settings": resolved.to_json(),
+        "settings": given.resolved.to_json(),
         "identity": identity,
+        "run": None if given.out is None else str(given.out),
+        "source": given.source,
+        "images": {"train": len(split.training), "guard": len(split.validation), "test": len(given.test or ())},
+        "duplicates": {
+            "left_out": [images.ids[row] for row in duplicates.left_out],
+            "contradictory": [images.ids[row] for row in duplicates.contradictory],
+        },
     }
 
 
@@ -123,23 +128,9 @@ def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -
     }
 
 
-def spent_block(spent: Spent) -> dict[str, Any]:
-    """Joules of the whole run with their source; ``lost_j`` of them, in ``lost_s``, went into work that was cut off."""
-    lost = spent.phases.get(LOST, {"total_j": 0.0, "seconds": 0.0})
-    return {
-        "total_j": spent.total_j,
-        "net_j": spent.net_j,
-        "lost_j": lost["total_j"],
-        "lost_s": lost["seconds"],
-        "source": spent.source,
-        "uncertainty_j": spent.uncertainty_j,
-        "phases": spent.phases,
-    }
-
-
 def _energy_block(progress: Progress, figure: EnergyFigure, cost: RecorderCost) -> dict[str, Any]:
     return {
-        **spent_block(progress.run_spent),
+        **progress.run_spent.to_json(),
         "meter": figure.meter,
         "idle_w": figure.idle_w,
         "why": figure.why,

@@ -28,13 +28,12 @@ from edge_sel.edge.train.ladder import (
     was_kept,
 )
 from edge_sel.edge.train.work import stage_work
-from edge_sel.pack.manifest import CLOSED, RIDGE, Calibration, GainRow
+from edge_sel.pack.manifest import Calibration, GainRow
+from edge_sel.pack.plan_kinds import BN, CLOSED, HEAD, RIDGE, plan_kind
 from edge_sel.pack.reader import Pack
 
 # --- Gains
 
-
-HEAD_KIND, BODY_KIND = "head", "body"
 
 LOSS_WIDTH = 0.2
 """Nats apart at which a row counts 0.6 of one at the very place."""
@@ -45,24 +44,17 @@ DOUBT = 0.01
 """Accuracy by which a validation set may mislead; promises and results are compared on top of it."""
 
 GENERIC = (
-    GainRow(HEAD_KIND, 1500, 0.0, 0.0),
-    GainRow(HEAD_KIND, 1500, 0.3, 0.005),
-    GainRow(HEAD_KIND, 1500, 1.0, 0.015),
-    GainRow(BODY_KIND, 750, 0.0, 0.0),
-    GainRow(BODY_KIND, 750, 0.3, 0.01),
-    GainRow(BODY_KIND, 750, 1.0, 0.05),
-    GainRow(BODY_KIND, 2250, 0.0, 0.0),
-    GainRow(BODY_KIND, 2250, 0.3, 0.015),
-    GainRow(BODY_KIND, 2250, 1.0, 0.08),
+    GainRow("head", 1500, 0.0, 0.0),
+    GainRow("head", 1500, 0.3, 0.005),
+    GainRow("head", 1500, 1.0, 0.015),
+    GainRow("body", 750, 0.0, 0.0),
+    GainRow("body", 750, 0.3, 0.01),
+    GainRow("body", 750, 1.0, 0.05),
+    GainRow("body", 2250, 0.0, 0.0),
+    GainRow("body", 2250, 0.3, 0.015),
+    GainRow("body", 2250, 1.0, 0.08),
 )
 """For a pack without a table; after docs/benchmarks.md, for low light, fog and blur."""
-
-
-def kind_of(plan: str) -> str | None:
-    """Which rows are for a plan: the head's, the body's; None for what comes first, which nobody asks about."""
-    if plan in ("bn", CLOSED):
-        return None
-    return HEAD_KIND if plan in ("head", RIDGE) else BODY_KIND
 
 
 def expected_gain(rows: Sequence[GainRow], kind: str, *, excess: float, visits: float) -> float:
@@ -110,8 +102,6 @@ HEAD_EPOCHS = 3
 BODY_EPOCHS = (1, 3)
 """How long a stage of the body may be."""
 MOST_BODY_STAGES = 3
-STEPLESS = frozenset({"bn", CLOSED, RIDGE})
-"""Plans that need no gradient."""
 STEP_PRICE = 2.0
 """Joules per FLOP of training steps over those of forward passes, until a step was taken: 1.7 to 3.3 with depthwise
 convolutions."""
@@ -130,6 +120,12 @@ def body_of(plans: Collection[str], *, rehearsed: bool = True) -> str | None:
     undone.
     """
     return next((name for name in (BODY if rehearsed else (*BODY[1:], BODY[0])) if name in plans), None)
+
+
+def head_stage(plans: Collection[str]) -> PlannedStage | None:
+    """What trains the head: in closed form where that is possible, else in steps; None if neither is."""
+    head = next((name for name in (RIDGE, HEAD) if name in plans), None)
+    return None if head is None else PlannedStage(head, HEAD_EPOCHS if plan_kind(head).stepped else 1)
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,7 @@ class AutoLadder:
             if CLOSED in self.plans:
                 return NextStage(PlannedStage(CLOSED, 1), "what needs no gradient comes first")
             if self.statistics:
-                return NextStage(PlannedStage("bn", 1), "statistics first: no backward pass")
+                return NextStage(PlannedStage(BN, 1), "statistics first: no backward pass")
             stages = self._possible(())
             return NextStage(*((stages[0], "the model has no statistics to re-estimate") if stages else NOTHING))
         accuracy, loss = best_figures(history)
@@ -184,9 +180,9 @@ class AutoLadder:
         """The head if it was not trained yet, and the body, shortest first."""
         done = [entry["plan"] for entry in history]
         stages = []
-        head = next((name for name in (RIDGE, "head") if name in self.plans), None)
-        if head and not {head, CLOSED} & {*done}:
-            stages.append(PlannedStage(head, 1 if head == RIDGE else HEAD_EPOCHS))
+        head = head_stage(self.plans)
+        if head and not {head.plan, CLOSED} & {*done}:
+            stages.append(head)
         body = body_of(self.plans, rehearsed=bool(self.gains))
         if body and len({entry["rung"] for entry in history if entry["plan"] == body}) < MOST_BODY_STAGES:
             stages += [PlannedStage(body, epochs) for epochs in BODY_EPOCHS]
@@ -197,19 +193,19 @@ class AutoLadder:
         told, most = [], math.inf
         for entries in stages_of(history):
             plan, came = entries[0]["plan"], max(outcome_of(entries).gain, 0.0)
-            if kind_of(plan) is None:
+            if plan_kind(plan).gains is None:
                 continue  # nothing was promised of statistics: what they gave makes no promise better
             visits = sum(entry["trained"] for entry in entries)
             told.append((self._promise(plan, visits, loss_in(entries[0]["best_loss"])), came))
             if plan == stage.plan:
                 most = came  # the next of a kind never gives more
         gain = min(trust(told) * self._promise(stage.plan, self.visits(stage), loss), most)
-        price = price_j(history, self.work(stage), stage.epochs, steps=stage.plan not in STEPLESS)
+        price = price_j(history, self.work(stage), stage.epochs, steps=plan_kind(stage.plan).stepped)
         return Outcome(gain, price)
 
     def _promise(self, plan: str, visits: float, loss: float) -> float:
         """What the table says of a stage that begins at this validation loss; nothing of what comes first."""
-        kind = kind_of(plan)
+        kind = plan_kind(plan).gains
         if kind is None:
             return 0.0
         # The server rehearses no head in steps where it has a closed form, but some engines have not.
@@ -258,15 +254,15 @@ NOTHING = (None, "the pack has no further plan")
 
 def auto_ladder(pack: Pack, settings: Settings, *, images: int, headless: bool = False) -> AutoLadder:
     """The ladder for a pack and so many images to train on; ``headless``: the engine gives no features to fit."""
-    plans = [name for name in pack.plan_names if not (headless and name in (RIDGE, CLOSED))]
+    plans = [name for name in pack.plan_names if not (headless and plan_kind(name).needs_features)]
     rate = 1.0 if settings.gate == "off" else settings.target_rate
     scores = settings.curriculum != "off"
     return AutoLadder(
         plans=plans,
-        statistics="bn" in plans and bool(pack.plan("bn").buffers),
+        statistics=BN in plans and bool(pack.plan(BN).buffers),
         gains=pack.manifest.gains,
         clean_loss=clean_loss(pack.manifest.calibration),
-        visits=lambda stage: images * stage.epochs * (1.0 if stage.plan == RIDGE else rate),
+        visits=lambda stage: images * stage.epochs * (rate if plan_kind(stage.plan).stepped else 1.0),
         work=lambda stage: stage_work(pack, stage, images, rate, scores=scores),
         worth=settings.worth,
         target=settings.target_accuracy,
@@ -297,7 +293,7 @@ def price_j(history: History, work: float, looks: int, *, steps: bool = True) ->
     computed = [part["train"]["total_j"] for part in phases if "train" in part]
     flops = sum(entry["train_flops_t"] for entry in history) * 1e12
     look = phases[-1].get("evaluate", {}).get("total_j") if phases else None
-    if steps and {entry["plan"] for entry in history} <= STEPLESS:
+    if steps and not any(plan_kind(entry["plan"]).stepped for entry in history):
         work *= STEP_PRICE
     # A meter too coarse for what there was reads 0, which is no price.
     if None in computed or look is None or flops <= 0 or not sum(computed) > 0:

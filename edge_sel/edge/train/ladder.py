@@ -94,7 +94,7 @@ def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
     for name in names:
         if pack.plan(name).channels:
             pack.plan(pack.plan(name).base)  # its gradients choose the channels
-    return FixedLadder([PlannedStage(name, epochs if pack.plan(name).stepped else 1) for name in names])
+    return FixedLadder([PlannedStage(name, epochs if pack.plan(name).kind.stepped else 1) for name in names])
 
 
 def stages_of(history: History) -> list[list[Mapping[str, Any]]]:

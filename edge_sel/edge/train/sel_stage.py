@@ -13,7 +13,8 @@ from edge_sel.config.settings import Settings
 from edge_sel.edge.memory import FLOOR
 from edge_sel.edge.train.stage import StageEvent, StepDone, TrainingStage
 from edge_sel.engines.base import Batch, Engine, Hyper, Scores
-from edge_sel.pack.manifest import PlanInfo, split_plan_name
+from edge_sel.pack.manifest import PlanInfo
+from edge_sel.pack.plan_kinds import split_plan_name
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.curriculum import STAGES, Stage, scale_epochs, stage_passed, stage_pool
 from edge_sel.sel.embarrassment import add_batch, means
@@ -175,17 +176,17 @@ class SelStage(TrainingStage):
 
     @property
     def _scores_first(self) -> bool:
-        return self.inputs.settings.curriculum != "off" and not len(self.state.pool_loss)
+        return self.settings.curriculum != "off" and not len(self.state.pool_loss)
 
     def _to_score(self) -> int:
-        return len(self.inputs.images) - self._scored if self._scores_first else 0
+        return len(self.images) - self._scored if self._scores_first else 0
 
     def _score_all(self) -> Iterator[StageEvent]:
         """One forward pass over every image: orders the curriculum and fills the hardness memory.
 
         The state changes at the end only: whoever stops on the way begins the pass anew.
         """
-        images, limit = len(self.inputs.images), self.inputs.batch_limit
+        images, limit = len(self.images), self.limit
         found: list[tuple[np.ndarray, Scores]] = []
         counted, self._scored = self.state.totals.prefixed, 0
         while self._scored < images:
@@ -199,18 +200,18 @@ class SelStage(TrainingStage):
             if self._scored < images:
                 yield from self._boundary_in_pass(counted)
         for indices, scores in found:
-            self.memory.remember(indices, scores.losses, scores.logits, self.inputs.images.labels[indices])
+            self.memory.remember(indices, scores.losses, scores.logits, self.images.labels[indices])
         self.state.pool_loss = np.concatenate([scores.losses for _, scores in found])
         self.state.totals.scored += images
         self.memory.last_loss = float(self.state.pool_loss.mean(dtype=np.float64))
 
     def _score(self, indices: np.ndarray) -> Scores:
         batch = self._as_they_are(indices)
-        with self.inputs.phase("score"):
+        with self.phase("score"):
             return self._trainer.score(batch.images, batch.labels)
 
     def _epoch(self) -> Iterator[StageEvent]:
-        state, size = self.state, self.inputs.settings.batch_size
+        state, size = self.state, self.settings.batch_size
         window = self._windows[state.curriculum_stage]
         order, u = self._order(window)
         if self._plan.channels and state.cursor == 0:
@@ -236,13 +237,13 @@ class SelStage(TrainingStage):
 
     def _order(self, window: Stage) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's candidates in random order, and a uniform number for each."""
-        kind = self.inputs.settings.curriculum
+        kind = self.settings.curriculum
         if kind == "off":
-            pool = np.arange(len(self.inputs.images))
+            pool = np.arange(len(self.images))
         else:
             if kind == "cumulative":
                 window = window._replace(start=0.0)
-            pool = stage_pool(self.state.pool_loss, self.inputs.images.labels, window)
+            pool = stage_pool(self.state.pool_loss, self.images.labels, window)
         rng, pool = self._rng(0), self.trusted(pool)
         return rng.permutation(pool), rng.random(len(pool))
 
@@ -267,14 +268,14 @@ class SelStage(TrainingStage):
     @property
     def _size(self) -> int:
         """Images of a full batch."""
-        return self.inputs.batch_limit.of(batch_size(self._plan, self.inputs.settings.batch_size))
+        return self.limit.of(batch_size(self._plan, self.settings.batch_size))
 
     def _try_to_train(self, size: int, through: float) -> None:
         """One update, or a lower batch limit where memory is short: then nothing else has changed."""
         try:
             self._train(size, through)
         except MemoryError:
-            self.inputs.batch_limit.halve(size, "a training step")
+            self.limit.halve(size, "a training step")
 
     def _train(self, size: int, through: float) -> None:
         """One update with the first ``size`` images of the queue; ``through``: share of the epoch that is over."""
@@ -282,12 +283,12 @@ class SelStage(TrainingStage):
         indices = state.queue[:size]
         batch = self._batch(indices, augment=True)._replace(weights=state.queue_weights[:size])
         hyper = step_hyper(
-            self.inputs.pack, self._plan, self.inputs.settings, loss=memory.last_loss,
-            share=self._size / self.inputs.settings.batch_size,
+            self.pack, self._plan, self.settings, loss=memory.last_loss,
+            share=self._size / self.settings.batch_size,
             thousandth=int(1000 * (state.epoch + through) / state.epochs),
             curriculum_stage=state.curriculum_stage, curriculum_stages=len(self._windows),
         )  # fmt: skip
-        with self.inputs.phase("train"):
+        with self.phase("train"):
             result = self._trainer.step(batch, hyper)
         state.queue, state.queue_weights = state.queue[size:], state.queue_weights[size:]
         state.step += 1
@@ -298,17 +299,16 @@ class SelStage(TrainingStage):
         state.sums = add_batch(state.sums, result.logits, batch.labels)
 
     def _choose_channels(self, order: np.ndarray) -> None:
-        inputs = self.inputs
-        some = order[: 2 * inputs.settings.batch_size]
-        probe = inputs.pack.plan(self._plan.base)
+        some = order[: 2 * self.settings.batch_size]
+        probe = self.pack.plan(self._plan.base)
 
         def choose(size: int) -> ChosenChannels:
             parts = np.array_split(some, max(2, -(-len(some) // size)))
             batches = [self._as_they_are(part) for part in parts]
-            with inputs.phase("train"):
-                return choose_channels(inputs.engine, inputs.pack, self._plan, probe, self.weights(), batches)
+            with self.phase("train"):
+                return choose_channels(self.engine, self.pack, self._plan, probe, self.weights(), batches)
 
-        chosen = inputs.batch_limit.whole(inputs.settings.batch_size, choose, "a probe for guilty channels")
+        chosen = self.limit.whole(self.settings.batch_size, choose, "a probe for guilty channels")
         self._trainer.set_channels(chosen.rows)
         self.state.guilt = chosen.guilt
         self.state.totals.probe_flops += len(some) * probe.flops_train

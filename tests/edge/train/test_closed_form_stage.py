@@ -17,7 +17,7 @@ from edge_sel.edge.train import closed_form_stage
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.work import probed_images, stage_work
 from edge_sel.errors import UsageError
-from edge_sel.pack.manifest import CLOSED, RIDGE
+from edge_sel.pack.plan_kinds import CLOSED, RIDGE
 from edge_sel.runs.checkpoint import load_checkpoint, unflatten
 from edge_sel.sel.ridge import fit_head
 from tests.edge.recording import Recording
@@ -262,7 +262,7 @@ def test_a_pack_that_lacks_a_part_has_no_such_plan(base, others):
 
 def test_what_the_plan_is_made_of():
     plan = pack().plan(CLOSED)
-    assert {*plan.trainable} == HEAD and {*plan.buffers} == BUFFERS and not plan.stepped and not plan.train
+    assert {*plan.trainable} == HEAD and {*plan.buffers} == BUFFERS and not plan.kind.stepped and not plan.train
     assert plan.flops_train == pack().plan(RIDGE).flops_train and pack().prefix(CLOSED) == pack().prefix("head")
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
-from edge_sel.edge.features.cache import known_features, weights_digest
-from edge_sel.edge.features.precision import CHUNK
+from edge_sel.edge.features.cache import known_features
+from edge_sel.edge.features.precision import CHUNK, Backbone
 from edge_sel.edge.memory import BatchLimit, trim
 from edge_sel.edge.open import RunInputs, SplitImages
 from edge_sel.engines.base import Predict
@@ -199,18 +199,19 @@ class Judge:
 
     def _features(self, weights: Arrays, images: ImageSet, chunk: int) -> np.ndarray | None:
         """What the head takes, float32 [N, F]: each image is looked at once by the same body. None without such."""
-        pack, model = self._pack, self._pack.manifest.model
-        info = pack.prefix(RIDGE) if RIDGE in pack.plan_names else None
-        if info is None:
+        if RIDGE not in self._pack.plan_names:
             return None
-        by, seen = weights_digest(info, weights), self._seen.get(id(images))
+        backbone = Backbone(self.engine, self._pack, RIDGE, weights, images)
+        info = backbone.info
+        assert info is not None  # the plan is there only where the head has features
+        by, seen = backbone.digest(info), self._seen.get(id(images))
         if seen is not None and seen.by == by:
             return seen.rows
         trim()  # its session comes on top of the trainer's
-        prefix = self.engine.prefix(pack, RIDGE, weights)
+        prefix = backbone.load()
         if prefix is None:
             return None
-        kept = known_features(self.engine, pack, info, "", weights, images, self.given.shared, np.float32)
+        kept = known_features(backbone, "", self.given.shared, np.float32)
         every, plain = np.arange(len(images)), np.zeros(len(images), bool)
         rows, found = (
             (np.zeros((len(images), *info.shape), np.float32), plain) if kept is None
@@ -219,7 +220,7 @@ class Judge:
         missing = np.flatnonzero(~found)
         for part in np.split(missing, range(chunk, len(missing), chunk)):
             if len(part):
-                rows[part] = prefix(normalise(images.read(part), model.mean, model.std))
+                rows[part] = prefix(backbone.pixels(part))
                 self._breathe()
         if kept is not None and len(missing):
             kept.write(missing, plain[missing], rows[missing])
@@ -235,8 +236,8 @@ class Judge:
         Raises:
             PackError: it does not.
         """
-        model, (weight, bias) = self._pack.manifest.model, self._pack.linear_head.joined(weights)
-        pixels = normalise(images.read(np.arange(len(features))), model.mean, model.std)
+        weight, bias = self._pack.linear_head.joined(weights)
+        pixels = Backbone(self.engine, self._pack, RIDGE, weights, images).pixels(np.arange(len(features)))
         whole, parts = self.engine.predictor(self._pack, weights)(pixels), features @ weight.T + bias
         known = np.isfinite(whole) & np.isfinite(parts)
         difference = np.abs(np.where(known, whole, 0) - np.where(known, parts, 0)).max()

@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.edge.features.cache import FeatureCache, open_features
-from edge_sel.edge.features.precision import Precision, choose_precision
+from edge_sel.edge.features.precision import Backbone, Precision, choose_precision
 from edge_sel.edge.memory import BatchLimit
 from edge_sel.edge.open import RunInputs, SplitImages
 from edge_sel.edge.progress import EpochTotals, StageState, TrainingMemory
@@ -101,7 +101,7 @@ class TrainingStage(ABC):
             given.settings,
             given.recorder.phase,
         )
-        self.images, self.shared = inputs.split.training, given.shared
+        self.images = inputs.split.training
         self._number, self._start = number, weights
         self._plan = self.pack.plan(state.plan)
         self._finished = False
@@ -163,27 +163,23 @@ class TrainingStage(ABC):
 
     def _open_features(self, plan: str) -> tuple[Precision, FeatureCache]:
         """What a plan is fed, by the weights that the stage begins with, and how that is computed."""
-        state = self.state
-        precision = self._choose_precision(plan)
+        inputs, backbone = self.inputs, Backbone(self.engine, self.pack, plan, self._start, self.images)
+        precision = self._choose_precision(backbone)
         features = open_features(
-            self.engine, self.pack, plan, self._start, self.images, precision=precision.name,
-            featured=state.featured, settings=self.settings, folder=self.inputs.given.out, phase=self.phase,
-            outlive=self.inputs.outlive, shared=self.shared,
+            backbone, precision.name, self.phase, featured=self.state.featured, settings=self.settings,
+            folder=inputs.given.out, outlive=inputs.outlive, shared=inputs.given.shared,
         )  # fmt: skip
         return precision, features
 
-    def _choose_precision(self, plan: str) -> Precision:
+    def _choose_precision(self, backbone: Backbone) -> Precision:
         """The frozen backbone's: that of the checkpoint, or a choice that is then the state's."""
-        state = self.state
+        state, settings = self.state, self.settings
         if state.precision:
             return Precision(state.precision)
-        planned, settings = PlannedStage(plan, state.epochs), self.settings
-        scores = settings.curriculum != "off"
+        planned, scores = PlannedStage(backbone.plan, state.epochs), settings.curriculum != "off"
         expected = features_asked(self.pack, planned, len(self.images), self._planned_rate, scores=scores)
-        chosen = choose_precision(
-            self.engine, self.pack, plan, self._start, self.images, settings.prefix_precision, expected,
-            self.inputs.given.host.cpu_time, self.phase,
-        )  # fmt: skip
+        cpu_time = self.inputs.given.host.cpu_time
+        chosen = choose_precision(backbone, settings.prefix_precision, expected, cpu_time, self.phase)
         state.precision = chosen.name
         state.totals.prefixed += chosen.computed
         return chosen

@@ -1,7 +1,7 @@
-"""What a run has spent, over every part of it: the sums of joules, and the journal that they are booked in.
+"""What a run has spent in joules and seconds, over all its processes, and the journal in which it is written down.
 
-A checkpoint holds what was spent until it was written. What a process spent after its last one stands in the journal
-alone; the next process finds it there, and it is lost work, but not forgotten.
+A checkpoint holds what was spent until it was written. What a process spends after its last checkpoint is only in the
+journal. If the process is killed, this work is lost, and the next process counts its joules as lost.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The governor: asks every limit at every step boundary, waits or stops as they say, and tells each decision.
+"""The governor holds a run to its limits. At every step boundary it asks each limit what to do.
 
-It learns what a step, the rest of the run and its end take from the meter and the clock that it is given.
+The run goes on, waits or stops, and every such decision is an event. From its clock and its meter the governor learns
+how many seconds and joules a step takes. By these it forecasts what the rest of the run and its end will take.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FORGET = 0.98
 
 
 class Pace:
-    """Seconds and joules per step, per unit of work and per second of rest, of late."""
+    """Recent seconds and joules of a step, of a unit of work and of a second of rest."""
 
     def __init__(self) -> None:
         self.last_s = self.step_s = 0.0
@@ -38,7 +39,7 @@ class Pace:
         self._worked_s = self._rested_s = self._rested_j = 0.0
 
     def learn(self, before: Readings, after: Readings, work: float, pressure: float) -> None:
-        """One step more. Under pressure fewer images pass the gate, so the same work would have taken more."""
+        """Add a step. Under pressure fewer images pass the gate, so without it the same work would have taken more."""
         seconds, joules = _between(before, after)
         self._forget(seconds)
         self._worked_s += seconds
@@ -53,14 +54,14 @@ class Pace:
         self._joules = FORGET * self._joules + (joules or 0.0) * scale
 
     def rest(self, before: Readings, after: Readings) -> None:
-        """A while of nothing, which costs joules too."""
+        """Add a rest, which takes joules too."""
         seconds, joules = _between(before, after)
         self._forget(seconds)
         self._rested_s += seconds
         self._rested_j += joules or 0.0
 
     def forecast(self, work_left: float, closing_s: float, closing_j: float) -> Forecast:
-        """What is to be expected; the end will need as much rest between its parts as the steps did of late."""
+        """What the run will take; the end is expected to rest as much in proportion as recent steps did."""
         per = work_left / self._work if self._work > 0 else 0.0
         rest = min(self._rested_s / self._worked_s, 1 / LEAST_DUTY) if self._worked_s > 0 else 0.0
         rest_w = self._rested_j / self._rested_s if self._rested_s > 0 else 0.0
@@ -95,12 +96,12 @@ class Governor:
     """Holds a run to its limits.
 
     Args:
-        limits: what to obey, the first of equal decisions wins.
+        limits: to hold; of equal decisions that of the first limit counts.
         read: reads clock, meter and sensors.
         sleep: seconds.
         emit: is given the name of an event and its details.
-        interrupted: whether somebody wants the run to end; a pause ends then.
-        idle: entered while nothing is computed, so that those joules can be told apart.
+        interrupted: whether the run was asked to stop, which ends a pause.
+        idle: a context for pauses, so that their joules are counted apart.
 
     """
 
@@ -127,12 +128,12 @@ class Governor:
         self._pace = Pace()
 
     def expect(self, forecast: Mapping[str, float | None]) -> None:
-        """What evaluation, checkpoint and writing the model will take, and of a resumed run what a step took."""
+        """Set what the end of the run will take (``closing``) and, for a resumed run, what a step took."""
         self._closing_s, self._closing_j = forecast.get("closing_s") or 0.0, forecast.get("closing_j") or 0.0
         self._pace.step_s, self._pace.step_j = forecast.get("step_s") or 0.0, forecast.get("step_j")
 
     def expected(self) -> dict[str, float | None]:
-        """For ``expect``, of the run that goes on from a checkpoint."""
+        """What a resumed run gives to ``expect``."""
         return {
             "closing_s": self._closing_s,
             "closing_j": self._closing_j,
@@ -141,11 +142,11 @@ class Governor:
         }
 
     def skip(self) -> None:
-        """What happened since the last boundary was no step: it is not counted as one."""
+        """Do not count the time since the last boundary as a step: something else was done."""
         self._before = None
 
     def at_boundary(self, work_left: float | None) -> str | None:
-        """Wait as long as the limits ask for; the reason if they want the run to stop.
+        """Wait as long as the limits ask; returns the reason if one of them stops the run.
 
         Args:
             work_left: planned work in any unit, at the gate's own rate; None before there is a plan.
@@ -172,7 +173,7 @@ class Governor:
         return limit.stopped
 
     def breathe(self) -> None:
-        """Between the parts of what has been begun and must be ended: wait if it is too hot, but stop nothing."""
+        """Wait if the device is too hot or draws too much, but stop nothing: for work that must be completed."""
         rests = tuple(limit for limit in self._limits if limit.rests)
         if not rests:
             return
@@ -185,7 +186,7 @@ class Governor:
     def _ask(
         self, readings: Readings, *, paused: bool, limits: Sequence[Limit] | None = None
     ) -> tuple[Limit, Decision] | None:
-        """The limit that wants to stop or pause; else None, with pressure and duty brought up to date."""
+        """The first limit that stops the run, or else pauses it; None if neither: pressure and duty are set then."""
         forecast = self._pace.forecast(self._left or 0.0, self._closing_s, self._closing_j)
         asked = self._limits if limits is None else limits
         decisions = [
@@ -203,7 +204,7 @@ class Governor:
     def _pause(
         self, limit: Limit, decision: Decision, limits: Sequence[Limit] | None = None
     ) -> tuple[Limit, Decision] | None:
-        """Sleep until no limit wants a pause, one wants to stop, or somebody interrupts."""
+        """Sleep until no limit asks for a pause, or one stops the run, or the run is interrupted."""
         self._emit("governor", action="pause", limit=limit.name, why=decision.why, pressure=self.pressure)
         began_s = self._read().now_s
         asked: tuple[Limit, Decision] | None = (limit, decision)
@@ -217,7 +218,7 @@ class Governor:
         return None if asked is None or asked[1].action == "pause" else asked  # a pause that somebody has interrupted
 
     def _rest(self, seconds: float) -> None:
-        """Sleep after a step, without becoming deaf."""
+        """Sleep after a step, and look for an interruption every second."""
         with self._idle():
             while seconds > 0 and not self._interrupted():
                 self._sleep_through(min(seconds, POLL_S))
@@ -231,7 +232,7 @@ class Governor:
         return after
 
     def _set_pressure(self, limit: Limit, decision: Decision) -> None:
-        """In steps, so that every change is a decision worth telling; hysteresis keeps it from flickering."""
+        """Change the pressure in steps of ``PRESSURE_STEP``: small changes are ignored, others are told."""
         wanted = min(1.0, max(0.0, decision.pressure))
         if abs(wanted - self.pressure) < PRESSURE_STEP and not (wanted == 0.0 < self.pressure):
             return
@@ -258,7 +259,7 @@ def make_reader(
     supply: Callable[[], Supply],
     minute: Callable[[], int],
 ) -> Callable[[], Readings]:
-    """All sensors in one look; the battery, which changes slowly, is asked every few seconds only."""
+    """A function that reads all sensors; the battery is read every ``SUPPLY_PERIOD_S`` only, as it changes slowly."""
     known: list[tuple[float, Supply]] = []
 
     def read() -> Readings:

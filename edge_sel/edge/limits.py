@@ -1,7 +1,7 @@
-"""The limits a run obeys. Each looks at the sensors at a step boundary and says go, rest or stop, and how hard to save.
+"""The limits of a run. At a step boundary each one says whether the run goes on, pauses or stops, and how to save.
 
-A limit first raises the *pressure* on the sample gate (a lower target rate), then rests between steps or pauses, and
-stops the run last. None of them reads a clock or a sensor: what they know is in ``Readings``.
+A limit first raises the *pressure* on the sample gate, which lowers its target rate. Then it asks for rests between
+steps or for a pause. Last it stops the run. No limit reads a clock or a sensor: all it knows is in ``Readings``.
 """
 
 from __future__ import annotations

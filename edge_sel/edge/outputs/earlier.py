@@ -1,4 +1,4 @@
-"""What a folder tells of the run in it, as far as it can be read without the images."""
+"""Read the files that earlier processes of a run left in its folder. The images are not needed for this."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LARGEST_RESULT = 1 << 28
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the folder of a run tells.
+    """What was found in the folder of a run.
 
     Attributes:
-        result: what ``run.json`` holds; None without one, or if it is not a result.
+        result: the content of ``run.json``; None if there is no such file, or no result in it.
         result_damaged: there is a ``run.json``, but no result in it.
         told: the last line of the journal.
-        journal_damaged: it was damaged elsewhere than at its end.
-        booked: by the newest checkpoint; None without one.
-        forecast: what the governor expected last.
+        journal_damaged: a line before the last one is damaged.
+        booked: what was spent by the newest checkpoint; None if there is no checkpoint.
+        forecast: the governor's latest forecast.
     """
 
     result: dict[str, Any] | None = None
@@ -41,28 +41,28 @@ class Earlier:
 
     @property
     def began(self) -> bool:
-        """Whether there is anything to go on from, or to count."""
+        """Whether there is a checkpoint to continue from, or spending to count."""
         return self.booked is not None or self.told is not None
 
     @property
     def ended(self) -> bool:
-        """Whether the last process came to an end of its own, with nothing lost."""
+        """Whether the last process ended in order; otherwise it was killed or lost power."""
         return self.told is None or self.told["at"] == "end"
 
     def cuts(self, every_s: float) -> int:
-        """How many processes in a row were cut; one that ran for ``every_s`` is a new beginning."""
+        """How many processes in a row were killed or lost power; one that ran for ``every_s`` seconds starts at 1."""
         if self.told is None or self.ended:
             return 0
         return 1 + (0 if self.told["up_s"] >= every_s else int(self.told["cuts"]))
 
     def spent(self) -> Spent:
-        """Of the run so far."""
+        """By all processes of the run so far."""
         booked = self.booked or Spent()
         return booked if self.told is None else booked.plus_phase(LOST, beyond(self.told, booked))
 
 
 def look_into(out: Path) -> Earlier:
-    """Read result, journal and checkpoint, whatever state they are in."""
+    """Read result, journal and checkpoint; any of them may be missing or damaged."""
     result, result_damaged = read_result(out)
     told, journal_damaged = read_journal(out / JOURNAL)
     if told is not None and not _is_ours(told):
@@ -81,7 +81,7 @@ def look_into(out: Path) -> Earlier:
 
 
 def read_result(out: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The result of the run in ``out``; and whether there is something else in its place."""
+    """The content of ``run.json``, None if there is no result; and whether the file exists without being a result."""
     path = out / "run.json"
     try:
         result = dict(json.loads(read_regular(path, LARGEST_RESULT)))
@@ -94,16 +94,16 @@ def read_result(out: Path) -> tuple[dict[str, Any] | None, bool]:
 
 
 def damaged_outputs(out: Path, result: Mapping[str, Any]) -> list[str]:
-    """Names of the files of a result that are not as they were written."""
+    """Names of the result files that are missing or differ from their sha256."""
     outputs = result.get("outputs") or {}
     return [name for name, digest in outputs.items() if sha256_of(out / name) != digest]
 
 
 def exhausted(earlier: Earlier, out: Path, budget_j: float | None) -> dict[str, Any] | None:
-    """The result of a run whose budget leaves no joule for another step; None if it may go on.
+    """The result of a run whose energy budget does not suffice for another step; None if the run may go on.
 
     Raises:
-        BudgetSpentError: not even what ends a run in order can be paid.
+        BudgetSpentError: there is no result, and the budget does not suffice to make one.
     """
     spent, result = earlier.spent(), earlier.result
     if budget_j is None or not earlier.began or spent.total_j is None:
@@ -144,19 +144,21 @@ PastVerdict = Literal["shipped", "kept", "stopped", "unfinished", "damaged"]
 
 @dataclass(frozen=True)
 class PastRun:
-    """One run.
+    """One run in a folder of runs.
 
     Attributes:
         folder: of the run.
-        verdict: the new model ``shipped`` or the original one was ``kept``; ``stopped``: by a limit, with a result so
-            far, or by a signal, without one; ``unfinished``: it runs, or was cut; ``damaged``: its result cannot be
-            read.
-        why: it was stopped; empty otherwise.
-        plan: that was asked for; empty where nothing tells it.
-        before: accuracy 0..1 of the original model; ``after`` of the new one; None if unknown.
-        on: the images of that accuracy, ``test`` or ``guard`` (validation).
-        energy_j: joules so far; ``energy_source`` as in ``run.json``.
-        time_s: seconds.
+        verdict: ``shipped``: the new model replaced the original one. ``kept``: the original model stayed.
+            ``stopped``: a limit stopped the run, and there is a result; or a signal did, and there is none.
+            ``unfinished``: the run still works, was killed, or lost power. ``damaged``: the result cannot be read.
+        why: reason of a stop; empty for other verdicts.
+        plan: the setting ``plan``; empty if unknown.
+        before: accuracy 0..1 of the original model; None if unknown.
+        after: accuracy 0..1 of the new model; None if unknown.
+        on: the images of these accuracies, ``test`` or ``guard`` (validation).
+        energy_j: joules so far; None if unknown.
+        energy_source: as in ``run.json``; empty if unknown.
+        time_s: seconds so far; None if unknown.
     """
 
     folder: Path
@@ -172,7 +174,7 @@ class PastRun:
 
 
 def past_runs(root: Path) -> list[PastRun]:
-    """The runs in the folders of ``root``, or ``root`` itself if it is one; by name.
+    """The runs in the folders of ``root``, sorted by name; only ``root`` itself if it is the folder of a run.
 
     Raises:
         UsageError: there is no such folder.

@@ -189,7 +189,10 @@ class PowerRow(NamedTuple):
 
 
 class PowerLog:
-    """Appends rows; a disk that takes no more ends it, and nothing else.
+    """Joules, degrees and phase of a run over time, for reports.
+
+    The file has at most 1 000 rows. A row more, and every second row is dropped: earlier stretches become coarser than
+    later ones. A power cut may lose rows: joules are booked in the journal. A full disk ends the log, not the run.
 
     Args:
         path: of the file.

@@ -93,7 +93,9 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
         raise EdgeSelError("the written model differs from the one in memory", where=path, fix="report this as a bug")
 
 
-# --- Images that it has learnt
+# --- Images that it has learnt. A model that was trained on an image may know it by heart: beside a head that was
+# fitted without the image, it would seem better than it is. For a head in closed form the run knows what it would have
+# said of each image without it, and keeps that. Other images that were learnt judge nothing in the next run.
 
 
 LEARNT = "learnt.safetensors"

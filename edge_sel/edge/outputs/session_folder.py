@@ -1,4 +1,4 @@
-"""The folder of a run: whether one is there and whether it is this one, its checkpoints, and its results."""
+"""The folder of a run: does it hold a run, is it the run to be continued, its checkpoints and its results."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ MAY_CHANGE = {
     "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours", "max_pixels", "require_signature",
     "feature_store", "feature_store_mb",
 }  # fmt: skip
-"""Settings that a resumed run may be given anew: none of them says what is computed, the governor's only how far.
+"""Settings that may change when a run is resumed. They do not change what is computed; limits change only how far.
 
-The engine is told by the name of the one that runs, and the images that were decoded are compared by theirs. Which keys
-may have signed may change, as keys do; ``SIGNED`` sees to it that a signature is required as long as it was.
+The engine is compared by its own key, ``ENGINE``, and images by their fingerprint. The keys that may have signed may
+change; ``SIGNED`` keeps the requirement of a signature.
 """
 
 ENGINE = "engine"
-"""Key of an identity: every engine goes on from the state of another, though not with the same last bits."""
+"""Key of an identity. A run may go on with another engine; the last bits of its results may then differ."""
 
 TUNED = "tuned"
-"""Key of an identity: what tuning gave the run. It is kept for those who resume, not compared: the values are."""
+"""Key of an identity: the settings that tuning chose. A resumed run takes them; their values are compared too."""
 SIGNED = "--require-signature"
-"""Key of an identity: whether a signature was required. A run goes on under the same requirement or a new one."""
+"""Key of an identity: whether a signature was required. A resumed run may add this requirement, but not drop it."""
 
 
 def identify(given: RunInputs) -> Identity:
@@ -75,7 +75,7 @@ def identify(given: RunInputs) -> Identity:
 
 
 def require_same_session(found: Mapping[str, Any], identity: Identity, where: Path) -> None:
-    """As ``require_same``; the engine may change, and a signature be required that was not."""
+    """As ``require_same``, but the engine may change, and a signature may be required where none was."""
     ignored = (TUNED, ENGINE, SIGNED) if identity[SIGNED] else (TUNED, ENGINE)
     require_same(found, identity, where, ignored=ignored)
 
@@ -88,9 +88,9 @@ FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safet
 
 
 def tuned_at_start(out: Path) -> dict[str, Any] | None:
-    """What tuning gave the run in ``out`` when it began; None if there is no run to resume.
+    """The settings that tuning chose when the run in ``out`` began; None if there is no run to resume.
 
-    A run keeps these settings to its end, whatever is measured meanwhile.
+    A run keeps these settings to its end, also where a later tuning found others.
     """
     result, _ = read_result(out)
     loaded = load_checkpoint(out / "checkpoints") if result is None else None
@@ -102,19 +102,19 @@ def tuned_at_start(out: Path) -> dict[str, Any] | None:
 
 
 def refuse_used(out: Path) -> None:
-    """A folder that holds a run is for nobody else.
+    """Refuse a folder that holds a run, which a new run would overwrite.
 
     Raises:
-        UsageError: it does.
+        UsageError: it holds one.
     """
     if any((out / name).exists() for name in FILES) or list_checkpoints(out / "checkpoints"):
         raise UsageError("the folder holds a run already", where=out, fix="--resume, or another --out")
 
 
 def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
-    """The result of the run that ended in ``out``; None if there is none, or a limit stopped it early.
+    """The result of the run that ended in ``out``; None if there is no result, or a limit stopped the run early.
 
-    What a power cut has left of a result does not matter where there is a checkpoint to go on from.
+    A damaged result is ignored where there is a checkpoint to continue from.
 
     Raises:
         UsageError: it is not the result of this run.
@@ -129,7 +129,7 @@ def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
 
 
 def unfinished_run(out: Path, identity: Identity) -> tuple[Progress, str] | None:
-    """The state to continue from, of the newest checkpoint that this version of edge-sel can read, and its engine.
+    """The state in the newest checkpoint that this version of edge-sel can read, and the engine that computed it.
 
     Raises:
         UsageError: there are checkpoints, but all are of another run or of another version.
@@ -150,19 +150,18 @@ def unfinished_run(out: Path, identity: Identity) -> tuple[Progress, str] | None
 
 
 class SessionFolder:
-    """One run's folder; looking at it changes nothing.
+    """The folder of one run. Making this object reads the folder and changes nothing in it.
 
     Args:
-        given: to the run: its folder, which may not exist yet, whether a run that is there may be continued, and what
-            was there before this process began to write to it.
+        given: to the run. Its folder need not exist yet.
 
     Attributes:
         identity: what the run is a run of.
         earlier: what earlier processes left.
         finished: the result of the run, if it has come to its end.
-        broken: of a finished run's files those that are to be written again.
-        found: where to continue; None if there is nothing to continue from.
-        notices: events to tell, with their details.
+        broken: files of a finished run that are missing or damaged and will be written again.
+        found: the state to continue from; None for a new beginning.
+        notices: events to tell when the run begins.
 
     Raises:
         UsageError: the folder holds another run, or one that is not to be continued.
@@ -210,7 +209,10 @@ class SessionFolder:
             self.notices.append(("checkpoints_damaged", {}))
 
     def spent_before(self, booked: Spent, opening: Spent | None) -> Spent:
-        """What earlier processes of the run have spent, and this one to open it; ``booked`` by its checkpoint."""
+        """What earlier processes of the run have spent, and what this one took to open it.
+
+        ``booked``: spent by the checkpoint. ``opening``: by this process so far; None where nothing was measured.
+        """
         if self.finished is not None:
             return booked
         if not self.earlier.began:
@@ -228,7 +230,7 @@ class SessionFolder:
         return spent
 
     def begin(self, emit: EventLog) -> None:
-        """Tell what was found, and remove what writes that were cut off have left behind."""
+        """Tell the notices, and remove temporary files of writes that were interrupted."""
         if self.path is not None:
             for name in FILES:
                 with suppress(OSError):
@@ -238,7 +240,7 @@ class SessionFolder:
             emit(event, **details)
 
     def restored(self, result: dict[str, Any], given: RunInputs, emit: EventLog) -> dict[str, Any]:
-        """The result of a finished run, once those of its files are written again that are gone or damaged."""
+        """Write the files of a finished run again that are missing or damaged; returns the result."""
         if not self.broken or self.path is None:
             return result
         if "history.csv" in self.broken:
@@ -252,18 +254,18 @@ class SessionFolder:
         return result
 
     def digests(self) -> dict[str, str]:
-        """sha256 of the files that a run leaves for others."""
+        """sha256 of the result files, by name."""
         if self.path is None:
             return {}
         found = {name: sha256_of(self.path / name) for name in model_files.OUTPUTS}
         return {name: digest for name, digest in found.items() if digest is not None}
 
     def weights(self) -> Arrays | None:
-        """Those that a finished run left."""
+        """The weights in the folder of a finished run; None in memory."""
         return None if self.path is None else model_files.read_weights(self.path / "weights.safetensors")
 
     def save(self, progress: Progress) -> str | None:
-        """Write a checkpoint; its name."""
+        """Write a checkpoint; returns its file name, None in memory."""
         if self.path is None:
             return None
         return save_checkpoint(self.path / "checkpoints", *flatten(progress), self.identity).name
@@ -274,7 +276,7 @@ class SessionFolder:
             write_history(self.path / "history.csv", progress.history, classes)
 
     def write_model(self, given: RunInputs, weights: Arrays) -> None:
-        """``weights.safetensors`` and ``model.onnx``, which is loaded once to see that it computes the same."""
+        """Write ``weights.safetensors`` and ``model.onnx``, and compare what the latter computes with the engine."""
         if self.path is not None:
             model_files.write_weights(self.path / "weights.safetensors", weights, given.classes)
             self._write_onnx(self.path, given, weights)
@@ -285,7 +287,7 @@ class SessionFolder:
         model_files.verify_model(file, given.engine.predictor(pack, weights), pack.manifest.model)
 
     def write_learnt(self, learnt: Learnt | None) -> None:
-        """``learnt.safetensors``, which belongs to the weights; none where nobody knows."""
+        """Write ``learnt.safetensors``, which belongs to the weights; nothing where ``learnt`` is None."""
         if self.path is not None and learnt is not None:
             write_learnt(self.path, learnt)
 

@@ -32,7 +32,9 @@ from edge_sel.pack.manifest import Calibration, GainRow
 from edge_sel.pack.plan_kinds import BN, CLOSED, HEAD, RIDGE, plan_kind
 from edge_sel.pack.reader import Pack
 
-# --- Gains
+# --- Gains: the pack's table has a row for every stage that the server rehearsed (``api/rehearsal.py``). A device reads
+# it at its own place: how much higher its validation loss is than the server's was on clean images, and how many images
+# it visits.
 
 
 LOSS_WIDTH = 0.2

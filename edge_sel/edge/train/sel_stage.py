@@ -21,7 +21,8 @@ from edge_sel.sel.embarrassment import add_batch, means
 from edge_sel.sel.guilt import decayed_gamma, guilty_channels, head_guilt, rows_of_heads
 from edge_sel.sel.schedule import annealed, sel_learning_rate
 
-# --- Step size
+# --- Step size: chosen on validation images of field shifts (low light, fog, blur with noise; head: label shift and a
+# new class)
 
 
 BASE_RATES = {
@@ -76,10 +77,10 @@ def step_hyper(
 
 
 class ChosenChannels(NamedTuple):
-    """What takes part in an epoch, and why.
+    """The channels that an epoch trains, and the gradient norms that they were chosen by.
 
     Attributes:
-        rows: weight → int64 [k], ascending: what a trainer's ``set_channels`` takes.
+        rows: weight → int64 [k], ascending, for a trainer's ``set_channels``.
         guilt: weight → float [O] or [H], the gradient norm of each output channel, or of each attention head.
     """
 
@@ -95,17 +96,24 @@ def choose_channels(
     weights: Mapping[str, np.ndarray],
     batches: Sequence[Batch],
 ) -> ChosenChannels:
-    """For every limited weight the k channels with the largest gradient norm, summed over the probe batches.
+    """Choose the output channels, or attention heads, that a plan with a budget trains.
 
-    Of attention the heads with the largest norm.
+    A plan with a budget computes no gradients of the other channels. So the same plan without a budget, the probe,
+    computes the gradients of a few batches. Of every weight with a budget, the k channels with the largest gradient
+    norm are chosen. Of attention, the heads with the largest norm are chosen.
+
+    A stage chooses at the start of every epoch. Measured on CIFAR-10 in low light (``last-c25``, batch 32), as a share
+    of the gradient norm that the best choice holds: a new choice 89 %, a choice that is 8 steps old 79 to 84 %, one
+    that is an epoch of 31 steps old 77 %, an older one 73 to 80 %, a random one 68 %. A choice in every epoch costs two
+    steps of the whole plan. A choice every 8 steps would take a quarter more joules for 4 % more of the norm.
 
     Args:
         engine: executes the probe.
         pack: holds both plans.
-        plan: the budgeted plan, such as ``last-c25``.
-        probe: the same plan without its budget, ``last``.
-        weights: the current full set of weights.
-        batches: what to probe with; nothing is updated.
+        plan: the plan with a budget, such as ``last-c25``.
+        probe: the same plan without a budget, ``last``.
+        weights: all current weights.
+        batches: images to probe with; no weight is updated.
     """
     trainer = engine.trainer(pack, probe.name, weights)
     totals = {name: np.zeros(len(weights[name])) for name in plan.channels}
@@ -118,7 +126,7 @@ def choose_channels(
 
 
 def chosen_rows(plan: PlanInfo, name: str, guilt: np.ndarray, rows: int) -> np.ndarray:
-    """int64 [k]: of the weight's rows those of its guiltiest channels, or heads; ``guilt`` is of these."""
+    """int64 [k]: the rows of the channels, or heads, with the largest norms in ``guilt``."""
     heads = plan.heads.get(name)
     chosen: np.ndarray = guilty_channels(guilt, plan.channels[name] * (heads or rows) // rows)
     if heads is not None:
@@ -127,10 +135,12 @@ def chosen_rows(plan: PlanInfo, name: str, guilt: np.ndarray, rows: int) -> np.n
 
 
 def guilt_record(plan: PlanInfo, guilt: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What an epoch's record says of the choice: of heads each one's guilt, of channels what share of the norm is held.
+    """The choice of channels in the record of an epoch: how many were chosen, and their share of the gradient norm.
+
+    For attention the record also has the norm of every head.
 
     Args:
-        plan: the budgeted plan.
+        plan: the plan with a budget.
         guilt: of a ``ChosenChannels``.
         weights: of the model.
     """

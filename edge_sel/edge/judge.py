@@ -159,7 +159,7 @@ class Judge:
         self, given: RunInputs, split: SplitImages, breathe: Callable[[], None], batch_limit: BatchLimit
     ) -> None:
         self.given, self.split, self.batch_limit = given, split, batch_limit
-        self.validation, self.test, self.engine = split.validation, given.test, given.engine
+        self.validation, self.test, self._engine = split.validation, given.test, given.engine
         self._pack, self._phase, self._breathe = given.pack, given.recorder.phase, breathe
         self._seen: dict[int, _Features] = {}
         self._compared = False
@@ -191,7 +191,7 @@ class Judge:
 
         def compute(batch_size: int) -> Evaluation:
             trim()  # its session comes on top of the trainer's
-            predict = self.engine.predictor(self._pack, weights)
+            predict = self._engine.predictor(self._pack, weights)
             return evaluate(predict, images, self._pack.manifest.model, self._breathe, batch_size=batch_size)
 
         with self._phase("evaluate"):
@@ -201,7 +201,7 @@ class Judge:
         """What the head takes, float32 [N, F]: each image is looked at once by the same body. None without such."""
         if RIDGE not in self._pack.plan_names:
             return None
-        backbone = Backbone(self.engine, self._pack, RIDGE, weights, images)
+        backbone = Backbone(self._engine, self._pack, RIDGE, weights, images)
         info = backbone.info
         assert info is not None  # the plan is there only where the head has features
         by, seen = backbone.digest(info), self._seen.get(id(images))
@@ -237,8 +237,8 @@ class Judge:
             PackError: it does not.
         """
         weight, bias = self._pack.linear_head.joined(weights)
-        pixels = Backbone(self.engine, self._pack, RIDGE, weights, images).pixels(np.arange(len(features)))
-        whole, parts = self.engine.predictor(self._pack, weights)(pixels), features @ weight.T + bias
+        pixels = Backbone(self._engine, self._pack, RIDGE, weights, images).pixels(np.arange(len(features)))
+        whole, parts = self._engine.predictor(self._pack, weights)(pixels), features @ weight.T + bias
         known = np.isfinite(whole) & np.isfinite(parts)
         difference = np.abs(np.where(known, whole, 0) - np.where(known, parts, 0)).max()
         if difference > SAME * np.abs(np.where(known, whole, 0)).max():

@@ -219,15 +219,10 @@ class Predictions(NamedTuple):
     left_out_before: np.ndarray
 
 
-def no_logits() -> np.ndarray:
-    """Of no image."""
-    return np.zeros((0, 0), np.float32)
-
-
-def no_predictions() -> Predictions:
-    """Before the first look."""
-    none = no_logits()
-    return Predictions(none, none, none, none, np.zeros(0, np.int64), none)
+NO_LOGITS = np.zeros((0, 0), np.float32)
+"""Of no image."""
+NO_PREDICTIONS = Predictions(NO_LOGITS, NO_LOGITS, NO_LOGITS, NO_LOGITS, np.zeros(0, np.int64), NO_LOGITS)
+"""Before the first look."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +256,7 @@ class Progress:
     before: dict[str, Any] = field(default_factory=dict)
     latest_validation: dict[str, Any] = field(default_factory=dict)
     best_validation: dict[str, Any] = field(default_factory=dict)
-    predictions: Predictions = field(default_factory=no_predictions)
+    predictions: Predictions = NO_PREDICTIONS
     forecast: dict[str, float | None] = field(default_factory=dict)
     batch_limit: BatchLimit = field(default_factory=BatchLimit)
     epoch_spent: Spent = field(default_factory=Spent)

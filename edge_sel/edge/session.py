@@ -105,7 +105,7 @@ class Session:
         A run that had already come to its end is returned as it is; damaged files of it are restored.
         """
         if self.folder.finished is not None:
-            return self.folder.restored(self.folder.finished, self.given, self.emit)
+            return self.folder.restored(self.folder.finished, self.emit)
         self.book.begin(self.ledger.booked, self.governor.expected)
         self.folder.begin(self.emit)
         summary = self._run()
@@ -255,7 +255,7 @@ class Session:
         self.progress = replace(
             self.progress, history=history, latest_validation=found.to_json(classes), predictions=latest
         )
-        self.folder.write_history(self.progress, classes)
+        self.folder.write_history(self.progress)
         self.emit("epoch", **{key: value for key, value in entry.items() if key != "classes"})
         self.governor.skip()
 
@@ -327,14 +327,14 @@ class Session:
         trim()
         with self.given.recorder.phase("checkpoint"):
             weights = progress.weights if shipped else original_weights(self.pack, len(self.classes))
-            self.folder.write_model(self.given, weights)
+            self.folder.write_model(weights)
             if shipped and self.learnt is not None:
                 of, said = progress.predictions.left_out_of, progress.predictions.left_out
                 self.learnt = learnt_now(self.learnt, self.split.hashes, of, said, len(self.classes))
             self.folder.write_learnt(self.learnt)
         if "test" in after and progress.history and stopped == "done":
             self.progress = progress.with_test_of_best(after["test"]["accuracy"])
-            self.folder.write_history(self.progress, self.classes)
+            self.folder.write_history(self.progress)
         self._memory_short()
         summary = self._summary(stopped, after, progress, shipped=shipped, evidence=evidence)
         self.folder.write_summary(summary)

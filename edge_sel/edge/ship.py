@@ -12,7 +12,7 @@ from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.progress import Predictions, Progress, changed_in, no_logits, original_weights
+from edge_sel.edge.progress import NO_LOGITS, Predictions, Progress, changed_in, original_weights
 from edge_sel.edge.train.auto_ladder import NONSENSE
 from edge_sel.pack.plan_kinds import plan_kind
 from edge_sel.pack.reader import Pack
@@ -50,7 +50,7 @@ def keep_if_better(
     witnesses, served = split.witnesses, split.served
     seen, stage, labels = progress.predictions, progress.stage, split.validation.labels
     before, after = seen.best, predictions
-    seen = seen._replace(best=predictions, left_out=no_logits(), left_out_of=stage.left_out_of[:0])
+    seen = seen._replace(best=predictions, left_out=NO_LOGITS, left_out_of=stage.left_out_of[:0])
     taught = any(entry.get("kept") and plan_kind(entry["plan"]).stepped for entry in progress.history)
     fair = np.flatnonzero(served.fair[stage.left_out_of]) if served else np.arange(len(stage.left_out_of))
     fair = fair[: max(0, ENOUGH - len(labels))]

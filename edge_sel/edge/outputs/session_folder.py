@@ -170,8 +170,8 @@ class SessionFolder:
 
     def __init__(self, given: RunInputs) -> None:
         path, earlier = given.out, given.opened and given.opened.earlier
-        self.path, self.identity = path, identify(given)
-        identity = self.identity
+        identity = identify(given)
+        self._given, self.path, self.identity = given, path, identity
         self.earlier, self.finished, self.found = Earlier(), None, None
         self.broken: list[str] = []
         self.notices: list[Notice] = []
@@ -239,14 +239,14 @@ class SessionFolder:
         for event, details in self.notices:
             emit(event, **details)
 
-    def restored(self, result: dict[str, Any], given: RunInputs, emit: EventLog) -> dict[str, Any]:
+    def restored(self, result: dict[str, Any], emit: EventLog) -> dict[str, Any]:
         """Write the files of a finished run again that are missing or damaged; returns the result."""
         if not self.broken or self.path is None:
             return result
         if "history.csv" in self.broken:
-            write_history(self.path / "history.csv", result["epochs"], given.classes)
+            write_history(self.path / "history.csv", result["epochs"], self._given.classes)
         if "model.onnx" in self.broken:
-            self._write_onnx(self.path, given, model_files.read_weights(self.path / "weights.safetensors"))
+            self._write_onnx(self.path, model_files.read_weights(self.path / "weights.safetensors"))
         if damaged_outputs(self.path, result):  # another version of a library writes other bytes
             result = {**result, "outputs": self.digests()}
             self.write_summary(result)
@@ -270,19 +270,19 @@ class SessionFolder:
             return None
         return save_checkpoint(self.path / "checkpoints", *flatten(progress), self.identity).name
 
-    def write_history(self, progress: Progress, classes: tuple[str, ...]) -> None:
+    def write_history(self, progress: Progress) -> None:
         """``history.csv``."""
         if self.path is not None:
-            write_history(self.path / "history.csv", progress.history, classes)
+            write_history(self.path / "history.csv", progress.history, self._given.classes)
 
-    def write_model(self, given: RunInputs, weights: Arrays) -> None:
+    def write_model(self, weights: Arrays) -> None:
         """Write ``weights.safetensors`` and ``model.onnx``, and compare what the latter computes with the engine."""
         if self.path is not None:
-            model_files.write_weights(self.path / "weights.safetensors", weights, given.classes)
-            self._write_onnx(self.path, given, weights)
+            model_files.write_weights(self.path / "weights.safetensors", weights, self._given.classes)
+            self._write_onnx(self.path, weights)
 
-    def _write_onnx(self, path: Path, given: RunInputs, weights: Arrays) -> None:
-        pack, file = given.pack, path / "model.onnx"
+    def _write_onnx(self, path: Path, weights: Arrays) -> None:
+        given, file, pack = self._given, path / "model.onnx", self._given.pack
         model_files.write_model(file, pack, weights, given.classes)
         model_files.verify_model(file, given.engine.predictor(pack, weights), pack.manifest.model)
 

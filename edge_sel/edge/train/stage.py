@@ -254,7 +254,10 @@ class StatisticsStage(TrainingStage):
     @property
     def seen(self) -> tuple[int, int]:
         """Images that the pass under way has seen, of so many."""
-        return seen_by_statistics(self.images.labels, self.state.step, statistics_batch(self.pack))
+        chosen = min(len(self.images), STATISTICS_IMAGES)
+        size = max(1, min(statistics_batch(self.pack), chosen))
+        whole = chosen // size * size
+        return min(self.state.step * size, whole), whole
 
     def _train_through(self) -> Iterator[StageEvent]:
         state, memory = self.state, self.memory
@@ -278,14 +281,6 @@ class StatisticsStage(TrainingStage):
 def statistics_batch(pack: Pack) -> int:
     """Images in a batch that statistics are estimated from."""
     return FEW if max(pack.manifest.model.image_size) > LARGE else BATCH
-
-
-def seen_by_statistics(labels: np.ndarray, steps: int, batch: int = BATCH) -> tuple[int, int]:
-    """After so many batches: images, of so many."""
-    chosen = min(len(labels), STATISTICS_IMAGES)
-    size = max(1, min(batch, chosen))
-    whole = chosen // size * size
-    return min(steps * size, whole), whole
 
 
 def estimate(

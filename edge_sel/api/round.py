@@ -38,6 +38,7 @@ from edge_sel.engines.by_name import choose_engine
 from edge_sel.errors import UsageError
 from edge_sel.files import cache_folder
 from edge_sel.pack.expert import read_expert
+from edge_sel.pack.keys import TrustedKeys
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.trained import pack_of_run
 from edge_sel.power.meter import Meter
@@ -221,15 +222,11 @@ def train_round(
     if resume and out is None:
         raise UsageError("a run in memory cannot be resumed", where="resume", fix="name its folder")
     exported = pack if isinstance(pack, Pack) else open_pack_or_builtin(_path(pack), trusted)
-    if weights is not None and expert is not None:
-        raise UsageError("a run begins with one model", where="--from and --expert", fix="give one of them")
-    if weights is not None and trusted is not None:  # they would stay if nothing is better
-        raise UsageError("the weights of a run are not signed", where="--from with --require-signature",
-                         fix="leave out one of them")  # fmt: skip
+    if weights is not None:
+        _refuse_beside_weights(expert, trusted)
     trained = None if expert is None else read_expert(Path(expert), exported, trusted)
     opened, learnt = _begin_with(exported, weights)
     check_images(opened, data, tested)
-    events: list[dict[str, Any]] = []
     with ExitStack() as stack:
         notices: list[Notice] = []
         if out is not None:
@@ -245,9 +242,9 @@ def train_round(
         if out is not None and (ended := exhausted(earlier, out, asked.energy_budget_j)) is not None:
             return Round(opened, ended, out, None)
         meters = stack.enter_context(open_meters(resolved, device, out, earlier, meter, listener))
-        listeners = [listener]
+        events = _Events([listener])
         if metrics is not None:
-            listeners.append(MetricsFile(Path(metrics), meters.recorder, str(out), on_error=warn))
+            events.listeners.append(MetricsFile(Path(metrics), meters.recorder, str(out), on_error=warn))
         shared = _open_features(asked, environ)
         if shared is not None:
             stack.callback(shared.close)
@@ -257,14 +254,8 @@ def train_round(
             note=lambda why: notices.append(("device", {"device": "cpu", "why": why})),
         )  # fmt: skip
 
-        def tell(event: dict[str, Any]) -> None:
-            if event["event"] != "step":
-                events.append(event)
-            for listen in listeners:
-                listen(event)
-
         host = Host(
-            should_stop=should_stop or (lambda: None), listener=tell, clock=clock_through_sleep,
+            should_stop=should_stop or (lambda: None), listener=events, clock=clock_through_sleep,
             supply=meters.supply, minute=local_minute, throttling=ThrottleReader(sysfs_root()).read,
         )  # fmt: skip
         given = RunInputs(
@@ -273,12 +264,34 @@ def train_round(
             opened=meters, notices=notices,
         )  # fmt: skip
         session = build_session(given)
-        return _round_of(session, session.run(), out, events)
+        return _round_of(session, session.run(), out, events.kept)
 
 
 def finetune(pack: Pack | AnyPath | None, images: ImageSet | AnyPath | None, *, out: AnyPath, **options: Any) -> Round:
     """``train_round`` in the folder ``out``."""
     return train_round(pack, images, folder=out, **options)
+
+
+class _Events:
+    """Tells every listener of an event, and keeps those that are no steps."""
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self.listeners = listeners
+        self.kept: list[dict[str, Any]] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] != "step":
+            self.kept.append(event)
+        for listen in self.listeners:
+            listen(event)
+
+
+def _refuse_beside_weights(expert: AnyPath | None, trusted: TrustedKeys | None) -> None:
+    if expert is not None:
+        raise UsageError("a run begins with one model", where="--from and --expert", fix="give one of them")
+    if trusted is not None:  # the weights would stay if nothing is better
+        raise UsageError("the weights of a run are not signed", where="--from with --require-signature",
+                         fix="leave out one of them")  # fmt: skip
 
 
 def _begin_with(

@@ -13,7 +13,7 @@ from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.transforms import normalise
 from edge_sel.edge.features.cache import known_features
-from edge_sel.edge.features.precision import CHUNK, Backbone
+from edge_sel.edge.features.precision import CHUNK, FrozenBackbone
 from edge_sel.edge.memory import BatchLimit, trim
 from edge_sel.edge.open import RunInputs, SplitImages
 from edge_sel.engines.base import Predict
@@ -201,7 +201,7 @@ class Judge:
         """What the head takes, float32 [N, F]: each image is looked at once by the same body. None without such."""
         if RIDGE not in self._pack.plan_names:
             return None
-        backbone = Backbone(self._engine, self._pack, RIDGE, weights, images)
+        backbone = FrozenBackbone(self._engine, self._pack, RIDGE, weights, images)
         info = backbone.info
         assert info is not None  # the plan is there only where the head has features
         by, seen = backbone.digest(info), self._seen.get(id(images))
@@ -237,7 +237,7 @@ class Judge:
             PackError: it does not.
         """
         weight, bias = self._pack.linear_head.joined(weights)
-        pixels = Backbone(self._engine, self._pack, RIDGE, weights, images).pixels(np.arange(len(features)))
+        pixels = FrozenBackbone(self._engine, self._pack, RIDGE, weights, images).pixels(np.arange(len(features)))
         whole, parts = self._engine.predictor(self._pack, weights)(pixels), features @ weight.T + bias
         known = np.isfinite(whole) & np.isfinite(parts)
         difference = np.abs(np.where(known, whole, 0) - np.where(known, parts, 0)).max()

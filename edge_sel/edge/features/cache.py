@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_sel.config.settings import Settings
 from edge_sel.data.transforms import normalise
-from edge_sel.edge.features.precision import CHUNK, INT8, Backbone, EnterPhase
+from edge_sel.edge.features.precision import CHUNK, INT8, EnterPhase, FrozenBackbone
 from edge_sel.edge.features.shared import KnownFeatures, SharedFeatures
 from edge_sel.edge.features.store import FeatureStore, discard, open_store
 from edge_sel.engines.base import Prefix
@@ -53,7 +53,7 @@ class FeatureCache:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: FrozenBackbone,
         precision: str,
         phase: EnterPhase,
         store: FeatureStore | None = None,
@@ -157,7 +157,7 @@ def copies(flip: bool) -> int:
 
 
 def open_features(
-    backbone: Backbone, precision: str, phase: EnterPhase, *, featured: np.ndarray, settings: Settings,
+    backbone: FrozenBackbone, precision: str, phase: EnterPhase, *, featured: np.ndarray, settings: Settings,
     folder: Path | None, outlive: bool = False, shared: SharedFeatures | None = None,
 ) -> FeatureCache:  # fmt: skip
     """What the trainer of a plan is to be fed, from its images and, if the model allows it, their mirror images.
@@ -179,7 +179,7 @@ def open_features(
 
 
 def known_features(
-    backbone: Backbone, precision: str, shared: SharedFeatures | None, kind: Any = np.float16
+    backbone: FrozenBackbone, precision: str, shared: SharedFeatures | None, kind: Any = np.float16
 ) -> KnownFeatures | None:
     """The features of these images that earlier runs have left, by a hash of all that computes them."""
     info, name = backbone.info, backbone.engine.name
@@ -197,7 +197,7 @@ def known_features(
     return KnownFeatures(shared, digest, backbone.images.content_digests(), kind)
 
 
-def _key(backbone: Backbone, info: PrefixInfo, precision: str) -> bytes:
+def _key(backbone: FrozenBackbone, info: PrefixInfo, precision: str) -> bytes:
     """A hash of all that the features depend on."""
     pack = backbone.pack
     parts = [

@@ -52,7 +52,7 @@ class Precision(NamedTuple):
     """Images that the trial computed, counted once for each precision."""
 
 
-class Backbone(NamedTuple):
+class FrozenBackbone(NamedTuple):
     """The frozen backbone of a plan, and what its features are computed from."""
 
     engine: Engine
@@ -97,7 +97,7 @@ class Backbone(NamedTuple):
 
 
 def choose_precision(
-    backbone: Backbone, asked: str, expected: float, cpu_time: CpuTime, phase: EnterPhase
+    backbone: FrozenBackbone, asked: str, expected: float, cpu_time: CpuTime, phase: EnterPhase
 ) -> Precision:
     """What the plan's backbone is to compute in.
 
@@ -130,7 +130,7 @@ def _untried(plan: str, why: str) -> dict[str, Any]:
     return {"plan": plan, "precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
 
 
-def _try_both(backbone: Backbone, cpu_time: CpuTime) -> dict[str, Any] | None:
+def _try_both(backbone: FrozenBackbone, cpu_time: CpuTime) -> dict[str, Any] | None:
     """Try both on ``TIMED + 1`` chunks of normalised images: the ``prefix`` event, with the ``precision`` chosen.
 
     A device that cannot load the quantized variant computes in float32; ``why`` says so. None in an engine that cuts

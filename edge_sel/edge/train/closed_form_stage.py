@@ -20,7 +20,7 @@ from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH
 from edge_sel.edge.features.cache import FeatureCache
-from edge_sel.edge.features.precision import Backbone, Precision
+from edge_sel.edge.features.precision import FrozenBackbone, Precision
 from edge_sel.edge.progress import changed_in, original_weights
 from edge_sel.edge.train.stage import (
     EpochDone,
@@ -166,7 +166,8 @@ class ClosedFormStage(TrainingStage):
                 self._estimator.load_state(state.trainer)
         estimator = self._estimator
         flops = self.pack.plan(BN).flops_train
-        images = FeatureCache(Backbone(self.engine, self.pack, BN, self._start, self.images), "", self.phase)
+        backbone = FrozenBackbone(self.engine, self.pack, BN, self._start, self.images)
+        images = FeatureCache(backbone, "", self.phase)
 
         def batch_of(part: np.ndarray) -> Batch:
             return Batch(images.get(part), self.images.labels[part], np.ones(len(part), np.float32))
@@ -206,10 +207,8 @@ class ClosedFormStage(TrainingStage):
     def _features_with(self, statistics: Arrays, rows: np.ndarray, images: ImageSet | None = None) -> np.ndarray:
         """float16 [n, F] of some images, by default of the device's."""
         weights = {**self._start, **statistics}
-        features = FeatureCache(
-            Backbone(self.engine, self.pack, RIDGE, weights, images or self.images), self._precision.name, self.phase,
-            shared=self.inputs.given.shared,
-        )  # fmt: skip
+        backbone = FrozenBackbone(self.engine, self.pack, RIDGE, weights, images or self.images)
+        features = FeatureCache(backbone, self._precision.name, self.phase, shared=self.inputs.given.shared)
         found = features.get(rows).astype(np.float16)
         self.state.totals.prefixed += features.computed
         features.close(keep=False)

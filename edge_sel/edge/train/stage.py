@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.edge.features.cache import FeatureCache, open_features
-from edge_sel.edge.features.precision import Backbone, Precision, choose_precision
+from edge_sel.edge.features.precision import FrozenBackbone, Precision, choose_precision
 from edge_sel.edge.memory import BatchLimit
 from edge_sel.edge.open import RunInputs, SplitImages
 from edge_sel.edge.progress import EpochTotals, StageState, TrainingMemory
@@ -163,7 +163,7 @@ class TrainingStage(ABC):
 
     def _open_features(self, plan: str) -> tuple[Precision, FeatureCache]:
         """What a plan is fed, by the weights that the stage begins with, and how that is computed."""
-        inputs, backbone = self.inputs, Backbone(self.engine, self.pack, plan, self._start, self.images)
+        inputs, backbone = self.inputs, FrozenBackbone(self.engine, self.pack, plan, self._start, self.images)
         precision = self._choose_precision(backbone)
         features = open_features(
             backbone, precision.name, self.phase, featured=self.state.featured, settings=self.settings,
@@ -171,7 +171,7 @@ class TrainingStage(ABC):
         )  # fmt: skip
         return precision, features
 
-    def _choose_precision(self, backbone: Backbone) -> Precision:
+    def _choose_precision(self, backbone: FrozenBackbone) -> Precision:
         """The frozen backbone's: that of the checkpoint, or a choice that is then the state's."""
         state, settings = self.state, self.settings
         if state.precision:

@@ -18,7 +18,7 @@ from edge_sel.edge.features.precision import (
     CHUNK,
     GAIN,
     TIMED,
-    Backbone,
+    FrozenBackbone,
     Precision,
     choose_precision,
     compare_precisions,
@@ -61,14 +61,14 @@ def timed(*int8_s):
 
 
 def chosen(*, base=None, engine=None, expected=1e9, asked="auto", cpu_time=time.process_time):
-    backbone = Backbone(engine or OrtEngine(1), base or pack(), "last", pack().weights(), digits(COUNT))
+    backbone = FrozenBackbone(engine or OrtEngine(1), base or pack(), "last", pack().weights(), digits(COUNT))
     return choose_precision(backbone, asked, expected, cpu_time, lambda name: nullcontext())
 
 
 def opened(folder, name, *, engine=None, **given):
     """The features of the backbone in this precision."""
     return open_features(
-        Backbone(engine or OrtEngine(1), pack(), "last", pack().weights(), digits(COUNT)), name,
+        FrozenBackbone(engine or OrtEngine(1), pack(), "last", pack().weights(), digits(COUNT)), name,
         lambda name: nullcontext(), featured=np.zeros(0, bool), settings=replace(Settings(), **given), folder=folder,
     )  # fmt: skip
 

@@ -46,6 +46,7 @@ def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     from edge_sel.api.inputs import load_images
     from edge_sel.config.settings import resolve
     from edge_sel.edge.build import build_session
+    from edge_sel.edge.open import RunInputs
     from edge_sel.edge.train.ladder import fixed_ladder
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.reader import builtin_pack
@@ -58,7 +59,10 @@ def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         with recorder:
-            build_session(pack, images, test, engine, ladder, resolved, recorder, Path(scratch), source=source).run()
+            given = RunInputs(
+                pack, images, engine, resolved, recorder, Path(scratch), test=test, ladder=ladder, source=source
+            )
+            build_session(given).run()
         return {"wall_s": time.perf_counter() - began_s, "cpu_s": time.process_time() - began_cpu_s}
 
 

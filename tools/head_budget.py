@@ -98,19 +98,19 @@ def make_pack(path: Path) -> None:
 
 def choose_at_random(seed: int, shares: list[float]) -> None:
     """From now on this process chooses heads by chance; tells what share of the gradient norm they hold."""
-    from edge_sel.edge.train import channels, sel_stage
+    from edge_sel.edge.train import sel_stage
 
-    rng, by_guilt = np.random.default_rng(seed), channels.choose_channels
+    rng, by_guilt = np.random.default_rng(seed), sel_stage.choose_channels
 
-    def choose(*given: Any) -> channels.Choice:
+    def choose(*given: Any) -> sel_stage.ChosenChannels:
         plan, weights, found = given[2], given[4], by_guilt(*given)
         rows = {}
         for name, norms in found.guilt.items():
             dice = rng.random(len(norms))
-            rows[name] = channels.chosen_rows(plan, name, dice, len(weights[name]))
+            rows[name] = sel_stage.chosen_rows(plan, name, dice, len(weights[name]))
             held = norms[np.argsort(-dice)[: plan.channels[name] * len(norms) // len(weights[name])]]
             shares.append(float(np.linalg.norm(held) / np.linalg.norm(norms)))
-        return channels.Choice(rows, found.guilt)
+        return sel_stage.ChosenChannels(rows, found.guilt)
 
     sel_stage.choose_channels = choose
 
@@ -120,16 +120,17 @@ def fine_tune(work: Path, plan: str, choice: str, seed: int) -> dict[str, Any]:
     from click.testing import CliRunner
 
     from edge_sel.cli.main import cli
-    from edge_sel.edge.train import channels, sel_stage
+    from edge_sel.edge.train import sel_stage
 
     shares: list[float] = []
-    sel_stage.choose_channels = channels.choose_channels
+    by_guilt = sel_stage.choose_channels
     if choice == "random":
         choose_at_random(seed, shares)
     given = ["finetune", str(work / "pack"), "--data", str(work / "field"), "--test", str(work / "test"), "--json",
              "--out", str(work / "runs" / f"{plan}-{choice}-{seed}"), "--plan", plan, "--epochs", DEVICE_EPOCHS,
              "--learning-rate", LEARNING_RATE, "--threads", "1", "--seed", str(seed)]  # fmt: skip
     result = CliRunner().invoke(cli, given)
+    sel_stage.choose_channels = by_guilt
     if not result.stdout.startswith("{"):
         sys.exit(result.output)
     run = json.loads(result.stdout)

@@ -18,7 +18,7 @@ import numpy as np
 from edge_sel.data.dataset import normalise
 from edge_sel.data.folder import load_folder
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.pack.manifest import RIDGE
+from edge_sel.pack.plan_kinds import RIDGE
 from edge_sel.pack.reader import open_pack
 from edge_sel.sel.calibration import find_label_errors, surest_label_errors
 from edge_sel.sel.ridge import fit_head

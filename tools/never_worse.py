@@ -31,6 +31,7 @@ from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import apply_shift
 from edge_sel.edge.build import build_session
+from edge_sel.edge.open import RunInputs
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import DataError
 from edge_sel.pack import reader
@@ -119,7 +120,7 @@ def run(path: Path, pair: Pair, folder: Path, seed: int, options: dict[str, str]
     pack, resolved = open_pack(path), resolve(flags={"seed": seed, "threads": 1, **options})
     with EnergyRecorder(None, background=False) as recorder:
         try:
-            session = build_session(pack, field, None, OrtEngine(1), None, resolved, recorder, folder / "run")
+            session = build_session(RunInputs(pack, field, OrtEngine(1), resolved, recorder, folder / "run"))
             result = session.run()
         except DataError as error:
             return {"failed": str(error)}

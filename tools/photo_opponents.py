@@ -32,7 +32,7 @@ def features_of(pack_path: Path, images: np.ndarray, *, deep: bool) -> np.ndarra
     """Of the pack's network: what its head always took, or all that it reads."""
     from edge_sel.data.dataset import normalise
     from edge_sel.engines.ort import OrtEngine
-    from edge_sel.pack.manifest import RIDGE
+    from edge_sel.pack.plan_kinds import RIDGE
     from edge_sel.pack.reader import open_pack
 
     pack = open_pack(pack_path)
@@ -116,7 +116,7 @@ def _train_head(
 
 def _network(pack_path: Path, classes: int) -> Any:
     """The pack's network in torch, with a head of so many classes."""
-    from edge_sel.edge.head import extend_head
+    from edge_sel.edge.progress import extend_head
     from edge_sel.engines.torch import TorchEngine
     from edge_sel.pack.reader import open_pack
 

@@ -21,9 +21,8 @@ from typing import Any
 import click
 import numpy as np
 
-from edge_sel.edge.governor.decision import Limit, Readings
-from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.governor.limits import Ceiling, EnergyBudget, PowerCap
+from edge_sel.edge.governor import Governor
+from edge_sel.edge.limits import Ceiling, EnergyBudget, Limit, PowerCap, Readings
 from edge_sel.units import (
     format_duration,
     format_energy,

@@ -16,7 +16,7 @@ from edge_sel.errors import DataError
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.signatures import TrustedKeys
 
-Given: TypeAlias = ImageSet | Path | None
+GivenImages: TypeAlias = ImageSet | Path | None
 """Images in memory, or a folder of class folders."""
 
 
@@ -50,7 +50,7 @@ def open_pack_or_builtin(path: Path | None, trusted: TrustedKeys | None = None) 
     return builtin_pack(trusted) if path is None else open_pack(path, trusted)
 
 
-def load_images(pack: Pack, data: Given, test: Given, settings: Settings) -> RunImages:
+def load_images(pack: Pack, data: GivenImages, test: GivenImages, settings: Settings) -> RunImages:
     """The device's images and the test images, if there are any; without ``data`` the built-in digits.
 
     Raises:
@@ -106,7 +106,7 @@ def _name(given: ImageSet | Path) -> str:
     return f"{len(given)} images in memory" if isinstance(given, ImageSet) else str(given)
 
 
-def check_images(pack: Pack, data: Given, test: Given) -> None:
+def check_images(pack: Pack, data: GivenImages, test: GivenImages) -> None:
     """Look whether the folders of images can be used at all, before anything is made or measured.
 
     Raises:

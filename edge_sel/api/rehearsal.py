@@ -19,13 +19,14 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
 from edge_sel.data.split import stratified_split
 from edge_sel.edge.build import build_session
-from edge_sel.edge.train.auto_ladder import BODY_EPOCHS, HEAD_EPOCHS, body_of, clean_loss
-from edge_sel.edge.train.gains import kind_of
+from edge_sel.edge.open import RunInputs
+from edge_sel.edge.train.auto_ladder import BODY_EPOCHS, body_of, clean_loss, head_stage
 from edge_sel.edge.train.ladder import FixedLadder, PlannedStage, outcome_of, stages_of
 from edge_sel.engines.base import Engine
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import DataError
-from edge_sel.pack.manifest import CLOSED, RIDGE, GainRow
+from edge_sel.pack.manifest import GainRow
+from edge_sel.pack.plan_kinds import BN, CLOSED, plan_kind
 from edge_sel.pack.reader import Pack
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.server.source.base import WarmupInfo
@@ -131,10 +132,9 @@ def _first_stages(pack: Pack) -> list[PlannedStage]:
     names = pack.plan_names
     if CLOSED in names:
         return [PlannedStage(CLOSED, 1)]
-    stages = [PlannedStage("bn", 1)] if "bn" in names and pack.plan("bn").buffers else []
-    if RIDGE in names:
-        return [*stages, PlannedStage(RIDGE, 1)]
-    return [*stages, PlannedStage("head", HEAD_EPOCHS)] if "head" in names else stages
+    stages = [PlannedStage(BN, 1)] if BN in names and pack.plan(BN).buffers else []
+    head = head_stage(names)
+    return [*stages, head] if head else stages
 
 
 def _run(
@@ -148,14 +148,14 @@ def _run(
     resolved = resolve(flags={"prefix_precision": "fp32"})
     training, validation = field
     with TemporaryDirectory() as folder, EnergyRecorder(None, background=False) as recorder:
-        session = build_session(
-            pack, training, None, engine, FixedLadder(stages), resolved, recorder, Path(folder), validation=validation
+        given = RunInputs(
+            pack, training, engine, resolved, recorder, Path(folder), validation=validation, ladder=FixedLadder(stages)
         )
-        history = session.run()["epochs"]
+        history = build_session(given).run()["epochs"]
     clean = clean_loss(pack.manifest.calibration)
-    rows = {}
+    rows: dict[tuple[str, int], GainRow] = {}
     for entries in stages_of(history):
-        first, last, kind = entries[0], entries[-1], kind_of(entries[0]["plan"])
+        first, last, kind = entries[0], entries[-1], plan_kind(entries[0]["plan"]).gains
         visits = sum(entry["trained"] for entry in entries)
         if kind is not None and visits and None not in (first["best_loss"], last["guard_loss"]):
             rows[kind, len(entries)] = GainRow(kind, visits, first["best_loss"] - clean, outcome_of(entries).gain)

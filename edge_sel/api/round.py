@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_sel.api.inputs import (
-    Given,
+    GivenImages,
     check_images,
     load_images,
     open_pack_or_builtin,
@@ -26,20 +26,19 @@ from edge_sel.config.settings import Resolved, Settings, resolve
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.build import build_session
 from edge_sel.edge.features.shared import SharedFeatures
-from edge_sel.edge.governor.from_settings import local_minute
-from edge_sel.edge.hold import hold_run
-from edge_sel.edge.host import Host, Listener
-from edge_sel.edge.open import named_ladder, open_meters
+from edge_sel.edge.host import Host, Listener, Notice, local_minute
+from edge_sel.edge.open import RunInputs, hold_run, named_ladder, open_meters
 from edge_sel.edge.outputs.earlier import Earlier, exhausted, look_into
-from edge_sel.edge.outputs.learnt import Learnt, read_learnt
+from edge_sel.edge.outputs.model_files import Learnt, read_learnt
 from edge_sel.edge.outputs.openmetrics import MetricsFile
-from edge_sel.edge.outputs.session_folder import Notice, refuse_used, tuned_at_start
+from edge_sel.edge.outputs.session_folder import refuse_used, tuned_at_start
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.stage import FittedSamples
 from edge_sel.engines.by_name import choose_engine
 from edge_sel.errors import UsageError
 from edge_sel.files import cache_folder
 from edge_sel.pack.reader import Pack
+from edge_sel.pack.signatures import TrustedKeys
 from edge_sel.pack.weights import pack_of_run, read_expert
 from edge_sel.power.meter import Meter
 from edge_sel.power.recorder import clock_through_sleep
@@ -222,15 +221,11 @@ def train_round(
     if resume and out is None:
         raise UsageError("a run in memory cannot be resumed", where="resume", fix="name its folder")
     exported = pack if isinstance(pack, Pack) else open_pack_or_builtin(_path(pack), trusted)
-    if weights is not None and expert is not None:
-        raise UsageError("a run begins with one model", where="--from and --expert", fix="give one of them")
-    if weights is not None and trusted is not None:  # they would stay if nothing is better
-        raise UsageError("the weights of a run are not signed", where="--from with --require-signature",
-                         fix="leave out one of them")  # fmt: skip
+    if weights is not None:
+        _refuse_beside_weights(expert, trusted)
     trained = None if expert is None else read_expert(Path(expert), exported, trusted)
     opened, learnt = _begin_with(exported, weights)
     check_images(opened, data, tested)
-    events: list[dict[str, Any]] = []
     with ExitStack() as stack:
         notices: list[Notice] = []
         if out is not None:
@@ -246,9 +241,9 @@ def train_round(
         if out is not None and (ended := exhausted(earlier, out, asked.energy_budget_j)) is not None:
             return Round(opened, ended, out, None)
         meters = stack.enter_context(open_meters(resolved, device, out, earlier, meter, listener))
-        listeners = [listener]
+        events = _Events([listener])
         if metrics is not None:
-            listeners.append(MetricsFile(Path(metrics), meters.recorder, str(out), on_error=warn))
+            events.listeners.append(MetricsFile(Path(metrics), meters.recorder, str(out), on_error=warn))
         shared = _open_features(asked, environ)
         if shared is not None:
             stack.callback(shared.close)
@@ -258,27 +253,44 @@ def train_round(
             note=lambda why: notices.append(("device", {"device": "cpu", "why": why})),
         )  # fmt: skip
 
-        def tell(event: dict[str, Any]) -> None:
-            if event["event"] != "step":
-                events.append(event)
-            for listen in listeners:
-                listen(event)
-
         host = Host(
-            should_stop=should_stop or (lambda: None), listener=tell, clock=clock_through_sleep,
+            should_stop=should_stop or (lambda: None), listener=events, clock=clock_through_sleep,
             supply=meters.supply, minute=local_minute, throttling=ThrottleReader(sysfs_root()).read,
         )  # fmt: skip
-        session = build_session(
-            opened, read.images, read.test, engine, ladder, resolved, meters.recorder, out, host=host,
+        given = RunInputs(
+            opened, read.images, engine, resolved, meters.recorder, out, test=read.test, ladder=ladder, host=host,
             limits=meters.limits, source=read.source, expert=trained, learnt=learnt, shared=shared, resume=resume,
             opened=meters, notices=notices,
         )  # fmt: skip
-        return _round_of(session, session.run(), out, events)
+        session = build_session(given)
+        return _round_of(session, session.run(), out, events.kept)
 
 
 def finetune(pack: Pack | AnyPath | None, images: ImageSet | AnyPath | None, *, out: AnyPath, **options: Any) -> Round:
     """``train_round`` in the folder ``out``."""
     return train_round(pack, images, folder=out, **options)
+
+
+class _Events:
+    """Tells every listener of an event, and keeps those that are no steps."""
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self.listeners = listeners
+        self.kept: list[dict[str, Any]] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] != "step":
+            self.kept.append(event)
+        for listen in self.listeners:
+            listen(event)
+
+
+def _refuse_beside_weights(expert: AnyPath | None, trusted: TrustedKeys | None) -> None:
+    if expert is not None:
+        raise UsageError("a run begins with one model", where="--from and --expert", fix="give one of them")
+    if trusted is not None:  # the weights would stay if nothing is better
+        raise UsageError("the weights of a run are not signed", where="--from with --require-signature",
+                         fix="leave out one of them")  # fmt: skip
 
 
 def _begin_with(
@@ -305,7 +317,7 @@ def _round_of(session: Session, summary: dict[str, Any], out: Path | None, event
     if session.folder.finished is not None:
         weights = session.folder.weights() if summary["shipped"] else None
     return Round(
-        session.pack, summary, out, weights, tuple(events), session.training.ids, session.judge.validation.ids,
+        session.pack, summary, out, weights, tuple(events), session.split.training.ids, session.split.validation.ids,
         session.learnt, session.fitted,
     )  # fmt: skip
 
@@ -324,7 +336,7 @@ def _path(given: AnyPath | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def _given(images: ImageSet | AnyPath | None) -> Given:
+def _given(images: ImageSet | AnyPath | None) -> GivenImages:
     return images if images is None or isinstance(images, ImageSet) else Path(images)
 
 

@@ -174,7 +174,7 @@ def evaluate_command(
     """
     from edge_sel.data.folder import load_folder
     from edge_sel.edge.classifier import Classifier, is_model, open_classifier
-    from edge_sel.edge.evaluate import evaluate
+    from edge_sel.edge.judge import evaluate
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.reader import open_pack
     from edge_sel.pack.weights import pack_of_run

@@ -104,7 +104,7 @@ def command(**values: Any) -> int:
 
 def _run(wanted: list[System], options: SuiteOptions, given: SimpleNamespace) -> int:
     from edge_sel.api.inputs import open_profile
-    from edge_sel.edge.hold import prepare_folder
+    from edge_sel.edge.open import prepare_folder
     from edge_sel.power.recorder import EnergyRecorder
     from edge_sel.power.temperature import find_thermometer
     from edge_sel.reference import parallel

@@ -20,7 +20,7 @@ def command(folder: Path, as_json: bool) -> None:
     shipped: the new model is better and replaced the original one; kept: the original one stays; stopped: by a limit or
     a signal; unfinished: it still runs, or was cut. The last two go on with --resume.
     """
-    from edge_sel.edge.past_runs import past_runs
+    from edge_sel.edge.outputs.earlier import past_runs
 
     runs = past_runs(folder)
     if as_json:

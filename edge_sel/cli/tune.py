@@ -127,20 +127,20 @@ def trained_plans(pack: Pack, plans: tuple[str, ...]) -> list[str]:
         UsageError: the pack does not have one of them, or none of them trains.
     """
     from edge_sel.edge.train.auto_ladder import body_of
-    from edge_sel.pack.manifest import CLOSED, RIDGE
+    from edge_sel.pack.plan_kinds import HEAD, plan_kind
 
     known = pack.manifest.plans
     if "auto" in plans:
         # A head in closed form takes no step.
-        head = () if {RIDGE, CLOSED} & {*pack.plan_names} else ("head",)
+        head = () if any(plan_kind(name).needs_features for name in pack.plan_names) else (HEAD,)
         plans = tuple(
             name
             for name in (*head, body_of(known, rehearsed=bool(pack.manifest.gains)))
             if name is not None and name in known
         )
-    names = [name for name in dict.fromkeys(plans) if pack.plan(name).stepped]
+    names = [name for name in dict.fromkeys(plans) if pack.plan(name).kind.stepped]
     if not names:
-        able = ", ".join(name for name, info in known.items() if info.stepped)
+        able = ", ".join(name for name, info in known.items() if info.kind.stepped)
         raise UsageError("no plan to measure", where=",".join(plans), fix=f"--plan with one of {able}")
     return names
 

@@ -12,6 +12,8 @@ from edge_sel.power.throttle import Throttle
 
 Listener = Callable[[dict[str, Any]], None]
 """Is told every event of a run."""
+Notice = tuple[str, dict[str, Any]]
+"""An event and its details."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,9 @@ class Host:
     supply: Callable[[], Supply] = lambda: Supply(None, None)
     minute: Callable[[], int] = lambda: 0
     throttling: Callable[[], list[Throttle]] = list
+
+
+def local_minute() -> int:
+    """Of the local day, for quiet hours."""
+    now = time.localtime()
+    return 60 * now.tm_hour + now.tm_min

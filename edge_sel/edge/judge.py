@@ -3,25 +3,133 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet, normalise
-from edge_sel.edge.batch_limit import BatchLimit
-from edge_sel.edge.evaluate import BATCH, Evaluation, evaluate, evaluate_logits
-from edge_sel.edge.features.cache import known_features, weights_digest
-from edge_sel.edge.features.precision import CHUNK
-from edge_sel.edge.features.shared import SharedFeatures
-from edge_sel.edge.free_memory import trim
-from edge_sel.edge.outputs.learnt import Served
-from edge_sel.engines.base import Engine
+from edge_sel.edge.features.cache import known_features
+from edge_sel.edge.features.precision import CHUNK, FrozenBackbone
+from edge_sel.edge.memory import BatchLimit, trim
+from edge_sel.edge.open import RunInputs, SplitImages
+from edge_sel.engines.base import Predict
 from edge_sel.errors import PackError
-from edge_sel.pack.manifest import RIDGE
-from edge_sel.pack.reader import Pack
+from edge_sel.pack.plan_kinds import RIDGE
+from edge_sel.sel.calibration import calibration_error
+from edge_sel.sel.embarrassment import class_embarrassment, confidence, cross_entropy
+
+BATCH = 16
+"""More images take more memory and no less time."""
+
+
+class Normalisation(Protocol):
+    """What a model says of its images: a manifest's model, or a classifier."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each colour, 0..1."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Likewise."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-class arrays are [classes]; NaN for a class without images.
+
+    Attributes:
+        accuracy: share of the images classified correctly, 0..1.
+        loss: mean cross-entropy in nats.
+        calibration_error: expected calibration error, 0..1.
+        embarrassment: E_c at T = 1.5.
+        class_accuracy: share correct per class.
+        images: how many images.
+        logits: float32[N, C] of each.
+    """
+
+    accuracy: float
+    loss: float
+    calibration_error: float
+    embarrassment: np.ndarray
+    class_accuracy: np.ndarray
+    images: int
+    logits: np.ndarray
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """C_c = max(0, 1 − E_c)."""
+        values: np.ndarray = confidence(self.embarrassment)
+        return values
+
+    @property
+    def mean_embarrassment(self) -> float:
+        """Over the classes that occur, in nats; NaN where the model diverged."""
+        return float(self.embarrassment[np.isfinite(self.class_accuracy)].mean())
+
+    def to_json(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Numbers per class by name; classes without images are left out."""
+        present = [i for i in range(len(classes)) if np.isfinite(self.class_accuracy[i])]
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "calibration_error": self.calibration_error,
+            "embarrassment": self.mean_embarrassment,
+            "images": self.images,
+            "classes": {
+                classes[i]: {
+                    "accuracy": float(self.class_accuracy[i]),
+                    "embarrassment": float(self.embarrassment[i]),
+                    "confidence": float(self.confidence[i]),
+                }
+                for i in present
+            },
+        }
+
+
+def evaluate(
+    predict: Predict,
+    images: ImageSet,
+    model: Normalisation,
+    between: Callable[[], None] = lambda: None,
+    *,
+    batch_size: int = BATCH,
+) -> Evaluation:
+    """Run the model over every image once; ``between`` is called after each batch.
+
+    Raises:
+        MemoryError: a batch does not fit into memory.
+    """
+    logits = []
+    for start in range(0, len(images), batch_size):
+        chunk = np.arange(start, min(start + batch_size, len(images)))
+        logits.append(predict(normalise(images.read(chunk), model.mean, model.std)))
+        between()
+    return evaluate_logits(np.concatenate(logits), images.labels)
+
+
+def evaluate_logits(logits: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """The figures of logits [N, classes] against labels [N]."""
+    classes = logits.shape[1]
+    correct = logits.argmax(1) == labels
+    counts = np.bincount(labels, minlength=classes)
+    hits = np.bincount(labels, weights=correct, minlength=classes)
+    return Evaluation(
+        accuracy=float(correct.mean()),
+        loss=float(cross_entropy(logits, labels).mean()),
+        calibration_error=calibration_error(logits, labels),
+        embarrassment=class_embarrassment(logits, labels, classes),
+        class_accuracy=np.where(counts > 0, hits / np.maximum(counts, 1), np.nan),
+        images=len(labels),
+        logits=logits.astype(np.float32, copy=False),
+    )
+
+
+# --- In a run
+
 
 KEPT_IMAGES = 1000
 """Of larger sets features are not kept."""
@@ -40,34 +148,18 @@ class Judge:
     """Evaluates weights on the images that were held back.
 
     Args:
-        pack: holds the inference graph.
-        engine: executes it.
-        validation: images of the device that are not trained on.
-        test: images that no decision looks at; may be None.
-        phase: tells the energy recorder what the joules are spent on.
+        given: to the run: pack, engine, test images and known features.
+        split: images that are held back, and those that bear witness beside them.
         breathe: called after each batch; may rest.
         batch_limit: of the run; lowered where memory is short.
-        witnesses: training images of the same place, which judge what has not learnt from them; None for none.
-        shared: features that earlier runs have left; None for none.
-        served: which of these the model in service has learnt; None where it has learnt none.
     """
 
     def __init__(
-        self,
-        pack: Pack,
-        engine: Engine,
-        validation: ImageSet,
-        test: ImageSet | None,
-        phase: Callable[[str], AbstractContextManager[None]],
-        breathe: Callable[[], None],
-        batch_limit: BatchLimit,
-        witnesses: ImageSet | None = None,
-        served: Served | None = None,
-        shared: SharedFeatures | None = None,
+        self, given: RunInputs, split: SplitImages, breathe: Callable[[], None], batch_limit: BatchLimit
     ) -> None:
-        self.validation, self.test, self.witnesses, self.served = validation, test, witnesses, served
-        self.engine, self.batch_limit = engine, batch_limit
-        self._pack, self._phase, self._breathe, self._shared = pack, phase, breathe, shared
+        self.given, self.split, self.batch_limit = given, split, batch_limit
+        self.validation, self.test, self._engine = split.validation, given.test, given.engine
+        self._pack, self._phase, self._breathe = given.pack, given.recorder.phase, breathe
         self._seen: dict[int, _Features] = {}
         self._compared = False
 
@@ -98,7 +190,7 @@ class Judge:
 
         def compute(batch_size: int) -> Evaluation:
             trim()  # its session comes on top of the trainer's
-            predict = self.engine.predictor(self._pack, weights)
+            predict = self._engine.predictor(self._pack, weights)
             return evaluate(predict, images, self._pack.manifest.model, self._breathe, batch_size=batch_size)
 
         with self._phase("evaluate"):
@@ -106,18 +198,19 @@ class Judge:
 
     def _features(self, weights: Arrays, images: ImageSet, chunk: int) -> np.ndarray | None:
         """What the head takes, float32 [N, F]: each image is looked at once by the same body. None without such."""
-        pack, model = self._pack, self._pack.manifest.model
-        info = pack.prefix(RIDGE) if RIDGE in pack.plan_names else None
-        if info is None:
+        if RIDGE not in self._pack.plan_names:
             return None
-        by, seen = weights_digest(info, weights), self._seen.get(id(images))
+        backbone = FrozenBackbone(self._engine, self._pack, RIDGE, weights, images)
+        info = backbone.info
+        assert info is not None  # the plan is there only where the head has features
+        by, seen = backbone.digest(info), self._seen.get(id(images))
         if seen is not None and seen.by == by:
             return seen.rows
         trim()  # its session comes on top of the trainer's
-        prefix = self.engine.prefix(pack, RIDGE, weights)
+        prefix = backbone.load()
         if prefix is None:
             return None
-        kept = known_features(self.engine, pack, info, "", weights, images, self._shared, np.float32)
+        kept = known_features(backbone, "", self.given.shared, np.float32)
         every, plain = np.arange(len(images)), np.zeros(len(images), bool)
         rows, found = (
             (np.zeros((len(images), *info.shape), np.float32), plain) if kept is None
@@ -126,7 +219,7 @@ class Judge:
         missing = np.flatnonzero(~found)
         for part in np.split(missing, range(chunk, len(missing), chunk)):
             if len(part):
-                rows[part] = prefix(normalise(images.read(part), model.mean, model.std))
+                rows[part] = prefix(backbone.pixels(part))
                 self._breathe()
         if kept is not None and len(missing):
             kept.write(missing, plain[missing], rows[missing])
@@ -142,9 +235,9 @@ class Judge:
         Raises:
             PackError: it does not.
         """
-        model, (weight, bias) = self._pack.manifest.model, self._pack.linear_head.joined(weights)
-        pixels = normalise(images.read(np.arange(len(features))), model.mean, model.std)
-        whole, parts = self.engine.predictor(self._pack, weights)(pixels), features @ weight.T + bias
+        weight, bias = self._pack.linear_head.joined(weights)
+        pixels = FrozenBackbone(self._engine, self._pack, RIDGE, weights, images).pixels(np.arange(len(features)))
+        whole, parts = self._engine.predictor(self._pack, weights)(pixels), features @ weight.T + bias
         known = np.isfinite(whole) & np.isfinite(parts)
         difference = np.abs(np.where(known, whole, 0) - np.where(known, parts, 0)).max()
         if difference > SAME * np.abs(np.where(known, whole, 0)).max():

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_sel.arrays import Arrays
-from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
-from edge_sel.edge.head import changed_in, original_weights
 from edge_sel.edge.judge import Judge
-from edge_sel.edge.progress import Predictions, Progress, no_logits
+from edge_sel.edge.progress import NO_LOGITS, Predictions, Progress, changed_in, original_weights
 from edge_sel.edge.train.auto_ladder import NONSENSE
+from edge_sel.pack.plan_kinds import plan_kind
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.embarrassment import cross_entropy
 
@@ -33,9 +32,8 @@ MANY = 100_000
 
 
 def keep_if_better(
-    progress: Progress, pack: Pack, judge: Judge, weights: Arrays, figures: dict[str, Any], predictions: np.ndarray,
-    settings: Settings,
-) -> Progress:  # fmt: skip
+    progress: Progress, judge: Judge, weights: Arrays, figures: dict[str, Any], predictions: np.ndarray
+) -> Progress:
     """With these weights as the ones that the run would end with, if they are better; else the same as it is.
 
     Better on images that the stage has not learnt from: less loss, and surely no fewer images right. That is no
@@ -44,34 +42,37 @@ def keep_if_better(
 
     Args:
         progress: before.
-        pack: holds the plans.
         judge: holds the validation images, and the training images that tell more of a head in closed form.
         weights: of the current stage, or of an expert before the first.
         figures: of the validation set; ``predictions`` its logits [N, C].
     """
-    seen, stage, labels = progress.predictions, progress.stage, judge.validation.labels
+    pack, split = judge.given.pack, judge.split
+    witnesses, served = split.witnesses, split.served
+    seen, stage, labels = progress.predictions, progress.stage, split.validation.labels
     before, after = seen.best, predictions
-    seen = seen._replace(best=predictions, left_out=no_logits(), left_out_of=stage.left_out_of[:0])
-    taught = any(entry.get("kept") and pack.plan(entry["plan"]).stepped for entry in progress.history)
-    fair = np.flatnonzero(judge.served.fair[stage.left_out_of]) if judge.served else np.arange(len(stage.left_out_of))
+    seen = seen._replace(best=predictions, left_out=NO_LOGITS, left_out_of=stage.left_out_of[:0])
+    taught = any(entry.get("kept") and plan_kind(entry["plan"]).stepped for entry in progress.history)
+    fair = np.flatnonzero(served.fair[stage.left_out_of]) if served else np.arange(len(stage.left_out_of))
     fair = fair[: max(0, ENOUGH - len(labels))]
     rows = stage.left_out_of[fair]
-    if judge.witnesses is not None and len(rows) and not taught:  # what was trained on before is no witness
-        more = judge.witnesses.subset(rows)
+    if witnesses is not None and len(rows) and not taught:  # what was trained on before is no witness
+        more = witnesses.subset(rows)
         known = len(stage.left_out_begun) > 0
         begun = original = stage.left_out_begun[fair] if known else judge.look(progress.weights, more).logits
         if not np.array_equal(before, seen.before):
             original = judge.look(original_weights(pack, len(more.classes)), more).logits
-            original = judge.served.instead_of(original, rows) if judge.served else original
-        elif judge.served:
-            begun = original = judge.served.instead_of(original, rows)
+            original = served.instead_of(original, rows) if served else original
+        elif served:
+            begun = original = served.instead_of(original, rows)
         seen = seen._replace(left_out=stage.left_out[fair], left_out_of=rows, left_out_before=original)
         before, after = np.concatenate([before, begun]), np.concatenate([after, seen.left_out])
         labels = np.concatenate([labels, more.labels])
     if not _loss(after, labels) < _loss(before, labels) or less_accurate(before, after, labels):
         return progress
     if len(progress.predictions.left_out) and not len(seen.left_out):
-        shown = [_evidence(of, judge, settings).better(settings.evidence_level) for of in (progress.predictions, seen)]
+        shown = [
+            _evidence(of, judge).better(judge.given.settings.evidence_level) for of in (progress.predictions, seen)
+        ]
         if shown == [True, False]:
             return progress
     return replace(progress, weights=weights, best_validation=figures, predictions=seen)
@@ -83,13 +84,14 @@ def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return loss if isfinite(loss) else inf
 
 
-def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, settings: Settings) -> Verdict:
+def decide(progress: Progress, judge: Judge) -> Verdict:
     """Whether the weights to keep replace the model as it came: on evidence, and if they still know the server's world.
 
     Evidence are images that nothing was learnt from: the validation images and, if a head was fitted in closed form,
     training images under the head that was fitted without each of them.
     """
-    level, evidence = settings.evidence_level, _evidence(progress.predictions, judge, settings)
+    pack, settings, training = judge.given.pack, judge.given.settings, judge.split.training
+    level, evidence = settings.evidence_level, _evidence(progress.predictions, judge)
     ships, why, memory = evidence.better(level), _why(evidence, level), None
     doubted = max((entry.get("doubted") or 0.0 for entry in progress.history), default=0.0)
     if doubted > NONSENSE:
@@ -98,7 +100,7 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
         ships, why = False, f"better here, but {unseen} (add some; --forget 1 ships it)"
     if ships:
         rehearsed = any(entry.get("rehearsed") and entry.get("kept", True) for entry in progress.history)
-        memory = _look_back(progress.weights, pack, judge, training, settings.forget, rehearsed=rehearsed)
+        memory = _look_back(progress.weights, judge, settings.forget, rehearsed=rehearsed)
         if memory is not None:
             told = f"{memory.right} of {memory.images} images of the server are right, before {memory.right_before}"
             ships = not memory.forgot
@@ -106,12 +108,13 @@ def decide(progress: Progress, pack: Pack, judge: Judge, training: ImageSet, set
     return Verdict(ships, {**evidence._asdict(), "level": level, "anchors": memory and memory._asdict(), "why": why})
 
 
-def _evidence(seen: Predictions, judge: Judge, settings: Settings) -> Evidence:
+def _evidence(seen: Predictions, judge: Judge) -> Evidence:
     """The best model so far against the original one."""
+    settings, witnesses = judge.given.settings, judge.split.witnesses
     before, after, labels = seen.before, seen.best, judge.validation.labels
-    if judge.witnesses is not None and len(seen.left_out):
+    if witnesses is not None and len(seen.left_out):
         before, after = np.concatenate([before, seen.left_out_before]), np.concatenate([after, seen.left_out])
-        labels = np.concatenate([labels, judge.witnesses.labels[seen.left_out_of]])
+        labels = np.concatenate([labels, witnesses.labels[seen.left_out_of]])
     rng = np.random.default_rng([settings.seed, CHANCE])
     return compare(before, after, labels, rng, level=settings.evidence_level)
 
@@ -151,14 +154,12 @@ class Memory(NamedTuple):
     forgot: bool
 
 
-def _look_back(
-    weights: Arrays, pack: Pack, judge: Judge, training: ImageSet, may_lose: float, *, rehearsed: bool
-) -> Memory | None:
+def _look_back(weights: Arrays, judge: Judge, may_lose: float, *, rehearsed: bool) -> Memory | None:
     """By features of the server's images where only the head has changed; None where there is too little to tell."""
-    found = _by_features(weights, pack) or _by_images(weights, pack, judge, rehearsed=rehearsed)
+    found = _by_features(weights, judge.given.pack) or _by_images(weights, judge, rehearsed=rehearsed)
     if found is None:
         return None
-    forgot = _forgot(found, 1 - may_lose, np.setdiff1d(found.labels, training.labels))
+    forgot = _forgot(found, 1 - may_lose, np.setdiff1d(found.labels, judge.split.training.labels))
     return Memory(len(found.labels), int(found.known.sum()), int(found.right.sum()), forgot)
 
 
@@ -170,9 +171,9 @@ class _Seen(NamedTuple):
     labels: np.ndarray
 
 
-def _by_images(weights: Arrays, pack: Pack, judge: Judge, *, rehearsed: bool) -> _Seen | None:
+def _by_images(weights: Arrays, judge: Judge, *, rehearsed: bool) -> _Seen | None:
     """What the new model makes of the pack's anchors, of those that it was not fitted to."""
-    anchors = pack.anchors
+    anchors = judge.given.pack.anchors
     if anchors is None:
         return None
     asked = np.arange(len(anchors.images))

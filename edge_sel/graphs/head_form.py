@@ -15,7 +15,7 @@ from edge_sel.errors import GraphError
 from edge_sel.graphs.ir import Forward, Node, Shape, live_nodes
 from edge_sel.graphs.plans import behind_the_body, head_layers, head_names, running_statistics
 from edge_sel.graphs.prefix import Cut
-from edge_sel.pack.manifest import CLOSED, RIDGE
+from edge_sel.pack.plan_kinds import CLOSED, CLOSED_FORM_PLANS
 
 
 def with_vector_features(forward: Forward) -> Forward:
@@ -159,7 +159,7 @@ def closed_form_reasons(forward: Forward, cut: Cut | None) -> dict[str, str]:
     """Of each plan in closed form that a network does not get, why; ``cut`` as in ``closed_form_obstacle``."""
     obstacle = closed_form_obstacle(forward, cut)
     if obstacle:
-        return {RIDGE: obstacle, CLOSED: obstacle}
+        return dict.fromkeys(CLOSED_FORM_PLANS, obstacle)
     return {} if running_statistics(forward) else {CLOSED: "the network has no batch statistics"}
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from edge_sel.errors import GraphError, UsageError
 from edge_sel.graphs.ir import Forward, Node, readers_of
-from edge_sel.pack.manifest import DEEP_HEAD, limits_heads, split_plan_name
+from edge_sel.pack.manifest import DEEP_HEAD
+from edge_sel.pack.plan_kinds import limits_heads, split_plan_name
 
 PLANS = ("bn", "head", "affine", "last", "last2", "first", "full")
 LARGE = 128

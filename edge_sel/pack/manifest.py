@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from edge_sel.pack.plan_kinds import PlanKind, plan_kind, split_plan_name
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -64,17 +65,6 @@ class ModelInfo:
         return (width - sum(taps), *taps)
 
 
-def split_plan_name(name: str) -> tuple[str, float | None]:
-    """A plan's base and its budget: ``last-c25`` and ``last-h25`` are ``last`` at 0.25, ``last`` itself has none."""
-    match = re.fullmatch(r"(.*)-[ch](\d\d?)", name, re.DOTALL)
-    return (match[1], int(match[2]) / 100) if match else (name, None)
-
-
-def limits_heads(name: str) -> bool:
-    """Whether a plan's budget is of attention heads, as in ``last-h25``, and not of output channels."""
-    return re.fullmatch(r".*-h\d\d?", name, re.DOTALL) is not None
-
-
 @dataclass(frozen=True)
 class PlanInfo:
     """One compiled update plan.
@@ -106,9 +96,9 @@ class PlanInfo:
         return split_plan_name(self.name)[0]
 
     @property
-    def stepped(self) -> bool:
-        """Whether it is trained in steps: statistics and a head in closed form are not."""
-        return bool(self.trainable and self.train)
+    def kind(self) -> PlanKind:
+        """What trains it, and what it changes."""
+        return plan_kind(self.name)
 
     @property
     def budget(self) -> float | None:
@@ -118,10 +108,6 @@ class PlanInfo:
 
 DEEP_HEAD = "deep_head"
 """The layer of a head that reads pooled features of earlier layers: ``deep_head.weight`` and ``deep_head.bias``."""
-RIDGE = "ridge"
-"""The plan that fits the head in closed form. It needs no graph, so no pack lists it; ``Pack.plan`` makes it."""
-CLOSED = "closed"
-"""The plan of all that needs no gradient: ``bn``, then ``ridge``, judged as one. ``Pack.plan`` makes it too."""
 
 
 def closed_form_flops(features: int, classes: int) -> int:

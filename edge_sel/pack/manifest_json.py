@@ -30,6 +30,7 @@ from edge_sel.pack.manifest import (
     PlanInfo,
     artifact_files,
 )
+from edge_sel.pack.plan_kinds import STATISTICS
 from edge_sel.pack.sums import SUMS
 
 FORMAT = 7
@@ -225,6 +226,7 @@ def _check_plan(key: str, plan: PlanInfo, weights: Mapping[str, TensorPlace]) ->
     _require(key == plan.name and key.isprintable() and len(key) <= 64, "a plan's name")
     _require(len(set(names)) == len(names) and set(names) <= weights.keys(), f"what plan {key} trains")
     _require(all(weights[name].kind.str == "<f4" for name in names), f"what plan {key} trains")
+    _require(bool(plan.trainable) == (plan.kind.trained_by != STATISTICS), f"what plan {key} trains")
     _require(plan.bn_mode in ("batch", "frozen"), f"bn_mode of plan {key}")
     _require(0 <= plan.flops_train <= MOST_FLOPS and 0 <= plan.flops_forward <= MOST_FLOPS, f"the FLOPs of plan {key}")
     _require(0 <= plan.step_bytes <= MOST_STEP_BYTES, f"the memory of plan {key}")

@@ -26,10 +26,8 @@ from edge_sel.pack.anchors import ANCHORS, Anchors, read_anchors
 from edge_sel.pack.container import PackFolder, PackZip, open_container
 from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.manifest import (
-    CLOSED,
     EVAL,
     MANIFEST,
-    RIDGE,
     WEIGHTS,
     Manifest,
     ModelInfo,
@@ -40,6 +38,7 @@ from edge_sel.pack.manifest import (
     file_info,
 )
 from edge_sel.pack.manifest_json import check_content, check_files, from_json, graph_files, to_json
+from edge_sel.pack.plan_kinds import CLOSED, RIDGE, plan_kind
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, TrustedKeys, find_signers
 from edge_sel.pack.sums import SUMS, ServerSums, read_sums, write_sums
 from edge_sel.version import __version__
@@ -190,7 +189,7 @@ class Pack:
             raise UsageError(
                 f"the pack has no plan {name}", where=self.path, fix=f"one of {', '.join(self.plan_names)}"
             )
-        if name in (RIDGE, CLOSED):
+        if plan_kind(name).needs_features:
             return self._closed_form_plan(name)
         return self.manifest.plans[name]
 
@@ -229,7 +228,7 @@ class Pack:
         head = self.manifest.plans["head"]
         (width,) = self.manifest.prefixes[head.prefix].shape
         flops = closed_form_flops(width, len(self.manifest.model.classes))
-        buffers = self.manifest.plans["bn"].buffers if name == CLOSED else ()
+        buffers = self.manifest.plans["bn"].buffers if plan_kind(name).statistics else ()
         return replace(head, name=name, buffers=buffers, train="", score="", flops_train=flops, flops_forward=0)
 
     def prefix(self, plan: str) -> PrefixInfo | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
-from edge_sel.edge.outputs.power_log import PowerRow
+from edge_sel.edge.outputs.logs import PowerRow
 from edge_sel.report import words
 from edge_sel.report.blocks import Block, Card, Cards, Chart, Table, Text
 from edge_sel.report.charts import INK, MUTED, SERIES, Charts, named_bars, quiet_grid, stacked_bars

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sel.edge.outputs.earlier import read_result
-from edge_sel.edge.outputs.power_log import POWER, PowerRow, read_power
-from edge_sel.edge.past_runs import PastRun, past_runs
+from edge_sel.edge.outputs.earlier import PastRun, past_runs, read_result
+from edge_sel.edge.outputs.logs import POWER, PowerRow, read_power
 from edge_sel.errors import UsageError
 from edge_sel.files import read_regular
 

@@ -21,7 +21,8 @@ from edge_sel.graphs.optimizers import require_optimizer
 from edge_sel.graphs.plans import Plan, make_plan, with_probes
 from edge_sel.graphs.prefix import Cut, compile_prefix, compile_quantized, find_cut, quantized_steps, tail
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
-from edge_sel.pack.manifest import CLOSED, EVAL, RIDGE, Int8Info, PlanInfo, PrefixInfo, closed_form_flops
+from edge_sel.pack.manifest import EVAL, Int8Info, PlanInfo, PrefixInfo, closed_form_flops
+from edge_sel.pack.plan_kinds import CLOSED_FORM_PLANS
 from edge_sel.pack.writer import externalise
 from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
 from edge_sel.server.source.base import Source
@@ -234,7 +235,7 @@ def _in_closed_form(source: Source, head: PlanForecast) -> list[PlanForecast]:
     reasons = closed_form_reasons(forward, cut)
     flops = 0 if cut is None else closed_form_flops(cut.shape[0], len(source.info.classes))
     forecasts = {name: head._replace(name=name, flops=flops, activation_bytes=0, pack_bytes=0)
-                 for name in (RIDGE, CLOSED)}  # fmt: skip
+                 for name in CLOSED_FORM_PLANS}  # fmt: skip
     return [PlanForecast(name, reasons[name]) if name in reasons else made for name, made in forecasts.items()]
 
 

@@ -16,7 +16,8 @@ from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import Plan, parameters
 from edge_sel.graphs.train import compile_train
 from edge_sel.pack.anchors import ANCHORS, choose_anchors, read_anchors, write_anchors
-from edge_sel.pack.manifest import RIDGE, Calibration, ModelInfo
+from edge_sel.pack.manifest import Calibration, ModelInfo
+from edge_sel.pack.plan_kinds import RIDGE
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.sums import ServerSums, make_sums
 from edge_sel.sel.embarrassment import class_embarrassment, cross_entropy

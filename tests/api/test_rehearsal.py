@@ -10,7 +10,8 @@ from edge_sel.api.rehearsal import rehearse
 from edge_sel.config.settings import resolve
 from edge_sel.data.builtin import load_digits
 from edge_sel.edge.build import build_session
-from edge_sel.edge.train import learning_rate
+from edge_sel.edge.open import RunInputs
+from edge_sel.edge.train import sel_stage
 from edge_sel.edge.train.auto_ladder import clean_loss
 from edge_sel.edge.train.ladder import FixedLadder, PlannedStage
 from edge_sel.engines.ort import OrtEngine
@@ -58,10 +59,11 @@ def test_the_body_is_tried_in_every_field_for_one_epoch_and_for_three():
 def test_rows_are_what_a_device_would_have_seen(without, stages, tmp_path):
     settings = resolve(flags={"prefix_precision": "fp32"})
     planned = FixedLadder([PlannedStage(stages[0], 1), PlannedStage(stages[1], 3)])
-    result = build_session(
-        lesser(without), digits(), None, OrtEngine(threads=1), planned, settings, no_meter(), tmp_path,
-        validation=judges(),
-    ).run()  # fmt: skip
+    given = RunInputs(
+        lesser(without), digits(), OrtEngine(threads=1), settings, no_meter(), tmp_path, validation=judges(),
+        ladder=planned,
+    )  # fmt: skip
+    result = build_session(given).run()
     assert result["images"] == {"train": 120, "guard": 80, "test": 0}, "nothing is held back"
     came = [decision["came"]["gain"] for decision in result["decisions"][:-1]]
     first, *body = result["epochs"]
@@ -109,7 +111,7 @@ def test_too_few_images_for_a_batch_tell_nothing():
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("rate", "gains"), [(1e3, [0.0, 0.0]), (1e30, [])], ids=["worse", "diverged"])
 def test_a_stage_that_was_undone_gained_nothing_and_one_that_diverged_has_no_row(rate, gains, monkeypatch):
-    monkeypatch.setattr(learning_rate, "learning_rate", lambda *_: rate)
+    monkeypatch.setattr(sel_stage, "learning_rate", lambda *_: rate)
     assert [row.gain for row in rehearsed(digits(), without=("head",))[0]] == gains
 
 

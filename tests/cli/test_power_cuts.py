@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from edge_sel.edge.hold import LOCK
+from edge_sel.edge.open import LOCK
 from edge_sel.edge.outputs.earlier import JOURNAL, look_into
 from edge_sel.runs.checkpoint import list_checkpoints
 from edge_sel.runs.journal import read_journal

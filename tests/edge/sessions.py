@@ -22,8 +22,9 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import apply_shift
 from edge_sel.data.split import as_places
 from edge_sel.edge.build import build_session
-from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.host import Host
+from edge_sel.edge.limits import Limit
+from edge_sel.edge.open import RunInputs
 from edge_sel.edge.session import Session
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.engines.ort import OrtEngine
@@ -186,20 +187,13 @@ def session(
     images = digits() if images is None else images
     auto = settings.settings.plan == "auto"
     named, epochs = settings.settings.plan, settings.settings.epochs
-    return build_session(
-        base,
-        images,
-        test,
-        engine or LoadsOnce(threads=1),
-        None if auto else fixed_ladder(base, named, epochs),
-        settings,
-        recorder or no_meter(),
-        out,
-        host=replace(host or Host(clock=Ticks()), should_stop=should_stop, listener=listener),
-        limits=limits,
-        expert=expert,
-        resume=resume,
-    )
+    given = RunInputs(
+        base, images, engine or LoadsOnce(threads=1), settings, recorder or no_meter(), out, test=test,
+        ladder=None if auto else fixed_ladder(base, named, epochs),
+        host=replace(host or Host(clock=Ticks()), should_stop=should_stop, listener=listener), limits=limits,
+        expert=expert, resume=resume,
+    )  # fmt: skip
+    return build_session(given)
 
 
 def outcome(out: Path) -> dict[str, Any]:

@@ -20,11 +20,11 @@ import psutil
 import safetensors.numpy  # noqa: F401
 from PIL import Image  # noqa: F401
 
-from edge_sel.edge import batch_limit
-from edge_sel.edge.batch_limit import BatchLimit
-from edge_sel.edge.evaluate import evaluate
+from edge_sel.edge import memory
+from edge_sel.edge.judge import evaluate
+from edge_sel.edge.memory import BatchLimit
 from edge_sel.edge.outputs.model_files import import_onnx
-from edge_sel.edge.train.statistics_stage import estimate
+from edge_sel.edge.train.stage import estimate
 from edge_sel.engines.base import Batch
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
@@ -70,7 +70,7 @@ def run(
     megabytes: int, out: Path, *, cut: str = "", resume: bool = False, floor: int = 8, **settings: Any
 ) -> dict[str, Any]:
     """A session under a limit, 0 for none. ``floor``: the smallest batch. ``cut``: where to copy the run to."""
-    batch_limit.FLOOR = floor
+    memory.FLOOR = floor
     tape = CutTape(out, Path(cut)) if cut else Tape()
     made = session(out, images=digits(IMAGES), listener=tape, resume=resume, **SETTINGS | settings)
     with room(megabytes) if megabytes else nullcontext():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_sel.edge.batch_limit import FLOOR, BatchLimit
+from edge_sel.edge.memory import FLOOR, BatchLimit
 from edge_sel.errors import SetupError
 from tests.cli.shell import ROOT, environment
 from tests.edge.sessions import events, outcome

@@ -12,8 +12,7 @@ from safetensors.numpy import load_file
 from edge_sel.api.round import finetune
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.outputs.learnt import read_learnt
-from edge_sel.edge.outputs.model_files import write_weights
+from edge_sel.edge.outputs.model_files import read_learnt, write_weights
 from edge_sel.errors import UsageError
 from edge_sel.pack.weights import pack_of_run
 from tests.edge.sessions import digits, pack, session

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import write_folder
-from edge_sel.edge.head import extend_head
+from edge_sel.edge.progress import extend_head
 from edge_sel.edge.train.ladder import fixed_ladder
 from edge_sel.errors import DataError, UsageError
 from tests.edge.sessions import StopAt, digits, of_counts, outcome, pack, session

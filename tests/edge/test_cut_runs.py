@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_sel.edge.governor.limits import EnergyBudget
+from edge_sel.edge.limits import EnergyBudget
 from edge_sel.edge.outputs.earlier import JOURNAL, exhausted, look_into
 from edge_sel.errors import BudgetSpentError
 from edge_sel.runs.checkpoint import list_checkpoints

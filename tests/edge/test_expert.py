@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.governor.limits import Deadline, EnergyBudget
+from edge_sel.edge.limits import Deadline, EnergyBudget
 from edge_sel.errors import UsageError
 from edge_sel.pack.weights import Expert
 from tests.edge.sessions import KillAt, Killed, StopAt, Tape, digits, outcome, pack, session, some_or_all, tree

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge_sel.edge import free_memory as memory
-from edge_sel.edge.free_memory import trim
+from edge_sel.edge import memory
+from edge_sel.edge.memory import trim
 
 
 class Library:

@@ -5,8 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 import pytest
 
-from edge_sel.edge.progress import Progress, start_progress
-from edge_sel.edge.train.state import EpochTotals
+from edge_sel.edge.progress import EpochTotals, Progress, start_progress
 from edge_sel.errors import UsageError
 from edge_sel.runs.checkpoint import flatten, load_checkpoint, save_checkpoint, unflatten
 from edge_sel.sel.sundew import SundewState

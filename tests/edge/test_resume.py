@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file
 
-from edge_sel.edge.governor.limits import Deadline
+from edge_sel.edge.limits import Deadline
 from edge_sel.edge.outputs import model_files, session_folder
 from edge_sel.edge.progress import Progress
 from edge_sel.engines.ort import OrtEngine

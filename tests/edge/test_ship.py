@@ -101,7 +101,7 @@ def test_all_anchors_judge_where_the_stage_that_learnt_from_some_was_undone(tmp_
     for kept in (False, True):
         history = [{"rehearsed": 25, "kept": kept}, *built.progress.history]
         progress = replace(built.progress, history=history)
-        verdict = decide(progress, built.pack, built.judge, built.training, built.settings)
+        verdict = decide(progress, built.judge)
         asked.append(verdict.evidence["anchors"]["images"])
     assert asked == [len(pack().anchors.known), len(pack().anchors.known) - len(pack().anchors.rehearsed())]
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_sel.edge import judge as judge_module
-from edge_sel.edge.evaluate import Evaluation, evaluate_logits
-from edge_sel.edge.governor.decision import Decision, Limit
+from edge_sel.edge.judge import Evaluation, evaluate_logits
+from edge_sel.edge.limits import Decision, Limit
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording
 from tests.edge.sessions import Tape, digits, of_counts, pack, session, without_anchors

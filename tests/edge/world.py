@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.edge.governor.decision import Limit
 from edge_sel.edge.host import Host
+from edge_sel.edge.limits import Limit
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import Pack
 from edge_sel.power.battery import Supply

@@ -13,7 +13,7 @@ from tests.cli.shell import ROOT, environment
 PROGRAM = """
 import json
 import numpy as np, psutil
-from edge_sel.edge.free_memory import trim
+from edge_sel.edge.memory import trim
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.native import shrink_arena

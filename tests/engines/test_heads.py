@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edge_sel.edge.train.channels import choose_channels
+from edge_sel.edge.train.sel_stage import choose_channels
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import TorchEngine

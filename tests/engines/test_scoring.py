@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_sel.edge.head import extend_head
+from edge_sel.edge.progress import extend_head
 from edge_sel.engines.base import Batch, Hyper
 from tests.engines.arrays import assert_same, cross_entropy, part
 from tests.engines.plans import FORMS, FROZEN, HYPER, PLANS, TRAINED, every_form, frozen_plan

@@ -25,7 +25,7 @@ FREE_MB = 250
 FINETUNE = """\
 import re, sys
 from pathlib import Path
-from edge_sel.edge.free_memory import limited_memory
+from edge_sel.edge.memory import limited_memory
 from edge_sel.cli.main import main
 try:
     with limited_memory(Path(sys.argv.pop(1))):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from edge_sel.edge.head import extend_head
 from edge_sel.edge.outputs.model_files import write_weights
+from edge_sel.edge.progress import extend_head
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.trial import try_pack
 from edge_sel.errors import BadInputError, UsageError

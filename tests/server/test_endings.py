@@ -10,7 +10,8 @@ import pytest
 
 import edge_sel
 from edge_sel.data.dataset import ImageSet
-from edge_sel.pack.manifest import CLOSED, MANIFEST, RIDGE
+from edge_sel.pack.manifest import MANIFEST
+from edge_sel.pack.plan_kinds import CLOSED, RIDGE
 from edge_sel.pack.reader import open_pack
 from edge_sel.server.compile_plans import forecast
 from edge_sel.server.export import export_pack

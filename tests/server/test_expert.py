@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from edge_sel.data.builtin import load_digits
-from edge_sel.edge.evaluate import evaluate
+from edge_sel.edge.judge import evaluate
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.server.cameras import CameraPlace, draw_cameras, simulate_place
 from edge_sel.server.expert import train_expert

@@ -20,7 +20,7 @@ import numpy as np
 from edge_sel.config.profiles import detect_profile, load_profile
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift, write_folder
-from edge_sel.edge.hold import LOCK
+from edge_sel.edge.open import LOCK
 from edge_sel.errors import SetupError
 from edge_sel.power.find import find_meter
 from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.arrays import Arrays
 from edge_sel.config.settings import Settings
-from edge_sel.data.dataset import ImageSet, normalise
-from edge_sel.edge.features.precision import CHUNK, INT8, EnterPhase, image_range
+from edge_sel.data.dataset import normalise
+from edge_sel.edge.features.precision import CHUNK, INT8, EnterPhase, FrozenBackbone
 from edge_sel.edge.features.shared import KnownFeatures, SharedFeatures
 from edge_sel.edge.features.store import FeatureStore, discard, open_store
-from edge_sel.engines.base import Engine, Prefix
+from edge_sel.engines.base import Prefix
 from edge_sel.pack.manifest import PrefixInfo
-from edge_sel.pack.reader import Pack
 
 FILE = "features.cache"
+NOT_KEPT = np.zeros(0, bool)
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -37,15 +35,13 @@ class FeatureCache:
     They are rounded to float16 whether they are kept or not, so that a run does not depend on where there was room.
 
     Args:
-        pack: says how images are normalised.
-        images: what indices refer to.
-        info: the plan's frozen backbone; None without one.
-        prefix: the backbone as the engine computes it; None where the engine's trainer takes images.
-        load: loads it again, when it has been let go of too early.
+        backbone: of the plan; its ``info`` is None where it has none.
+        precision: that it computes in.
+        phase: tells the energy recorder: ``load`` for reading, ``prefix`` for computing.
         store: where to keep features; None computes them anew each time.
         featured: which were kept by an earlier part of the run, [copies · N] bool, or empty.
-        phase: tells the energy recorder: ``load`` for reading, ``prefix`` for computing.
-        known: of earlier runs; None for none.
+        shared: features that earlier runs have left; None for none.
+        loaded: the backbone, where it is loaded already.
 
     Attributes:
         kept: [copies · N] bool, which features need not be computed any more; empty where they are not kept.
@@ -57,20 +53,19 @@ class FeatureCache:
 
     def __init__(
         self,
-        pack: Pack,
-        images: ImageSet,
-        info: PrefixInfo | None,
-        prefix: Prefix | None,
-        load: Callable[[], Prefix | None],
-        store: FeatureStore | None,
-        featured: np.ndarray,
+        backbone: FrozenBackbone,
+        precision: str,
         phase: EnterPhase,
-        known: KnownFeatures | None = None,
+        store: FeatureStore | None = None,
+        featured: np.ndarray = NOT_KEPT,
+        shared: SharedFeatures | None = None,
+        loaded: Prefix | None = None,
     ) -> None:
-        self._model, self._images, self._info = pack.manifest.model, images, info
-        self.takes_images, self._prefix, self._load = prefix is None, prefix, load
-        self._store, self._phase, self._known = store, phase, known
-        self.kept = store.there() if store else np.zeros(0, bool)
+        self._backbone, self._info, self._load = backbone, backbone.info, partial(backbone.load, precision)
+        self._prefix = loaded or self._load()
+        self.takes_images, self._store, self._phase = self._prefix is None, store, phase
+        self._known = known_features(backbone, precision, shared)
+        self.kept = store.there() if store else NOT_KEPT
         self.featured = featured if len(featured) == len(self.kept) else np.zeros(len(self.kept), bool)
         self.computed = 0
 
@@ -92,7 +87,7 @@ class FeatureCache:
             rows, fresh = self._compute(indices, mirrored)
             self.computed += _filled(int(fresh.sum()))
             return rows.astype(np.float32)
-        step = copies(self._model.flip)
+        step = copies(self._backbone.pack.manifest.model.flip)
         keys, back = np.unique(indices * step + mirrored, return_inverse=True)
         new = ~self.featured[keys]
         self.featured[keys] = True
@@ -118,9 +113,9 @@ class FeatureCache:
 
     def _pixels(self, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
         with self._phase("load"):
-            images = self._images.read(indices)
+            images, model = self._backbone.images.read(indices), self._backbone.pack.manifest.model
             images[mirrored] = images[mirrored, :, ::-1]
-            return normalise(images, self._model.mean, self._model.std)
+            return normalise(images, model.mean, model.std)
 
     def _compute(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Float16 [n, …], and which of them were computed, as no earlier run has left them."""
@@ -162,91 +157,54 @@ def copies(flip: bool) -> int:
 
 
 def open_features(
-    engine: Engine,
-    pack: Pack,
-    plan: str,
-    weights: Arrays,
-    images: ImageSet,
-    *,
-    precision: str,
-    featured: np.ndarray,
-    settings: Settings,
-    folder: Path | None,
-    phase: EnterPhase,
-    outlive: bool = False,
-    shared: SharedFeatures | None = None,
-) -> FeatureCache:
-    """What the trainer of a plan is to be fed, from ``images`` and, if the model allows it, their mirror images.
+    backbone: FrozenBackbone, precision: str, phase: EnterPhase, *, featured: np.ndarray, settings: Settings,
+    folder: Path | None, outlive: bool = False, shared: SharedFeatures | None = None,
+) -> FeatureCache:  # fmt: skip
+    """What the trainer of a plan is to be fed, from its images and, if the model allows it, their mirror images.
 
     Features are kept in memory or in a file in ``folder``, if there is one, as ``open_store`` decides by the settings;
     with ``outlive`` rather in a file. ``shared`` are those of earlier runs.
     """
-    info, path = pack.prefix(plan), None if folder is None else folder / FILE
-    load = _loader(engine, pack, plan, weights, images, precision)
-    prefix = load()
-    store = None
+    info, path = backbone.info, None if folder is None else folder / FILE
+    prefix, store = backbone.load(precision), None
     if info is None or prefix is None:
         discard(path)
     else:
         store = open_store(
-            path, copies(pack.manifest.model.flip) * len(images), info.shape,
-            partial(_key, engine.name, pack, info, precision, weights, images),
-            memory_mb=settings.feature_cache_mb, disk_mb=settings.feature_cache_disk_mb, outlive=outlive,
+            path, copies(backbone.pack.manifest.model.flip) * len(backbone.images), info.shape,
+            partial(_key, backbone, info, precision), memory_mb=settings.feature_cache_mb,
+            disk_mb=settings.feature_cache_disk_mb, outlive=outlive,
         )  # fmt: skip
-    known = known_features(engine, pack, info, precision, weights, images, shared)
-    return FeatureCache(pack, images, info, prefix, load, store, featured, phase, known)
-
-
-def passing_features(
-    engine: Engine, pack: Pack, plan: str, weights: Arrays, images: ImageSet, *, precision: str, phase: EnterPhase,
-    shared: SharedFeatures | None = None,
-) -> FeatureCache:  # fmt: skip
-    """The same, of which the run keeps nothing."""
-    load, info = _loader(engine, pack, plan, weights, images, precision), pack.prefix(plan)
-    known = known_features(engine, pack, info, precision, weights, images, shared)
-    return FeatureCache(pack, images, info, load(), load, None, np.zeros(0, bool), phase, known)
+    return FeatureCache(backbone, precision, phase, store, featured, shared, prefix)
 
 
 def known_features(
-    engine: Engine, pack: Pack, info: PrefixInfo | None, precision: str, weights: Arrays, images: ImageSet,
-    shared: SharedFeatures | None, kind: Any = np.float16,
-) -> KnownFeatures | None:  # fmt: skip
+    backbone: FrozenBackbone, precision: str, shared: SharedFeatures | None, kind: Any = np.float16
+) -> KnownFeatures | None:
     """The features of these images that earlier runs have left, by a hash of all that computes them."""
+    info, name = backbone.info, backbone.engine.name
     if shared is None or shared.stopped or info is None:
         return None
     graph = info.int8.graph if precision == INT8 and info.int8 else info.graph
-    model = pack.manifest.model
+    manifest = backbone.pack.manifest
+    model = manifest.model
     by = [
-        engine.name, version("onnxruntime") if engine.name != "torch" else version("torch"), platform.machine(),
-        pack.manifest.files[graph].sha256, info.shape, model.mean, model.std, model.image_size, precision or "fp32",
-        image_range(pack, images) if precision == INT8 else None,
+        name, version("onnxruntime") if name != "torch" else version("torch"), platform.machine(),
+        manifest.files[graph].sha256, info.shape, model.mean, model.std, model.image_size, precision or "fp32",
+        backbone.image_range() if precision == INT8 else None,
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(by).encode() + weights_digest(info, weights)).digest()
-    return KnownFeatures(shared, digest, images.content_digests(), kind)
+    digest = hashlib.sha256(json.dumps(by).encode() + backbone.digest(info)).digest()
+    return KnownFeatures(shared, digest, backbone.images.content_digests(), kind)
 
 
-def _loader(
-    engine: Engine, pack: Pack, plan: str, weights: Arrays, images: ImageSet, precision: str
-) -> Callable[[], Prefix | None]:
-    integers = {"int8": image_range(pack, images)} if precision == INT8 else {}
-    return partial(engine.prefix, pack, plan, weights, **integers)
-
-
-def _key(
-    engine: str, pack: Pack, info: PrefixInfo, precision: str, weights: Mapping[str, np.ndarray], images: ImageSet
-) -> bytes:
+def _key(backbone: FrozenBackbone, info: PrefixInfo, precision: str) -> bytes:
     """A hash of all that the features depend on."""
-    parts = [engine, pack.digest, info.graph, info.shape, pack.manifest.model.flip, images.fingerprint(), precision]
-    return hashlib.sha256(json.dumps(parts).encode() + weights_digest(info, weights)).digest()
-
-
-def weights_digest(info: PrefixInfo, weights: Mapping[str, np.ndarray]) -> bytes:
-    """A hash of the weights that features behind this backbone depend on."""
-    digest = hashlib.sha256()
-    for name in info.constants:
-        if name in weights:
-            digest.update(np.ascontiguousarray(weights[name]).data)
-    return digest.digest()
+    pack = backbone.pack
+    parts = [
+        backbone.engine.name, pack.digest, info.graph, info.shape, pack.manifest.model.flip,
+        backbone.images.fingerprint(), precision,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode() + backbone.digest(info)).digest()
 
 
 def _filled(count: int) -> int:

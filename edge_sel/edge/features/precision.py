@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edge_sel.arrays import Range
 from edge_sel.data.dataset import ImageSet, normalise
-from edge_sel.edge.free_memory import trim
+from edge_sel.edge.memory import trim
 from edge_sel.engines.base import Engine, Prefix
 from edge_sel.errors import EdgeSelError
+from edge_sel.pack.manifest import PrefixInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.quantize import MOST_ERROR, relative_error
 
@@ -50,92 +51,100 @@ class Precision(NamedTuple):
     """Images that the trial computed, counted once for each precision."""
 
 
+class FrozenBackbone(NamedTuple):
+    """The frozen backbone of a plan, and what its features are computed from."""
+
+    engine: Engine
+    """Executes it."""
+    pack: Pack
+    plan: str
+    weights: Mapping[str, np.ndarray]
+    """The current full set."""
+    images: ImageSet
+
+    @property
+    def info(self) -> PrefixInfo | None:
+        """What the pack says of it; None where the plan has none."""
+        return self.pack.prefix(self.plan)
+
+    def load(self, precision: str = FP32) -> Prefix | None:
+        """As the engine computes it; None where the engine's trainer takes images."""
+        integers = {"int8": self.image_range()} if precision == INT8 else {}
+        return self.engine.prefix(self.pack, self.plan, self.weights, **integers)
+
+    def pixels(self, rows: np.ndarray) -> np.ndarray:
+        """Normalised images, float32 [n, 3, H, W]."""
+        model = self.pack.manifest.model
+        return normalise(self.images.read(rows), model.mean, model.std)
+
+    def sample(self, count: int) -> np.ndarray:
+        """So many normalised images from all over the set."""
+        return self.pixels(np.linspace(0, len(self.images) - 1, count).astype(np.int64))
+
+    def image_range(self) -> Range:
+        """Of the normalised images, from some of them."""
+        pixels = self.sample(RANGED)
+        return float(pixels.min()), float(pixels.max())
+
+    def digest(self, info: PrefixInfo) -> bytes:
+        """A hash of the weights that the features depend on."""
+        digest = hashlib.sha256()
+        for name in info.constants:
+            if name in self.weights:
+                digest.update(np.ascontiguousarray(self.weights[name]).data)
+        return digest.digest()
+
+
 def choose_precision(
-    engine: Engine,
-    pack: Pack,
-    plan: str,
-    weights: Mapping[str, np.ndarray],
-    images: ImageSet,
-    asked: str,
-    expected: float,
-    cpu_time: CpuTime,
-    phase: EnterPhase,
+    backbone: FrozenBackbone, asked: str, expected: float, cpu_time: CpuTime, phase: EnterPhase
 ) -> Precision:
     """What the plan's backbone is to compute in.
 
     Args:
-        engine: executes it.
-        pack: holds it.
-        plan: its name.
-        weights: the current full set of weights.
-        images: those of the device.
+        backbone: with the images of the device.
         asked: the setting: "fp32", "int8", or "auto" for a trial.
         expected: number of features that the stage will need; few are not worth a trial.
         cpu_time: this process's processor seconds.
         phase: tells the energy recorder about a trial.
     """
-    info = pack.prefix(plan)
+    info, plan = backbone.info, backbone.plan
     if info is None:
         return Precision("")
     if info.int8 is None and asked == INT8:
         why = "the pack has no quantized variant of this plan's frozen backbone: export it again"
-        untried = {"precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
-        return Precision(FP32, {"plan": plan, **untried})
+        return Precision(FP32, _untried(plan, why))
     if info.int8 is None or (asked == "auto" and expected < WORTHWHILE):
         return Precision(FP32)
     if asked != "auto":
         return Precision(asked)
     with phase("prefix"):
-        event = try_precisions(
-            engine, pack, plan, weights, image_range(pack, images), partial(_chunks, pack, images), cpu_time
-        )
+        event = _try_both(backbone, cpu_time)
     trim()  # of both that were tried
     if event is None:
         return Precision(FP32)
     return Precision(event["precision"], event, 2 * CHUNK * (TIMED + 1) if event["ms_per_image"] else 0)
 
 
-def image_range(pack: Pack, images: ImageSet) -> Range:
-    """Of the normalised images, from some of them."""
-    pixels = _sample(pack, images, RANGED)
-    return float(pixels.min()), float(pixels.max())
+def _untried(plan: str, why: str) -> dict[str, Any]:
+    return {"plan": plan, "precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
 
 
-def _chunks(pack: Pack, images: ImageSet) -> list[np.ndarray]:
-    """For a trial."""
-    return np.split(_sample(pack, images, CHUNK * (TIMED + 1)), TIMED + 1)
-
-
-def _sample(pack: Pack, images: ImageSet, count: int) -> np.ndarray:
-    """Normalised images from all over the set."""
-    model = pack.manifest.model
-    return normalise(images.read(np.linspace(0, len(images) - 1, count).astype(np.int64)), model.mean, model.std)
-
-
-def try_precisions(
-    engine: Engine,
-    pack: Pack,
-    plan: str,
-    weights: Mapping[str, np.ndarray],
-    image: Range,
-    chunks: Callable[[], Sequence[np.ndarray]],
-    cpu_time: CpuTime,
-) -> dict[str, Any] | None:
+def _try_both(backbone: FrozenBackbone, cpu_time: CpuTime) -> dict[str, Any] | None:
     """Try both on ``TIMED + 1`` chunks of normalised images: the ``prefix`` event, with the ``precision`` chosen.
 
-    ``image`` is the images' range, ``cpu_time`` this process's processor seconds.
     A device that cannot load the quantized variant computes in float32; ``why`` says so. None in an engine that cuts
     nothing.
     """
     try:
-        quantized = engine.prefix(pack, plan, weights, int8=image)
+        quantized = backbone.load(INT8)
     except EdgeSelError as error:
         why = f"the quantized variant of the frozen backbone cannot be loaded: {error.what}"
-        return {"plan": plan, "precision": FP32, "why": why, "ms_per_image": None, "relative_error": None}
-    plain = engine.prefix(pack, plan, weights)
+        return _untried(backbone.plan, why)
+    plain = backbone.load()
     if quantized is None or plain is None:
         return None
-    return {"plan": plan, **compare_precisions(plain, quantized, chunks(), cpu_time)}
+    chunks = np.split(backbone.sample(CHUNK * (TIMED + 1)), TIMED + 1)
+    return {"plan": backbone.plan, **compare_precisions(plain, quantized, chunks, cpu_time)}
 
 
 def compare_precisions(

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -26,50 +25,34 @@ _ROW, _HASH = 8, 16
 _HEADER = _ROW + _HASH
 
 
-class FeatureStore(Protocol):
-    """A row of features per key 0 … N-1."""
-
-    def there(self) -> np.ndarray:
-        """Of which keys there seems to be a row [N]; only reading tells for certain."""
-
-    def read(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [n, …] float16 of these keys, and which of them were there [n]; the others hold anything."""
-
-    def write(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Keep these rows; OSError where there is no room."""
-
-    def close(self, *, keep: bool) -> None:
-        """Let go of everything; with ``keep`` a file stays for the process that resumes the run."""
-
-
 class MemoryFeatureStore:
-    """In this process's memory, which the system hands out page by page as rows come in."""
+    """A row of features per key 0 … N-1, in this process's memory, which the system hands out as rows come in."""
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         self._rows = np.empty((count, *shape), np.float16)
         self._there = np.zeros(count, bool)
 
     def there(self) -> np.ndarray:
-        """What was written."""
+        """Of which keys there seems to be a row [N]; only reading tells for certain."""
         there: np.ndarray = self._there.copy()
         return there
 
     def read(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copies."""
+        """Rows [n, …] float16 of these keys, and which of them were there [n]; the others hold anything."""
         return self._rows[keys], self._there[keys]
 
     def write(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Copies."""
+        """Keep these rows."""
         self._rows[keys] = rows
         self._there[keys] = True
 
     def close(self, *, keep: bool) -> None:
-        """Memory does not outlive the process."""
+        """Let go of everything: memory does not outlive the process."""
         self._rows, self._there = self._rows[:0].copy(), self._there[:0]
 
 
 class FileFeatureStore:
-    """In a file, each record behind the last.
+    """The same in a file, each record behind the last.
 
     It is read and written, not mapped: pages of a map count as the process's memory, and a full or failing disk would
     end the process where here it is an OSError.
@@ -119,7 +102,7 @@ class FileFeatureStore:
         return rows, found
 
     def write(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        """Write to the file."""
+        """Keep these rows; OSError where there is no room."""
         records = []
         for key, row in zip(keys.tolist(), rows, strict=True):
             content = row.tobytes()
@@ -129,7 +112,7 @@ class FileFeatureStore:
         self._end += self._bytes * len(keys)
 
     def close(self, *, keep: bool) -> None:
-        """Close the file, or remove it."""
+        """Close the file; with ``keep`` it stays for the process that resumes the run."""
         self._file.close()
         if not keep:
             discard(self._path)
@@ -154,6 +137,9 @@ class FileFeatureStore:
     def _hash(self, key: int, content: bytes) -> bytes:
         salt = key.to_bytes(_ROW, "little")
         return hashlib.blake2b(content, digest_size=_HASH, key=self._key, salt=salt).digest()
+
+
+FeatureStore = MemoryFeatureStore | FileFeatureStore
 
 
 def open_store(

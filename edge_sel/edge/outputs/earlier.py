@@ -1,16 +1,15 @@
-"""What earlier processes of a run left in its folder, as far as it can be read without the images."""
+"""Read the files that earlier processes of a run left in its folder. The images are not needed for this."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edge_sel.edge.energy import LOST, Spent, beyond
-from edge_sel.edge.outputs.summary import spent_block
-from edge_sel.errors import BudgetSpentError
+from edge_sel.errors import BudgetSpentError, UsageError
 from edge_sel.files import read_regular, sha256_of
 from edge_sel.runs.checkpoint import load_checkpoint, unflatten
 from edge_sel.runs.journal import read_journal
@@ -22,15 +21,15 @@ LARGEST_RESULT = 1 << 28
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the folder of a run tells.
+    """What was found in the folder of a run.
 
     Attributes:
-        result: what ``run.json`` holds; None without one, or if it is not a result.
+        result: the content of ``run.json``; None if there is no such file, or no result in it.
         result_damaged: there is a ``run.json``, but no result in it.
         told: the last line of the journal.
-        journal_damaged: it was damaged elsewhere than at its end.
-        booked: by the newest checkpoint; None without one.
-        forecast: what the governor expected last.
+        journal_damaged: a line before the last one is damaged.
+        booked: what was spent by the newest checkpoint; None if there is no checkpoint.
+        forecast: the governor's latest forecast.
     """
 
     result: dict[str, Any] | None = None
@@ -42,28 +41,28 @@ class Earlier:
 
     @property
     def began(self) -> bool:
-        """Whether there is anything to go on from, or to count."""
+        """Whether there is a checkpoint to continue from, or spending to count."""
         return self.booked is not None or self.told is not None
 
     @property
     def ended(self) -> bool:
-        """Whether the last process came to an end of its own, with nothing lost."""
+        """Whether the last process ended in order; otherwise it was killed or lost power."""
         return self.told is None or self.told["at"] == "end"
 
     def cuts(self, every_s: float) -> int:
-        """How many processes in a row were cut; one that ran for ``every_s`` is a new beginning."""
+        """How many processes in a row were killed or lost power; one that ran for ``every_s`` seconds starts at 1."""
         if self.told is None or self.ended:
             return 0
         return 1 + (0 if self.told["up_s"] >= every_s else int(self.told["cuts"]))
 
     def spent(self) -> Spent:
-        """Of the run so far."""
+        """By all processes of the run so far."""
         booked = self.booked or Spent()
         return booked if self.told is None else booked.plus_phase(LOST, beyond(self.told, booked))
 
 
 def look_into(out: Path) -> Earlier:
-    """Read result, journal and checkpoint, whatever state they are in."""
+    """Read result, journal and checkpoint; any of them may be missing or damaged."""
     result, result_damaged = read_result(out)
     told, journal_damaged = read_journal(out / JOURNAL)
     if told is not None and not _is_ours(told):
@@ -82,7 +81,7 @@ def look_into(out: Path) -> Earlier:
 
 
 def read_result(out: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The result of the run in ``out``; and whether there is something else in its place."""
+    """The content of ``run.json``, None if there is no result; and whether the file exists without being a result."""
     path = out / "run.json"
     try:
         result = dict(json.loads(read_regular(path, LARGEST_RESULT)))
@@ -95,16 +94,16 @@ def read_result(out: Path) -> tuple[dict[str, Any] | None, bool]:
 
 
 def damaged_outputs(out: Path, result: Mapping[str, Any]) -> list[str]:
-    """Names of the files of a result that are not as they were written."""
+    """Names of the result files that are missing or differ from their sha256."""
     outputs = result.get("outputs") or {}
     return [name for name, digest in outputs.items() if sha256_of(out / name) != digest]
 
 
 def exhausted(earlier: Earlier, out: Path, budget_j: float | None) -> dict[str, Any] | None:
-    """The result of a run whose budget leaves no joule for another step; None if it may go on.
+    """The result of a run whose energy budget does not suffice for another step; None if the run may go on.
 
     Raises:
-        BudgetSpentError: not even what ends a run in order can be paid.
+        BudgetSpentError: there is no result, and the budget does not suffice to make one.
     """
     spent, result = earlier.spent(), earlier.result
     if budget_j is None or not earlier.began or spent.total_j is None:
@@ -123,7 +122,7 @@ def exhausted(earlier: Earlier, out: Path, budget_j: float | None) -> dict[str, 
         return None
     if budget_j - spent.total_j - closing_j > step_j:
         return None
-    energy = {**result.get("energy", {}), **spent_block(spent)}
+    energy = {**result.get("energy", {}), **spent.to_json()}
     return {**result, "stopped": "budget", "energy": energy, "time_s": spent.seconds}
 
 
@@ -135,3 +134,93 @@ def _is_ours(told: Mapping[str, Any]) -> bool:
         return isinstance(told["at"], str) and int(told["cuts"]) >= 0
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
+
+
+# --- Many runs
+
+
+PastVerdict = Literal["shipped", "kept", "stopped", "unfinished", "damaged"]
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One run in a folder of runs.
+
+    Attributes:
+        folder: of the run.
+        verdict: ``shipped``: the new model replaced the original one. ``kept``: the original model stayed.
+            ``stopped``: a limit stopped the run, and there is a result; or a signal did, and there is none.
+            ``unfinished``: the run still works, was killed, or lost power. ``damaged``: the result cannot be read.
+        why: reason of a stop; empty for other verdicts.
+        plan: the setting ``plan``; empty if unknown.
+        before: accuracy 0..1 of the original model; None if unknown.
+        after: accuracy 0..1 of the new model; None if unknown.
+        on: the images of these accuracies, ``test`` or ``guard`` (validation).
+        energy_j: joules so far; None if unknown.
+        energy_source: as in ``run.json``; empty if unknown.
+        time_s: seconds so far; None if unknown.
+    """
+
+    folder: Path
+    verdict: PastVerdict
+    why: str = ""
+    plan: str = ""
+    before: float | None = None
+    after: float | None = None
+    on: str = ""
+    energy_j: float | None = None
+    energy_source: str = ""
+    time_s: float | None = None
+
+
+def past_runs(root: Path) -> list[PastRun]:
+    """The runs in the folders of ``root``, sorted by name; only ``root`` itself if it is the folder of a run.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise UsageError("no such folder of runs", where=root, fix="name the folder that --out folders lie in")
+    if _is_run(root):
+        return [*_read(root)]
+    return [run for folder in sorted(root.iterdir()) if folder.is_dir() and _is_run(folder) for run in _read(folder)]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file() or (folder / JOURNAL).is_file()
+
+
+def _read(folder: Path) -> Iterator[PastRun]:
+    earlier = look_into(folder)
+    spent, result = earlier.spent(), earlier.result
+    if result is not None and "accuracy" not in result and not earlier.began:
+        return  # a run of `edge-sel reference`
+    if result is None:
+        saved, known = earlier.booked is not None, earlier.began
+        signalled = saved and earlier.told is not None and earlier.ended
+        verdict: PastVerdict = "stopped" if signalled else "unfinished"
+        if earlier.result_damaged and not saved:  # --resume refuses it, too
+            verdict = "damaged"
+        yield PastRun(
+            folder, verdict, "signal" if signalled else "", energy_j=spent.total_j if known else None,
+            energy_source=(known and spent.source) or "", time_s=spent.seconds if known else None,
+        )  # fmt: skip
+        return
+    try:
+        yield _of_result(folder, result)
+    except (KeyError, TypeError, ValueError):
+        yield PastRun(folder, "damaged")
+
+
+def _of_result(folder: Path, result: dict[str, Any]) -> PastRun:
+    stopped, accuracy, energy = str(result["stopped"]), result["accuracy"], result["energy"]
+    verdict: PastVerdict = "stopped" if stopped != "done" else "shipped" if result["shipped"] else "kept"
+    return PastRun(
+        folder, verdict, "" if stopped == "done" else stopped, str(result["plan"]), _number(accuracy["before"]),
+        _number(accuracy["after"]), str(accuracy["on"]), _number(energy["total_j"]), str(energy["source"]),
+        _number(result["time_s"]),
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

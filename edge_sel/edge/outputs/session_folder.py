@@ -1,4 +1,4 @@
-"""The folder of a run: whether one is there and whether it is this one, its checkpoints, and its results."""
+"""The folder of a run: does it hold a run, is it the run to be continued, its checkpoints and its results."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from typing import Any
 
 from edge_sel.arrays import Arrays
 from edge_sel.edge.energy import LOST, OPENING, Spent, beyond
+from edge_sel.edge.host import Notice
+from edge_sel.edge.open import RunInputs
 from edge_sel.edge.outputs import model_files
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier, damaged_outputs, look_into, read_result
-from edge_sel.edge.outputs.event_log import EventLog
-from edge_sel.edge.outputs.history import write_history
-from edge_sel.edge.outputs.learnt import LEARNT, Learnt, write_learnt
-from edge_sel.edge.outputs.power_log import POWER
-from edge_sel.edge.outputs.session_identity import ENGINE, TUNED, require_same_session
+from edge_sel.edge.outputs.logs import POWER, EventLog, write_history
+from edge_sel.edge.outputs.model_files import LEARNT, Learnt, write_learnt
 from edge_sel.edge.progress import Progress
-from edge_sel.engines.base import Engine
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.files import sha256_of, write_json
-from edge_sel.pack.reader import Pack
+from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.runs.checkpoint import (
     Identity,
     flatten,
@@ -28,21 +26,71 @@ from edge_sel.runs.checkpoint import (
     load_checkpoint,
     read_checkpoints,
     remove_temporary,
+    require_same,
     save_checkpoint,
     unflatten,
 )
+from edge_sel.version import __version__
+
+# --- What a run is a run of
+
+
+MAY_CHANGE = {
+    "engine", "device", "spinning", "checkpoint_every_s", "meter", "require_measured", "energy_budget_j", "max_temp_c",
+    "battery_floor", "deadline_s", "power_cap_w", "on_ac_only", "quiet_hours", "max_pixels", "require_signature",
+    "feature_store", "feature_store_mb",
+}  # fmt: skip
+"""Settings that may change when a run is resumed. They do not change what is computed; limits change only how far.
+
+The engine is compared by its own key, ``ENGINE``, and images by their fingerprint. The keys that may have signed may
+change; ``SIGNED`` keeps the requirement of a signature.
+"""
+
+ENGINE = "engine"
+"""Key of an identity. A run may go on with another engine; the last bits of its results may then differ."""
+
+TUNED = "tuned"
+"""Key of an identity: the settings that tuning chose. A resumed run takes them; their values are compared too."""
+SIGNED = "--require-signature"
+"""Key of an identity: whether a signature was required. A resumed run may add this requirement, but not drop it."""
+
+
+def identify(given: RunInputs) -> Identity:
+    """What the run is a run of; each value survives JSON."""
+    pack, resolved, test, learnt = given.pack, given.resolved, given.test, given.learnt
+    values = {key: entry["value"] for key, entry in resolved.to_json().items() if key not in MAY_CHANGE}
+    return {
+        "edge_sel": __version__,
+        "pack": pack.digest,
+        "from": None if pack.begun_from is None else pack.manifest.files[WEIGHTS].sha256[:16],
+        "learnt": None if learnt is None else learnt.digest,
+        "images": given.images.fingerprint(),
+        "test images": None if test is None else test.fingerprint(),
+        ENGINE: given.engine.name,
+        "expert": None if given.expert is None else given.expert.digest,
+        **values,
+        SIGNED: True if resolved.settings.require_signature else None,  # null in runs of before there were signatures
+        TUNED: {key: getattr(resolved.settings, key) for key, at in resolved.origins.items() if at == "tuned"},
+    }
+
+
+def require_same_session(found: Mapping[str, Any], identity: Identity, where: Path) -> None:
+    """As ``require_same``, but the engine may change, and a signature may be required where none was."""
+    ignored = (TUNED, ENGINE, SIGNED) if identity[SIGNED] else (TUNED, ENGINE)
+    require_same(found, identity, where, ignored=ignored)
+
+
+# --- The folder
+
 
 FILES = ("run.json", "history.csv", "events.jsonl", "model.onnx", "weights.safetensors", LEARNT, JOURNAL, POWER)
 """What a session leaves behind, beside its checkpoints."""
 
-Notice = tuple[str, dict[str, Any]]
-"""An event and its details."""
-
 
 def tuned_at_start(out: Path) -> dict[str, Any] | None:
-    """What tuning gave the run in ``out`` when it began; None if there is no run to resume.
+    """The settings that tuning chose when the run in ``out`` began; None if there is no run to resume.
 
-    A run keeps these settings to its end, whatever is measured meanwhile.
+    A run keeps these settings to its end, also where a later tuning found others.
     """
     result, _ = read_result(out)
     loaded = load_checkpoint(out / "checkpoints") if result is None else None
@@ -54,19 +102,19 @@ def tuned_at_start(out: Path) -> dict[str, Any] | None:
 
 
 def refuse_used(out: Path) -> None:
-    """A folder that holds a run is for nobody else.
+    """Refuse a folder that holds a run, which a new run would overwrite.
 
     Raises:
-        UsageError: it does.
+        UsageError: it holds one.
     """
     if any((out / name).exists() for name in FILES) or list_checkpoints(out / "checkpoints"):
         raise UsageError("the folder holds a run already", where=out, fix="--resume, or another --out")
 
 
 def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
-    """The result of the run that ended in ``out``; None if there is none, or a limit stopped it early.
+    """The result of the run that ended in ``out``; None if there is no result, or a limit stopped the run early.
 
-    What a power cut has left of a result does not matter where there is a checkpoint to go on from.
+    A damaged result is ignored where there is a checkpoint to continue from.
 
     Raises:
         UsageError: it is not the result of this run.
@@ -81,7 +129,7 @@ def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
 
 
 def unfinished_run(out: Path, identity: Identity) -> tuple[Progress, str] | None:
-    """The state to continue from, of the newest checkpoint that this version of edge-sel can read, and its engine.
+    """The state in the newest checkpoint that this version of edge-sel can read, and the engine that computed it.
 
     Raises:
         UsageError: there are checkpoints, but all are of another run or of another version.
@@ -102,34 +150,34 @@ def unfinished_run(out: Path, identity: Identity) -> tuple[Progress, str] | None
 
 
 class SessionFolder:
-    """One run's folder; looking at it changes nothing.
+    """The folder of one run. Making this object reads the folder and changes nothing in it.
 
     Args:
-        path: of the folder; it may not exist yet. None for a run in memory, of which nothing is written.
-        identity: what the run is a run of.
-        resume: whether a run that is there may be continued.
-        earlier: what was there before this process began to write to it; None to look now.
+        given: to the run. Its folder need not exist yet.
 
     Attributes:
+        identity: what the run is a run of.
         earlier: what earlier processes left.
         finished: the result of the run, if it has come to its end.
-        broken: of a finished run's files those that are to be written again.
-        found: where to continue; None if there is nothing to continue from.
-        notices: events to tell, with their details.
+        broken: files of a finished run that are missing or damaged and will be written again.
+        found: the state to continue from; None for a new beginning.
+        notices: events to tell when the run begins.
 
     Raises:
         UsageError: the folder holds another run, or one that is not to be continued.
         SetupError: files of the finished run are damaged, and nothing is left to restore them from.
     """
 
-    def __init__(self, path: Path | None, identity: Identity, *, resume: bool, earlier: Earlier | None = None) -> None:
-        self.path, self._identity = path, identity
+    def __init__(self, given: RunInputs) -> None:
+        path, earlier = given.out, given.opened and given.opened.earlier
+        identity = identify(given)
+        self._given, self.path, self.identity = given, path, identity
         self.earlier, self.finished, self.found = Earlier(), None, None
         self.broken: list[str] = []
         self.notices: list[Notice] = []
         if path is None:
             return
-        if not resume:
+        if not given.resume:
             if earlier is None:
                 refuse_used(path)
             return
@@ -161,7 +209,10 @@ class SessionFolder:
             self.notices.append(("checkpoints_damaged", {}))
 
     def spent_before(self, booked: Spent, opening: Spent | None) -> Spent:
-        """What earlier processes of the run have spent, and this one to open it; ``booked`` by its checkpoint."""
+        """What earlier processes of the run have spent, and what this one took to open it.
+
+        ``booked``: spent by the checkpoint. ``opening``: by this process so far; None where nothing was measured.
+        """
         if self.finished is not None:
             return booked
         if not self.earlier.began:
@@ -179,7 +230,7 @@ class SessionFolder:
         return spent
 
     def begin(self, emit: EventLog) -> None:
-        """Tell what was found, and remove what writes that were cut off have left behind."""
+        """Tell the notices, and remove temporary files of writes that were interrupted."""
         if self.path is not None:
             for name in FILES:
                 with suppress(OSError):
@@ -188,18 +239,14 @@ class SessionFolder:
         for event, details in self.notices:
             emit(event, **details)
 
-    def restored(
-        self, result: dict[str, Any], pack: Pack, engine: Engine, classes: tuple[str, ...], emit: EventLog
-    ) -> dict[str, Any]:
-        """The result of a finished run, once those of its files are written again that are gone or damaged."""
+    def restored(self, result: dict[str, Any], emit: EventLog) -> dict[str, Any]:
+        """Write the files of a finished run again that are missing or damaged; returns the result."""
         if not self.broken or self.path is None:
             return result
         if "history.csv" in self.broken:
-            write_history(self.path / "history.csv", result["epochs"], classes)
+            write_history(self.path / "history.csv", result["epochs"], self._given.classes)
         if "model.onnx" in self.broken:
-            weights = model_files.read_weights(self.path / "weights.safetensors")
-            model_files.write_model(self.path / "model.onnx", pack, weights, classes)
-            model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
+            self._write_onnx(self.path, model_files.read_weights(self.path / "weights.safetensors"))
         if damaged_outputs(self.path, result):  # another version of a library writes other bytes
             result = {**result, "outputs": self.digests()}
             self.write_summary(result)
@@ -207,37 +254,40 @@ class SessionFolder:
         return result
 
     def digests(self) -> dict[str, str]:
-        """sha256 of the files that a run leaves for others."""
+        """sha256 of the result files, by name."""
         if self.path is None:
             return {}
         found = {name: sha256_of(self.path / name) for name in model_files.OUTPUTS}
         return {name: digest for name, digest in found.items() if digest is not None}
 
     def weights(self) -> Arrays | None:
-        """Those that a finished run left."""
+        """The weights in the folder of a finished run; None in memory."""
         return None if self.path is None else model_files.read_weights(self.path / "weights.safetensors")
 
     def save(self, progress: Progress) -> str | None:
-        """Write a checkpoint; its name."""
+        """Write a checkpoint; returns its file name, None in memory."""
         if self.path is None:
             return None
-        return save_checkpoint(self.path / "checkpoints", *flatten(progress), self._identity).name
+        return save_checkpoint(self.path / "checkpoints", *flatten(progress), self.identity).name
 
-    def write_history(self, progress: Progress, classes: tuple[str, ...]) -> None:
+    def write_history(self, progress: Progress) -> None:
         """``history.csv``."""
         if self.path is not None:
-            write_history(self.path / "history.csv", progress.history, classes)
+            write_history(self.path / "history.csv", progress.history, self._given.classes)
 
-    def write_model(self, pack: Pack, engine: Engine, weights: Arrays, classes: tuple[str, ...]) -> None:
-        """``weights.safetensors`` and ``model.onnx``, which is loaded once to see that it computes the same."""
-        if self.path is None:
-            return
-        model_files.write_weights(self.path / "weights.safetensors", weights, classes)
-        model_files.write_model(self.path / "model.onnx", pack, weights, classes)
-        model_files.verify_model(self.path / "model.onnx", engine.predictor(pack, weights), pack.manifest.model)
+    def write_model(self, weights: Arrays) -> None:
+        """Write ``weights.safetensors`` and ``model.onnx``, and compare what the latter computes with the engine."""
+        if self.path is not None:
+            model_files.write_weights(self.path / "weights.safetensors", weights, self._given.classes)
+            self._write_onnx(self.path, weights)
+
+    def _write_onnx(self, path: Path, weights: Arrays) -> None:
+        given, file, pack = self._given, path / "model.onnx", self._given.pack
+        model_files.write_model(file, pack, weights, given.classes)
+        model_files.verify_model(file, given.engine.predictor(pack, weights), pack.manifest.model)
 
     def write_learnt(self, learnt: Learnt | None) -> None:
-        """``learnt.safetensors``, which belongs to the weights; none where nobody knows."""
+        """Write ``learnt.safetensors``, which belongs to the weights; nothing where ``learnt`` is None."""
         if self.path is not None and learnt is not None:
             write_learnt(self.path, learnt)
 

@@ -19,21 +19,27 @@ import numpy as np
 from edge_sel.arrays import Arrays
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH
-from edge_sel.edge.features.cache import FeatureCache, passing_features
-from edge_sel.edge.features.precision import Precision
-from edge_sel.edge.head import changed_in, original_weights
-from edge_sel.edge.train.stage import EpochDone, FittedSamples, StageEvent, StepDone, TrainingStage
-from edge_sel.edge.train.statistics_stage import estimate, statistics_batch, statistics_batches
+from edge_sel.edge.features.cache import FeatureCache
+from edge_sel.edge.features.precision import FrozenBackbone, Precision
+from edge_sel.edge.progress import changed_in, original_weights
+from edge_sel.edge.train.stage import (
+    EpochDone,
+    FittedSamples,
+    StageEvent,
+    StepDone,
+    TrainingStage,
+    estimate,
+    statistics_batch,
+    statistics_batches,
+)
 from edge_sel.edge.train.work import probed_images
 from edge_sel.engines.base import Batch, StepResult, Trainer
-from edge_sel.pack.manifest import RIDGE
+from edge_sel.pack.plan_kinds import BN, RIDGE
 from edge_sel.pack.sums import ServerSums
 from edge_sel.sel.calibration import find_label_errors, surest_label_errors
 from edge_sel.sel.embarrassment import cross_entropy
 from edge_sel.sel.ridge import HeadFit, fit_head
 
-STATISTICS = "bn"
-"""The plan that estimates them."""
 CHOICE = 1
 """Stream of random numbers: which predictions are kept as evidence."""
 SURELY = 1.0
@@ -61,8 +67,8 @@ class ClosedFormStage(TrainingStage):
 
     def _open_features(self, plan: str) -> tuple[Precision, FeatureCache]:
         """By the statistics that the run has decided for, if all of their images have been seen."""
-        state, images = self.state, self.inputs.images
-        self._batches = statistics_batches(images.labels, self._rng(0), statistics_batch(self.inputs.pack))
+        state, images = self.state, self.images
+        self._batches = statistics_batches(images.labels, self._rng(0), statistics_batch(self.pack))
         self._tried = self._batches[: max(1, probed_images(len(images)) // len(self._batches[0]))]
         self._begun = self._start
         if not state.epoch and state.statistics == NEW and state.step == len(self._batches):
@@ -116,13 +122,13 @@ class ClosedFormStage(TrainingStage):
             if state.statistics == NEW:
                 yield from self._estimate(self._batches)
                 self._take_statistics()
-        self._fit((yield from self._features_of(np.arange(len(self.inputs.images)))))
-        done = self._end_epoch(0, "closed form")
+        self._fit((yield from self._features_of(np.arange(len(self.images)))))
+        done = self._end_epoch(0, self._plan.kind.trained_by)
         yield EpochDone({**done.figures, **self._told})
 
     def _features_of(self, images: np.ndarray) -> Generator[StageEvent, None, np.ndarray]:
         """Returns float16 [n, F]."""
-        state, size = self.state, self.inputs.settings.batch_size
+        state, size = self.state, self.settings.batch_size
         state.cursor, counted, rows = 0, state.totals.prefixed, []
         for indices in np.split(images, range(size, len(images), size)):
             rows.append(self._as_they_are(indices).images.astype(np.float16))  # as they were rounded
@@ -133,44 +139,43 @@ class ClosedFormStage(TrainingStage):
 
     def _witnesses(self) -> np.ndarray:
         """Images whose predictions, when left out, are kept as evidence."""
-        chosen: np.ndarray = self._rng(CHOICE).permutation(len(self.inputs.images))[:ENOUGH]
+        chosen: np.ndarray = self._rng(CHOICE).permutation(len(self.images))[:ENOUGH]
         return chosen
 
     # The statistics
 
     def _try_statistics(self) -> Iterator[StageEvent]:
         """Decide whose are taken, by a part of the images; and keep what the old model says of the witnesses."""
-        state, head = self.state, self.inputs.pack.linear_head
+        state, head = self.state, self.pack.linear_head
         tried, witnesses = np.sort(np.concatenate(self._tried)), self._witnesses()
         first = np.union1d(tried, witnesses)
         rows = yield from self._features_of(first)
         yield from self._estimate(self._tried)
         state.left_out_begun = _logits(rows[np.searchsorted(first, witnesses)], *head.joined(self._start))
-        surely = SURELY * (1 + FEW / len(tried)) if len(first) == len(self.inputs.images) else 0.0
+        surely = SURELY * (1 + FEW / len(tried)) if len(first) == len(self.images) else 0.0
         better = self._new_are_better(tried, rows[np.searchsorted(first, tried)], surely)
         state.statistics = NEW if better else OLD
         state.cursor = 0
 
     def _estimate(self, batches: list[np.ndarray]) -> Iterator[StageEvent]:
         """Go on to the end of these; a run that is resumed goes on where it was."""
-        inputs, state = self.inputs, self.state
+        state = self.state
         if self._estimator is None:  # not before: beside the backbone it would take memory
-            self._estimator = inputs.engine.trainer(inputs.pack, STATISTICS, self._start)
+            self._estimator = self.engine.trainer(self.pack, BN, self._start)
             if state.trainer:
                 self._estimator.load_state(state.trainer)
         estimator = self._estimator
-        flops = inputs.pack.plan(STATISTICS).flops_train
-        images = passing_features(
-            inputs.engine, inputs.pack, STATISTICS, self._start, inputs.images, precision="", phase=inputs.phase
-        )  # fmt: skip
+        flops = self.pack.plan(BN).flops_train
+        backbone = FrozenBackbone(self.engine, self.pack, BN, self._start, self.images)
+        images = FeatureCache(backbone, "", self.phase)
 
         def batch_of(part: np.ndarray) -> Batch:
-            return Batch(images.get(part), inputs.images.labels[part], np.ones(len(part), np.float32))
+            return Batch(images.get(part), self.images.labels[part], np.ones(len(part), np.float32))
 
         self._in_trial = True
         for indices in batches[state.step :]:
-            with inputs.phase("train"):
-                for part, _ in estimate(estimator, inputs.batch_limit, indices, state.step, batch_of):
+            with self.phase("train"):
+                for part, _ in estimate(estimator, self.limit, indices, state.step, batch_of):
                     state.totals.probe_flops += len(part) * flops
             state.step += 1
             yield StepDone()
@@ -181,11 +186,11 @@ class ClosedFormStage(TrainingStage):
         assert self._estimator is not None
         statistics = self._estimator.weights()
         self.state.trainer, self._estimator = self._estimator.state(), None  # it makes room for the backbone
-        labels, again = self.inputs.images.labels[tried], self._features_with(statistics, tried)
-        with self.inputs.phase("fit"):
+        labels, again = self.images.labels[tried], self._features_with(statistics, tried)
+        with self.phase("fit"):
             fits = [self._fit_to(features, labels, (TRIED_PRIOR,)) for features in (rows, again)]
         before, after = (cross_entropy(fit.left_out.astype(np.float32), labels).astype(np.float64) for fit in fits)
-        gain = (before - after)[labels < len(self.inputs.pack.manifest.model.classes)]
+        gain = (before - after)[labels < len(self.pack.manifest.model.classes)]
         if len(gain) < FEWEST:  # new classes alone are told from the server's by whatever changes, statistics too
             return False
         return bool(gain.mean() > surely * gain.std() / len(gain) ** 0.5)
@@ -201,11 +206,9 @@ class ClosedFormStage(TrainingStage):
 
     def _features_with(self, statistics: Arrays, rows: np.ndarray, images: ImageSet | None = None) -> np.ndarray:
         """float16 [n, F] of some images, by default of the device's."""
-        inputs, weights = self.inputs, {**self._start, **statistics}
-        features = passing_features(
-            inputs.engine, inputs.pack, RIDGE, weights, images or inputs.images, precision=self._precision.name,
-            phase=inputs.phase, shared=inputs.shared,
-        )  # fmt: skip
+        weights = {**self._start, **statistics}
+        backbone = FrozenBackbone(self.engine, self.pack, RIDGE, weights, images or self.images)
+        features = FeatureCache(backbone, self._precision.name, self.phase, shared=self.inputs.given.shared)
         found = features.get(rows).astype(np.float16)
         self.state.totals.prefixed += features.computed
         features.close(keep=False)
@@ -216,8 +219,8 @@ class ClosedFormStage(TrainingStage):
     @cached_property
     def _sums(self) -> ServerSums | None:
         """Those of the pack, if the body is the pack's: of another one's features they would say nothing."""
-        pack = self.inputs.pack
-        statistics = pack.plan(STATISTICS).buffers if STATISTICS in pack.plan_names else ()
+        pack = self.pack
+        statistics = pack.plan(BN).buffers if BN in pack.plan_names else ()
         if pack.sums is None or changed_in(self._begun, pack) - {*statistics}:
             return None
         return pack.sums.with_classes(len(self.memory.class_e))
@@ -225,7 +228,7 @@ class ClosedFormStage(TrainingStage):
     def _fit_to(
         self, features: np.ndarray, labels: np.ndarray, priors: Sequence[float] = (), said: np.ndarray | None = None
     ) -> HeadFit:
-        pack, sums = self.inputs.pack, self._sums
+        pack, sums = self.pack, self._sums
         groups = pack.manifest.model.feature_groups(features.shape[1])
         return fit_head(
             features.astype(np.float32), labels, len(self.memory.class_e), old=pack.linear_head.joined(self._start),
@@ -236,7 +239,7 @@ class ClosedFormStage(TrainingStage):
 
     def _rehearsal(self) -> tuple[np.ndarray, np.ndarray]:
         """Features float16 [M, F] and labels of the server's images that are learnt from too."""
-        pack, (head, _) = self.inputs.pack, self.inputs.pack.linear_head.joined(self._start)
+        pack, (head, _) = self.pack, self.pack.linear_head.joined(self._start)
         anchors = pack.anchors if changed_in(self._start, pack) or pack.sums is None else None
         if anchors is None or not len(rows := anchors.rehearsed()):
             return np.zeros((0, head.shape[1]), np.float16), np.zeros(0, np.int64)
@@ -248,7 +251,7 @@ class ClosedFormStage(TrainingStage):
         What the head in service has learnt of images that are all here, the new head learns itself: beside it, that
         one would count them twice. What it has not from the device is the exported head.
         """
-        pack, served = self.inputs.pack, self.inputs.served
+        pack, served = self.pack, self.inputs.split.served
         if pack.exported is None or served is None or not served.whole or changed_in(self._start, pack.exported):
             return None
         return pack.linear_head.joined(original_weights(pack.exported, len(self.memory.class_e)))
@@ -258,7 +261,7 @@ class ClosedFormStage(TrainingStage):
 
         Then NaN for so many ``more``. None where another stage has changed the head.
         """
-        pack, served = self.inputs.pack, self.inputs.served
+        pack, served = self.pack, self.inputs.split.served
         if served is None:
             return None
         old = original_weights(pack, len(self.memory.class_e))
@@ -268,22 +271,22 @@ class ClosedFormStage(TrainingStage):
 
     def _fit_with(self, features: np.ndarray, used: np.ndarray, rehearsal: tuple[np.ndarray, np.ndarray]) -> HeadFit:
         """To the device's images and the server's; what is left out are the device's."""
-        labels = self.inputs.images.labels[used]
+        labels = self.images.labels[used]
         said = self._said(used, len(rehearsal[1]))
         both = np.concatenate([features[used], rehearsal[0]]), np.concatenate([labels, rehearsal[1]])
         fit = self._fit_to(*both, said=said)
         return fit._replace(left_out=fit.left_out[: len(labels)])
 
     def _fit(self, features: np.ndarray) -> None:
-        head, state, totals = self.inputs.pack.linear_head, self.state, self.state.totals
-        labels = self.inputs.images.labels
+        head, state, totals = self.pack.linear_head, self.state, self.state.totals
+        labels = self.images.labels
         used, rehearsal = np.arange(len(labels)), self._rehearsal()
         self._told: dict[str, Any] = {"statistics": OLD if self._start is self._begun else NEW}
-        with self.inputs.phase("fit"):
+        with self.phase("fit"):
             fit = self._fit_with(features, used, rehearsal)
             doubts = find_label_errors(fit.left_out, labels)
             self._told["doubted"] = float((doubts >= 0).mean())
-            if not self.inputs.settings.drop_suspicious:  # who asks for it has reason to doubt the labels
+            if not self.settings.drop_suspicious:  # who asks for it has reason to doubt the labels
                 doubts = surest_label_errors(fit.left_out, labels)
             self.memory.looks_like = doubts
             good = self.trusted(used)
@@ -293,7 +296,7 @@ class ClosedFormStage(TrainingStage):
         found = {"prior": fit.prior, "ridge": fit.ridge, "old": fit.kept, "features": fit.features}
         self._told |= {"head": found, "rehearsed": len(rehearsal[1])}
         self._head = head.parted(fit.weight, fit.bias, self._start)
-        if features.nbytes <= MOST_FITTED_BYTES and not changed_in(self._start, self.inputs.pack):
+        if features.nbytes <= MOST_FITTED_BYTES and not changed_in(self._start, self.pack):
             self.fitted = FittedSamples(features[used], labels)
         size = sum(value.size for value in self._head.values())
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.

@@ -34,7 +34,7 @@ WAIT = 4.0
 """Starvation limit of the soft gate, in mean waits of random selection (1 / target decisions)."""
 
 
-class Choice(NamedTuple):
+class GateChoice(NamedTuple):
     """What the gate decided about one chunk of candidates, and the states afterwards."""
 
     mask: np.ndarray
@@ -85,7 +85,7 @@ class Gate:
         entropy: np.ndarray,
         candidates: np.ndarray,
         u: np.ndarray,
-    ) -> Choice:
+    ) -> GateChoice:
         """Which candidates to train on, and with which loss weights.
 
         Args:
@@ -104,7 +104,9 @@ class Gate:
             mask = selection.draw(np.full(len(candidates), config.target_rate), u)
         elif self.kind == "hard":
             ranked = selection.middle_rank(self._known_significance(memory, entropy, candidates))
-            mask = self._above(config, state, np.where(np.isnan(ranked), u, ranked), u)
+            # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.
+            fallback: sundew.Fallback = "random2" if config.target_rate * len(u) >= 2 else "none"
+            mask = sundew.active_mask(state, np.where(np.isnan(ranked), u, ranked), u, fallback=fallback)
             state = sundew.update(config, state, float(mask.mean()))
         else:
             late = selection.overdue(ages, candidates, WAIT / config.target_rate)
@@ -114,26 +116,16 @@ class Gate:
             # The expected rate: the loop need not follow the luck of the draw.
             state = sundew.update(config, state, float(p.mean()))
         loss_weights = np.where(mask, weights, 0.0).astype(np.float32)
-        return Choice(mask, loss_weights, state, selection.update_ages(ages, candidates, mask))
-
-    def _above(self, config: SundewConfig, state: SundewState, ranked: np.ndarray, u: np.ndarray) -> np.ndarray:
-        # Two of a small batch would be above the target by themselves; here nothing is lost by an empty choice.
-        fallback: sundew.Fallback = "random2" if config.target_rate * len(u) >= 2 else "none"
-        mask: np.ndarray = sundew.active_mask(state, ranked, u, fallback=fallback)
-        return mask
-
-    def _significance(self, memory: HardnessState, entropy: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        score = significance_v1 if self.significance == "v1" else significance_v101
-        other = self._std if self.significance == "v1" else entropy
-        significance: np.ndarray = score(memory.r[candidates], other[candidates])
-        return significance
+        return GateChoice(mask, loss_weights, state, selection.update_ages(ages, candidates, mask))
 
     def _known_significance(self, memory: HardnessState, entropy: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """NaN for images never visited or with a loss that diverged; the others are compared among themselves."""
         known = (memory.seen[candidates] > 0) & np.isfinite(memory.r[candidates])
         significance = np.full(len(candidates), np.nan)
         if known.any():
-            significance[known] = self._significance(memory, entropy, candidates[known])
+            rows, first = candidates[known], self.significance == "v1"
+            score, other = (significance_v1, self._std) if first else (significance_v101, entropy)
+            significance[known] = score(memory.r[rows], other[rows])
         return significance
 
 

@@ -12,7 +12,7 @@ from edge_sel.errors import UsageError
 from edge_sel.pack.reader import Pack
 
 History = Sequence[Mapping[str, Any]]
-"""An entry for every finished epoch, see ``outputs/history.py``."""
+"""An entry for every finished epoch, see ``outputs/logs.py``."""
 
 
 class PlannedStage(NamedTuple):
@@ -22,7 +22,7 @@ class PlannedStage(NamedTuple):
     epochs: int
 
 
-class Forecast(NamedTuple):
+class Outcome(NamedTuple):
     """What a stage is expected to give and to take."""
 
     gain: float
@@ -31,18 +31,18 @@ class Forecast(NamedTuple):
     """Gross; None where the joules of this run are not known."""
 
 
-class Decision(NamedTuple):
+class NextStage(NamedTuple):
     """The next stage, None when nothing more pays; why; and what was expected of it, if that was asked."""
 
     stage: PlannedStage | None
     why: str
-    expected: Forecast | None = None
+    expected: Outcome | None = None
 
 
 class Ladder(Protocol):
     """Decides what to do next from what has happened; must be a pure function of the history."""
 
-    def decide(self, history: History, stages_done: int) -> Decision:
+    def decide(self, history: History, stages_done: int) -> NextStage:
         """What to do after ``stages_done`` finished stages."""
 
     def planned(self, stages_done: int) -> Sequence[PlannedStage]:
@@ -55,11 +55,11 @@ class FixedLadder:
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
         self.stages = tuple(stages)
 
-    def decide(self, history: History, stages_done: int) -> Decision:
+    def decide(self, history: History, stages_done: int) -> NextStage:
         """The next named stage."""
         if stages_done < len(self.stages):
-            return Decision(self.stages[stages_done], "as told")
-        return Decision(None, "no more plans")
+            return NextStage(self.stages[stages_done], "as told")
+        return NextStage(None, "no more plans")
 
     def planned(self, stages_done: int) -> Sequence[PlannedStage]:
         """The stages named after that one."""
@@ -94,7 +94,7 @@ def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
     for name in names:
         if pack.plan(name).channels:
             pack.plan(pack.plan(name).base)  # its gradients choose the channels
-    return FixedLadder([PlannedStage(name, epochs if pack.plan(name).stepped else 1) for name in names])
+    return FixedLadder([PlannedStage(name, epochs if pack.plan(name).kind.stepped else 1) for name in names])
 
 
 def stages_of(history: History) -> list[list[Mapping[str, Any]]]:
@@ -107,11 +107,11 @@ def was_kept(stage: History) -> bool:
     return bool(stage[-1]["kept"])
 
 
-def outcome_of(stage: History) -> Forecast:
+def outcome_of(stage: History) -> Outcome:
     """What a finished stage gave and took; one that was undone gave nothing."""
     gain = stage[-1]["guard_acc"] - stage[0]["best_acc"] if was_kept(stage) else 0.0
     joules = [entry["energy_j"] for entry in stage]
-    return Forecast(gain, None if None in joules else sum(joules))
+    return Outcome(gain, None if None in joules else sum(joules))
 
 
 def loss_in(value: float | None) -> float:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from edge_sel.edge.features.cache import copies
+from edge_sel.edge.progress import EpochTotals, StageState
 from edge_sel.edge.train.ladder import PlannedStage
-from edge_sel.edge.train.state import EpochTotals, StageState
-from edge_sel.pack.manifest import CLOSED, PlanInfo
+from edge_sel.pack.manifest import PlanInfo
+from edge_sel.pack.plan_kinds import BN, CLOSED, CLOSED_FORM, STATISTICS
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.guilt import nominal_flops
 
@@ -27,19 +28,14 @@ def stage_work(pack: Pack, planned: PlannedStage, images: int, rate: float, *, s
     Re-estimating statistics costs a forward pass of some images. That features are kept is taken for granted here.
     """
     plan, prefix = pack.plan(planned.plan), pack.prefix(planned.plan)
-    if not plan.trainable:
-        return _statistics_work(pack, images)
-    if not plan.stepped:  # a head in closed form: every image once, whatever the gate and the curriculum
+    if plan.kind.trained_by == STATISTICS:
+        return float(min(images, STATISTICS_IMAGES) * plan.flops_train)
+    if not plan.kind.stepped:  # a head in closed form: every image once, whatever the gate and the curriculum
         rate, scores = 1.0, False
     work = images * (scores * plan.flops_forward + planned.epochs * rate * plan.flops_train)
-    if plan.name == CLOSED:
+    if plan.kind.statistics:
         work += _trial_work(pack, images)
     return work + (features_asked(pack, planned, images, rate, scores=scores) * prefix.flops if prefix else 0)
-
-
-def _statistics_work(pack: Pack, images: int) -> float:
-    """A pass that re-estimates batch normalisation's statistics."""
-    return float(min(images, STATISTICS_IMAGES) * pack.plan("bn").flops_train)
 
 
 def probed_images(images: int) -> int:
@@ -50,7 +46,7 @@ def probed_images(images: int) -> int:
 def _trial_work(pack: Pack, images: int) -> float:
     """New statistics of some images, and their features by these."""
     prefix = pack.prefix(CLOSED)
-    return probed_images(images) * float(pack.plan("bn").flops_train + (prefix.flops if prefix else 0))
+    return probed_images(images) * float(pack.plan(BN).flops_train + (prefix.flops if prefix else 0))
 
 
 def features_asked(pack: Pack, planned: PlannedStage, images: int, rate: float, *, scores: bool) -> float:
@@ -65,13 +61,13 @@ def stage_work_left(pack: Pack, state: StageState, images: int, rate: float, to_
     is empty where they are not kept.
     """
     plan, prefix = pack.plan(state.plan), pack.prefix(state.plan)
-    if not plan.trainable:
+    if plan.kind.trained_by == STATISTICS:
         pictures = min(images, STATISTICS_IMAGES)
         seen = state.totals.candidates if not state.epoch else pictures
         return float(max(pictures - seen, 0) * plan.flops_train)
     candidates = max((state.epochs - state.epoch) * images - state.cursor, 0)
     work = candidates * rate * plan.flops_train + to_score * plan.flops_forward
-    if plan.name == CLOSED and not state.epoch and not state.statistics:
+    if plan.kind.statistics and not state.epoch and not state.statistics:
         work += max(_trial_work(pack, images) - state.totals.probe_flops, 0.0)
     if prefix:
         work += _features_left(pack, ~kept, images, rate, candidates, to_score) * prefix.flops
@@ -110,9 +106,8 @@ def work_done(
     prefix = pack.prefix(plan.name)
     backbone = totals.prefixed * prefix.flops if prefix else 0
     computed = totals.trained * plan.flops_train
-    fitted = plan.trainable and not plan.stepped
     executed = computed + totals.probe_flops + totals.scored * plan.flops_forward + backbone
-    trained = totals.probe_flops + (0 if fitted else computed)
+    trained = totals.probe_flops + (computed if plan.kind.trained_by != CLOSED_FORM else 0)
     if whole and prefix:
         trained += (totals.prefixed - totals.scored) * prefix.flops
     return {

@@ -12,6 +12,7 @@ from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import normalise
 from edge_sel.edge.features import store as feature_store
 from edge_sel.edge.features.cache import CHUNK, FILE, open_features
+from edge_sel.edge.features.precision import FrozenBackbone
 from edge_sel.edge.features.store import KEY_BYTES, FileFeatureStore, MemoryFeatureStore
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.features.places import PLACES
@@ -30,9 +31,9 @@ def opened():
         def make(folder, place, *, plan="last", base=None, engine=None, weights=None, images=None):
             memory, disk = PLACES[place]
             cache = open_features(
-                engine or OrtEngine(1), base or flipping(pack()), plan, weights or pack().weights(),
-                images or digits(COUNT), precision="fp32", featured=np.zeros(0, bool), folder=folder,
-                phase=lambda name: nullcontext(),
+                FrozenBackbone(engine or OrtEngine(1), base or flipping(pack()), plan, weights or pack().weights(),
+                         images or digits(COUNT)),
+                "fp32", lambda name: nullcontext(), featured=np.zeros(0, bool), folder=folder,
                 settings=replace(Settings(), feature_cache_mb=memory, feature_cache_disk_mb=disk),
             )  # fmt: skip
             stack.callback(cache.close, keep=True)

@@ -18,6 +18,7 @@ from edge_sel.edge.features.precision import (
     CHUNK,
     GAIN,
     TIMED,
+    FrozenBackbone,
     Precision,
     choose_precision,
     compare_precisions,
@@ -60,18 +61,15 @@ def timed(*int8_s):
 
 
 def chosen(*, base=None, engine=None, expected=1e9, asked="auto", cpu_time=time.process_time):
-    return choose_precision(
-        engine or OrtEngine(1), base or pack(), "last", pack().weights(), digits(COUNT), asked, expected, cpu_time,
-        lambda name: nullcontext(),
-    )  # fmt: skip
+    backbone = FrozenBackbone(engine or OrtEngine(1), base or pack(), "last", pack().weights(), digits(COUNT))
+    return choose_precision(backbone, asked, expected, cpu_time, lambda name: nullcontext())
 
 
 def opened(folder, name, *, engine=None, **given):
     """The features of the backbone in this precision."""
     return open_features(
-        engine or OrtEngine(1), pack(), "last", pack().weights(), digits(COUNT), precision=name,
-        featured=np.zeros(0, bool), settings=replace(Settings(), **given), folder=folder,
-        phase=lambda name: nullcontext(),
+        FrozenBackbone(engine or OrtEngine(1), pack(), "last", pack().weights(), digits(COUNT)), name,
+        lambda name: nullcontext(), featured=np.zeros(0, bool), settings=replace(Settings(), **given), folder=folder,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Ask one limit for its decision, with readings given by hand."""
 
-from edge_sel.edge.governor.decision import Forecast, Readings
+from edge_sel.edge.limits import Forecast, Readings
 
 STEP = Forecast(step_s=1.0, step_j=10.0, closing_s=0.0, closing_j=0.0, ahead_s=0.0, ahead_j=0.0)
 

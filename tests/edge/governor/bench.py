@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from edge_sel.edge.governor.decision import Decision, Limit, Readings
-from edge_sel.edge.governor.governor import Governor
+from edge_sel.edge.governor import Governor
+from edge_sel.edge.limits import Decision, Limit, Readings
 
 PAUSE, STOP = Decision("pause", "too much"), Decision("stop", "far too much")
 

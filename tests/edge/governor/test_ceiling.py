@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.governor.decision import GO
-from edge_sel.edge.governor.limits import (
+from edge_sel.edge.limits import (
     BLIND_S,
+    GO,
     HYSTERESIS_C,
     LEAST_DUTY,
     LONGEST_PAUSE_S,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from edge_sel.edge.governor.decision import GO, Decision, Readings
-from edge_sel.edge.governor.governor import Governor
+from edge_sel.edge.governor import Governor
+from edge_sel.edge.limits import GO, Decision, Readings
 from tests.edge.governor.bench import PAUSE, Bench, Scripted
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from edge_sel.edge.governor.governor import POLL_S
-from edge_sel.edge.governor.limits import (
+from edge_sel.edge.governor import POLL_S
+from edge_sel.edge.limits import (
     BURST_S,
     BatteryFloor,
     Ceiling,

@@ -6,9 +6,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_sel.edge.governor.decision import GO, Decision, Readings
-from edge_sel.edge.governor.governor import POLL_S, PRESSURE_STEP, Governor
-from edge_sel.edge.governor.limits import BatteryFloor, Ceiling, Deadline, EnergyBudget, MainsOnly, PowerCap, QuietHours
+from edge_sel.edge.governor import POLL_S, PRESSURE_STEP, Governor
+from edge_sel.edge.limits import (
+    GO,
+    BatteryFloor,
+    Ceiling,
+    Deadline,
+    Decision,
+    EnergyBudget,
+    MainsOnly,
+    PowerCap,
+    QuietHours,
+    Readings,
+)
 from tests.edge.governor.bench import PAUSE, STOP, Bench, Scripted
 
 # Whom it follows

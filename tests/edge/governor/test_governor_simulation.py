@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edge_sel.edge.governor.limits import BURST_S, LONGEST_PAUSE_S
+from edge_sel.edge.limits import BURST_S, LONGEST_PAUSE_S
 
 TOOL = Path(__file__).parents[3] / "tools" / "simulate_governor.py"
 MAX_C, BUDGET_J, CAP_W = 70.0, 14_000.0, 5.0

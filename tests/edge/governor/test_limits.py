@@ -4,8 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge_sel.edge.governor.decision import GO
-from edge_sel.edge.governor.limits import LONGEST_PAUSE_S, BatteryFloor, Deadline, EnergyBudget, MainsOnly, QuietHours
+from edge_sel.edge.limits import GO, LONGEST_PAUSE_S, BatteryFloor, Deadline, EnergyBudget, MainsOnly, QuietHours
 from tests.edge.governor.asking import STEP, ask
 
 AMOUNTS = st.floats(0, 1e6)

@@ -2,9 +2,18 @@
 
 from edge_sel.config.profiles import Profile
 from edge_sel.config.settings import resolve
-from edge_sel.edge.governor.decision import Readings
-from edge_sel.edge.governor.from_settings import limits_of, make_reader
-from edge_sel.edge.governor.limits import BatteryFloor, Ceiling, Deadline, EnergyBudget, MainsOnly, PowerCap, QuietHours
+from edge_sel.edge.governor import make_reader
+from edge_sel.edge.limits import (
+    BatteryFloor,
+    Ceiling,
+    Deadline,
+    EnergyBudget,
+    MainsOnly,
+    PowerCap,
+    QuietHours,
+    Readings,
+    limits_of,
+)
 from edge_sel.power.battery import Supply
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.governor.limits import BURST_S, LONGEST_PAUSE_S, PowerCap
+from edge_sel.edge.limits import BURST_S, LONGEST_PAUSE_S, PowerCap
 from tests.edge.governor.asking import ask
 
 LOADS = st.lists(st.tuples(st.floats(0.0, 60.0), st.floats(0.01, 6.0)), min_size=20, max_size=60)

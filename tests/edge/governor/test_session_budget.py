@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_sel.edge.governor.limits import EnergyBudget, PowerCap
+from edge_sel.edge.limits import EnergyBudget, PowerCap
 from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.governor.limited_sessions import FILES, GATED, OPEN, Steps, files, free
 from tests.edge.sessions import StopAt, digits, outcome, pack

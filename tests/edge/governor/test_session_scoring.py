@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from edge_sel.edge.governor.limits import Ceiling, Deadline
+from edge_sel.edge.limits import Ceiling, Deadline
 from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.governor.limited_sessions import Steps
 from tests.edge.sessions import KillAt, Killed, StopAt, outcome

@@ -2,8 +2,8 @@
 
 import pytest
 
-from edge_sel.edge.governor.decision import GO, Decision
-from edge_sel.edge.governor.governor import LONGEST_REST_S, POLL_S
+from edge_sel.edge.governor import LONGEST_REST_S, POLL_S
+from edge_sel.edge.limits import GO, Decision
 from tests.edge.governor.bench import PAUSE, STOP, Bench, Scripted
 
 # How it waits

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from edge_sel.edge.energy import Spent
-from edge_sel.edge.outputs import power_log
-from edge_sel.edge.outputs.insight import HARDEST, changed_weights
-from edge_sel.edge.outputs.power_log import PowerLog, PowerRow, read_power
+from edge_sel.edge.outputs import logs
+from edge_sel.edge.outputs.logs import PowerLog, PowerRow, read_power
+from edge_sel.edge.outputs.summary import HARDEST, changed_weights
 from edge_sel.power.recorder import EnergyRecorder
 from tests.edge.outputs.test_outputs import TenWatts
 from tests.edge.sessions import StopAt, Ticks, pack, session
@@ -42,7 +42,7 @@ def test_time_goes_on_and_a_resumed_run_adds_to_its_rows(tmp_path):
 
 
 def test_it_stays_small_and_keeps_beginning_and_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(power_log, "MOST_ROWS", 50)
+    monkeypatch.setattr(logs, "MOST_ROWS", 50)
     log = PowerLog(tmp_path / "power.csv", lambda: None)
     for second in range(1, 2000):
         log.add(spent(second, second, train=second))

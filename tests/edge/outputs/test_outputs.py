@@ -10,9 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_sel.data.dataset import normalise
-from edge_sel.edge.evaluate import evaluate, evaluate_logits
-from edge_sel.edge.outputs.event_log import EventLog
-from edge_sel.edge.outputs.history import write_history
+from edge_sel.edge.judge import evaluate, evaluate_logits
+from edge_sel.edge.outputs.logs import EventLog, write_history
 from edge_sel.edge.outputs.model_files import verify_model
 from edge_sel.edge.outputs.summary import SCHEMA
 from edge_sel.engines.ort import OrtEngine

@@ -10,13 +10,13 @@ from edge_sel.config.settings import resolve
 from edge_sel.edge.train.auto_ladder import (
     BODY,
     BODY_EPOCHS,
+    GENERIC,
     HEAD_EPOCHS,
     LEAST_GAIN,
     MOST_BODY_STAGES,
     auto_ladder,
     clean_loss,
 )  # fmt: skip
-from edge_sel.edge.train.gains import GENERIC
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.work import stage_work
 from edge_sel.pack.manifest import GainRow

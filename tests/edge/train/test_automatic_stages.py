@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.governor.limits import EnergyBudget
+from edge_sel.edge.limits import EnergyBudget
 from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, resolved, session, some_or_all

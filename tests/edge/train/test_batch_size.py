@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from edge_sel.edge.batch_limit import FLOOR
-from edge_sel.edge.train.learning_rate import step_hyper
-from edge_sel.edge.train.sel_stage import STEP_BYTES, SelStage, batch_size
+from edge_sel.edge.memory import FLOOR
+from edge_sel.edge.train.sel_stage import STEP_BYTES, SelStage, batch_size, step_hyper
 from tests.edge.sessions import pack, session
 
 PLAN = pack().plan("last2")

@@ -10,14 +10,14 @@ from safetensors.numpy import load_file
 from edge_sel.cli.main import cli
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
-from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.governor.limits import Deadline
+from edge_sel.edge.governor import Governor
+from edge_sel.edge.limits import Deadline
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.train import closed_form_stage
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.work import probed_images, stage_work
 from edge_sel.errors import UsageError
-from edge_sel.pack.manifest import CLOSED, RIDGE
+from edge_sel.pack.plan_kinds import CLOSED, RIDGE
 from edge_sel.runs.checkpoint import load_checkpoint, unflatten
 from edge_sel.sel.ridge import fit_head
 from tests.edge.recording import Recording
@@ -262,7 +262,7 @@ def test_a_pack_that_lacks_a_part_has_no_such_plan(base, others):
 
 def test_what_the_plan_is_made_of():
     plan = pack().plan(CLOSED)
-    assert {*plan.trainable} == HEAD and {*plan.buffers} == BUFFERS and not plan.stepped and not plan.train
+    assert {*plan.trainable} == HEAD and {*plan.buffers} == BUFFERS and not plan.kind.stepped and not plan.train
     assert plan.flops_train == pack().plan(RIDGE).flops_train and pack().prefix(CLOSED) == pack().prefix("head")
 
 

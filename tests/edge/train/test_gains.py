@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.gains import DOUBT, GENERIC, expected_gain, kind_of, trust
+from edge_sel.edge.train.auto_ladder import DOUBT, GENERIC, expected_gain, trust
 from edge_sel.pack.manifest import GainRow
+from edge_sel.pack.plan_kinds import plan_kind
 
 ROW = st.builds(GainRow, st.just("body"), st.integers(1, 10**6), st.floats(-1.0, 10.0), st.floats(-1.0, 1.0))
 TABLE = st.lists(ROW, min_size=1, max_size=12)
@@ -78,7 +79,7 @@ def test_without_a_table_a_higher_loss_promises_no_less(one, other):
 
 
 def test_of_which_kind_a_plan_is():
-    assert {name: kind_of(name) for name in ("bn", "closed", "head", "ridge", "full", "last-c25", "first")} == {
+    assert {name: plan_kind(name).gains for name in ("bn", "closed", "head", "ridge", "full", "last-c25", "first")} == {
         "bn": None, "closed": None, "head": "head", "ridge": "head", "full": "body", "last-c25": "body", "first": "body",
     }  # fmt: skip
 

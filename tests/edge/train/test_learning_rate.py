@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from edge_sel.edge.train.learning_rate import BASE_RATES, MAX_SEL_LOSS, learning_rate, step_hyper
+from edge_sel.edge.train.sel_stage import BASE_RATES, MAX_SEL_LOSS, learning_rate, step_hyper
 from edge_sel.graphs.plans import PLANS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
 from edge_sel.sel.curriculum import sel_learning_rate

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.statistics_stage import BATCH, statistics_batches
+from edge_sel.edge.train.stage import BATCH, statistics_batches
 from edge_sel.edge.train.work import STATISTICS_IMAGES
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edge_sel.edge.governor.decision import Decision, Limit
+from edge_sel.edge.limits import Decision, Limit
 from edge_sel.edge.outputs.openmetrics import MetricsFile
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.recording import Recording

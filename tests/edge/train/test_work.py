@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_sel.edge.progress import Progress
-from edge_sel.edge.train.gate import Choice, Gate
+from edge_sel.edge.train.gate import Gate, GateChoice
 from edge_sel.edge.train.work import STATISTICS_IMAGES
 from edge_sel.runs.checkpoint import load_checkpoint, unflatten
 from edge_sel.sel.guilt import nominal_flops
@@ -164,7 +164,7 @@ def test_the_gates_weights_stay_with_their_images(resumed, tmp_path, monkeypatch
     def choose(gate, state, ages, memory, entropy, candidates, u):
         mask = candidates % 3 > 0
         weights = np.where(mask, one.training.labels[candidates] + 1, 0)
-        return Choice(mask, weights.astype(np.float32), state, ages)
+        return GateChoice(mask, weights.astype(np.float32), state, ages)
 
     monkeypatch.setattr(Gate, "choose", choose)
     engine, given = Recording(), {"plan": "head", "curriculum": "off", "epochs": 3}

@@ -5,9 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edge_sel.edge.governor.decision import GO, Limit
-from edge_sel.edge.governor.governor import Governor
-from edge_sel.edge.governor.limits import Deadline
+from edge_sel.edge.governor import Governor
+from edge_sel.edge.limits import GO, Deadline, Limit
 from edge_sel.edge.train.ladder import PlannedStage
 from edge_sel.edge.train.work import STATISTICS_IMAGES, stage_work, work_of
 from tests.edge.sessions import StopAt, digits, flipping, pack

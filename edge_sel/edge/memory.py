@@ -1,15 +1,20 @@
-"""How many images are computed at once: as many as asked for, or fewer where memory is short."""
+"""What memory a run may take, and smaller batches where it is short."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from edge_sel.edge.outputs.model_files import import_onnx
 from edge_sel.errors import SetupError
+from edge_sel.power.resources import memory_left
 
 FLOOR = 8
 """Fewest images in a batch: below this, batch statistics and gradients are mostly noise."""
@@ -94,3 +99,45 @@ class Shortage:
             import_onnx()  # while there is room: it would not do to find none at the end
             self._emit("memory_short", batch_limit=self._told)
         return told != self._told
+
+
+# --- The process
+
+
+SHARE = 0.9
+"""Of the memory that is free as a run begins; the rest is for what others may need meanwhile."""
+
+
+def trim() -> None:
+    """Whole free pages go back; does nothing where the C library is not glibc.
+
+    Before a session for evaluating is made beside that for training, it lowers the peak of a run by 5 MB of 154.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # musl has no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def limited_memory(root: Path = Path("/")) -> Iterator[None]:
+    """Meanwhile this process gets ``SHARE`` of the memory that is free now, on Linux; elsewhere nothing changes.
+
+    A batch that is too large, or a pack that computes tensors of any size, then ends in a MemoryError. Otherwise Linux
+    promises memory that it does not have, and ends this or another process when it is written to. ``root`` stands in
+    for ``/`` in tests.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    import psutil
+
+    groups, free = memory_left(root), psutil.virtual_memory().available
+    most = psutil.Process().memory_info().data + int(SHARE * (free if groups is None else min(free, groups)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(value for value in (most, soft, hard) if value >= 0), hard))
+    try:
+        yield
+    finally:  # whoever calls the command as a function goes on with what it had
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -1,16 +1,77 @@
-"""The limits a run obeys. Each looks at the sensors at a step boundary and says go, rest or stop, and how hard to save.
+"""The limits of a run. At a step boundary each one says whether the run goes on, pauses or stops, and how to save.
 
-A limit first raises the *pressure* on the sample gate (a lower target rate), then rests between steps or pauses, and
-stops the run last. None of them reads a clock or a sensor: what they know is in ``Readings``.
+A limit first raises the *pressure* on the sample gate, which lowers its target rate. Then it asks for rests between
+steps or for a pause. Last it stops the run. No limit reads a clock or a sensor: all it knows is in ``Readings``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from edge_sel.edge.governor.decision import GO, Decision, Forecast, Limit, Readings
-from edge_sel.units import format_duration, format_energy, format_power
+from edge_sel.config.settings import Resolved
+from edge_sel.errors import SetupError, UsageError
+from edge_sel.power.battery import Supply
+from edge_sel.power.recorder import EnergyRecorder
+from edge_sel.units import format_duration, format_energy, format_power, parse_hours
+
+
+class Readings(NamedTuple):
+    """What the governor knows at a step boundary; None is unknown."""
+
+    now_s: float
+    spent_j: float | None = None
+    """Gross joules of the run so far, its earlier parts included."""
+    temp_c: float | None = None
+    battery: float | None = None
+    """How full, 0 to 1."""
+    on_mains: bool | None = None
+    minute: int = 0
+    """Of the local day."""
+
+
+class Forecast(NamedTuple):
+    """What the next step and the end of the run are expected to take; ``None`` joules are unknown."""
+
+    step_s: float
+    step_j: float | None
+    closing_s: float
+    closing_j: float | None
+    ahead_s: float
+    """For the work that is still planned, at the gate's own rate."""
+    ahead_j: float | None
+
+
+class Decision(NamedTuple):
+    """What one limit asks for."""
+
+    action: Literal["go", "pause", "stop"] = "go"
+    why: str = ""
+    pressure: float = 0.0
+    duty: float = 1.0
+    """Share of the time that may be worked; the rest is slept after each step."""
+
+
+GO = Decision()
+
+
+class Limit(ABC):
+    """One limit; ``stopped`` is the reason of a run that it stops."""
+
+    name = ""
+    stopped = ""
+    rests = False
+    """Whether it also holds while the run is being ended: heat and power do, for what was begun must be ended."""
+
+    @abstractmethod
+    def check(self, readings: Readings, forecast: Forecast, *, paused: bool, ending: bool) -> Decision:
+        """What to do now; ``paused``: no step was taken since the last check; ``ending``: what runs will be ended."""
+
+
+# --- The limits
+
 
 HYSTERESIS_C = 3.0
 PRESSURE_BAND_C = 8.0
@@ -223,3 +284,49 @@ def _spread(left: float, ahead: float | None, shown: Callable[[float], str]) -> 
     if ahead is None or ahead <= left:
         return GO
     return Decision("go", f"{shown(left)} left for work of {shown(ahead)}", 1 - left / ahead)
+
+
+def limits_of(resolved: Resolved, now_s: float) -> list[Limit]:
+    """The limits of a run that starts now, those that stop it first."""
+    s = resolved.settings
+    limits: list[Limit] = []
+    if s.energy_budget_j is not None:
+        limits.append(EnergyBudget(s.energy_budget_j))
+    if s.deadline_s is not None:
+        limits.append(Deadline(now_s + s.deadline_s))
+    if s.battery_floor is not None:
+        limits.append(BatteryFloor(s.battery_floor))
+    if s.max_temp_c is not None:
+        limits.append(Ceiling(s.max_temp_c, strict=_asked(resolved, "max_temp_c")))
+    if s.power_cap_w is not None:
+        limits.append(PowerCap(s.power_cap_w))
+    if s.on_ac_only:
+        limits.append(MainsOnly())
+    if s.quiet_hours is not None:
+        limits.append(QuietHours(*parse_hours(s.quiet_hours)))
+    return limits
+
+
+def require_sensors(resolved: Resolved, recorder: EnergyRecorder, supply: Supply) -> None:
+    """A limit that was asked for, but cannot be watched here, is refused before anything starts.
+
+    Raises:
+        SetupError: the sensor is missing.
+        UsageError: the power cap is below what the idle device draws.
+    """
+    s = resolved.settings
+    for key, flag in (("energy_budget_j", "--energy-budget"), ("power_cap_w", "--power-cap")):
+        if getattr(s, key) is not None and not recorder.works:
+            raise SetupError(f"no meter works here, so {flag} cannot be obeyed", fix="see `edge-sel doctor`")
+    if s.max_temp_c is not None and _asked(resolved, "max_temp_c") and recorder.max_temperature_c() is None:
+        raise SetupError("no temperature can be read, so --max-temp cannot be obeyed", fix="see `edge-sel doctor`")
+    if s.battery_floor is not None and supply.level is None:
+        raise SetupError("there is no battery, so --battery-floor cannot be obeyed", fix="leave it out")
+    if s.power_cap_w is not None and recorder.idle_w is not None and recorder.idle_w >= s.power_cap_w:
+        idle = format_power(recorder.idle_w)
+        raise UsageError(f"--power-cap is not above the {idle} that the idle device draws", fix="raise it")
+
+
+def _asked(resolved: Resolved, key: str) -> bool:
+    """Whether the user asked for it, rather than the device's profile."""
+    return not resolved.origins[key].startswith("profile:")

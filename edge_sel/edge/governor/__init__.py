@@ -1,1 +1,0 @@
-"""The governor: limits, what it reads and forecasts, and when it waits or stops."""

@@ -163,7 +163,7 @@ def test_none_in_a_file_lifts_the_temperature_of_the_profile(tmp_path: Path) -> 
         ("epochs", "1.5", "a whole number at least 1 and at most 1000000"),
         ("target_rate", "0", "a number above 0 and at most 1"),
         ("target_rate", "150%", "a number above 0 and at most 1"),
-        ("guard_fraction", "1", "a number above 0 and at most 0.9"),
+        ("validation_fraction", "1", "a number above 0 and at most 0.9"),
         ("learning_rate", "nan", "a number above 0 or none"),
         ("learning_rate", "inf", "a number above 0 or none"),
         ("gamma", "-1", "a number at least 0 or none"),

@@ -44,7 +44,7 @@ arm python3 -m venv /venv
 arm pip install -q --only-binary :all: --no-binary edge-sel /src
 arm edge-sel doctor
 for precision in fp32 int8; do  # each machine would take what is faster on it; --forget: so that the new weights ship
-  given=(finetune --threads 1 --plan head,last,full --epochs 1 --forget --prefix-precision $precision --out)
+  given=(finetune --threads 1 --plan head,last,full --epochs 1 --forget --backbone-precision $precision --out)
   rm -rf "$root/run" "$root/here"
   arm edge-sel "${given[@]}" /run
   (cd "$source" && "$python" -m edge_sel "${given[@]}" "$root/here")

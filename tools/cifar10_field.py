@@ -113,7 +113,7 @@ def report(result: dict[str, Any], clean: dict[str, Any] | None, part: str) -> N
     total = "unavailable" if energy["total_j"] is None else f"{energy['total_j']:.1f} J, {energy['net_j']:.1f} J net"
     print(f"energy {total} ({energy['source']}, {energy['meter']}), {result['time_s']:.1f} s")
     columns = ("epoch", "plan", "energy_j", "net_j", "energy_source", "trained", "active_rate", "sparsity",
-               "executed_flops_t", "nominal_flops_t", "train_loss", "guard_acc", "time_s")  # fmt: skip
+               "executed_flops_t", "nominal_flops_t", "train_loss", "validation_acc", "time_s")  # fmt: skip
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for epoch in result["epochs"]:
         cells = [f"{epoch[c]:.4g}" if isinstance(epoch[c], float) else str(epoch[c]) for c in columns]

@@ -124,7 +124,7 @@ def run(path: Path, pair: Pair, folder: Path, seed: int, options: dict[str, str]
             result = session.run()
         except DataError as error:
             return {"failed": str(error)}
-    before, after = result["before"]["guard"], result["after"]["guard"]
+    before, after = result["before"]["validation"], result["after"]["validation"]
     start = accuracy(path, None, judged)
     classes = {"classes": json.dumps(field.classes)}
     save_file(dict(session.progress.weights), folder / "tried.safetensors", classes)

@@ -9,12 +9,12 @@ many labelled images of each class, drawn by the seed. Each system is one proces
 CPU time and peak memory are the kernel's account. One evaluator judges the models of all by the test images, and by the
 server's own test photographs: what is forgotten. A finished run is a line in WORK/results.jsonl.
 
-``shipped``, ``default``, ``max`` (``--worth max``) are this product; ``torch-head`` trains the head for ten epochs on
-features of each image and its mirror image; ``torch-N`` and ``torch-N-slow`` train all for N epochs (SGD, one cycle),
-at two rates; ``logistic`` is scikit-learn's regression on the features that our head reads, its strength by cross-
-validation; ``imprint`` takes class means of normalised features (Qi et al. 2018). ``full``, ``last2`` and ``affine``
-train that plan for three epochs after the head; they are compared in the case ``tuning-40``, by paintings that are
-neither drawn nor of the test set.
+``shipped``, ``default``, ``max`` (``--min-gain-per-kj 0``) are this product; ``torch-head`` trains the head for ten
+epochs on features of each image and its mirror image; ``torch-N`` and ``torch-N-slow`` train all for N epochs (SGD,
+one cycle), at two rates; ``logistic`` is scikit-learn's regression on the features that our head reads, its strength
+by cross-validation; ``imprint`` takes class means of normalised features (Qi et al. 2018). ``full``, ``last2`` and
+``affine`` train that plan for three epochs after the head; they are compared in the case ``tuning-40``, by paintings
+that are neither drawn nor of the test set.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def relit(kind: str, part: str, given: argparse.Namespace) -> Path:
 def command(system: str, kind: str, pack: Path, images: Path, out: Path, seed: int) -> list[str]:
     """What trains this system."""
     if system in OURS:
-        chosen = ["--worth", "max"] if system == "max" else []
-        chosen += ["--plan", f"closed,{system}", "--epochs", "3"] if system in BODY else []
+        chosen = ["--min-gain-per-kj", "0"] if system == "max" else []
+        chosen += ["--plan", f"closed_form,{system}", "--epochs", "3"] if system in BODY else []
         extend = ["--new-classes", "extend"] if kind in ("new", "insects") else []
         given_to = ["--data", str(images), "--out", str(out / "run"), "--threads", "1", "--seed", str(seed)]
         return [sys.executable, "-m", "edge_sel", "finetune", str(pack), *given_to, *chosen, *extend]

@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 CASES = (
     Case("auto", "--seed 1"),
-    Case("statistics and head, int8", "--plan bn,head --seed 2 --prefix-precision int8"),
+    Case("statistics and head, int8", "--plan bn,head --seed 2 --backbone-precision int8"),
     Case("last, staged, random gate", "--plan last --curriculum staged --epochs 6 --gate random --seed 3"),
     Case("a quarter of the channels", "--plan bn,last-c25 --curriculum cumulative --batch-size 16 --seed 4"),
     Case("all weights, no gate", "--plan full --gate off --gamma 0 --epochs 2 --seed 5"),
@@ -61,10 +61,10 @@ CASES = (
 
 def run_case(checkout: Path, case: Case, out: Path) -> dict[str, Any]:
     """What a case leaves, without what depends on time."""
-    precision = [] if "--prefix-precision" in case.options else ["--prefix-precision", "fp32"]  # auto goes by time
+    precision = [] if "--backbone-precision" in case.options else ["--backbone-precision", "fp32"]  # auto goes by time
     command = [sys.executable, "-m", "edge_sel", "finetune", "--out", str(out), "--threads", "1", "--json"]
     command += [*precision, *case.options.split()]
-    env = {**os.environ, "XDG_CACHE_HOME": str(out.parent), "PYTHONPATH": str(checkout)}
+    env = {**os.environ, "XDG_CACHE_HOME": os.devnull + "/none", "PYTHONPATH": str(checkout)}
     if case.stop is None:
         subprocess.run(command, cwd=checkout, env=env, check=True, stdout=subprocess.DEVNULL)
     else:

@@ -119,7 +119,7 @@ def simulate(
             stopped = reason or "time"
             break
     for _ in range(CLOSING_PARTS):
-        governor.breathe()
+        governor.pause_if_due()
         board.spend(CLOSING_S / CLOSING_PARTS, BUSY_W)
     mean_w = board.energy_j / board.now_s
     return Outcome(

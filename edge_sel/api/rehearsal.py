@@ -145,7 +145,7 @@ def _run(
     None where the model diverged, or where there were too few images for a batch.
     """
     # No backbone in integers: whether they are faster is a question to the device, and chosen by a clock.
-    resolved = resolve(flags={"prefix_precision": "fp32"})
+    resolved = resolve(flags={"backbone_precision": "fp32"})
     training, validation = field
     with TemporaryDirectory() as folder, EnergyRecorder(None, background=False) as recorder:
         given = RunInputs(
@@ -157,6 +157,6 @@ def _run(
     for entries in stages_of(history):
         first, last, kind = entries[0], entries[-1], plan_kind(entries[0]["plan"]).gains
         visits = sum(entry["trained"] for entry in entries)
-        if kind is not None and visits and None not in (first["best_loss"], last["guard_loss"]):
+        if kind is not None and visits and None not in (first["best_loss"], last["validation_loss"]):
             rows[kind, len(entries)] = GainRow(kind, visits, first["best_loss"] - clean, outcome_of(entries).gain)
     return rows

@@ -89,7 +89,7 @@ class Console:
             if self._status is not None and (line := self._live.line(event)) is not None:
                 self._status.update(line)
             return
-        if event["event"] == "rung":
+        if event["event"] == "stage_begun":
             self._live.begin(event["plan"])
         if line := event_line(event):
             self._console.print(line)
@@ -153,7 +153,7 @@ def event_line(event: dict[str, Any]) -> str:
 
 def _evaluated_line(event: dict[str, Any]) -> str:
     accuracy = event["accuracy"]
-    return f"before: {format_percent(accuracy['before'])} on the {_shown(accuracy['on'])} images"
+    return f"before: {format_percent(accuracy['before'])} on the {accuracy['on']} images"
 
 
 def _expert_line(event: dict[str, Any]) -> str:
@@ -197,7 +197,7 @@ def epoch_line(epoch: dict[str, Any]) -> str:
     return (
         f"epoch {epoch['epoch']} {epoch['plan']}: {energy} {epoch['energy_source']}{power}{temperature}, "
         f"{epoch['trained']} of {epoch['candidates']} images trained, {1 - epoch['sparsity']:.1%} of weights updated, "
-        f"{loss}, validation {format_percent(epoch['guard_acc'])}"
+        f"{loss}, validation {format_percent(epoch['validation_acc'])}"
     )
 
 
@@ -215,7 +215,7 @@ def governor_line(event: dict[str, Any]) -> str:
     return f"governor: {doing} for the {limit}" + (f" ({event['why']})" if event["why"] else "")
 
 
-_IMAGES = "{event}: {images} images to train on, {guard} held out for validation"
+_IMAGES = "{event}: {images} images to train on, {validation} held out for validation"
 _EVENTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "started": _IMAGES,
     "resumed": _IMAGES,
@@ -225,13 +225,13 @@ _EVENTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "tuning_ignored": "tuning ignored, {why} (run `edge-sel tune` again)",
     "engine_changed": "continues with the engine {now}; it began with {before}",
     "device": "computes on the processor: {why}",
-    "prefix": "frozen backbone of {plan} in {precision}: {why}",
-    "rung": lambda event: "" if event["why"] == "as told" else f"ladder: {event['plan']} ({event['why']})",
-    "climbed": lambda event: "" if event["why"] == "no more plans" else f"ladder: ends ({event['why']})",
+    "backbone_precision": "frozen backbone of {plan} in {precision}: {why}",
+    "stage_begun": lambda event: "" if event["why"] == "as told" else f"ladder: {event['plan']} ({event['why']})",
+    "stages_ended": lambda event: "" if event["why"] == "no more plans" else f"ladder: ends ({event['why']})",
     "reverted": "{plan} did not improve the model on the validation set: undone",
     "epoch": epoch_line,
     "governor": governor_line,
-    "guard": verdict_line,
+    "decided": verdict_line,
     "memory_short": lambda event: batch_line(event["batch_limit"]),
     "meter_lost": "the meter {meter} is lost, energy is unavailable from here: {why}",
     "stopped": "stopped ({reason})",
@@ -276,7 +276,7 @@ def _quoted(path: str) -> str:
 def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
     source = " and ".join(sorted({str(epoch["energy_source"]) for epoch in epochs}))
     title = f"per epoch: joules ({source}), executed and nominal FLOP"
-    columns = ("", "plan", "gross", "net", "trained", "updated", "executed", "nominal", "loss", "valid.")
+    columns = ("", "plan", "gross", "net", "trained", "updated", "exec.", "nominal", "loss", "valid.")
     rows = [
         [
             str(epoch["epoch"]),
@@ -286,7 +286,7 @@ def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
             f"{1 - epoch['sparsity']:.1%}",
             *(format_teraflops(epoch[key]) for key in ("executed_flops_t", "nominal_flops_t")),
             "–" if epoch["train_loss"] is None else f"{epoch['train_loss']:.3f}",
-            "–" if epoch["guard_acc"] is None else format_percent(epoch["guard_acc"]),
+            "–" if epoch["validation_acc"] is None else format_percent(epoch["validation_acc"]),
         ]
         for epoch in epochs
     ]
@@ -303,7 +303,7 @@ def _accuracy_lines(result: dict[str, Any]) -> Iterator[str]:
         if not result["shipped"]:
             same = evidence is not None and evidence["gain"] == 0 and evidence["p_loss"] == 1
             after = ("" if same else f"{after} by the new model") + "; the original model stays"
-        images = f"{result['images'][accuracy['on']]} {_shown(accuracy['on'])} images"
+        images = f"{result['images'][accuracy['on']]} {accuracy['on']} images"
         own = "" if accuracy.get("pack") is None else f"{format_percent(accuracy['pack'])} by the pack's own model, "
         line, why = f"accuracy on {images}: {own}{format_percent(accuracy['before'])} before{after}", ""
         if evidence is not None:
@@ -330,7 +330,7 @@ def _energy_lines(result: dict[str, Any]) -> Iterator[str]:
         f"in {format_duration(result['time_s'])}"
     )
     parts = sorted(energy["phases"].items(), key=lambda part: -part[1]["total_j"] if part[1]["total_j"] else 0.0)
-    shares = [f"{_shown(name)} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]]
+    shares = [f"{name} {part['total_j'] / energy['total_j']:.0%}" for name, part in parts if part["total_j"]]
     yield f"of which {', '.join(shares)}"
     if energy.get("lost_j"):
         yield f"lost to interruptions: {_lost(energy['lost_j'], energy['lost_s'])}, counted in the total"
@@ -365,11 +365,6 @@ def _image_lines(result: dict[str, Any]) -> Iterator[str]:
 
 DOUBTFUL = 0.02
 """Share of labels that look wrong worth a line; of good ones fewer do."""
-
-
-def _shown(name: str) -> str:
-    """A name of ``run.json`` as a person knows it."""
-    return {"guard": "validation", "prefix": "frozen backbone"}.get(name, name)
 
 
 def format_percent(value: float | None) -> str:

@@ -28,10 +28,6 @@ def _seconds(text: str) -> float:
     return float(text) if text.strip()[-1:].isdigit() else units.parse_duration_s(text)
 
 
-def _worth(text: str) -> float:
-    return 0.0 if text.strip() == "max" else float(text)
-
-
 def _pixels(text: str) -> int:
     return round(1e6 * float(text[:-1])) if text.endswith("M") else int(text)
 
@@ -50,9 +46,9 @@ class Settings:
 
     plan: str = key("plans (which weights change), in this order; auto: those worth their energy", "auto")
     epochs: int = key("epochs in each named plan", 3, low=1, high=1_000_000)
-    worth: float = key(
-        "accuracy points that a kilojoule must bring under --plan auto; max: train as long as it helps",
-        10.0, low=0, parse=_worth, example="10 or max",
+    min_gain_per_kj: float = key(
+        "accuracy points that a kilojoule must bring under --plan auto; 0: train as long as it helps",
+        10.0, low=0, example="10",
     )  # fmt: skip
     target_accuracy: float | None = key(
         "validation accuracy that is good enough under --plan auto",
@@ -77,7 +73,7 @@ class Settings:
         low=0,
         optional=True,
     )
-    guard_fraction: float = key(
+    validation_fraction: float = key(
         "share of images held out for validation", 0.15, above=0, high=0.9, parse=units.parse_fraction
     )
     evidence_level: float = key(
@@ -107,7 +103,7 @@ class Settings:
         example="/data/features",
     )
     feature_store_mb: int = key("disk space for it, in MB; the least recently used go first", 512, low=1, high=_MAX_MB)
-    prefix_precision: Literal["auto", "fp32", "int8"] = key(
+    backbone_precision: Literal["auto", "fp32", "int8"] = key(
         "precision of a frozen backbone; auto: int8 if it is faster and agrees with fp32", "auto"
     )
     max_pixels: int = key(

@@ -54,16 +54,16 @@ def build_session(given: RunInputs) -> Session:
     governor = make_governor(given.limits, host, ledger, recorder, emit)
     governor.expect({**progress.forecast, **folder.earlier.forecast})
 
-    def breathe() -> None:
+    def pause_if_due() -> None:
         book.tick()
-        governor.breathe()
+        governor.pause_if_due()
 
     return Session(
         given=given,
         split=split,
         ladder=given.ladder or _auto_ladder(given, split),
         gate=gate,
-        judge=Judge(given, split, breathe, progress.batch_limit),
+        judge=Judge(given, split, pause_if_due, progress.batch_limit),
         ledger=ledger,
         book=book,
         governor=governor,
@@ -87,7 +87,7 @@ def _split(given: RunInputs) -> SplitImages:
     if given.validation is not None:
         return SplitImages(images, given.validation)
     roles = split_by_content(
-        images, settings.guard_fraction, cap=VALIDATION_CAP, keep_duplicates=settings.keep_duplicates
+        images, settings.validation_fraction, cap=VALIDATION_CAP, keep_duplicates=settings.keep_duplicates
     )
     training = images.subset(roles.training)
     hashes: np.ndarray = training.content_digests()[:, 0]

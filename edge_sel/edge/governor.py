@@ -172,7 +172,7 @@ class Governor:
         self._emit("governor", action="stop", limit=limit.name, why=decision.why, pressure=self.pressure)
         return limit.stopped
 
-    def breathe(self) -> None:
+    def pause_if_due(self) -> None:
         """Wait if the device is too hot or draws too much, but stop nothing: for work that must be completed."""
         rests = tuple(limit for limit in self._limits if limit.rests)
         if not rests:

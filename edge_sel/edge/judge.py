@@ -149,17 +149,17 @@ class Judge:
 
     Args:
         given: to the run: pack, engine, test images and known features.
-        split: images that are held back, and those that bear witness beside them.
-        breathe: called after each batch; may rest.
+        split: images that are held back, and those that judge beside them.
+        pause_if_due: called after each batch; may rest.
         batch_limit: of the run; lowered where memory is short.
     """
 
     def __init__(
-        self, given: RunInputs, split: SplitImages, breathe: Callable[[], None], batch_limit: BatchLimit
+        self, given: RunInputs, split: SplitImages, pause_if_due: Callable[[], None], batch_limit: BatchLimit
     ) -> None:
         self.given, self.split, self.batch_limit = given, split, batch_limit
         self.validation, self.test, self._engine = split.validation, given.test, given.engine
-        self._pack, self._phase, self._breathe = given.pack, given.recorder.phase, breathe
+        self._pack, self._phase, self._pause_if_due = given.pack, given.recorder.phase, pause_if_due
         self._seen: dict[int, _Features] = {}
         self._compared = False
 
@@ -168,9 +168,9 @@ class Judge:
         return self.look(weights, self.validation)
 
     def look_at_test(self, weights: Arrays, known: dict[str, Any]) -> dict[str, Any]:
-        """Figures of the validation set, which are known, as ``guard`` and, if there are test images, theirs."""
+        """Figures of the validation set, which are known, as ``validation`` and, if there are test images, theirs."""
         classes = self.validation.classes
-        figures = {"guard": known}
+        figures = {"validation": known}
         if self.test is not None:
             figures["test"] = self.look(weights, self.test).to_json(classes)
         return figures
@@ -191,7 +191,7 @@ class Judge:
         def compute(batch_size: int) -> Evaluation:
             trim()  # its session comes on top of the trainer's
             predict = self._engine.predictor(self._pack, weights)
-            return evaluate(predict, images, self._pack.manifest.model, self._breathe, batch_size=batch_size)
+            return evaluate(predict, images, self._pack.manifest.model, self._pause_if_due, batch_size=batch_size)
 
         with self._phase("evaluate"):
             return self.batch_limit.whole(BATCH, compute, "evaluation")
@@ -220,7 +220,7 @@ class Judge:
         for part in np.split(missing, range(chunk, len(missing), chunk)):
             if len(part):
                 rows[part] = prefix(backbone.pixels(part))
-                self._breathe()
+                self._pause_if_due()
         if kept is not None and len(missing):
             kept.write(missing, plain[missing], rows[missing])
         self._seen[id(images)] = _Features(by, rows)

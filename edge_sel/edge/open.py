@@ -302,7 +302,7 @@ class SplitImages(NamedTuple):
     training: ImageSet
     validation: ImageSet
     """Of the device, and not trained on; every decision looks at them."""
-    witnesses: ImageSet | None = None
+    fair_images: ImageSet | None = None
     """Training images of the same place, which judge what has not learnt from them; None for none."""
     served: Served | None = None
     """Which training images the model in service has learnt; None where it has learnt none."""

@@ -114,7 +114,7 @@ class Session:
 
     def _run(self) -> dict[str, Any]:
         told = "resumed" if self.progress.before else "started"
-        self.emit(told, images=len(self.split.training), guard=len(self.split.validation))
+        self.emit(told, images=len(self.split.training), validation=len(self.split.validation))
         if not self.progress.before:
             self._look_first()
         limit = self.governor.at_boundary(None)
@@ -145,7 +145,8 @@ class Session:
         seen = judge.validate(weights)
         before = {**judge.look_at_test(weights, seen.to_json(classes)), **own}
         predictions = self.progress.predictions._replace(before=seen.logits, best=seen.logits)
-        self.progress = replace(self.progress, before=before, best_validation=before["guard"], predictions=predictions)
+        best = before["validation"]
+        self.progress = replace(self.progress, before=before, best_validation=best, predictions=predictions)
         self.emit("evaluated", accuracy=accuracy_block(before, None))
         spent, _ = self.ledger.end_epoch()
         if self.given.expert is not None:
@@ -198,16 +199,18 @@ class Session:
         else:
             planned, why, expected = self.ladder.decide(progress.history, progress.stages_done)
             plan, epochs = planned or (None, 0)
-            decision: dict[str, Any] = {"rung": progress.stages_done, "plan": plan, "epochs": epochs, "why": why}
+            decision: dict[str, Any] = {
+                "training_stage": progress.stages_done, "plan": plan, "epochs": epochs, "why": why
+            }  # fmt: skip
             if expected is not None:
                 decision["expected"] = expected._asdict()
             self.progress = replace(progress, decisions=[*progress.decisions, decision])
             if planned is None:
-                self.emit("climbed", why=why)
+                self.emit("stages_ended", why=why)
                 return False
             stage = StageState(*planned, sums=init_sums(len(self.classes)))
             self.progress = replace(self.progress, stage=stage)
-        self.emit("rung", plan=stage.plan, epochs=stage.epochs, why=why)
+        self.emit("stage_begun", plan=stage.plan, epochs=stage.epochs, why=why)
         return True
 
     def _run_stage(self) -> Stop | None:
@@ -218,7 +221,7 @@ class Session:
         with kind(inputs, progress.stages_done, progress.weights, progress.stage, progress.memory) as stage:
             for event in stage.events():
                 if isinstance(event, PrecisionChosen):
-                    self.emit("prefix", **event.figures)
+                    self.emit("backbone_precision", **event.figures)
                     continue
                 if isinstance(event, EpochDone):
                     self._end_epoch(stage, event)
@@ -322,8 +325,8 @@ class Session:
         self.judged = progress
         shipped, evidence = decide(progress, self.judge)
         after = self.judge.look_at_test(progress.weights, progress.best_validation)
-        start, end = progress.before["guard"], after["guard"]
-        self.emit("guard", before=start["accuracy"], after=end["accuracy"], shipped=shipped, why=evidence["why"])
+        start, end = progress.before["validation"], after["validation"]
+        self.emit("decided", before=start["accuracy"], after=end["accuracy"], shipped=shipped, why=evidence["why"])
         trim()
         with self.given.recorder.phase("checkpoint"):
             weights = progress.weights if shipped else original_weights(self.pack, len(self.classes))

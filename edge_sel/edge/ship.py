@@ -47,7 +47,7 @@ def keep_if_better(
         figures: of the validation set; ``predictions`` its logits [N, C].
     """
     pack, split = judge.given.pack, judge.split
-    witnesses, served = split.witnesses, split.served
+    fair_images, served = split.fair_images, split.served
     seen, stage, labels = progress.predictions, progress.stage, split.validation.labels
     before, after = seen.best, predictions
     seen = seen._replace(best=predictions, left_out=NO_LOGITS, left_out_of=stage.left_out_of[:0])
@@ -55,8 +55,8 @@ def keep_if_better(
     fair = np.flatnonzero(served.fair[stage.left_out_of]) if served else np.arange(len(stage.left_out_of))
     fair = fair[: max(0, ENOUGH - len(labels))]
     rows = stage.left_out_of[fair]
-    if witnesses is not None and len(rows) and not taught:  # what was trained on before is no witness
-        more = witnesses.subset(rows)
+    if fair_images is not None and len(rows) and not taught:  # what was trained on before judges nothing
+        more = fair_images.subset(rows)
         known = len(stage.left_out_begun) > 0
         begun = original = stage.left_out_begun[fair] if known else judge.look(progress.weights, more).logits
         if not np.array_equal(before, seen.before):
@@ -110,11 +110,11 @@ def decide(progress: Progress, judge: Judge) -> Verdict:
 
 def _evidence(seen: Predictions, judge: Judge) -> Evidence:
     """The best model so far against the original one."""
-    settings, witnesses = judge.given.settings, judge.split.witnesses
+    settings, fair_images = judge.given.settings, judge.split.fair_images
     before, after, labels = seen.before, seen.best, judge.validation.labels
-    if witnesses is not None and len(seen.left_out):
+    if fair_images is not None and len(seen.left_out):
         before, after = np.concatenate([before, seen.left_out_before]), np.concatenate([after, seen.left_out])
-        labels = np.concatenate([labels, witnesses.labels[seen.left_out_of]])
+        labels = np.concatenate([labels, fair_images.labels[seen.left_out_of]])
     rng = np.random.default_rng([settings.seed, CHANCE])
     return compare(before, after, labels, rng, level=settings.evidence_level)
 

@@ -17,7 +17,7 @@ BN = "bn"
 HEAD = "head"
 RIDGE = "ridge"
 """The plan that fits the head in closed form. It needs no graph, so no pack lists it; ``Pack.plan`` makes it."""
-CLOSED = "closed"
+CLOSED = "closed_form"
 """The plan of all that needs no gradient: ``bn``, then ``ridge``, judged as one. ``Pack.plan`` makes it too."""
 
 

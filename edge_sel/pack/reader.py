@@ -224,7 +224,7 @@ class Pack:
         return tensor_places(self._content[WEIGHTS])
 
     def _closed_form_plan(self, name: str) -> PlanInfo:
-        """The plan ``head`` without its graphs; for ``closed`` the statistics come with it, but not their FLOPs."""
+        """The plan ``head`` without its graphs; in ``closed_form`` the statistics come with it, but not their FLOPs."""
         head = self.manifest.plans["head"]
         (width,) = self.manifest.prefixes[head.prefix].shape
         flops = closed_form_flops(width, len(self.manifest.model.classes))

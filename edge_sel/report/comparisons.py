@@ -50,7 +50,7 @@ def _overview(records: Sequence[Record]) -> Table:
         verdict = VERDICTS[past.verdict] + (f" ({past.why})" if past.why else "")
         rows.append([
             record.name, past.plan or words.NONE, verdict, words.percent(past.before), words.percent(past.after),
-            words.ON.get(past.on, words.NONE), words.joules(past.energy_j), past.energy_source or words.NONE,
+            past.on or words.NONE, words.joules(past.energy_j), past.energy_source or words.NONE,
             words.seconds(past.time_s),
         ])  # fmt: skip
     columns = ["run", "plan", "verdict", "before", "after", "images", "joules", "source", "time"]

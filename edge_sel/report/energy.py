@@ -37,7 +37,7 @@ def energy_blocks(record: Record, charts: Charts) -> list[Block]:
 
 def colour_of(phase: str) -> str:
     """Of a phase, the same in every chart."""
-    return SERIES[[*words.PHASES].index(phase)] if phase in words.PHASES else MUTED
+    return SERIES[words.PHASES.index(phase)] if phase in words.PHASES else MUTED
 
 
 def _per_unit(record: Record) -> list[Block]:
@@ -75,7 +75,7 @@ def _over_time(record: Record, charts: Charts) -> list[Block]:
             mine = [stretch for stretch in stretches if stretch.phase == name and stretch.watts is not None]
             power.bar(
                 [s.begin_s for s in mine], [s.watts for s in mine], [s.end_s - s.begin_s for s in mine],
-                align="edge", color=colour_of(name), label=words.phase(name), linewidth=0,
+                align="edge", color=colour_of(name), label=name, linewidth=0,
             )  # fmt: skip
         for event in decisions:
             power.axvline(event["t_s"], color=INK, linewidth=0.8, linestyle=":")
@@ -98,7 +98,7 @@ def _over_time(record: Record, charts: Charts) -> list[Block]:
     table = Table(
         "Watts and degrees over time", ["from", "to", "watts", "°C", "mostly"],
         [[words.seconds(s.begin_s), words.seconds(s.end_s), words.number(s.watts, 1), words.number(s.temp_c, 1),
-          words.phase(s.phase)] for s in stretches[:: max(1, -(-len(stretches) // MOST_ROWS))]],
+          s.phase] for s in stretches[:: max(1, -(-len(stretches) // MOST_ROWS))]],
     )  # fmt: skip
     known = [stretch.watts for stretch in stretches if stretch.watts is not None]
     top = f"at most {max(known):.1f} W" if known else "watts are not known"
@@ -122,7 +122,7 @@ def _by_phase(record: Record, charts: Charts) -> list[Block]:
         return []
     total = sum(part["total_j"] for _, part in parts)
 
-    names = [words.phase(name) for name, _ in parts]
+    names = [name for name, _ in parts]
 
     def paint(axes: Any) -> None:
         colours = [colour_of(name) for name, _ in parts]
@@ -132,7 +132,7 @@ def _by_phase(record: Record, charts: Charts) -> list[Block]:
         axes.margins(x=0.12)
 
     rows = [
-        [words.phase(name), words.joules(part["total_j"]), words.joules(part.get("net_j")),
+        [name, words.joules(part["total_j"]), words.joules(part.get("net_j")),
          words.seconds(part.get("seconds")), f"{part['total_j'] / total:.1%}"]
         for name, part in parts
     ]  # fmt: skip
@@ -149,7 +149,7 @@ def _by_epoch(record: Record, charts: Charts) -> list[Block]:
     heights = {
         name: [(epoch["phases"].get(name) or {}).get("total_j") or 0.0 for epoch in shown] for name in words.PHASES
     }
-    parts = [(words.phase(name), colour_of(name), part) for name, part in heights.items() if any(part)]
+    parts = [(name, colour_of(name), part) for name, part in heights.items() if any(part)]
     svg = charts.draw(lambda axes: stacked_bars(axes, [e["epoch"] for e in shown], parts, "joules, gross"))
     rows = [
         [str(e["epoch"]), e["plan"], words.joules(e["energy_j"]), e["energy_source"], words.seconds(e.get("time_s")),

@@ -42,7 +42,7 @@ def hardness_blocks(thumbnails: Thumbnails, record: Record, charts: Charts) -> l
 
 
 def _classes(record: Record, charts: Charts) -> list[Block]:
-    on = (record.result.get("accuracy") or {}).get("on", "guard")
+    on = (record.result.get("accuracy") or {}).get("on", "validation")
     before = ((record.result.get("before") or {}).get(on) or {}).get("classes") or {}
     after = ((record.result.get("after") or {}).get(on) or {}).get("classes") or {}
     names = [name for name in record.classes if name in before and name in after]
@@ -71,7 +71,7 @@ def _classes(record: Record, charts: Charts) -> list[Block]:
         for name in hardest[:MOST_ROWS]
     ]  # fmt: skip
     columns = ["class", "loss before", "after", "confidence before", "after", "accuracy before", "after"]
-    title = f"Each class before and after, on {words.ON[on]} images"
+    title = f"Each class before and after, on {on} images"
     if len(names) > len(shown):
         title += f": the {len(shown)} hardest of {len(names)}"
     summary = (

@@ -44,10 +44,10 @@ def _accuracy(record: Record) -> Card:
     if before is None and (told := record.result.get("accuracy")):
         before, on = told["before"], told["on"]
     if after is None and record.epochs:
-        after, on = record.epochs[-1].get("guard_acc"), "guard"
+        after, on = record.epochs[-1].get("validation_acc"), "validation"
         before = record.epochs[0].get("best_acc", before)
     images = (record.result.get("images") or {}).get(on)
-    note = f"on {counted(images, f'{words.ON[on]} image')}" if images and on in words.ON else ""
+    note = f"on {counted(images, f'{on} image')}" if images and on in words.ON else ""
     if (own := (record.result.get("accuracy") or {}).get("pack")) is not None:
         note += f"; {words.percent(own)} by the pack's own model"
     if evidence:
@@ -88,7 +88,7 @@ def _dense(result: dict[str, Any]) -> list[Card]:
 
 def _course(record: Record, charts: Charts) -> list[Block]:
     """Accuracy over joules, or over time where there are none."""
-    epochs = [epoch for epoch in record.epochs if epoch.get("guard_acc") is not None]
+    epochs = [epoch for epoch in record.epochs if epoch.get("validation_acc") is not None]
     if not epochs:
         return []
     priced = all(epoch.get("energy_j") is not None for epoch in epochs)
@@ -97,7 +97,7 @@ def _course(record: Record, charts: Charts) -> list[Block]:
     for epoch in epochs:
         total += epoch[key] or 0.0
         spent.append(total)
-    accuracy = [epochs[0].get("best_acc"), *(epoch["guard_acc"] for epoch in epochs)]
+    accuracy = [epochs[0].get("best_acc"), *(epoch["validation_acc"] for epoch in epochs)]
     plans = ["before", *(epoch["plan"] for epoch in epochs)]
     undone = [False, *(epoch.get("kept") is False for epoch in epochs)]
     known = [row for row in zip(spent, accuracy, plans, undone, strict=True) if row[1] is not None]
@@ -126,7 +126,7 @@ def _what_was_run(record: Record) -> Table:
     rows = [
         ["pack", _pack(str(result.get("pack", words.NONE)))], ["images", str(result.get("source", words.NONE))],
         ["trained on", counted(images["train"], "image") if images.get("train") else words.NONE],
-        ["validation", counted(images["guard"], "image") if images.get("guard") else words.NONE],
+        ["validation", counted(images["validation"], "image") if images.get("validation") else words.NONE],
         ["plan", str(result.get("plan", record.past.plan or words.NONE))],
         ["engine", str(result.get("engine", words.NONE))],
         ["stopped by", record.past.why or words.NONE], ["folder", str(record.past.folder)],

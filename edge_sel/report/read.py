@@ -98,13 +98,13 @@ def _of_events(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for event in events:
         details = {key: value for key, value in event.items() if key not in ("event", "t_s")}
         if event["event"] == "started":
-            found["images"] = {"train": event.get("images"), "guard": event.get("guard")}
+            found["images"] = {"train": event.get("images"), "validation": event.get("validation")}
         elif event["event"] == "evaluated":
             found["accuracy"] = event.get("accuracy")
         elif event["event"] == "epoch":
             # A process that was cut may have finished an epoch that the next one did again.
             earlier = [epoch for epoch in found["epochs"] if epoch.get("epoch") != event.get("epoch")]
             found["epochs"] = [*earlier, details]
-        elif event["event"] == "rung":
+        elif event["event"] == "stage_begun":
             found["decisions"].append(details)
     return found

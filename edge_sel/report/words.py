@@ -7,13 +7,10 @@ from typing import Any
 from edge_sel.units import format_duration, format_energy, format_flops
 
 NONE = "–"
-PHASES = {
-    "train": "training steps", "prefix": "frozen backbone", "fit": "head in closed form", "score": "scoring",
-    "evaluate": "evaluation", "load": "loading images", "checkpoint": "checkpoints", "opening": "opening the run",
-    "other": "other", "lost": "lost to interruptions",
-}  # fmt: skip
-"""Phases of a run in words."""
-ON = {"guard": "validation", "test": "test"}
+PHASES = ("train", "backbone", "fit", "score", "evaluate", "load", "checkpoint", "opening", "other", "lost")
+"""What a run's joules go into, in the order of the colours."""
+ON = ("validation", "test")
+"""Sets of images that a model is judged on."""
 
 
 def percent(value: Any, digits: int = 1) -> str:
@@ -44,8 +41,3 @@ def seconds(value: Any) -> str:
 def flops(tera: Any) -> str:
     """Of 10¹² operations."""
     return NONE if tera is None else format_flops(tera * 1e12)
-
-
-def phase(name: str) -> str:
-    """In words."""
-    return PHASES.get(name, name)

@@ -31,7 +31,7 @@ def test_a_run_from_images_in_memory(tmp_path, images):
         out=tmp_path / "run",
         test=digits(60, "test"),
         listener=events.append,
-        **SHORT | {"plan": "closed"},
+        **SHORT | {"plan": "closed_form"},
     )
     assert run.done and run.model.is_file() and run.folder == tmp_path / "run"
     assert 0 <= run.accuracy_before < run.accuracy_after <= 1

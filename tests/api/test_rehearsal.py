@@ -54,17 +54,17 @@ def test_the_body_is_tried_in_every_field_for_one_epoch_and_for_three():
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
-    ("without", "stages"), [((), ["closed", "full"]), (("bn",), ["ridge", "full"])], ids=["all", "no statistics"]
+    ("without", "stages"), [((), ["closed_form", "full"]), (("bn",), ["ridge", "full"])], ids=["all", "no statistics"]
 )
 def test_rows_are_what_a_device_would_have_seen(without, stages, tmp_path):
-    settings = resolve(flags={"prefix_precision": "fp32"})
+    settings = resolve(flags={"backbone_precision": "fp32"})
     planned = FixedLadder([PlannedStage(stages[0], 1), PlannedStage(stages[1], 3)])
     given = RunInputs(
         lesser(without), digits(), OrtEngine(threads=1), settings, no_meter(), tmp_path, validation=judges(),
         ladder=planned,
     )  # fmt: skip
     result = build_session(given).run()
-    assert result["images"] == {"train": 120, "guard": 80, "test": 0}, "nothing is held back"
+    assert result["images"] == {"train": 120, "validation": 80, "test": 0}, "nothing is held back"
     came = [decision["came"]["gain"] for decision in result["decisions"][:-1]]
     first, *body = result["epochs"]
     seen = [(first["trained"], first["best_loss"], came[0])] if stages[0] == "ridge" else []

@@ -16,7 +16,7 @@ from edge_sel.errors import BadInputError, SetupError, UsageError
 from edge_sel.power.meter import Reading
 from tests.edge.sessions import digits, pack, tree
 
-ASKED = {"plan": "closed", "threads": 1, "engine": "ort", "device": "cpu", "prefix_precision": "fp32"}
+ASKED = {"plan": "closed_form", "threads": 1, "engine": "ort", "device": "cpu", "backbone_precision": "fp32"}
 
 
 class MyMeter:

@@ -62,8 +62,8 @@ def test_the_whole_way(edge_sel, here, expert, dark_digits):
     given = edge_sel("finetune", PACK, "--data", dark_digits, "--out", "run", "--expert", expert, "--json")
     assert plain.code == given.code == 0 and told(here / "plain") == []
     (event,) = told(here / "run")
-    before = json.loads(given.out)["before"]["guard"]["accuracy"]
-    assert event["instead_of"] == before == json.loads(plain.out)["before"]["guard"]["accuracy"]
+    before = json.loads(given.out)["before"]["validation"]["accuracy"]
+    assert event["instead_of"] == before == json.loads(plain.out)["before"]["validation"]["accuracy"]
     assert event["taken"] is True and event["accuracy"] >= before
     assert read_expert(expert, open_pack(PACK)).digest == json.loads(given.out)["identity"]["expert"]
 

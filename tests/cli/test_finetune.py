@@ -61,7 +61,7 @@ def test_without_torch_and_the_other_big_ones(here, tmp_path):
 
 def test_the_same_seed_gives_the_same_weights(edge_sel, here, digits_folder):
     arguments = ["finetune", PACK, "--data", digits_folder, "--epochs", 2, "--threads", 1, "--json"]
-    arguments += ["--prefix-precision", "fp32"]
+    arguments += ["--backbone-precision", "fp32"]
     for out in ("one", "two"):
         assert edge_sel(*arguments, "--out", out).code == 0
     assert edge_sel(*arguments, "--out", "other", "--seed", 1).code == 0
@@ -90,7 +90,7 @@ def test_a_run_that_made_it_worse_says_so(edge_sel, digits_folder):
     assert "full did not improve the model on the validation set: undone" in result.err
     assert "evidence: nothing that was tried made it better" in result.out
     assert "held out for validation" in result.err and "valid." in result.out
-    assert "guard" not in result.out + result.err
+    assert "validation_" not in result.out + result.err
     told = json.loads(edge_sel("finetune", PACK, "--data", digits_folder, *arguments, "--resume", "--json").out)
     assert told["shipped"] is False
 
@@ -101,11 +101,11 @@ def test_an_automatic_plan_tells_what_it_decides(edge_sel, here, digits_folder):
     )
     assert result.code == 0, result.err
     told = events(here / "run")
-    decided = [(event["plan"], event["why"]) for event in told if event["event"] == "rung"]
-    ends = [("ends", event["why"]) for event in told if event["event"] == "climbed"]
+    decided = [(event["plan"], event["why"]) for event in told if event["event"] == "stage_begun"]
+    ends = [("ends", event["why"]) for event in told if event["event"] == "stages_ended"]
     shown = [line for line in result.err.splitlines() if line.startswith("ladder: ")]
     assert shown == [f"ladder: {plan} ({why})" for plan, why in [*decided, *ends]]
-    assert decided[0][0] == "closed" and len(ends) == 1
+    assert decided[0][0] == "closed_form" and len(ends) == 1
     summary = json.loads((here / "run" / "run.json").read_text())
     assert summary["plan"] == "auto"
     decisions = [(decision["plan"] or "ends", decision["why"]) for decision in summary["decisions"]]
@@ -126,26 +126,31 @@ def test_an_automatic_plan_makes_do_with_what_the_pack_has(edge_sel, here, digit
     result = edge_sel("finetune", "pack", "--data", digits_folder, "--plan", "auto", "--out", "run", "--json")
     assert result.code == 0, result.err
     plans = [decision["plan"] for decision in json.loads(result.out)["decisions"]]
-    assert plans == ["closed", None], "the head has been fitted, and there is no body"
+    assert plans == ["closed_form", None], "the head has been fitted, and there is no body"
 
 
 def test_as_good_as_can_be_or_good_enough(edge_sel, here, digits_folder):
     """run.json tells what each training stage was expected to give and to take, and what came."""
     given = ("finetune", PACK, "--data", digits_folder, "--threads", 1, "--json", "--out")
-    best = json.loads(edge_sel(*given, "best", "--worth", "max").out)
-    assert best["settings"]["worth"]["value"] == 0
+    best = json.loads(edge_sel(*given, "best", "--min-gain-per-kj", "0").out)
+    assert best["settings"]["min_gain_per_kj"]["value"] == 0
     first, second, *_ = best["decisions"]
     assert "expected" not in first and {*first["came"]} == {*second["expected"]} == {"gain", "energy_j"}
     assert second["expected"]["gain"] > 0
     enough = json.loads(edge_sel(*given, "enough", "--target-accuracy", "30%").out)
-    assert [decision["plan"] for decision in enough["decisions"]] == ["closed", None]
+    assert [decision["plan"] for decision in enough["decisions"]] == ["closed_form", None]
     assert "30.0% is good enough" in enough["decisions"][-1]["why"]
 
 
-@pytest.mark.parametrize("worth", ["-1", "most", "nan", "inf"])
-def test_a_worth_that_is_none(worth, edge_sel, here):
-    result = edge_sel("finetune", "--worth", worth, "--out", "run")
-    assert result.code == 2 and "worth" in result.err and "10 or max" in result.err and not (here / "run").exists()
+@pytest.mark.parametrize("min_gain_per_kj", ["-1", "most", "nan", "inf"])
+def test_a_least_gain_that_is_none(min_gain_per_kj, edge_sel, here):
+    result = edge_sel("finetune", "--min-gain-per-kj", min_gain_per_kj, "--out", "run")
+    assert (
+        result.code == 2
+        and "min_gain_per_kj" in result.err
+        and "such as 10" in result.err
+        and not (here / "run").exists()
+    )
 
 
 def test_an_epoch_that_trained_nothing_can_be_shown(edge_sel, here, digits_folder):

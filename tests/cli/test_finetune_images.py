@@ -76,7 +76,7 @@ def test_a_mixed_folder_trains_on_every_image_and_names_the_files_that_are_none(
     assert "truncated" in skipped["1/truncated.jpg"] and "empty" in skipped["3/empty.png"]
     assert "megapixels" in skipped["4/huge.png"]
     again = told["duplicates"]["left_out"]
-    assert told["images"]["train"] + told["images"]["guard"] + len(again) == 120 + 6
+    assert told["images"]["train"] + told["images"]["validation"] + len(again) == 120 + 6
     assert again and set(again) <= {
         f"7/{name}" for name in ("cmyk.jpg", "sixteen.png", "palette.png", "moving.gif")
     } | {path.relative_to(mixed).as_posix() for path in (mixed / "7").iterdir()}

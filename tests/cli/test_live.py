@@ -103,7 +103,7 @@ def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
 def test_every_pass_of_the_closed_form_counts_what_it_sees(tmp_path):
     """Features of all, statistics of some on trial, of more if they are better, and features of all by these."""
     events = []
-    run = edge_sel.finetune(None, None, out=tmp_path / "run", plan="closed", threads=1, batch_size=64,
+    run = edge_sel.finetune(None, None, out=tmp_path / "run", plan="closed_form", threads=1, batch_size=64,
                             listener=lambda event: events.append(event))  # fmt: skip
     seen = [
         (event["cursor"], event["images"]) for event in events if event["event"] == "step" and not event["plan_epoch"]
@@ -118,7 +118,7 @@ def test_every_pass_of_the_closed_form_counts_what_it_sees(tmp_path):
 def test_lines_on_a_terminal_end_between_words(here):
     main, other = pty.openpty()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "edge_sel", "finetune", "--plan", "closed", "--threads", "1", "--out", "run"]
+    command = [sys.executable, "-m", "edge_sel", "finetune", "--plan", "closed_form", "--threads", "1", "--out", "run"]
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": path}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=other, env=environ) as run:
         os.close(other)
@@ -131,5 +131,5 @@ def test_lines_on_a_terminal_end_between_words(here):
     assert run.returncode == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "\n").splitlines()
     told = [line for line in lines if "images seen" not in line]
-    assert any(line.startswith("epoch 1 closed") for line in told) and max(map(len, told)) <= 80
+    assert any(line.startswith("epoch 1 closed_form") for line in told) and max(map(len, told)) <= 80
     assert not any(re.search(r"(trai|wei|vali|impro)$", line.strip()) for line in told)

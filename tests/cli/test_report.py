@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.shell import SETUP, USAGE, block, refused, run
 
-RUN = ["finetune", "--plan", "closed", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm"]
+RUN = ["finetune", "--plan", "closed_form", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm"]
 
 
 def test_a_run_its_report_and_the_offer(edge_sel, here):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.shell import PACK
 
-SHORT = ["--plan", "closed", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm", "--json"]
+SHORT = ["--plan", "closed_form", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm", "--json"]
 
 
 @pytest.fixture

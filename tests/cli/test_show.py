@@ -9,7 +9,7 @@ def epoch(**changes):
     known = {
         "epoch": 12, "plan": "last2-c30", "energy_j": 1234.5, "net_j": 1122.0, "energy_source": "modelled", "power_w": 10.0,
         "trained": 25000, "candidates": 50000, "sparsity": 0.0, "executed_flops_t": 123.4, "nominal_flops_t": 0.1234,
-        "train_loss": 12.345, "guard_acc": 1.0, "temp_c": None,
+        "train_loss": 12.345, "validation_acc": 1.0, "temp_c": None,
     }  # fmt: skip
     return known | changes
 
@@ -24,11 +24,11 @@ def result(*epochs):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"energy_j": None, "net_j": None, "energy_source": "unavailable", "guard_acc": None, "train_loss": None}],
+    [{}, {"energy_j": None, "net_j": None, "energy_source": "unavailable", "validation_acc": None, "train_loss": None}],
 )
 def test_it_fits_eighty_columns_and_what_is_unknown_is_a_dash(capsys, monkeypatch, changes):
     monkeypatch.setenv("COLUMNS", "80")
-    print_result(result(epoch(**changes), epoch(epoch=3, plan="closed")))
+    print_result(result(epoch(**changes), epoch(epoch=3, plan="closed_form")))
     lines = capsys.readouterr().out.splitlines()
     table = lines[:4]
     assert max(map(len, table)) <= 80 and "last2-c30" in table[2] and "…" not in "".join(table)

@@ -20,7 +20,7 @@ from tests.cli.shell import PACK, USAGE, refused
 from tests.edge.sessions import outcome
 
 BEST, OTHER = Candidate(1, False, 64), Candidate(1, False, 16)
-RUN = ["finetune", "--epochs", 1, "--guard-fraction", 0.5, "--json"]
+RUN = ["finetune", "--epochs", 1, "--validation-fraction", 0.5, "--json"]
 
 
 @pytest.fixture

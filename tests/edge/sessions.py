@@ -35,8 +35,8 @@ from edge_sel.power.recorder import EnergyRecorder
 
 DEFAULTS = {
     "plan": "bn,last-c25", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "target_rate": 0.5, "gate": "sundew",
-    "significance": "v1", "curriculum": "cumulative", "guard_fraction": 0.15, "threads": 1, "checkpoint_every_s": 1e9,
-    "prefix_precision": "fp32", "keep_duplicates": True,
+    "significance": "v1", "curriculum": "cumulative", "validation_fraction": 0.15, "threads": 1, "checkpoint_every_s": 1e9,
+    "backbone_precision": "fp32", "keep_duplicates": True,
 }  # fmt: skip
 """Given in full, so that a change of edge-sel's own defaults changes no test."""
 
@@ -134,7 +134,7 @@ def digits(count: int = 120, part: str = "field") -> ImageSet:
     images = apply_shift("field_camera", load_digits(part), seed=0)
     if count >= len(images):
         return images
-    judges = as_places(images.content_digests()[:, 0]) < DEFAULTS["guard_fraction"]
+    judges = as_places(images.content_digests()[:, 0]) < DEFAULTS["validation_fraction"]
     of_class = [np.cumsum((images.labels == label) & judges) for label in range(len(images.classes))]
     rank = np.choose(images.labels, of_class)  # of a judge among those of its class
     first = np.flatnonzero(judges)[np.argsort(rank[judges], kind="stable")][: count // 6]
@@ -143,7 +143,7 @@ def digits(count: int = 120, part: str = "field") -> ImageSet:
 
 def of_counts(*counts: int) -> ImageSet:
     """So many digits 0, 1, 2 …, of each at least one to learn from and one that will judge."""
-    images, share = digits(500), DEFAULTS["guard_fraction"]
+    images, share = digits(500), DEFAULTS["validation_fraction"]
     judges, chosen = as_places(images.content_digests()[:, 0]) < share, []
     for label, count in enumerate(counts):
         held = min(max(round(share * count), 1), count - 1) if count > 1 else 0

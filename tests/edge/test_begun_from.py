@@ -17,7 +17,7 @@ from edge_sel.errors import UsageError
 from edge_sel.pack.weights import pack_of_run
 from tests.edge.sessions import digits, pack, session
 
-ASKED = {"plan": "closed", "meter": "psutil", "threads": 1, "engine": "ort", "device": "cpu"}
+ASKED = {"plan": "closed_form", "meter": "psutil", "threads": 1, "engine": "ort", "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_it_begins_where_the_other_ended_and_says_so(first, tmp_path):
     alone = finetune(pack(), digits(240), out=tmp_path / "alone", **ASKED)
     assert run.summary["accuracy"]["pack"] == alone.accuracy_before and alone.summary["accuracy"]["pack"] is None
     images = run.summary["images"]
-    assert run.summary["evidence"]["images"] == images["guard"] + images["train"], "it says what it has learnt"
+    assert run.summary["evidence"]["images"] == images["validation"] + images["train"], "it says what it has learnt"
 
 
 def test_the_same_images_again_are_no_evidence_for_either(first, tmp_path):
@@ -74,7 +74,7 @@ def test_where_nobody_knows_what_was_learnt_only_validation_images_judge(spoil, 
     copytree(first, tmp_path / "first")
     spoil(tmp_path / "first" / "learnt.safetensors")
     run = finetune(pack(), digits(240), out=tmp_path / "run", weights=tmp_path / "first", **ASKED)
-    assert run.summary["evidence"]["images"] == run.summary["images"]["guard"]
+    assert run.summary["evidence"]["images"] == run.summary["images"]["validation"]
     assert not (tmp_path / "run" / "learnt.safetensors").exists()
 
 

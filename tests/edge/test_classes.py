@@ -50,7 +50,7 @@ def test_unknown_classes_are_refused_and_the_nearest_is_named(folder):
 def test_new_classes_alone_bring_no_new_statistics(twelve, tmp_path):
     """By these they would be told from the server's, of which there are no images, whatever they look like."""
     images = twelve.subset(np.flatnonzero(twelve.labels >= len(MODEL.classes)))
-    result = session(tmp_path, images=images, plan="closed", forget=0.1).run()
+    result = session(tmp_path, images=images, plan="closed_form", forget=0.1).run()
     assert result["epochs"][0]["statistics"] == "old" and result["shipped"]
     memory = result["evidence"]["anchors"]
     assert memory["right"] >= 0.95 * memory["right_before"] and memory["images"] > 40
@@ -62,8 +62,8 @@ def test_two_new_classes_are_learnt(twelve, tmp_path):
         tmp_path, images=twelve, plan="bn,last", epochs=6, gate="off", curriculum="off", learning_rate=0.003
     ).run()
     assert result["shipped"]
-    after = result["after"]["guard"]["classes"]
-    assert result["before"]["guard"]["classes"]["bar"]["accuracy"] == 0 < after["bar"]["accuracy"]
+    after = result["after"]["validation"]["classes"]
+    assert result["before"]["validation"]["classes"]["bar"]["accuracy"] == 0 < after["bar"]["accuracy"]
     assert after["Zero"]["accuracy"] > 0
     model = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     logits = model.run(None, {"x": np.zeros((3, 3, 16, 16), np.float32)})[0]
@@ -117,9 +117,9 @@ def test_two_images_of_a_class_are_enough(counts, tmp_path):
     """Two classes of two images are enough: one of each to learn from, one to judge by."""
     result = session(tmp_path, images=of_counts(*counts), gate="off").run()
     present = sum(count > 0 for count in counts)
-    assert result["images"]["guard"] >= present
-    assert result["images"]["train"] + result["images"]["guard"] == sum(counts)
-    assert len(result["after"]["guard"]["classes"]) == present
+    assert result["images"]["validation"] >= present
+    assert result["images"]["train"] + result["images"]["validation"] == sum(counts)
+    assert len(result["after"]["validation"]["classes"]) == present
 
 
 @pytest.mark.parametrize(

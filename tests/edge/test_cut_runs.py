@@ -81,7 +81,7 @@ def test_a_run_that_is_cut_again_and_again_makes_progress(joules, world, tmp_pat
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("plan", ["closed", "head", "bn,last"])
+@pytest.mark.parametrize("plan", ["closed_form", "head", "bn,last"])
 def test_progress_with_features_too(plan, world, tmp_path):
     given = {"plan": plan, "epochs": 2, "gate": "off", "curriculum": "off"}
     whole = World()

@@ -20,7 +20,7 @@ from tests.edge.world import World, governed
 def good():
     """The weights of a run on other images of the same place."""
     with TemporaryDirectory() as out:
-        built = session(Path(out), images=digits(400).subset(np.arange(200, 400)), plan="closed")
+        built = session(Path(out), images=digits(400).subset(np.arange(200, 400)), plan="closed_form")
         built.run()
         return Expert(dict(built.progress.weights), "good")
 
@@ -37,7 +37,7 @@ def broken():
     return Expert({**weights, name: -np.ones_like(weights[name])}, "broken")
 
 
-LONG = {**AUTO, "plan": "closed,full", "epochs": 3, "batch_size": 16}
+LONG = {**AUTO, "plan": "closed_form,full", "epochs": 3, "batch_size": 16}
 
 
 @cache
@@ -52,11 +52,11 @@ def test_a_better_one_is_begun_with(tmp_path):
     tape = Tape()
     result = session(tmp_path, expert=good(), listener=tape, **{**AUTO, "plan": "bn"}).run()
     (told,) = tape.of("expert")
-    before = result["before"]["guard"]["accuracy"]
+    before = result["before"]["validation"]["accuracy"]
     assert told["taken"] is True and told["accuracy"] > told["instead_of"] == before
     assert result["epochs"][0]["best_acc"] == told["accuracy"], "the first stage begins with it"
     assert [event["event"] for event in tape.events][:3] == ["started", "evaluated", "expert"]
-    assert result["accuracy"]["guard_before"] == before, "what the pack's own weights did is told all the same"
+    assert result["accuracy"]["validation_before"] == before, "what the pack's own weights did is told all the same"
 
 
 @pytest.mark.parametrize("make", [bad, broken])
@@ -76,7 +76,7 @@ def test_the_packs_own_weights_as_an_expert_are_ignored(tmp_path):
 
 def test_where_training_does_not_help_the_expert_ships(tmp_path):
     result = session(tmp_path, expert=good(), **{**AUTO, "plan": "full", "learning_rate": 10.0, "gate": "off"}).run()
-    assert result["shipped"] and result["accuracy"]["guard_after"] > result["accuracy"]["guard_before"]
+    assert result["shipped"] and result["accuracy"]["validation_after"] > result["accuracy"]["validation_before"]
     written = session_weights(tmp_path)
     assert all(np.array_equal(written[name], value) for name, value in good().weights.items())
 
@@ -141,11 +141,11 @@ def test_what_looking_at_it_takes_is_the_runs_and_no_epochs(tmp_path):
         spent.append((sum(epoch["energy_j"] for epoch in result["epochs"]), result["energy"]["total_j"]))
     (epochs, run), (epochs_without, run_without) = spent
     assert epochs == pytest.approx(epochs_without)
-    assert run - run_without == pytest.approx(0.02 * 10 * result["images"]["guard"], rel=0.05)
+    assert run - run_without == pytest.approx(0.02 * 10 * result["images"]["validation"], rel=0.05)
 
 
 @pytest.mark.parametrize("limit", [Deadline(3.0), EnergyBudget(30.0)], ids=["time", "joules"])
 def test_a_limit_that_ends_the_run_at_once_keeps_the_expert(limit, tmp_path):
     result = governed(tmp_path, World(), limit, expert=good(), **AUTO)
     assert result["stopped"] in ("deadline", "budget") and not result["epochs"] and result["shipped"]
-    assert result["accuracy"]["guard_after"] > result["accuracy"]["guard_before"]
+    assert result["accuracy"]["validation_after"] > result["accuracy"]["validation_before"]

@@ -14,8 +14,8 @@ from edge_sel.edge.ship import LEAST_ANCHORS, _why, decide
 from edge_sel.pack.anchors import Anchors
 from tests.edge.sessions import StopAt, Tape, digits, of_counts, outcome, pack, session, some_or_all, without_anchors
 
-CLOSED = {"plan": "closed"}
-FULL = {"plan": "closed,full", "epochs": 2, "learning_rate": 1e-2, "gate": "off", "curriculum": "off"}
+CLOSED = {"plan": "closed_form"}
+FULL = {"plan": "closed_form,full", "epochs": 2, "learning_rate": 1e-2, "gate": "off", "curriculum": "off"}
 
 
 def pixels(images):
@@ -63,7 +63,7 @@ SENSELESS = {
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("plans", [CLOSED, FULL], ids=["closed", "full"])
+@pytest.mark.parametrize("plans", [CLOSED, FULL], ids=["closed_form", "full"])
 @pytest.mark.parametrize("case", SENSELESS)
 def test_nothing_ships_that_was_learnt_from(case, plans, tmp_path):
     result = session(tmp_path, images=SENSELESS[case](clean()), **plans).run()
@@ -91,7 +91,7 @@ def test_a_real_shift_ships_with_its_evidence(tmp_path):
         and found["p_loss"] <= 0.1
     )
     assert 0 < found["low"] <= found["gain"] <= found["high"] and found["level"] == 0.9
-    assert found["images"] == 300, "the training images bear witness too: a head was fitted without each of them"
+    assert found["images"] == 300, "the training images judge too: a head was fitted without each of them"
 
 
 def test_all_anchors_judge_where_the_stage_that_learnt_from_some_was_undone(tmp_path):
@@ -108,12 +108,12 @@ def test_all_anchors_judge_where_the_stage_that_learnt_from_some_was_undone(tmp_
 
 def test_whoever_was_trained_on_bears_no_witness(tmp_path):
     result = session(tmp_path, images=digits(300), plan="full,ridge", epochs=1).run()
-    assert result["evidence"]["images"] == result["images"]["guard"]
+    assert result["evidence"]["images"] == result["images"]["validation"]
 
 
 def test_no_stage_takes_the_place_of_a_head_that_is_shown_to_be_better_unless_it_is_shown_too(tmp_path):
     """Ten validation images say that another epoch is better, but not at this level that the model is; thirty do."""
-    asked = {"plan": "closed,full", "epochs": 1, "learning_rate": 1e-3, "gate": "off"}
+    asked = {"plan": "closed_form,full", "epochs": 1, "learning_rate": 1e-3, "gate": "off"}
     images = of_counts(*[3] * 10)
     kept = session(tmp_path / "kept", images=images, **asked).run()
     assert [entry["kept"] for entry in kept["epochs"]] == [True, True] and kept["evidence"]["images"] == 10
@@ -154,7 +154,7 @@ def test_a_model_that_forgot_the_servers_world_does_not_ship_unless_told(tmp_pat
     kept = session(tmp_path / "kept", images=images, **CLOSED).run()
     memory = kept["evidence"]["anchors"]
     assert not kept["shipped"] and "--forget" in kept["evidence"]["why"] and memory["forgot"]
-    assert memory["right"] < memory["right_before"] and kept["after"]["guard"]["accuracy"] > 0.7
+    assert memory["right"] < memory["right_before"] and kept["after"]["validation"]["accuracy"] > 0.7
     told = session(tmp_path / "told", images=images, forget=1.0, **CLOSED).run()
     assert told["shipped"] and told["evidence"]["anchors"]["right"] < memory["right_before"] / 2
 

@@ -22,10 +22,10 @@ def test_a_destroyed_model_stays_behind(tmp_path):
     tape = Tape()
     result = ruined(tmp_path, listener=tape).run()
     accuracy = result["accuracy"]
-    assert accuracy["guard_after"] <= accuracy["guard_before"]
+    assert accuracy["validation_after"] <= accuracy["validation_before"]
     assert result["shipped"] is False
     assert json.loads((tmp_path / "run.json").read_text())["shipped"] is False
-    assert [event["shipped"] for event in tape.of("guard")] == [False]
+    assert [event["shipped"] for event in tape.of("decided")] == [False]
     shipped, original = load_file(tmp_path / "weights.safetensors"), pack().weights()
     assert shipped.keys() == original.keys()
     for name, value in original.items():
@@ -46,7 +46,7 @@ def test_a_run_that_improves_the_model_ships_it(tmp_path):
     result = session(tmp_path, test=digits(100, "test")).run()
     accuracy = result["accuracy"]
     assert result["shipped"] is True
-    assert accuracy["guard_after"] > accuracy["guard_before"]
+    assert accuracy["validation_after"] > accuracy["validation_before"]
     assert accuracy["on"] == "test" and accuracy["after"] > accuracy["before"] + 0.3
     original = pack().weights()
     shipped = load_file(tmp_path / "weights.safetensors")
@@ -74,7 +74,7 @@ def test_whatever_did_not_lower_the_loss_is_undone(limited, before, after, tmp_p
     """Also where a limit ended the plan before its time. Numbers are the logit of the right class, others have 0."""
     told = iter([before])
 
-    def evaluate(predict, images, model, breathe, *, batch_size) -> Evaluation:
+    def evaluate(predict, images, model, pause_if_due, *, batch_size) -> Evaluation:
         logits = np.eye(len(images.classes), dtype=np.float32)[images.labels]
         value = next(told, after)
         logits[logits > 0] = value
@@ -87,7 +87,7 @@ def test_whatever_did_not_lower_the_loss_is_undone(limited, before, after, tmp_p
     better = after == 1.1 or not np.isfinite(before)
     (entry,) = result["epochs"] if not limited else ({"kept": None},)
     assert entry["kept"] in (better, None)
-    kept = (result["after"]["guard"]["loss"], result["before"]["guard"]["loss"])
+    kept = (result["after"]["validation"]["loss"], result["before"]["validation"]["loss"])
     assert (kept[0] != kept[1]) == better
 
 
@@ -96,8 +96,8 @@ def test_test_images_influence_nothing(tmp_path):
     without = session(tmp_path / "without").run()
     for name in ("weights.safetensors", "model.onnx"):
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
-    assert without["accuracy"]["on"] == "guard" and with_test["accuracy"]["on"] == "test"
-    for key in ("guard_before", "guard_after"):
+    assert without["accuracy"]["on"] == "validation" and with_test["accuracy"]["on"] == "test"
+    for key in ("validation_before", "validation_after"):
         assert with_test["accuracy"][key] == without["accuracy"][key]
 
 
@@ -108,7 +108,7 @@ def test_validation_and_training_images_are_disjoint_and_all(tmp_path):
     engine.calls.pop()  # the last look is at the written model, with noise
     learnt, scored, judged = engine.images("step"), engine.images("score"), engine.images("backbone")
     assert not judged & (learnt | scored)
-    assert len(judged) == result["images"]["guard"] and len(scored | learnt) == result["images"]["train"]
+    assert len(judged) == result["images"]["validation"] and len(scored | learnt) == result["images"]["train"]
     assert len(judged | scored | learnt) == len(images)
 
 
@@ -117,7 +117,7 @@ def test_somebody_judges_however_small_the_share(tmp_path):
     few = of_counts(*[4] * 10)
     judges = set()
     for seed in range(3):
-        built = session(tmp_path / str(seed), images=few, guard_fraction=1e-6, plan="bn", seed=seed)
+        built = session(tmp_path / str(seed), images=few, validation_fraction=1e-6, plan="bn", seed=seed)
         judges |= set(built.judge.validation.ids)
     assert len(judges) == 1
 

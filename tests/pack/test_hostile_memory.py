@@ -125,5 +125,5 @@ def test_a_pack_that_asks_for_any_amount_of_memory_ends_in_one_line(case, little
 
 @pytest.mark.slow
 def test_with_so_little_memory_an_honest_pack_is_fine_tuned(little, tmp_path):
-    ended = finetune(little, "--plan", "closed", "--threads", 1, "--out", "run", "--json", cwd=tmp_path)
+    ended = finetune(little, "--plan", "closed_form", "--threads", 1, "--out", "run", "--json", cwd=tmp_path)
     assert ended.returncode == 0 and json.loads(ended.stdout)["stopped"] == "done", ended.stderr

@@ -52,7 +52,7 @@ class Page(HTMLParser):
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "finished"
     told = {"threads": 1, "meter": "psutil", "profile": "cloud-vm"}
-    finetune(None, None, out=out, plan="closed,full,last-c25", epochs=2, **told)
+    finetune(None, None, out=out, plan="closed_form,full,last-c25", epochs=2, **told)
     return out
 
 

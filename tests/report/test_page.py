@@ -28,7 +28,7 @@ def test_it_answers_the_four_questions_with_the_figures_of_run_json(finished, re
     assert "The new model ships" in page.text and result["evidence"]["why"] in page.text
     assert "modelled by psutil" in page.text and "forecast, not measured" in page.text
     assert "built-in (digits.edgepack)" in page.text and result["pack"] not in page.text
-    for name in ("head.weight", "deep_head.weight", "closed", "last-c25", "training steps", "embarrassment"):
+    for name in ("head.weight", "deep_head.weight", "closed_form", "last-c25", "evaluate", "embarrassment"):
         assert name in page.text
 
 
@@ -86,7 +86,7 @@ def test_of_images_in_a_folder_those_inside_it_are_shown(spoiled, report, tmp_pa
 def test_a_run_that_still_goes_on_or_was_killed(spoiled, report):
     page = report(spoiled(change=lambda result: None))
     assert "Not finished" in page.text and "--resume" in page.text and UNKNOWN not in page.text
-    assert "closed" in page.text and "Joules by epoch" in page.text
+    assert "closed_form" in page.text and "Joules by epoch" in page.text
 
 
 @pytest.mark.parametrize("left", [["journal.jsonl"], ["events.jsonl", "journal.jsonl"], ["run.json"]])

@@ -49,7 +49,7 @@ def test_a_dry_run_offers_every_plan_and_no_pad_is_left(one_thread):
     assert source.info.image_size == (224, 224) and source.info.mean == (0.498,) * 3
     assert "Pad" not in {node.op for node in source.forward.nodes}
     found = forecast(source, ("bn", "head"), "sgd", 32)
-    assert {plan.name for plan in found} == {"bn", "head", "ridge", "closed"}
+    assert {plan.name for plan in found} == {"bn", "head", "ridge", "closed_form"}
     assert not any(plan.reason for plan in found)
 
 

@@ -215,7 +215,7 @@ def test_every_kind_of_model_exports_with_the_default_plans(make_checkpoint, tmp
     assert [line for line in notes if "left out" in line] == (
         [
             "plan bn left out: plan bn finds nothing to change in this graph",
-            "plan closed left out: the network has no batch statistics",
+            "plan closed_form left out: the network has no batch statistics",
         ]
         if name == "simple-cnn"
         else []

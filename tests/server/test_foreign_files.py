@@ -43,4 +43,4 @@ def test_a_file_becomes_a_pack_with_every_plan_that_makes_sense(path, tmp_path):
     images = ImageSet.from_arrays(pixels, np.arange(24) % 3, source.info.classes)
     made = export_pack(source, images, tmp_path / "pack", now=NOW)
     assert made.plans.keys() >= {"bn", "head", "affine", "last", "first", "full", "full-c25"}
-    assert {"ridge", "closed"} <= {*open_pack(tmp_path / "pack").plan_names}
+    assert {"ridge", "closed_form"} <= {*open_pack(tmp_path / "pack").plan_names}

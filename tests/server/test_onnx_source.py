@@ -142,7 +142,7 @@ def test_a_pack_of_a_file_trains_as_torch_does(form, optimizer, one_thread, tmp_
     assert {"head", "last", "full", "full-c25"} <= manifest.plans.keys()
     assert "bn" in manifest.plans, "also where it was folded"
     pack = open_pack(tmp_path / "pack")
-    assert {"ridge", "closed"} <= set(pack.plan_names)
+    assert {"ridge", "closed_form"} <= set(pack.plan_names)
     limits = manifest.parity["error_of_reference"]
     assert all(error < 1e-3 for error in limits.values())
 

@@ -18,4 +18,4 @@ def test_a_published_classifier_becomes_a_pack_with_every_plan_that_makes_sense(
     assert found["plans"].keys() >= {"head", "affine", "last", "full"}, found["reason"]
     assert "bn" in found["plans"] or "plan bn finds nothing to change" in found["reason"]
     assert found["new_head"] == "yes"
-    assert found["closed_form"] == ("ridge, closed" if "bn" in found["plans"] else "ridge")
+    assert found["closed_form"] == ("ridge, closed_form" if "bn" in found["plans"] else "ridge")

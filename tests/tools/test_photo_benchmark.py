@@ -50,7 +50,7 @@ def test_settings_are_compared_by_pictures_that_were_not_drawn_nor_of_the_test(g
     drawn, left = set(files(images)), set(files(others))
     assert len(drawn) == 15 and not drawn & left and len(drawn | left) == 36
     command = photo_benchmark.command("full", "tuning", Path("p"), images, Path("o"), 0)
-    assert command[-4:] == ["--plan", "closed,full", "--epochs", "3"]
+    assert command[-4:] == ["--plan", "closed_form,full", "--epochs", "3"]
 
 
 def test_photographs_through_a_camera_are_others_of_the_same_names(given):

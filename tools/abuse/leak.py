@@ -15,7 +15,7 @@ from edge_sel.data.builtin import load_digits
 from edge_sel.data.shifts import apply_shift
 from edge_sel.pack.reader import builtin_pack
 
-PLANS = ("closed", "bn,last-c25", "head")
+PLANS = ("closed_form", "bn,last-c25", "head")
 """In turns; one session is stopped inside and resumed each time, so that this is seen as well."""
 WARM_UP = 2 * len(PLANS)
 """Sessions before the figures begin: libraries load, and allocators find their size."""
@@ -36,7 +36,7 @@ class _After:
 
 def one_run(out: Path, plan: str) -> None:
     """A run as ``edge-sel finetune`` makes it, which is stopped once before and resumed in the same folder."""
-    settings = {"plan": plan, "epochs": 1, "threads": 1, "batch_size": 64, "prefix_precision": "fp32"}
+    settings = {"plan": plan, "epochs": 1, "threads": 1, "batch_size": 64, "backbone_precision": "fp32"}
     images = apply_shift("field_camera", load_digits("field"), seed=0)
     for boundary in (3, 0):
         made = train_round(

@@ -28,13 +28,13 @@ from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "edge_sel" / "pack" / "assets" / "digits.edgepack"
 RESULTS = ("weights.safetensors", "model.onnx")
-ALWAYS = "--threads 1 --prefix-precision fp32 --json"
+ALWAYS = "--threads 1 --backbone-precision fp32 --json"
 """A precision that a clock does not choose: runs are compared to the bit."""
 
 KILLED_AT_RANDOM = (
     "--plan bn,last-c25 --curriculum cumulative --feature-cache-mb 0 --checkpoint-every 0.02s --seed 1",
-    "--plan closed --checkpoint-every 0.02s --seed 2",
-    "--plan auto --worth max --checkpoint-every 0.05s --seed 3",
+    "--plan closed_form --checkpoint-every 0.02s --seed 2",
+    "--plan auto --min-gain-per-kj 0 --checkpoint-every 0.05s --seed 3",
     "--plan head,full --epochs 1 --batch-size 64 --checkpoint-every 0.1s --seed 4",
 )
 """On the built-in digits. ``auto`` at a worth that asks for no price, since a price is a matter of joules."""

@@ -52,16 +52,16 @@ TORCH: dict[str, list[str]] = {
 
 OURS: dict[str, list[str]] = {
     "ours-bn": ["--plan", "bn"],
-    "ours-closed": ["--plan", "closed"],
+    "ours-closed": ["--plan", "closed_form"],
     "ours-head": ["--plan", "bn,head"],
-    "ours-full": ["--plan", "closed,full", "--epochs", "1"],
-    "ours-full-random": ["--plan", "closed,full", "--epochs", "1", "--gate", "random"],
+    "ours-full": ["--plan", "closed_form,full", "--epochs", "1"],
+    "ours-full-random": ["--plan", "closed_form,full", "--epochs", "1", "--gate", "random"],
     "ours-fifth": ["--plan", "ridge,full", "--epochs", "2", "--target-rate", "0.2"],
     "ours-fifth-random": ["--plan", "ridge,full", "--epochs", "2", "--target-rate", "0.2", "--gate", "random"],
     "ours-expert": ["--plan", "auto"],
     "ours-other-expert": ["--plan", "auto"],
     "auto": ["--plan", "auto"],
-    "auto-max": ["--plan", "auto", "--worth", "max"],
+    "auto-max": ["--plan", "auto", "--min-gain-per-kj", "0"],
 }
 
 EXPERTS = {"ours-expert": False, "ours-other-expert": True}

@@ -134,7 +134,7 @@ class FeatureCache:
         pixels = self._pixels(indices, mirrored)
         fill = _filled(len(pixels)) - len(pixels)
         pixels = np.concatenate([pixels, *[pixels[-1:]] * fill])
-        with self._phase("prefix"):
+        with self._phase("backbone"):
             self._prefix = prefix = self._prefix or self._load()
             assert prefix is not None
             features = np.concatenate([prefix(chunk) for chunk in np.split(pixels, len(pixels) // CHUNK)])

@@ -117,7 +117,7 @@ def choose_precision(
         return Precision(FP32)
     if asked != "auto":
         return Precision(asked)
-    with phase("prefix"):
+    with phase("backbone"):
         event = _try_both(backbone, cpu_time)
     trim()  # of both that were tried
     if event is None:

@@ -155,7 +155,7 @@ class PastRun:
         plan: the setting ``plan``; empty if unknown.
         before: accuracy 0..1 of the original model; None if unknown.
         after: accuracy 0..1 of the new model; None if unknown.
-        on: the images of these accuracies, ``test`` or ``guard`` (validation).
+        on: the images of these accuracies, ``test`` or ``validation`` (validation).
         energy_j: joules so far; None if unknown.
         energy_source: as in ``run.json``; empty if unknown.
         time_s: seconds so far; None if unknown.

@@ -90,7 +90,7 @@ PUBLISHED = ("epoch", "stage", "train_acc", "train_loss", "test_full", "test_100
 """Columns of the SEL benchmark's CSV files; ``flops_T`` is nominal and cumulative, as theirs is."""
 
 OURS = (
-    "plan", "guard_acc", "guard_loss", "energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c",
+    "plan", "validation_acc", "validation_loss", "energy_j", "net_j", "energy_source", "meter", "power_w", "temp_c",
     "active_rate", "gradient_kept", "executed_flops_T",
 )  # fmt: skip
 
@@ -108,7 +108,7 @@ def epoch_entry(
     Args:
         progress: before the epoch is entered.
         training: figures of the stage.
-        validation: figures of the validation set; their keys begin with ``guard``.
+        validation: figures of the validation set; their keys begin with ``validation``.
         spent: joules of the epoch, over all parts of the run.
         figure: of its latest part, for the meter and the temperature.
         classes: their names.
@@ -117,11 +117,11 @@ def epoch_entry(
     confident = confidence(class_e)
     entry = {
         "epoch": len(progress.history) + 1,
-        "rung": progress.stages_done,
+        "training_stage": progress.stages_done,
         **training,
-        "guard_acc": validation.accuracy,
-        "guard_loss": validation.loss,
-        "guard_e": validation.mean_embarrassment,
+        "validation_acc": validation.accuracy,
+        "validation_loss": validation.loss,
+        "validation_e": validation.mean_embarrassment,
         "best_acc": progress.best_validation["accuracy"],
         "best_loss": progress.best_validation["loss"],
         "best_e": progress.best_validation["embarrassment"],

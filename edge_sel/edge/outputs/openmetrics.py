@@ -25,7 +25,7 @@ from edge_sel.power.figure import EnergyFigure
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.version import __version__
 
-WRITTEN_AT_ONCE = frozenset({"started", "resumed", "epoch", "governor", "guard", "finished", "stopped"})
+WRITTEN_AT_ONCE = frozenset({"started", "resumed", "epoch", "governor", "decided", "finished", "stopped"})
 """Events that do not wait for the next period."""
 
 REASONS = ("done", "budget", "temperature", "battery", "deadline", "power", "signal")
@@ -121,7 +121,7 @@ class MetricsFile:
     def _learn(self, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "started":
             self._known["epoch"], self._stage_step = 0, 0
-        elif kind == "rung":
+        elif kind == "stage_begun":
             # The training stage in which a run is resumed goes on at a step that only its first boundary tells.
             self._plan = str(event.get("plan", ""))
             self._stage_step = None if self._stage_step is None else 0
@@ -131,12 +131,12 @@ class MetricsFile:
             self._stage_step = step
             self._images_of_epoch = int(event.get("trained", 0))
         elif kind == "evaluated":
-            self._known["guard"] = event.get("accuracy", {}).get("guard_before")
+            self._known["validation"] = event.get("accuracy", {}).get("validation_before")
         elif kind == "epoch":
-            self._known |= {"epoch": event.get("epoch"), "guard": event.get("guard_acc")}
+            self._known |= {"epoch": event.get("epoch"), "validation": event.get("validation_acc")}
             self._images, self._images_of_epoch = self._images + int(event.get("trained", 0)), 0
-        elif kind == "guard":
-            self._known["guard"] = event.get("after" if event.get("shipped") else "before")
+        elif kind == "decided":
+            self._known["validation"] = event.get("after" if event.get("shipped") else "before")
         elif kind == "governor":
             self._known["paused"] = float(event.get("action") == "pause")
         elif kind == "stopped":
@@ -167,7 +167,9 @@ class MetricsFile:
                 "Images trained on since this part of the run began, each time they were.",
                 self._images + self._images_of_epoch,
             ),
-            _gauge("edge_sel_guard_accuracy_ratio", "ratio", "Accuracy on the validation set.", known("guard")),
+            _gauge(
+                "edge_sel_validation_accuracy_ratio", "ratio", "Accuracy on the validation set.", known("validation")
+            ),
             _gauge("edge_sel_gate_rate_ratio", "ratio", "Share of images the gate let pass.", known("active_rate")),
             _gauge("edge_sel_pressure_ratio", "ratio", "How far the target rate is lowered.", known("pressure")),
             _gauge("edge_sel_paused", "", "1 while the governor lets the run wait.", known("paused")),

@@ -70,7 +70,7 @@ def run_facts(given: RunInputs, split: SplitImages, identity: Identity) -> dict[
         "identity": identity,
         "run": None if given.out is None else str(given.out),
         "source": given.source,
-        "images": {"train": len(split.training), "guard": len(split.validation), "test": len(given.test or ())},
+        "images": {"train": len(split.training), "validation": len(split.validation), "test": len(given.test or ())},
         "duplicates": {
             "left_out": [images.ids[row] for row in duplicates.left_out],
             "contradictory": [images.ids[row] for row in duplicates.contradictory],
@@ -112,7 +112,7 @@ def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -
 
     ``pack`` is that of the pack's own model, where the run began with another.
     """
-    on = "test" if "test" in before else "guard"
+    on = "test" if "test" in before else "validation"
     after = after or {}
 
     def accuracy(figures: Mapping[str, Any], key: str) -> float | None:
@@ -121,8 +121,8 @@ def accuracy_block(before: Mapping[str, Any], after: Mapping[str, Any] | None) -
     return {
         "before": accuracy(before, on),
         "after": accuracy(after, on),
-        "guard_before": accuracy(before, "guard"),
-        "guard_after": accuracy(after, "guard"),
+        "validation_before": accuracy(before, "validation"),
+        "validation_after": accuracy(after, "validation"),
         "on": on,
         "pack": accuracy(before.get("pack", {}), on),
     }
@@ -143,7 +143,7 @@ def _energy_block(progress: Progress, figure: EnergyFigure, cost: RecorderCost) 
 
 HARDEST = 24
 """Images that are named."""
-SPARED = ("train", "prefix", "fit", "score")
+SPARED = ("train", "backbone", "fit", "score")
 """Phases that dense training would take the place of."""
 
 

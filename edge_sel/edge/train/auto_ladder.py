@@ -141,7 +141,7 @@ class AutoLadder:
         clean_loss: of the pack's model on the server's images, nats.
         visits: images that a stage will train on, each counted as often as it will be.
         work: FLOPs of a stage.
-        worth: accuracy points that a kilojoule must bring; 0 for as good as can be.
+        min_gain_per_kj: accuracy points that a kilojoule must bring; 0 for as good as can be.
         target: validation accuracy that is good enough; None for as good as pays.
     """
 
@@ -151,7 +151,7 @@ class AutoLadder:
     clean_loss: float
     visits: Callable[[PlannedStage], float]
     work: Callable[[PlannedStage], float]
-    worth: float
+    min_gain_per_kj: float
     target: float | None = None
 
     def planned(self, stages_done: int) -> Sequence[PlannedStage]:
@@ -186,7 +186,7 @@ class AutoLadder:
         if head and not {head.plan, CLOSED} & {*done}:
             stages.append(head)
         body = body_of(self.plans, rehearsed=bool(self.gains))
-        if body and len({entry["rung"] for entry in history if entry["plan"] == body}) < MOST_BODY_STAGES:
+        if body and len({entry["training_stage"] for entry in history if entry["plan"] == body}) < MOST_BODY_STAGES:
             stages += [PlannedStage(body, epochs) for epochs in BODY_EPOCHS]
         return stages
 
@@ -235,16 +235,16 @@ class AutoLadder:
     def _least(self, refused: Outcome) -> str:
         """The bound that this forecast misses, in words."""
         if refused.energy_j is not None and refused.gain >= LEAST_GAIN:
-            return f"--worth asks for {self.worth:g} points per kilojoule"
-        least = UNPRICED_GAIN if self.worth and refused.energy_j is None else LEAST_GAIN
+            return f"--min-gain-per-kj asks for {self.min_gain_per_kj:g} points per kilojoule"
+        least = UNPRICED_GAIN if self.min_gain_per_kj and refused.energy_j is None else LEAST_GAIN
         return f"a stage must gain at least {100 * least:.1f}"
 
     def _pays(self, expected: Outcome) -> bool:
-        if not self.worth:
+        if not self.min_gain_per_kj:
             return True
         if expected.energy_j is None:
             return expected.gain >= UNPRICED_GAIN
-        return self._points_per_kj(expected) >= self.worth
+        return self._points_per_kj(expected) >= self.min_gain_per_kj
 
     def _points_per_kj(self, expected: Outcome) -> float:
         joules = 1.0 if expected.energy_j is None else max(expected.energy_j, 1e-9)
@@ -266,7 +266,7 @@ def auto_ladder(pack: Pack, settings: Settings, *, images: int, headless: bool =
         clean_loss=clean_loss(pack.manifest.calibration),
         visits=lambda stage: images * stage.epochs * (rate if plan_kind(stage.plan).stepped else 1.0),
         work=lambda stage: stage_work(pack, stage, images, rate, scores=scores),
-        worth=settings.worth,
+        min_gain_per_kj=settings.min_gain_per_kj,
         target=settings.target_accuracy,
     )
 
@@ -281,7 +281,7 @@ def clean_loss(calibration: Calibration) -> float:
 def best_figures(history: History) -> tuple[float, float]:
     """Validation accuracy and loss of the best weights so far: those of the last stage unless it was undone."""
     stage = stages_of(history)[-1]
-    entry, of = (stage[-1], "guard") if was_kept(stage) else (stage[0], "best")
+    entry, of = (stage[-1], "validation") if was_kept(stage) else (stage[0], "best")
     return entry[f"{of}_acc"], loss_in(entry[f"{of}_loss"])
 
 

@@ -1,6 +1,6 @@
 """The stage that fits the head in closed form: one pass for the features, then no epoch of steps.
 
-``ridge`` takes the network's statistics as they are. ``closed`` tries on some of the images whether batch
+``ridge`` takes the network's statistics as they are. ``closed_form`` tries on some of the images whether batch
 normalisation's statistics from the device's own images make features of which the head learns more; where they do,
 there is a second pass with these.
 
@@ -137,7 +137,7 @@ class ClosedFormStage(TrainingStage):
                 yield from self._boundary_in_pass(counted)
         return np.concatenate(rows)
 
-    def _witnesses(self) -> np.ndarray:
+    def _left_out_rows(self) -> np.ndarray:
         """Images whose predictions, when left out, are kept as evidence."""
         chosen: np.ndarray = self._rng(CHOICE).permutation(len(self.images))[:ENOUGH]
         return chosen
@@ -145,13 +145,13 @@ class ClosedFormStage(TrainingStage):
     # The statistics
 
     def _try_statistics(self) -> Iterator[StageEvent]:
-        """Decide whose are taken, by a part of the images; and keep what the old model says of the witnesses."""
+        """Decide whose are taken, by a part of the images; and keep what the old model says of the fair_images."""
         state, head = self.state, self.pack.linear_head
-        tried, witnesses = np.sort(np.concatenate(self._tried)), self._witnesses()
-        first = np.union1d(tried, witnesses)
+        tried, fair_images = np.sort(np.concatenate(self._tried)), self._left_out_rows()
+        first = np.union1d(tried, fair_images)
         rows = yield from self._features_of(first)
         yield from self._estimate(self._tried)
-        state.left_out_begun = _logits(rows[np.searchsorted(first, witnesses)], *head.joined(self._start))
+        state.left_out_begun = _logits(rows[np.searchsorted(first, fair_images)], *head.joined(self._start))
         surely = SURELY * (1 + FEW / len(tried)) if len(first) == len(self.images) else 0.0
         better = self._new_are_better(tried, rows[np.searchsorted(first, tried)], surely)
         state.statistics = NEW if better else OLD
@@ -302,7 +302,7 @@ class ClosedFormStage(TrainingStage):
         # Of every image under the head that was fitted without it: what a head has seen tells nothing.
         logits = fit.left_out.astype(np.float32)
         if len(used) == len(features):  # else they were chosen for what this very head makes of them
-            state.left_out_of = self._witnesses()
+            state.left_out_of = self._left_out_rows()
             state.left_out = logits[state.left_out_of]
             if self._start is self._begun:
                 state.left_out_begun = _logits(features[state.left_out_of], *head.joined(self._start))

@@ -99,7 +99,7 @@ def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
 
 def stages_of(history: History) -> list[list[Mapping[str, Any]]]:
     """The entries of each finished stage."""
-    return [list(entries) for _, entries in itertools.groupby(history, key=lambda entry: entry["rung"])]
+    return [list(entries) for _, entries in itertools.groupby(history, key=lambda entry: entry["training_stage"])]
 
 
 def was_kept(stage: History) -> bool:
@@ -109,7 +109,7 @@ def was_kept(stage: History) -> bool:
 
 def outcome_of(stage: History) -> Outcome:
     """What a finished stage gave and took; one that was undone gave nothing."""
-    gain = stage[-1]["guard_acc"] - stage[0]["best_acc"] if was_kept(stage) else 0.0
+    gain = stage[-1]["validation_acc"] - stage[0]["best_acc"] if was_kept(stage) else 0.0
     joules = [entry["energy_j"] for entry in stage]
     return Outcome(gain, None if None in joules else sum(joules))
 

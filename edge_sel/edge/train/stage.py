@@ -179,7 +179,7 @@ class TrainingStage(ABC):
         planned, scores = PlannedStage(backbone.plan, state.epochs), settings.curriculum != "off"
         expected = features_asked(self.pack, planned, len(self.images), self._planned_rate, scores=scores)
         cpu_time = self.inputs.given.host.cpu_time
-        chosen = choose_precision(backbone, settings.prefix_precision, expected, cpu_time, self.phase)
+        chosen = choose_precision(backbone, settings.backbone_precision, expected, cpu_time, self.phase)
         state.precision = chosen.name
         state.totals.prefixed += chosen.computed
         return chosen

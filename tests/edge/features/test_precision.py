@@ -194,22 +194,22 @@ def test_the_trial_lasts_a_few_chunks():
 
 
 def run(out, **given):
-    given = {"plan": "bn,last", "gate": "off", "curriculum": "off", "prefix_precision": "auto"} | given
+    given = {"plan": "bn,last", "gate": "off", "curriculum": "off", "backbone_precision": "auto"} | given
     return session(out, base=flipping(pack()), images=digits(COUNT), **given)
 
 
 def told(out):
-    return [event for event in events(out) if event["event"] == "prefix"]
+    return [event for event in events(out) if event["event"] == "backbone_precision"]
 
 
 def test_a_session_chooses_once_a_training_stage(tmp_path):
     run(tmp_path / "auto", plan="bn,last,head", host=timed(FASTER)).run()
     assert [(e["plan"], e["precision"]) for e in told(tmp_path / "auto")] == [("last", "int8"), ("head", "int8")]
-    run(tmp_path / "int8", plan="bn,last,head", prefix_precision="int8").run()
-    run(tmp_path / "fp32", plan="bn,last,head", prefix_precision="fp32").run()
+    run(tmp_path / "int8", plan="bn,last,head", backbone_precision="int8").run()
+    run(tmp_path / "fp32", plan="bn,last,head", backbone_precision="fp32").run()
     auto, int8, fp32 = (outcome(tmp_path / name) for name in ("auto", "int8", "fp32"))
     assert auto["weights"] == int8["weights"]
-    losses = [[epoch["guard_loss"] for epoch in run["epochs"]] for run in (auto, int8, fp32)]
+    losses = [[epoch["validation_loss"] for epoch in run["epochs"]] for run in (auto, int8, fp32)]
     assert losses[0] == losses[1] != losses[2]
     first = [run["epochs"][1]["executed_flops_t"] for run in (auto, int8, fp32)]
     assert first[1] == first[2]

@@ -81,5 +81,5 @@ def test_training_the_head_takes_one_forward_pass_an_image(flips, epochs, tmp_pa
 
 def test_the_time_of_the_frozen_backbone_is_a_phase(tmp_path):
     result = run(tmp_path, "memory").run()
-    assert result["energy"]["phases"]["prefix"]["seconds"] > 0
+    assert result["energy"]["phases"]["backbone"]["seconds"] > 0
     assert events(tmp_path)[-1]["event"] == "finished"

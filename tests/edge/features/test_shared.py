@@ -161,10 +161,10 @@ def test_two_processes_may_share_it(tmp_path):
     assert found.all() and (rows == np.arange(200)[:, None]).all()
 
 
-ASKED = {"threads": 1, "engine": "ort", "device": "cpu", "prefix_precision": "fp32", "keep_duplicates": True}
+ASKED = {"threads": 1, "engine": "ort", "device": "cpu", "backbone_precision": "fp32", "keep_duplicates": True}
 
 
-@pytest.mark.parametrize("plan", ["ridge", "closed", "bn,last-c25"])
+@pytest.mark.parametrize("plan", ["ridge", "closed_form", "bn,last-c25"])
 def test_a_run_ends_the_same_with_and_without_it(plan, tmp_path):
     asked = {**ASKED, "plan": plan, "epochs": 1}
     without = edge_sel.train_round(pack(), digits(120), **asked)

@@ -140,7 +140,7 @@ def test_a_signal_in_quiet_hours_stops_before_a_stage_begins(world, tmp_path):
         should_stop=lambda: "signal" if world.now_s >= 100.0 else None, **OPEN,
     )  # fmt: skip
     assert result["stopped"] == "signal" and not result["epochs"] and list_checkpoints(tmp_path / "checkpoints")
-    assert not [event for event in told if event["event"] == "rung" or event.get("action") == "resume"]
+    assert not [event for event in told if event["event"] == "stage_begun" or event.get("action") == "resume"]
     assert governed(tmp_path, world, resume=True, **OPEN)["stopped"] == "done"
     assert outcome(tmp_path) == free()[1]
 

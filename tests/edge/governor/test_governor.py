@@ -71,7 +71,7 @@ def test_one_pause_after_another_is_one_pause():
 def test_without_limits_it_looks_at_nothing():
     bench = Bench()
     assert bench.step(1.0) is None
-    bench.governor.breathe()
+    bench.governor.pause_if_due()
     assert bench.looks == 0 and bench.events == [] and bench.governor.pressure == 0
 
 
@@ -189,7 +189,7 @@ def decide(looks):
     try:
         for left in range(30, 0, -1):
             reasons.append((governor.at_boundary(float(left)), governor.pressure, now_s))
-            governor.breathe()
+            governor.pause_if_due()
     except StopIteration:  # a pause that these looks never end
         reasons.append("endless")
     return events, reasons

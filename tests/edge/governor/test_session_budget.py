@@ -132,4 +132,4 @@ def test_the_look_at_the_packs_anchors_fits_too(share, world, tmp_path):
     tape = Steps(world)
     result = governed(tmp_path, world, EnergyBudget(budget_j), base=pack(), listener=tape, **OPEN)
     assert files(tmp_path) == FILES and world.energy_j <= budget_j + max(tape.step_j)
-    assert result["evidence"]["images"] == result["images"]["guard"]
+    assert result["evidence"]["images"] == result["images"]["validation"]

@@ -55,14 +55,14 @@ def test_limits_know_whether_there_was_work_since_they_were_asked():
 
 def test_breathing_stops_nothing():
     bench = Bench(Scripted(STOP, rests=True))
-    assert bench.governor.breathe() is None
+    assert bench.governor.pause_if_due() is None
     assert bench.slept == [] and bench.events == []
 
 
 def test_breathing_waits_only_where_rest_is_what_helps():
     never, hot = Scripted(PAUSE, GO, name="quiet hours"), Scripted(PAUSE, PAUSE, GO, name="heat", rests=True)
     bench = Bench(never, hot)
-    bench.governor.breathe()
+    bench.governor.pause_if_due()
     assert never.asked == [] and bench.slept == [POLL_S] * 2 and bench.idle == ["begin", "end"]
     assert bench.told() == ["pause", "resume"] and bench.told("limit") == ["heat"] * 2
     assert all(ending for *_, ending in hot.asked)
@@ -73,13 +73,13 @@ def test_breathing_waits_only_where_rest_is_what_helps():
 def test_breathing_ends_when_the_limit_gives_up():
     bench = Bench(Scripted(PAUSE, PAUSE, STOP, rests=True))
     for _ in range(3):
-        bench.governor.breathe()
+        bench.governor.pause_if_due()
     assert bench.slept == [POLL_S] * 2 and bench.told() == ["pause"]
 
 
 def test_breathing_leaves_the_gate_alone():
     bench = Bench(Scripted(Decision(pressure=0.9, duty=0.5, why="warm"), rests=True))
-    bench.governor.breathe()
+    bench.governor.pause_if_due()
     assert bench.governor.pressure == 0.0 and bench.told() == ["duty"]
 
 
@@ -88,6 +88,6 @@ def test_breathing_is_no_step():
     bench = Bench(limit)
     bench.step(100.0)
     bench.work(500.0)
-    bench.governor.breathe()
+    bench.governor.pause_if_due()
     bench.step(90.0)
     assert limit.forecast.step_s == 0.0

@@ -80,8 +80,8 @@ def test_run_json_tells_what_a_report_shows(tmp_path):
     recorder = EnergyRecorder(TenWatts(), Ticks(), background=False, temperature=lambda: 41.0)
     result = session(tmp_path, plan="bn,last-c25,full", recorder=recorder).run()
     assert json.loads((tmp_path / "run.json").read_text())["confusion"] == result["confusion"]
-    classes, after = result["classes"], result["after"]["guard"]
-    for when, figures in (("before", result["before"]["guard"]), ("after", after)):
+    classes, after = result["classes"], result["after"]["validation"]
+    for when, figures in (("before", result["before"]["validation"]), ("after", after)):
         cells = result["confusion"][when]
         assert sum(images for *_, images in cells) == figures["images"]
         right = sum(images for label, predicted, images in cells if label == predicted)

@@ -12,37 +12,39 @@ from tests.edge.sessions import StopAt, no_meter, session
 
 def test_a_run_from_its_start_to_its_end(tmp_path):
     bench = Bench(tmp_path)
-    first = bench.tell("started", images=90, guard=10)
+    first = bench.tell("started", images=90, validation=10)
     assert first["edge_sel_epoch"] == 0 and first["edge_sel_steps_total"] == 0
-    assert "edge_sel_guard_accuracy_ratio" not in first and "edge_sel_pressure_ratio" not in first
-    bench.tell("evaluated", accuracy={"before": 0.5, "after": None, "guard_before": 0.25, "guard_after": None})
-    bench.tell("rung", plan="bn", epochs=1)
+    assert "edge_sel_validation_accuracy_ratio" not in first and "edge_sel_pressure_ratio" not in first
+    bench.tell(
+        "evaluated", accuracy={"before": 0.5, "after": None, "validation_before": 0.25, "validation_after": None}
+    )
+    bench.tell("stage_begun", plan="bn", epochs=1)
     bench.wait(2.0)
     now = bench.tell("step", plan_epoch=0, cursor=32, step=3)
     assert now[f"edge_sel_energy_joules_total{LAMP}"] == pytest.approx(20)
     assert now[f"edge_sel_power_watts{LAMP}"] == pytest.approx(10)
     assert now["edge_sel_temperature_celsius"] == 41.5
-    assert now["edge_sel_steps_total"] == 3 and now["edge_sel_guard_accuracy_ratio"] == 0.25
+    assert now["edge_sel_steps_total"] == 3 and now["edge_sel_validation_accuracy_ratio"] == 0.25
     assert now[f'edge_sel_info{{run="runs/a",plan="bn",version="{__version__}"}}'] == 1
-    bench.tell("epoch", epoch=1, plan="bn", trained=64, guard_acc=0.5, active_rate=1.0)
-    bench.tell("rung", plan="first", epochs=3)
+    bench.tell("epoch", epoch=1, plan="bn", trained=64, validation_acc=0.5, active_rate=1.0)
+    bench.tell("stage_begun", plan="first", epochs=3)
     bench.wait(2.0)
     bench.tell("step", plan_epoch=0, cursor=16, step=2)
-    now = bench.tell("epoch", epoch=2, plan="first", trained=40, guard_acc=0.75, active_rate=0.625)
+    now = bench.tell("epoch", epoch=2, plan="first", trained=40, validation_acc=0.75, active_rate=0.625)
     assert now["edge_sel_epoch"] == 2 and now["edge_sel_steps_total"] == 5, "steps of a new training stage begin at 0"
     assert now["edge_sel_images_trained_total"] == 104
-    assert now["edge_sel_guard_accuracy_ratio"] == 0.75 and now["edge_sel_gate_rate_ratio"] == 0.625
+    assert now["edge_sel_validation_accuracy_ratio"] == 0.75 and now["edge_sel_gate_rate_ratio"] == 0.625
     assert all(now[f'edge_sel_stopped{{reason="{reason}"}}'] == 0 for reason in REASONS)
-    bench.tell("guard", before=0.25, after=0.8, shipped=True)
+    bench.tell("decided", before=0.25, after=0.8, shipped=True)
     now = bench.tell("finished", shipped=True)
-    assert now["edge_sel_guard_accuracy_ratio"] == 0.8
+    assert now["edge_sel_validation_accuracy_ratio"] == 0.8
     assert {r for r in REASONS if now[f'edge_sel_stopped{{reason="{r}"}}']} == {"done"}
 
 
 def test_a_model_that_stays_behind_is_not_the_accuracy(tmp_path):
     bench = Bench(tmp_path)
     bench.tell("started")
-    assert bench.tell("guard", before=0.5, after=0.25, shipped=False)["edge_sel_guard_accuracy_ratio"] == 0.5
+    assert bench.tell("decided", before=0.5, after=0.25, shipped=False)["edge_sel_validation_accuracy_ratio"] == 0.5
 
 
 @pytest.mark.parametrize("reason", ["budget", "another"])
@@ -67,14 +69,14 @@ def test_pauses_and_pressure_of_the_governor_are_told(tmp_path):
 
 def test_a_resumed_run_counts_what_it_does_itself(tmp_path):
     bench = Bench(tmp_path)
-    assert "edge_sel_epoch" not in bench.tell("resumed", images=90, guard=10)
-    bench.tell("rung", plan="first", epochs=3)
+    assert "edge_sel_epoch" not in bench.tell("resumed", images=90, validation=10)
+    bench.tell("stage_begun", plan="first", epochs=3)
     bench.wait(2.0)
     assert bench.tell("step", step=57)["edge_sel_steps_total"] == 0
     bench.wait(2.0)
     assert bench.tell("step", step=59)["edge_sel_steps_total"] == 2
     assert bench.tell("epoch", epoch=4, trained=10)["edge_sel_epoch"] == 4
-    bench.tell("rung", plan="full", epochs=3)
+    bench.tell("stage_begun", plan="full", epochs=3)
     bench.wait(2.0)
     assert bench.tell("step", step=4)["edge_sel_steps_total"] == 6
 
@@ -93,7 +95,16 @@ def test_what_is_unknown_has_no_line(tmp_path):
     recorder = no_meter()
     file = MetricsFile(tmp_path / "m.prom", recorder, "run")
     file({"event": "resumed"})
-    file({"event": "epoch", "epoch": 1, "trained": 0, "guard_acc": float("nan"), "active_rate": None, "pressure": None})
+    file(
+        {
+            "event": "epoch",
+            "epoch": 1,
+            "trained": 0,
+            "validation_acc": float("nan"),
+            "active_rate": None,
+            "pressure": None,
+        }
+    )
     assert {key.partition("{")[0] for key in samples(tmp_path / "m.prom")} == {
         "edge_sel_epoch", "edge_sel_steps_total", "edge_sel_images_trained_total", "edge_sel_stopped", "edge_sel_info",
     }  # fmt: skip
@@ -144,8 +155,8 @@ def test_the_figures_of_a_session_are_those_of_its_result(tmp_path, boundary):
     reason = "done" if boundary is None else "signal"
     assert now[f'edge_sel_stopped{{reason="{reason}"}}'] == 1 and not bench.errors
     if boundary is None:
-        assert now["edge_sel_guard_accuracy_ratio"] == pytest.approx(
-            result["accuracy"]["guard_after" if result["shipped"] else "guard_before"]
+        assert now["edge_sel_validation_accuracy_ratio"] == pytest.approx(
+            result["accuracy"]["validation_after" if result["shipped"] else "validation_before"]
         )
         assert now["edge_sel_images_trained_total"] == sum(epoch["trained"] for epoch in result["epochs"])
         assert now["edge_sel_steps_total"] > 0

@@ -147,7 +147,7 @@ def families(bench: Bench, parse) -> dict[str, object]:
     bench.tell("started")
     bench.wait(2.0)
     bench.tell("governor", action="pressure", pressure=0.5)
-    bench.tell("epoch", epoch=1, trained=16, guard_acc=0.5, active_rate=0.5)
+    bench.tell("epoch", epoch=1, trained=16, validation_acc=0.5, active_rate=0.5)
     return {family.name: family for family in parse(bench.path.read_text(encoding="utf-8"))}
 
 

@@ -78,8 +78,10 @@ def test_run_json_holds_the_keys_of_the_contract(finished):
     assert result["schema"] == SCHEMA == 1 and result["run"] == str(out) and result["engine"] == "ort"
     assert result["plan"] == "bn,last-c25" and result["stopped"] == "done" and result["shipped"] in (True, False)
     assert {"pack", "accuracy", "energy", "epochs", "skipped_images"} <= result.keys()
-    assert {"before", "after", "guard_before", "guard_after"} <= result["accuracy"].keys()
-    assert all(0 <= result["accuracy"][key] <= 1 for key in ("before", "after", "guard_before", "guard_after"))
+    assert {"before", "after", "validation_before", "validation_after"} <= result["accuracy"].keys()
+    assert all(
+        0 <= result["accuracy"][key] <= 1 for key in ("before", "after", "validation_before", "validation_after")
+    )
     assert {"total_j", "net_j", "source", "meter"} <= result["energy"].keys()
     keys = {"epoch", "plan", "energy_j", "net_j", "energy_source", "power_w", "temp_c", "active_rate", "sparsity"}
     keys |= {"train_loss", "nominal_flops_t", "executed_flops_t", "time_s"}
@@ -89,7 +91,7 @@ def test_run_json_holds_the_keys_of_the_contract(finished):
         assert keys <= epoch.keys()
         assert 0 <= epoch["active_rate"] <= 1
     assert result["settings"]["epochs"] == {"value": 2, "origin": "flag"}
-    assert result["images"] == {"train": 100, "guard": 20, "test": 50}
+    assert result["images"] == {"train": 100, "validation": 20, "test": 50}
     assert set(result["after"]["test"]["classes"]) == set(pack().manifest.model.classes)
 
 
@@ -164,7 +166,7 @@ def test_flops_are_cumulative_and_nominal(finished):
 def test_history_holds_the_same_numbers_as_run_json(finished):
     result, out = finished
     for epoch, row in zip(result["epochs"], history(out), strict=True):
-        for key in ("epoch", "stage", "train_acc", "train_loss", "time_s", "sparsity", "guard_acc", "active_rate"):
+        for key in ("epoch", "stage", "train_acc", "train_loss", "time_s", "sparsity", "validation_acc", "active_rate"):
             assert row[key] == ("" if epoch[key] is None else str(epoch[key]))
         for name, figures in epoch["classes"].items():
             for column, key in (("E", "E"), ("C", "C"), ("acc", "acc")):
@@ -196,11 +198,11 @@ def test_events_come_in_order_with_the_reasons_of_each_stage(finished):
     _, out = finished
     told = events(out)
     kinds = [event["event"] for event in told]
-    assert kinds[:3] == ["started", "evaluated", "rung"] and kinds[-2:] == ["guard", "finished"]
+    assert kinds[:3] == ["started", "evaluated", "stage_begun"] and kinds[-2:] == ["decided", "finished"]
     assert kinds.count("epoch") == 3
-    stages = [(event["plan"], event["why"]) for event in told if event["event"] == "rung"]
+    stages = [(event["plan"], event["why"]) for event in told if event["event"] == "stage_begun"]
     assert stages == [("bn", "as told"), ("last-c25", "as told")]
-    assert [event["why"] for event in told if event["event"] == "climbed"] == ["no more plans"]
+    assert [event["why"] for event in told if event["event"] == "stages_ended"] == ["no more plans"]
     assert [event["epoch"] for event in told if event["event"] == "epoch"] == [1, 2, 3]
     times = [event["t_s"] for event in told]
     assert times == sorted(times)

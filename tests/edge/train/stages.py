@@ -35,7 +35,7 @@ PACKS = {
     "body only": without("bn", "head"),
 }
 STAGES = {
-    "closed form first": [("closed", 1), ("full", 3), (None, 0)],
+    "closed form first": [("closed_form", 1), ("full", 3), (None, 0)],
     "statistics first": [("bn", 1), ("full", 3), ("full", 1), (None, 0)],
     "head first": [("ridge", 1), ("full", 3), (None, 0)],
     "body only": [("full", 1), ("full", 1), ("full", 3), (None, 0)],
@@ -58,4 +58,4 @@ def decided(result):
 
 
 def validation_loss(result, when):
-    return result[when]["guard"]["loss"]
+    return result[when]["validation"]["loss"]

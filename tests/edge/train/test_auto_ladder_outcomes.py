@@ -21,19 +21,19 @@ def test_it_always_ends_with_few_plans_of_the_pack(ladder, outcomes):
     stages = [step.stage for step in steps[:-1]]
     plans = [stage.plan for stage in stages]
     assert set(plans) <= set(ladder.plans) and len({plan for plan in plans if is_body(plan)}) <= 1
-    assert plans.count("bn") + plans.count("closed") <= 1
-    assert plans.count("ridge") + plans.count("head") + plans.count("closed") <= 1
+    assert plans.count("bn") + plans.count("closed_form") <= 1
+    assert plans.count("ridge") + plans.count("head") + plans.count("closed_form") <= 1
     assert sum(map(is_body, plans)) <= MOST_BODY_STAGES
-    lengths = {"bn": (1,), "ridge": (1,), "closed": (1,), "head": (HEAD_EPOCHS,)}
+    lengths = {"bn": (1,), "ridge": (1,), "closed_form": (1,), "head": (HEAD_EPOCHS,)}
     assert all(stage.epochs in lengths.get(stage.plan, BODY_EPOCHS) for stage in stages)
 
 
 @given(LADDERS, OUTCOMES)
 def test_what_needs_no_gradient_comes_first_where_there_is_any_and_never_later(ladder, outcomes):
-    first = "closed" if "closed" in ladder.plans else "bn" if ladder.statistics else None
+    first = "closed_form" if "closed_form" in ladder.plans else "bn" if ladder.statistics else None
     for history, decision in decisions_of(ladder, outcomes):
         plan = decision.stage and decision.stage.plan
-        assert (plan in ("closed", "bn")) == (first is not None and not history)
+        assert (plan in ("closed_form", "bn")) == (first is not None and not history)
         assert history or first in (None, plan)
 
 
@@ -66,11 +66,15 @@ def test_the_best_figures_are_those_of_the_stage_with_the_least_loss(ladder, out
     for history, decision in decisions_of(ladder, outcomes):
         if history and decision.stage is None:
             ends = [stage[-1] for stage in stages_of(history)]
-            found = [(entry["guard_loss"], entry["guard_acc"]) for entry in ends if entry["guard_loss"] is not None]
+            found = [
+                (entry["validation_loss"], entry["validation_acc"])
+                for entry in ends
+                if entry["validation_loss"] is not None
+            ]
             begun = [(history[0]["best_loss"], history[0]["best_acc"])] if history[0]["best_loss"] is not None else []
             accuracy, loss = best_figures(history)
             assert not (begun or found) or loss == min([*begun, *found])[0]
-            assert accuracy in [history[0]["best_acc"], *(entry["guard_acc"] for entry in ends)]
+            assert accuracy in [history[0]["best_acc"], *(entry["validation_acc"] for entry in ends)]
 
 
 @given(LADDERS, OUTCOMES, st.integers(0, 9))

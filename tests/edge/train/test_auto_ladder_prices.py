@@ -39,7 +39,7 @@ def test_a_step_is_priced_by_steps_as_soon_as_there_was_one():
 def test_only_training_steps_make_the_price():
     """A frozen backbone may have computed in integers, a head in closed form is no graph, loading is no FLOP."""
     (entry,) = lived(AFTER_BN)
-    others = {name: {"total_j": 90.0} for name in ("prefix", "score", "fit", "load", "checkpoint", "other")}
+    others = {name: {"total_j": 90.0} for name in ("backbone", "score", "fit", "load", "checkpoint", "other")}
     more = entry | {"phases": entry["phases"] | others, "executed_flops_t": 9 * entry["train_flops_t"]}
     assert price_j([more], 1e9, 1) == price_j([entry], 1e9, 1) == pytest.approx(STEP_PRICE + 1)
 
@@ -74,7 +74,7 @@ UNKNOWN = {
 def test_without_joules_a_stage_must_gain_more(case):
     (entry,) = lived(AFTER_BN)
     for gain, pays in ((UNPRICED_GAIN + 1e-6, True), (UNPRICED_GAIN - 1e-6, False)):
-        ladder = replace(ONLY_BODY, gains=[GainRow("body", 500, 0.0, gain)], worth=1e-6)
+        ladder = replace(ONLY_BODY, gains=[GainRow("body", 500, 0.0, gain)], min_gain_per_kj=1e-6)
         decision = ladder.decide([entry | UNKNOWN[case]], 1)
         assert decision.expected.energy_j is None and "J" not in decision.why
         assert (decision.stage is not None) == pays
@@ -83,7 +83,7 @@ def test_without_joules_a_stage_must_gain_more(case):
 @pytest.mark.parametrize(("j_per_gflop", "plan"), [(0.1, "ridge"), (6.0, None)])
 def test_joules_decide_by_the_price(j_per_gflop, plan):
     """The table and the losses are the same, the device is not."""
-    stage, _, _ = decide(AFTER_BN, j_per_gflop=j_per_gflop, look_j=0.1, ladder=replace(LADDER, worth=1000.0))
+    stage, _, _ = decide(AFTER_BN, j_per_gflop=j_per_gflop, look_j=0.1, ladder=replace(LADDER, min_gain_per_kj=1000.0))
     assert (stage and stage.plan) == plan
 
 
@@ -125,7 +125,7 @@ def test_a_higher_worth_never_trains_a_plan_for_longer(ladder, outcomes, one, ot
 
 
 def priced(ladder, worth, history):
-    return replace(ladder, worth=worth).decide(history, 9)
+    return replace(ladder, min_gain_per_kj=worth).decide(history, 9)
 
 
 @given(st.floats(0.0, 0.3), st.floats(0.0, 0.3), WORTH, WORTH)
@@ -135,7 +135,7 @@ def test_of_a_body_alone_a_higher_worth_never_trains_more(short, long, one, othe
     gains = [GainRow("body", visits_in(1), 1.0, short), GainRow("body", visits_in(3), 1.0, long)]
     for j in (1.0, None):
         fewer, more = (
-            decide(AFTER_BN, j_per_gflop=j, ladder=replace(ONLY_BODY, gains=gains, worth=worth)).stage
+            decide(AFTER_BN, j_per_gflop=j, ladder=replace(ONLY_BODY, gains=gains, min_gain_per_kj=worth)).stage
             for worth in (max(one, other), min(one, other))
         )
         assert (fewer.epochs if fewer else 0) <= (more.epochs if more else 0)
@@ -143,5 +143,5 @@ def test_of_a_body_alone_a_higher_worth_never_trains_more(short, long, one, othe
 
 def test_as_good_as_can_be_asks_for_no_joules():
     for figures in ({"j_per_gflop": 1e9}, {"j_per_gflop": None}):
-        stage, _, _ = decide(("bn", (0.7, CLEAN + 0.5)), ladder=replace(LADDER, worth=0.0), **figures)
+        stage, _, _ = decide(("bn", (0.7, CLEAN + 0.5)), ladder=replace(LADDER, min_gain_per_kj=0.0), **figures)
         assert stage is not None

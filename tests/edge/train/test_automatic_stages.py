@@ -30,11 +30,14 @@ def test_training_stages_are_as_decided(base):
 def test_decisions_are_the_events(base):
     result, _, tape, _ = automatic_run(base)
     *stages, end = result["decisions"]
-    told = [{"rung": n, **{key: e[key] for key in ("plan", "epochs", "why")}} for n, e in enumerate(tape.of("rung"))]
-    assert [{key: stage[key] for key in ("rung", "plan", "epochs", "why")} for stage in stages] == told
+    told = [
+        {"training_stage": n, **{key: e[key] for key in ("plan", "epochs", "why")}}
+        for n, e in enumerate(tape.of("stage_begun"))
+    ]
+    assert [{key: stage[key] for key in ("training_stage", "plan", "epochs", "why")} for stage in stages] == told
     assert all(decision["why"] for decision in result["decisions"])
-    (ended,) = tape.of("climbed")
-    assert (end["rung"], end["plan"], end["epochs"], end["why"]) == (len(stages), None, 0, ended["why"])
+    (ended,) = tape.of("stages_ended")
+    assert (end["training_stage"], end["plan"], end["epochs"], end["why"]) == (len(stages), None, 0, ended["why"])
 
 
 @every_pack
@@ -44,8 +47,8 @@ def test_decisions_follow_from_the_history(base):
     settings = resolved(**AUTO).settings
     ladder = auto_ladder(PACKS[base], settings, images=result["images"]["train"])
     for decision in result["decisions"]:
-        before = [epoch for epoch in result["epochs"] if epoch["rung"] < decision["rung"]]
-        stage, why, expected = ladder.decide(before, decision["rung"])
+        before = [epoch for epoch in result["epochs"] if epoch["training_stage"] < decision["training_stage"]]
+        stage, why, expected = ladder.decide(before, decision["training_stage"])
         assert (*(stage or (None, 0)), why) == (decision["plan"], decision["epochs"], decision["why"])
         assert decision.get("expected") == (expected and expected._asdict())
 
@@ -60,16 +63,16 @@ def test_a_decision_tells_what_was_expected_and_what_came(base):
         assert decision["expected"]["gain"] > 0 and decision["expected"]["energy_j"] is None
     result = automatic_run(base)[0]
     for number, decision in enumerate([first, *stages]):
-        begin, *_, last = [e for e in result["epochs"] if e["rung"] == number for _ in range(2)]
-        kept = last["guard_loss"] < begin["best_loss"]
-        assert decision["came"]["gain"] == (last["guard_acc"] - begin["best_acc"] if kept else 0)
+        begin, *_, last = [e for e in result["epochs"] if e["training_stage"] == number for _ in range(2)]
+        kept = last["validation_loss"] < begin["best_loss"]
+        assert decision["came"]["gain"] == (last["validation_acc"] - begin["best_acc"] if kept else 0)
         assert decision["came"]["energy_j"] is None
 
 
 def test_joules_that_came_are_those_of_the_epochs(tmp_path):
-    result = governed(tmp_path, World(), base=PACKS["body only"], **AUTO, worth="max")
+    result = governed(tmp_path, World(), base=PACKS["body only"], **AUTO, min_gain_per_kj=0)
     for number, decision in enumerate(result["decisions"][:-1]):
-        joules = [epoch["energy_j"] for epoch in result["epochs"] if epoch["rung"] == number]
+        joules = [epoch["energy_j"] for epoch in result["epochs"] if epoch["training_stage"] == number]
         assert decision["came"]["energy_j"] == pytest.approx(sum(joules)) and sum(joules) > 0
 
 
@@ -77,22 +80,22 @@ def test_joules_that_came_are_those_of_the_epochs(tmp_path):
 def test_the_history_tells_where_each_training_stage_began(given, tmp_path):
     """With the best validation figures of all training stages before it."""
     result = session(tmp_path, base=PACKS["statistics first"] if given is AUTO else None, **given).run()
-    before = result["before"]["guard"]
+    before = result["before"]["validation"]
     each = [figures["embarrassment"] for figures in before["classes"].values()]
     assert before["embarrassment"] == pytest.approx(np.mean(each))
     best = (before["loss"], before["embarrassment"], before["accuracy"])
-    stages = {epoch["rung"] for epoch in result["epochs"]}
+    stages = {epoch["training_stage"] for epoch in result["epochs"]}
     for stage in sorted(stages):
-        epochs = [epoch for epoch in result["epochs"] if epoch["rung"] == stage]
+        epochs = [epoch for epoch in result["epochs"] if epoch["training_stage"] == stage]
         assert {(epoch["best_loss"], epoch["best_e"], epoch["best_acc"]) for epoch in epochs} == {best}
-        best = min(best, tuple(epochs[-1][f"guard_{key}"] for key in ("loss", "e", "acc")))
-    after = result["after"]["guard"]
+        best = min(best, tuple(epochs[-1][f"validation_{key}"] for key in ("loss", "e", "acc")))
+    after = result["after"]["validation"]
     assert len(stages) >= 2 and (after["loss"], after["embarrassment"], after["accuracy"]) == best
 
 
-@pytest.mark.parametrize(("worth", "more"), [(1.0, True), (1e6, False)])
+@pytest.mark.parametrize(("min_gain_per_kj", "more"), [(1.0, True), (1e6, False)])
 def test_joules_decide_what_is_worth_its_price(worth, more, tmp_path):
-    result = governed(tmp_path, World(), base=PACKS["statistics first"], **AUTO, worth=worth)
+    result = governed(tmp_path, World(), base=PACKS["statistics first"], **AUTO, min_gain_per_kj=worth)
     first, *others, last = decided(result)
     assert first == ("bn", 1) and last == (None, 0) and bool(others) == more
     assert all(d["expected"]["energy_j"] > 0 for d in result["decisions"][1:])
@@ -103,7 +106,7 @@ def test_joules_decide_what_is_worth_its_price(worth, more, tmp_path):
 @pytest.mark.slow
 def test_a_price_is_about_what_the_stage_then_takes(tmp_path):
     """In a world where joules follow the work; without the gate, which lets through more or less than planned."""
-    result = governed(tmp_path, World(), base=PACKS["body only"], **AUTO, worth="max", gate="off")
+    result = governed(tmp_path, World(), base=PACKS["body only"], **AUTO, min_gain_per_kj=0, gate="off")
     for decision in result["decisions"][1:-1]:
         assert decision["came"]["energy_j"] == pytest.approx(decision["expected"]["energy_j"], rel=0.1)
 
@@ -115,14 +118,16 @@ def test_epochs_are_the_ladders_not_the_settings(tmp_path):
 
 def test_a_model_that_is_good_enough_is_left_alone(tmp_path):
     result = session(tmp_path, base=without(), **AUTO, target_accuracy="30%").run()
-    assert decided(result) == [("closed", 1), (None, 0)] and "30.0% is good enough" in result["decisions"][-1]["why"]
+    assert (
+        decided(result) == [("closed_form", 1), (None, 0)] and "30.0% is good enough" in result["decisions"][-1]["why"]
+    )
     assert "expected" not in result["decisions"][-1]
 
 
 def test_a_pack_of_an_older_format_is_trained_by_the_generic_table(tmp_path):
     assert pack().manifest.gains == ()
     result = session(tmp_path, **AUTO).run()
-    assert decided(result)[0] == ("closed", 1) and result["stopped"] == "done" and result["shipped"]
+    assert decided(result)[0] == ("closed_form", 1) and result["stopped"] == "done" and result["shipped"]
 
 
 def test_classes_of_its_own_are_learnt(tmp_path):
@@ -130,7 +135,7 @@ def test_classes_of_its_own_are_learnt(tmp_path):
     labels = np.where(np.arange(len(plain)) % 10 == 0, 10, plain.labels)
     images = ImageSet.from_arrays(plain.read(np.arange(len(plain))), labels, (*plain.classes, "odd"))
     result = session(tmp_path, images=images, base=without(), **AUTO).run()
-    assert decided(result)[:2] == [("closed", 1), ("full", 3)]
+    assert decided(result)[:2] == [("closed_form", 1), ("full", 3)]
 
 
 class Featureless(OrtEngine):
@@ -196,10 +201,12 @@ def test_a_training_stage_is_ended_without_asking_again(tmp_path):
     told = len(events(tmp_path))
     resumed_result = session(tmp_path, images=MANY, base=PACKS[base], **AUTO, resume=True).run()
     assert resumed_result["decisions"] == result["decisions"]
-    first, *resumed = [event for event in events(tmp_path)[told:] if event["event"] in ("rung", "epoch", "climbed")]
+    first, *resumed = [
+        event for event in events(tmp_path)[told:] if event["event"] in ("training_stage", "epoch", "stages_ended")
+    ]
     second = result["decisions"][1]
     assert second["why"] != first["why"] == "goes on"
-    assert [first[key] for key in ("event", "plan", "epochs")] == ["rung", second["plan"], second["epochs"]]
+    assert [first[key] for key in ("event", "plan", "epochs")] == ["training_stage", second["plan"], second["epochs"]]
     epochs = resumed[: second["epochs"]]
     assert [(event["event"], event["plan"]) for event in epochs] == [("epoch", second["plan"])] * second["epochs"]
     assert resumed[second["epochs"]]["event"] != "epoch"
@@ -208,7 +215,7 @@ def test_a_training_stage_is_ended_without_asking_again(tmp_path):
 @pytest.mark.slow
 def test_an_automatic_run_with_a_larger_budget_goes_on(tmp_path):
     """And tells all of its decisions in the end, so far as it has come before."""
-    given, world = {**AUTO, "gate": "off", "base": PACKS["statistics first"], "worth": "max"}, World()
+    given, world = {**AUTO, "gate": "off", "base": PACKS["statistics first"], "min_gain_per_kj": 0}, World()
     whole = governed(tmp_path / "one", world, **given)
     parts = World()
     for share in (0.4, 0.7):
@@ -224,12 +231,12 @@ def test_an_automatic_run_with_a_larger_budget_goes_on(tmp_path):
 
 def test_a_resumed_run_decides_from_the_joules_of_its_history(tmp_path):
     """What the earlier part has cost is the price; nothing is measured again."""
-    given = {**AUTO, "base": PACKS["statistics first"], "worth": "max"}
+    given = {**AUTO, "base": PACKS["statistics first"], "min_gain_per_kj": 0}
     world = World()
     governed(tmp_path, world, should_stop=StopAt(5), **given)
     result = governed(tmp_path, world, resume=True, **given)
-    ladder = auto_ladder(given["base"], resolved(**AUTO, worth="max").settings, images=result["images"]["train"])
+    ladder = auto_ladder(given["base"], resolved(**AUTO, min_gain_per_kj=0).settings, images=result["images"]["train"])
     for decision in result["decisions"][1:]:
-        before = [epoch for epoch in result["epochs"] if epoch["rung"] < decision["rung"]]
-        assert ladder.decide(before, decision["rung"]).expected._asdict() == decision["expected"]
+        before = [epoch for epoch in result["epochs"] if epoch["training_stage"] < decision["training_stage"]]
+        assert ladder.decide(before, decision["training_stage"]).expected._asdict() == decision["expected"]
         assert decision["expected"]["energy_j"] > 0

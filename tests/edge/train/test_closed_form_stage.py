@@ -63,7 +63,7 @@ def clean(count):
 
 def test_it_beats_three_epochs_of_steps(tmp_path):
     test = digits(390, "test")
-    closed = session(tmp_path / "closed", images=digits(400), test=test, plan=CLOSED, **GIVEN).run()
+    closed = session(tmp_path / "closed_form", images=digits(400), test=test, plan=CLOSED, **GIVEN).run()
     steps = session(tmp_path / "head", images=digits(400), test=test, plan="bn,head", epochs=3, **GIVEN).run()
     assert closed["accuracy"]["after"] > steps["accuracy"]["after"] + 0.02 and closed["shipped"]
     assert closed["accuracy"]["after"] > 0.98
@@ -82,10 +82,10 @@ def test_where_they_have_not_it_keeps_those_of_the_network(tmp_path):
     result = session(tmp_path, images=clean(300), plan=CLOSED, engine=engine, base=without_anchors(), **GIVEN).run()
     (epoch,) = result["epochs"]
     assert epoch["statistics"] == "old" and changed_weights(tmp_path) <= HEAD
-    assert result["after"]["guard"]["accuracy"] >= result["before"]["guard"]["accuracy"]
+    assert result["after"]["validation"]["accuracy"] >= result["before"]["validation"]["accuracy"]
     train, tried = result["images"]["train"], probed_images(result["images"]["train"])
     assert sum(engine.sizes("step", "bn")) == tried // 16 * 16, "a trial of some images, and no more"
-    once = train + tried // 16 * 16 + result["images"]["guard"]
+    once = train + tried // 16 * 16 + result["images"]["validation"]
     assert len(engine.images("backbone")) <= once + 16, "each image is looked at once, but for the trial"
 
 
@@ -93,7 +93,7 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
     engine = Recording()
     result = session(tmp_path, plan=RIDGE, engine=engine, gate="sundew", target_rate=0.1, epochs=5, **GIVEN).run()
     (epoch,) = result["epochs"]
-    train, held = result["images"]["train"], result["images"]["guard"]
+    train, held = result["images"]["train"], result["images"]["validation"]
     assert train == epoch["trained"] == epoch["candidates"] and epoch["statistics"] == "old"
     assert len(engine.images("backbone")) == train + held, "validation images are looked at once too"
     assert not engine.sizes("step", RIDGE) and not engine.sizes("step", "bn")
@@ -128,7 +128,7 @@ def test_a_class_of_the_device_gets_a_row(tmp_path):
     keep = np.isin(labels, [0, 1, 2, 3, 10])
     images = ImageSet.from_arrays(plain.read(np.flatnonzero(keep)), labels[keep], (*plain.classes, "odd"))
     result = session(tmp_path, images=images, plan=CLOSED, **GIVEN).run()
-    assert result["after"]["guard"]["classes"]["odd"]["accuracy"] > 0.8 and result["shipped"]
+    assert result["after"]["validation"]["classes"]["odd"]["accuracy"] > 0.8 and result["shipped"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_class_of_the_device_gets_a_row(tmp_path):
 )
 @some_or_all
 def test_stopped_or_killed_anywhere_it_ends_the_same(place, apart, tmp_path):
-    given = {**GIVEN, **place, "batch_size": 16, "plan": "closed,last", "epochs": 1, "gate": "off"}
+    given = {**GIVEN, **place, "batch_size": 16, "plan": "closed_form,last", "epochs": 1, "gate": "off"}
     tape = Tape()
     session(tmp_path / "one", listener=tape, **given).run()
     expected = outcome(tmp_path / "one")
@@ -169,7 +169,7 @@ def test_stopped_again_and_again_it_ends_the_same(place, tmp_path):
 def test_a_deadline_before_its_end_leaves_a_model_that_is_no_worse(seconds, tmp_path):
     result = governed(tmp_path, World(), Deadline(seconds), plan=CLOSED, **{**GIVEN, "batch_size": 8})
     assert result["stopped"] == "deadline" and not result["epochs"]
-    assert result["after"]["guard"]["loss"] <= result["before"]["guard"]["loss"]
+    assert result["after"]["validation"]["loss"] <= result["before"]["validation"]["loss"]
 
 
 def test_joules_of_the_fit_have_a_phase_of_their_own(tmp_path, monkeypatch):
@@ -215,8 +215,8 @@ def test_it_is_undone_where_it_does_harm(tmp_path, monkeypatch):
     assert [event["plan"] for event in tape.of("reverted")] == [CLOSED] and not result["shipped"]
     weights, before = load_file(tmp_path / "weights.safetensors"), pack().weights()
     assert all(np.array_equal(weights[name], before[name]) for name in before)
-    followed = session(tmp_path / "followed", plan="closed,head", **GIVEN).run()
-    assert followed["epochs"][1]["best_loss"] == followed["before"]["guard"]["loss"]
+    followed = session(tmp_path / "followed", plan="closed_form,head", **GIVEN).run()
+    assert followed["epochs"][1]["best_loss"] == followed["before"]["validation"]["loss"]
 
 
 # The work ahead
@@ -256,7 +256,7 @@ def changed(**changes):
 )
 def test_a_pack_that_lacks_a_part_has_no_such_plan(base, others):
     assert {RIDGE, CLOSED} <= {*pack().plan_names} and {RIDGE, CLOSED} & {*base.plan_names} == others
-    with pytest.raises(UsageError, match="no plan closed"):
+    with pytest.raises(UsageError, match="no plan closed_form"):
         base.plan(CLOSED)
 
 
@@ -274,7 +274,7 @@ def test_a_pack_whose_head_has_no_vector_of_features_has_no_such_plan():
         without.plan(RIDGE)
 
 
-@pytest.mark.parametrize("plans", ["bn,ridge", "closed", "closed,full"])
+@pytest.mark.parametrize("plans", ["bn,ridge", "closed_form", "closed_form,full"])
 def test_the_torch_engine_is_refused_before_anything_is_read(plans, tmp_path):
     with pytest.raises(UsageError, match="needs features") as error:
         arguments = ["finetune", "--plan", plans, "--engine", "torch", "--out", str(tmp_path / "run")]

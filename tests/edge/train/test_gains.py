@@ -79,8 +79,8 @@ def test_without_a_table_a_higher_loss_promises_no_less(one, other):
 
 
 def test_of_which_kind_a_plan_is():
-    assert {name: plan_kind(name).gains for name in ("bn", "closed", "head", "ridge", "full", "last-c25", "first")} == {
-        "bn": None, "closed": None, "head": "head", "ridge": "head", "full": "body", "last-c25": "body", "first": "body",
+    assert {name: plan_kind(name).gains for name in ("bn", "closed_form", "head", "ridge", "full", "last-c25", "first")} == {
+        "bn": None, "closed_form": None, "head": "head", "ridge": "head", "full": "body", "last-c25": "body", "first": "body",
     }  # fmt: skip
 
 

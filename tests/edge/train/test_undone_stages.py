@@ -56,15 +56,28 @@ def test_a_training_stage_that_made_it_worse_is_undone(tmp_path):
     assert engine.weights["full"] == engine.weights["head"] == after_bn
     assert [event["plan"] for event in tape.of("reverted")] == ["full", "head"]
     assert digest(load_file(tmp_path / "two" / "weights.safetensors")) == after_bn and result["shipped"]
-    assert validation_loss(result, "after") == result["epochs"][0]["guard_loss"] < result["epochs"][1]["guard_loss"]
-    kinds = [event["event"] for event in tape.events if event["event"] in ("rung", "epoch", "reverted")]
-    assert kinds == ["rung", "epoch", "rung", "epoch", "reverted", "rung", "epoch", "reverted"]
+    assert (
+        validation_loss(result, "after")
+        == result["epochs"][0]["validation_loss"]
+        < result["epochs"][1]["validation_loss"]
+    )
+    kinds = [event["event"] for event in tape.events if event["event"] in ("training_stage", "epoch", "reverted")]
+    assert kinds == [
+        "training_stage",
+        "epoch",
+        "training_stage",
+        "epoch",
+        "reverted",
+        "training_stage",
+        "epoch",
+        "reverted",
+    ]
 
 
 def test_nothing_is_undone_where_every_training_stage_was_better(tmp_path):
     tape = Tape()
     result = session(tmp_path, listener=tape, **IMPROVING).run()
-    assert not tape.of("reverted") and validation_loss(result, "after") == result["epochs"][-1]["guard_loss"]
+    assert not tape.of("reverted") and validation_loss(result, "after") == result["epochs"][-1]["validation_loss"]
 
 
 @pytest.mark.slow
@@ -97,7 +110,7 @@ DIVERGES = {**RUINOUS, "learning_rate": 1e30}
 def test_never_worse_than_the_best_training_stage(case, tmp_path):
     """By the validation loss at the end of each training stage, and before the first."""
     result = session(tmp_path, **LADDERS[case]).run()
-    ends = {epoch["rung"]: epoch["guard_loss"] for epoch in result["epochs"]}
+    ends = {epoch["training_stage"]: epoch["validation_loss"] for epoch in result["epochs"]}
     losses = [validation_loss(result, "before"), *(loss for loss in ends.values() if loss is not None)]
     assert result["stopped"] == "done" and validation_loss(result, "after") == min(losses)
 
@@ -106,7 +119,7 @@ def test_the_last_look_at_the_validation_set_is_not_repeated(tmp_path):
     """Its figures are those of the best training stage, and they are true of the model that ships."""
     engine = Recording()
     one = session(tmp_path, plan="bn,full", engine=engine, base=without_anchors(), **RUINOUS)
-    after = one.run()["after"]["guard"]
+    after = one.run()["after"]["validation"]
     written = 4  # images that check the written model
     count = len(one.judge.validation)
     assert sum(engine.sizes("backbone", "ridge")) == 3 * count, "before, and after each epoch"
@@ -137,7 +150,7 @@ def test_a_limit_in_a_bad_training_stage_leaves_the_best_one_before_it(tmp_path)
     given = {"plan": "bn,full", **RUINOUS}
     result = session(tmp_path / "two", limits=[After(8)], **given).run()
     assert result["stopped"] == "told" and [epoch["plan"] for epoch in result["epochs"]] == ["bn"]
-    assert result["shipped"] and validation_loss(result, "after") == result["epochs"][0]["guard_loss"]
+    assert result["shipped"] and validation_loss(result, "after") == result["epochs"][0]["validation_loss"]
     session(tmp_path / "two", **given, resume=True).run()
     session(tmp_path / "one", **given).run()
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
@@ -146,14 +159,14 @@ def test_a_limit_in_a_bad_training_stage_leaves_the_best_one_before_it(tmp_path)
 def test_a_limit_in_a_good_training_stage_keeps_what_it_has_learnt(tmp_path):
     result = session(tmp_path, limits=[After(20)], **IMPROVING).run()
     assert result["stopped"] == "told" and len(result["epochs"]) < 1 + IMPROVING["epochs"]
-    assert result["shipped"] and validation_loss(result, "after") < result["epochs"][0]["guard_loss"]
+    assert result["shipped"] and validation_loss(result, "after") < result["epochs"][0]["validation_loss"]
 
 
 def test_a_plan_that_diverges_is_undone(tmp_path):
     tape = Tape()
     result = session(tmp_path, plan="bn,full", listener=tape, **DIVERGES).run()
     assert [event["plan"] for event in tape.of("reverted")] == ["full"] and result["shipped"]
-    assert result["epochs"][1]["guard_loss"] is None and result["epochs"][1]["guard_e"] is None
+    assert result["epochs"][1]["validation_loss"] is None and result["epochs"][1]["validation_e"] is None
 
 
 @pytest.mark.sampled(4)
@@ -168,7 +181,7 @@ def test_an_automatic_run_outlives_plans_that_do_harm(base, rate, tmp_path):
     assert result["decisions"][-2]["came"]["gain"] == 0
     assert tape.of("reverted")[-1]["plan"] == "full" and "inf" not in result["decisions"][-1]["why"]
     if base == "statistics first":
-        assert result["shipped"] and validation_loss(result, "after") == result["epochs"][0]["guard_loss"]
+        assert result["shipped"] and validation_loss(result, "after") == result["epochs"][0]["validation_loss"]
 
 
 def test_the_test_images_are_told_of_the_training_stage_whose_model_is_kept(tmp_path):

@@ -57,13 +57,13 @@ def work_left(monkeypatch):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("plans", ["bn", "head", "bn,affine", "head,bn,last", "closed", "closed,affine"])
+@pytest.mark.parametrize("plans", ["bn", "head", "bn,affine", "head,bn,last", "closed_form", "closed_form,affine"])
 def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, tmp_path):
     """With every image trained on, what was foreseen is what the graphs executed; 100 images are six batches and 4."""
     result = governed(tmp_path, World(), Deadline(1e9), plan=plans, gate="off", curriculum="off", epochs=3)
     left = work_left[1:]
     assert left == sorted(left, reverse=True) and left[-1] == 0
-    stages = [PlannedStage(name, 1 if name in ("bn", "closed") else 3) for name in plans.split(",")]
+    stages = [PlannedStage(name, 1 if name in ("bn", "closed_form") else 3) for name in plans.split(",")]
     first_step = left[0] - left[1]
     whole = work_of(pack(), stages, 100, 1.0, scores=False)
     executed = sum(epoch["executed_flops_t"] for epoch in result["epochs"]) * 1e12
@@ -140,5 +140,5 @@ def test_the_forecast_comes_true(given, tmp_path):
 def test_looking_at_the_validation_set_is_no_step(tmp_path):
     """Three seconds at the end of each epoch, where a step takes one."""
     limit = Watching()
-    governed(tmp_path, World(), limit, images=digits(300), plan="affine", gate="off", epochs=3, guard_fraction=0.5)
+    governed(tmp_path, World(), limit, images=digits(300), plan="affine", gate="off", epochs=3, validation_fraction=0.5)
     assert 16 * 0.06 <= max(forecast.step_s for _, forecast in limit.seen) < 1.5 * 16 * 0.06

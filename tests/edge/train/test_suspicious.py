@@ -26,9 +26,9 @@ def test_they_are_told_by_name_with_what_they_look_like(tmp_path):
     images, hit = swapped()
     run = session(tmp_path, images=images, **CLOSED)
     told = run.run()["suspicious"]
-    bad = {images.ids[row] for row in hit} & {*run.training.ids}
+    bad = {images.ids[row] for row in hit} & {*run.split.training.ids}
     found = {entry["path"]: entry for entry in told["files"]}
-    assert not told["dropped"] and told["share"] == len(found) / len(run.training) > DOUBTFUL
+    assert not told["dropped"] and told["share"] == len(found) / len(run.split.training) > DOUBTFUL
     assert len(bad & {*found}) > 0.8 * len(bad) and len(bad & {*found}) > 0.8 * len(found)
     truth = clean(240).labels  # an image is named by its number
     right = [entry["looks_like"] == images.classes[truth[int(path)]] for path, entry in found.items() if path in bad]
@@ -49,7 +49,7 @@ def test_they_are_left_out_of_the_head_and_of_the_body_when_asked(tmp_path):
     engine = Recording()
     run = session(tmp_path, images=images, engine=engine, drop_suspicious=True, **BODY)
     result = run.run()
-    doubted, count = len(result["suspicious"]["files"]), len(run.training)
+    doubted, count = len(result["suspicious"]["files"]), len(run.split.training)
     closed, full = result["epochs"]
     assert result["suspicious"]["dropped"] and closed["trained"] == count - doubted < closed["candidates"] == count
     assert full["candidates"] == count - doubted

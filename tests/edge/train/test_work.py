@@ -163,7 +163,7 @@ def test_the_gates_weights_stay_with_their_images(resumed, tmp_path, monkeypatch
 
     def choose(gate, state, ages, memory, entropy, candidates, u):
         mask = candidates % 3 > 0
-        weights = np.where(mask, one.training.labels[candidates] + 1, 0)
+        weights = np.where(mask, one.split.training.labels[candidates] + 1, 0)
         return GateChoice(mask, weights.astype(np.float32), state, ages)
 
     monkeypatch.setattr(Gate, "choose", choose)

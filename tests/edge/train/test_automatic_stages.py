@@ -93,7 +93,7 @@ def test_the_history_tells_where_each_training_stage_began(given, tmp_path):
     assert len(stages) >= 2 and (after["loss"], after["embarrassment"], after["accuracy"]) == best
 
 
-@pytest.mark.parametrize(("min_gain_per_kj", "more"), [(1.0, True), (1e6, False)])
+@pytest.mark.parametrize(("worth", "more"), [(1.0, True), (1e6, False)])
 def test_joules_decide_what_is_worth_its_price(worth, more, tmp_path):
     result = governed(tmp_path, World(), base=PACKS["statistics first"], **AUTO, min_gain_per_kj=worth)
     first, *others, last = decided(result)
@@ -202,11 +202,11 @@ def test_a_training_stage_is_ended_without_asking_again(tmp_path):
     resumed_result = session(tmp_path, images=MANY, base=PACKS[base], **AUTO, resume=True).run()
     assert resumed_result["decisions"] == result["decisions"]
     first, *resumed = [
-        event for event in events(tmp_path)[told:] if event["event"] in ("training_stage", "epoch", "stages_ended")
+        event for event in events(tmp_path)[told:] if event["event"] in ("stage_begun", "epoch", "stages_ended")
     ]
     second = result["decisions"][1]
     assert second["why"] != first["why"] == "goes on"
-    assert [first[key] for key in ("event", "plan", "epochs")] == ["training_stage", second["plan"], second["epochs"]]
+    assert [first[key] for key in ("event", "plan", "epochs")] == ["stage_begun", second["plan"], second["epochs"]]
     epochs = resumed[: second["epochs"]]
     assert [(event["event"], event["plan"]) for event in epochs] == [("epoch", second["plan"])] * second["epochs"]
     assert resumed[second["epochs"]]["event"] != "epoch"

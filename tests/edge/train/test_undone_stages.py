@@ -61,14 +61,14 @@ def test_a_training_stage_that_made_it_worse_is_undone(tmp_path):
         == result["epochs"][0]["validation_loss"]
         < result["epochs"][1]["validation_loss"]
     )
-    kinds = [event["event"] for event in tape.events if event["event"] in ("training_stage", "epoch", "reverted")]
+    kinds = [event["event"] for event in tape.events if event["event"] in ("stage_begun", "epoch", "reverted")]
     assert kinds == [
-        "training_stage",
+        "stage_begun",
         "epoch",
-        "training_stage",
+        "stage_begun",
         "epoch",
         "reverted",
-        "training_stage",
+        "stage_begun",
         "epoch",
         "reverted",
     ]

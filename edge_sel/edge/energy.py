@@ -264,8 +264,9 @@ class Bookkeeper:
     def withdraw(self) -> None:
         """Take back what was written: the run was refused after all."""
         with self._lock, suppress(OSError):
-            if self._journal is not None:
-                self._journal.withdraw()
+            journal, self._journal = self._journal, None  # the thread that ticks may still run
+            if journal is not None:
+                journal.withdraw()
 
     # Checkpoints
 

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_sel.edge.energy import Bookkeeper, Spent
 from edge_sel.edge.limits import EnergyBudget
 from edge_sel.edge.outputs.earlier import JOURNAL, exhausted, look_into
 from edge_sel.errors import BudgetSpentError
 from edge_sel.runs.checkpoint import list_checkpoints
 from tests.edge.governor.limited_sessions import OPEN, Steps, free
-from tests.edge.sessions import Killed, StopAt, Tape, events, outcome
+from tests.edge.sessions import Killed, StopAt, Tape, Ticks, events, outcome
 from tests.edge.world import World, governed
 
 EVERY = {"checkpoint_every_s": 30.0}
@@ -172,3 +173,15 @@ def test_a_journal_that_cannot_be_written_stops_nothing(world, tmp_path):
     assert governed(tmp_path, world, resume=True, **OPEN)["stopped"] == "done"
     told = [event["event"] for event in events(tmp_path)]
     assert told.count("journal_damaged") == told.count("journal_stopped") == 1
+
+
+def test_what_is_withdrawn_stays_withdrawn(tmp_path):
+    """The thread that books what is spent may be about to write a line."""
+    (tmp_path / JOURNAL).write_bytes(b"")
+    book = Bookkeeper(tmp_path / JOURNAL, Ticks(), every_s=1e9)
+    book.begin(lambda: Spent(total_j=1.0), runs=False)
+    assert (tmp_path / JOURNAL).stat().st_size > 0
+    book.withdraw()
+    for _ in range(10):
+        book.tick()
+    assert not (tmp_path / JOURNAL).exists() or (tmp_path / JOURNAL).stat().st_size == 0

@@ -32,7 +32,17 @@ def first_step_seconds() -> float:
     """Wall seconds from launching the default run to its first update."""
     with tempfile.TemporaryDirectory() as scratch:
         start_s = time.time()
-        command = [sys.executable, "-m", "edge_sel", "finetune", "--json", "--out", f"{scratch}/run"]
+        command = [
+            sys.executable,
+            "-m",
+            "edge_sel",
+            "finetune",
+            "--json",
+            "--out",
+            f"{scratch}/run",
+            "--feature-store",
+            "off",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         events = (Path(scratch) / "run" / "events.jsonl").read_text().splitlines()
     return next(e["unix_s"] for e in map(json.loads, events) if e["event"] == "first_step") - start_s

@@ -185,6 +185,7 @@ def command(system: str, kind: str, pack: Path, images: Path, out: Path, seed: i
 
 def environment() -> dict[str, str]:
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    one |= {"EDGE_SEL_FEATURE_STORE": "off"}  # no run finds what another one has computed
     return {**os.environ, **one, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 

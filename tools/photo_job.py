@@ -124,7 +124,7 @@ def train_torch(name: str, plan: str, photos: Path, pack: Path, epochs: int, thr
 def measure(command: list[str], threads: int) -> dict[str, float]:
     """CPU seconds, peak memory and joules of a command, by `edge-sel measure`."""
     whole = [sys.executable, "-m", "edge_sel", "measure", "--json", "--idle", "0", "--", *command]
-    given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "EDGE_SEL_FEATURE_STORE": "off"}
     with subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | given) as process:
         assert process.stdout
         printed = process.stdout.read()

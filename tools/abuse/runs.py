@@ -28,7 +28,7 @@ from edge_sel.power.recorder import EnergyRecorder, clock_through_sleep
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "edge_sel" / "pack" / "assets" / "digits.edgepack"
 RESULTS = ("weights.safetensors", "model.onnx")
-ALWAYS = "--threads 1 --backbone-precision fp32 --json"
+ALWAYS = "--feature-store off --threads 1 --backbone-precision fp32 --json"
 """A precision that a clock does not choose: runs are compared to the bit."""
 
 KILLED_AT_RANDOM = (

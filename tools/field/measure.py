@@ -56,6 +56,7 @@ def _environment(threads: int) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGE_SEL_")}
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    limits["EDGE_SEL_FEATURE_STORE"] = "off"  # no run finds what another one has computed
     return {**kept, **limits, "PYTHONPATH": os.pathsep.join(paths)}
 
 

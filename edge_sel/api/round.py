@@ -200,7 +200,7 @@ def train_round(
         metrics: OpenMetrics text file to keep up to date.
         resume: continue the run in ``folder`` if there is one. Of images in memory it compares labels and ids, not
             pixels.
-        listener: told every event, a dict with the key ``event``; docs/reference/files.md lists them.
+        listener: told every event, a dict with the key ``event``; docs/reference/events.md lists them.
         should_stop: asked at every step; a text stops the run. None: SIGINT, SIGTERM and SIGHUP do where there is a
             folder, so that it can be resumed.
         warn: told in one line what does not stop the run.
@@ -302,8 +302,12 @@ def _begin_with(
     if isinstance(weights, Round):
         if weights.weights is None:
             raise UsageError("the weights of that round were not kept", where=weights.folder, fix="name its folder")
-        if not weights.shipped:
-            return exported if weights.pack.begun_from is None else weights.pack, weights.learnt
+        if not weights.shipped and weights.pack.begun_from is None:
+            return exported, None
+        if not weights.shipped:  # what it began with is in service still
+            before = weights.pack
+            begun = exported.with_weights(before.weights(), before.manifest.model.classes, str(before.begun_from))
+            return begun, weights.learnt
         begun = exported.with_weights(weights.weights, weights.classes, str(weights.folder or "memory"))
         return begun, weights.learnt
     if isinstance(weights, Mapping):
@@ -314,11 +318,13 @@ def _begin_with(
 
 def _round_of(session: Session, summary: dict[str, Any], out: Path | None, events: list[dict[str, Any]]) -> Round:
     weights: Arrays | None = session.judged.weights if session.judged else session.progress.latest_weights()
-    if session.folder.finished is not None:
+    learnt = session.learnt
+    if out is not None and session.folder.finished is not None:
         weights = session.folder.weights() if summary["shipped"] else None
+        learnt = read_learnt(out, len(summary["classes"]))
     return Round(
         session.pack, summary, out, weights, tuple(events), session.split.training.ids, session.split.validation.ids,
-        session.learnt, session.fitted,
+        learnt, session.fitted,
     )  # fmt: skip
 
 

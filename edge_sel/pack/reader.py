@@ -149,6 +149,8 @@ class Pack:
         """Write it as a new pack, which nobody has signed; one with weights of a run (``with_weights``) too.
 
         What the server measured stays as it was measured: calibration, parity, gains, which anchors its model knew.
+        Which images the weights have learnt is not told: a device that goes on by itself begins with its run
+        (``weights=``, ``--from``), which tells that.
 
         Args:
             path: ending in ``.edgepack`` it becomes one file, any other a folder. A pack that is there is replaced.

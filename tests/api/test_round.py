@@ -103,6 +103,27 @@ def test_after_a_round_that_did_not_ship_the_model_in_service_is_the_one_before(
     assert again.summary["from"] is None
 
 
+def test_a_finished_round_that_is_looked_at_again_tells_what_it_has_learnt(tmp_path):
+    """Else the next one would compare with a model that knows its images by heart."""
+    asked = {**ASKED, "folder": tmp_path / "run"}
+    first = edge_sel.train_round(pack(), digits(120), **asked)
+    again = edge_sel.train_round(pack(), digits(120), resume=True, **asked)
+    assert again.shipped and again.learnt.digest == first.learnt.digest and len(again.learnt.images) == 100
+
+
+def test_the_pack_that_is_named_is_the_one_that_is_trained(tmp_path):
+    """Also where the round to go on from did not ship and had begun with another."""
+    images = digits(240)
+    first = edge_sel.train_round(pack(), images, **ASKED)
+    wrong = images.relabelled(np.random.default_rng(0).permutation(images.labels), images.classes)
+    lost = edge_sel.train_round(pack(), wrong, weights=first, **ASKED)
+    assert not lost.shipped
+    pack().save(tmp_path / "copy.edgepack")
+    again = edge_sel.train_round(tmp_path / "copy.edgepack", images, weights=lost, **ASKED)
+    assert again.pack.path == tmp_path / "copy.edgepack"
+    assert again.accuracy_before == pytest.approx(first.accuracy_after)
+
+
 def test_the_new_pack_holds_new_weights_and_classes(tmp_path):
     images = digits(240)
     taught = images.relabelled(np.where(images.labels == 3, 10, images.labels), (*images.classes, "drei"))

@@ -7,8 +7,11 @@ computed anew. Several processes may use the file at once; who finds it busy for
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -119,7 +122,7 @@ class SharedFeatures:
     def _open(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.folder / FILE
-        refuse_link(path)
+        _make_private(path)
         self._connection = sqlite3.connect(path, timeout=BUSY_S)
         self._ask("PRAGMA synchronous = OFF")  # what a power cut damages is computed anew
         self._ask(_TABLE)
@@ -176,6 +179,22 @@ class KnownFeatures:
             hashlib.blake2b(self._images[row].tobytes() + bytes([flip]) + kind, digest_size=_KEY, key=self._by).digest()
             for row, flip in zip(rows.tolist(), mirrored.tolist(), strict=True)
         ]
+
+
+def _make_private(path: Path) -> None:
+    """The file, made for this user alone where it is missing.
+
+    Raises:
+        OSError: a link or something else than a regular file is there.
+    """
+    refuse_link(path)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = os.open(path, flags, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+    finally:
+        os.close(file)
 
 
 def _hash(key: bytes, content: bytes) -> bytes:

@@ -157,7 +157,7 @@ def served_of(learnt: Learnt | None, images: np.ndarray, classes: int) -> Served
         said = learnt.left_out[at[found]]
         more = np.repeat(said.mean(1, keepdims=True), classes - said.shape[1], axis=1)
         left_out[found] = np.concatenate([said, more], axis=1)
-    return Served(found, left_out, int(found.sum()) == len(learnt.images))
+    return Served(found, left_out, bool(np.isin(learnt.images, images).all()))
 
 
 def learnt_now(before: Learnt, images: np.ndarray, rows: np.ndarray, left_out: np.ndarray, classes: int) -> Learnt:

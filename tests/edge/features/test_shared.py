@@ -40,7 +40,7 @@ def test_what_was_written_is_found_by_whoever_opens_it_next(store):
     assert found.tolist() == [True] * 30 + [False] * 10
     np.testing.assert_array_equal(rows[:30], ROWS[:30])
     assert again.told() == {"folder": str(store.folder), "found": 30, "added": 0, "stopped": None}
-    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert store.folder.stat().st_mode & 0o777 == 0o700 and (store.folder / FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_other_images_weights_numbers_and_mirror_images_are_others(store):

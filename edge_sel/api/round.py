@@ -263,7 +263,10 @@ def train_round(
             opened=meters, notices=notices,
         )  # fmt: skip
         session = build_session(given)
-        return _round_of(session, session.run(), out, events.kept)
+        summary = session.run()
+        if shared is not None and shared.stopped and asked.feature_store != "auto":  # who names it wants to know
+            warn(f"no features were kept for later runs: {shared.stopped}: {shared.folder}")
+        return _round_of(session, summary, out, events.kept)
 
 
 def finetune(pack: Pack | AnyPath | None, images: ImageSet | AnyPath | None, *, out: AnyPath, **options: Any) -> Round:

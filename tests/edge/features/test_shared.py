@@ -187,6 +187,14 @@ def test_a_second_run_with_twenty_images_more_computes_twenty(tmp_path):
     assert "feature_store" not in alone
 
 
+def test_who_names_a_folder_that_cannot_be_used_is_told(tmp_path):
+    (tmp_path / "a file").write_text("x")
+    told = []
+    asked = {**ASKED, "plan": "ridge", "feature_store": str(tmp_path / "a file"), "warn": told.append}
+    assert edge_sel.train_round(pack(), digits(120), **asked).done
+    assert len(told) == 1 and "no features were kept" in told[0] and "a file" in told[0]
+
+
 def test_in_python_nothing_is_written_unless_asked_for():
     made = edge_sel.train_round(pack(), digits(120), **ASKED, plan="ridge")
     assert "feature_store" not in made.summary

@@ -72,6 +72,8 @@ class ClosedFormStage(TrainingStage):
         self._tried = self._batches[: max(1, probed_images(len(images)) // len(self._batches[0]))]
         self._begun = self._start
         if not state.epoch and state.statistics == NEW and state.step == len(self._batches):
+            if not state.cursor:  # what was computed so far was by the old ones
+                state.featured = state.featured[:0]
             self._start = {**self._start, **{name: state.trainer[name] for name in self._plan.buffers}}
         return super()._open_features(RIDGE)
 
@@ -149,7 +151,10 @@ class ClosedFormStage(TrainingStage):
         state, head = self.state, self.pack.linear_head
         tried, fair_images = np.sort(np.concatenate(self._tried)), self._left_out_rows()
         first = np.union1d(tried, fair_images)
+        counted = state.totals.prefixed
         rows = yield from self._features_of(first)
+        if state.step:  # resumed while statistics were estimated: that pass was counted before
+            state.totals.prefixed = counted
         yield from self._estimate(self._tried)
         state.left_out_begun = _logits(rows[np.searchsorted(first, fair_images)], *head.joined(self._start))
         surely = SURELY * (1 + FEW / len(tried)) if len(first) == len(self.images) else 0.0

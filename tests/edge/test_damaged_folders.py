@@ -82,7 +82,10 @@ def test_strange_things_in_the_place_of_files_neither_hang_nor_give_a_traceback(
         assert name in ("events.jsonl", "run.json") and how in ("a folder", "a pipe")
         assert "\n" not in str(error) and name in str(error)
     else:
-        assert outcome(tmp_path) == expected
+        found = outcome(tmp_path)
+        if name == "features.cache":  # where none can be kept, more is executed
+            found, expected = ({key: of[key] for key in ("weights", "model", "accuracy")} for of in (found, expected))
+        assert found == expected
     if how == "a sparse file" and path.exists():
         assert path.stat().st_size < 1 << 30 or name == "checkpoint"
 

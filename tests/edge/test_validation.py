@@ -1,6 +1,7 @@
 """The validation set: what ships is never worse than what was there, and what judges is never trained on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,8 +82,10 @@ def test_whatever_did_not_lower_the_loss_is_undone(limited, before, after, tmp_p
         return evaluate_logits(logits, images.labels)
 
     monkeypatch.setattr(judge_module, "evaluate", evaluate)
+    plans = {name: pack().manifest.plans[name] for name in ("bn", "full")}
+    whole = pack().with_manifest(replace(pack().manifest, plans=plans))  # no head in closed form: no features judge
     with np.errstate(invalid="ignore"):
-        result = session(tmp_path, plan="bn", limits=[Stop()] if limited else []).run()
+        result = session(tmp_path, base=whole, plan="bn", limits=[Stop()] if limited else []).run()
     assert result["stopped"] == ("told" if limited else "done")
     better = after == 1.1 or not np.isfinite(before)
     (entry,) = result["epochs"] if not limited else ({"kept": None},)

@@ -87,7 +87,7 @@ def test_progress_with_features_too(plan, world, tmp_path):
     given = {"plan": plan, "epochs": 2, "gate": "off", "curriculum": "off"}
     whole = World()
     governed(tmp_path / "whole", whole, **given)
-    result, cuts = until_the_end(tmp_path / "cut", world, 70.0, **given)
+    result, cuts = until_the_end(tmp_path / "cut", world, 0.6 * whole.energy_j, **given)
     assert result["stopped"] == "done" and cuts > 0
     assert outcome(tmp_path / "cut")["weights"] == outcome(tmp_path / "whole")["weights"]
 

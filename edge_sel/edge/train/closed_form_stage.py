@@ -32,7 +32,7 @@ from edge_sel.edge.train.stage import (
     statistics_batch,
     statistics_batches,
 )
-from edge_sel.edge.train.work import probed_images
+from edge_sel.edge.train.work import probed_images, stage_work_left
 from edge_sel.engines.base import Batch, StepResult, Trainer
 from edge_sel.pack.plan_kinds import BN, RIDGE
 from edge_sel.pack.sums import ServerSums
@@ -105,6 +105,16 @@ class ClosedFormStage(TrainingStage):
     @property
     def _planned_rate(self) -> float:
         return 1.0
+
+    def work_left(self) -> float:
+        """FLOPs to the end of the stage; new statistics are foreseen only from when they are chosen."""
+        state = self.state
+        if state.epoch or state.statistics != NEW or self._start is not self._begun:
+            return super().work_left()
+        images = sum(len(batch) for batch in self._batches[state.step :])
+        none_kept = np.zeros_like(self._features.kept)
+        features = stage_work_left(self.pack, state, len(self.images), self._planned_rate, 0, none_kept)
+        return images * self.pack.plan(BN).flops_train + features
 
     @property
     def seen(self) -> tuple[int, int]:

@@ -59,16 +59,23 @@ def work_left(monkeypatch):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("plans", ["bn", "head", "bn,affine", "head,bn,last", "closed_form", "closed_form,affine"])
 def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, tmp_path):
-    """With every image trained on, what was foreseen is what the graphs executed; 100 images are six batches and 4."""
+    """With every image trained on, what was foreseen is what the graphs executed; 100 images are six batches and 4.
+
+    But a head in closed form may choose new statistics, which take another pass: what is left rises once.
+    """
     result = governed(tmp_path, World(), Deadline(1e9), plan=plans, gate="off", curriculum="off", epochs=3)
     left = work_left[1:]
-    assert left == sorted(left, reverse=True) and left[-1] == 0
+    rises = [place for place, (before, after) in enumerate(pairwise(left)) if after > before]
+    chose_new = any(epoch.get("statistics") == "new" for epoch in result["epochs"])
+    assert len(rises) == chose_new == ("closed_form" in plans) and left[-1] == 0
+    meanwhile = 16 * pack().plan("bn").flops_train + 32 * pack().prefix("closed_form").flops  # of 32 that decide
+    more = left[rises[0] + 1] - left[rises[0]] + meanwhile if rises else 0.0
     stages = [PlannedStage(name, 1 if name in ("bn", "closed_form") else 3) for name in plans.split(",")]
     first_step = left[0] - left[1]
     whole = work_of(pack(), stages, 100, 1.0, scores=False)
     executed = sum(epoch["executed_flops_t"] for epoch in result["epochs"]) * 1e12
     assert left[0] + first_step == pytest.approx(whole)
-    assert executed == pytest.approx(whole, rel=0.05)
+    assert executed == pytest.approx(whole + more, rel=0.05)
 
 
 def test_the_gate_makes_the_work_less(work_left, tmp_path):

@@ -82,7 +82,7 @@ class Settings:
     )  # fmt: skip
     forget: float = key(
         "share of what the old model knew of the server's images that a new one may lose and still replace it",
-        0.67, low=0, high=1, parse=units.parse_fraction, example="20%",
+        0.33, low=0, high=1, parse=units.parse_fraction, example="20%",
     )  # fmt: skip
     drop_suspicious: bool = key("leave out training images whose labels look wrong", False, parse=_TRUTH.get)
     keep_duplicates: bool = key("keep copies, and further frames of a scene, among the images", False, parse=_TRUTH.get)

@@ -30,7 +30,8 @@ def best_scales(
 ) -> Scales:
     """Where the weighted cross-entropy of ``own · logits + other · other`` is least, no factor negative.
 
-    It is convex, so Newton's steps find it. One factor alone is temperature scaling.
+    It is convex, so Newton's steps find it. One factor alone is temperature scaling. Each label counts as wrong in one
+    case of N + 2, any class as likely: else a model that has every sample right would be made infinitely sure.
 
     Args:
         logits: float64[N, C].
@@ -39,12 +40,16 @@ def best_scales(
         other: float64[N, C]; None for none.
         start: where to begin; by default where logits deviate by 1.
 
-    Source: Guo et al. 2017; Wolpert 1992 (stacking).
+    Source: Guo et al. 2017; Wolpert 1992 (stacking); Platt 1999 (targets short of certainty).
     """
     xp = array_namespace(logits)
     members = class_members(labels, logits.shape[1])
     parts = [logits] if other is None else [logits, other]
-    rights = [xp.sum(xp.where(members, part, xp.zeros_like(part)), axis=1) for part in parts]
+    doubt = 1 / (logits.shape[0] + 2)
+    rights = [
+        (1 - doubt) * xp.sum(xp.where(members, part, xp.zeros_like(part)), axis=1) + doubt * xp.mean(part, axis=1)
+        for part in parts
+    ]
     spread = max(float(xp.mean(xp.std(logits, axis=1))), 1e-12)
     a, b = start or Scales(1 / spread, 0.0 if other is None else 0.5)
     for _ in range(_NEWTON):

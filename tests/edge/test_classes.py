@@ -59,8 +59,9 @@ def test_new_classes_alone_bring_no_new_statistics(twelve, tmp_path):
 def test_two_new_classes_are_learnt(twelve, tmp_path):
     assert twelve.classes == (*MODEL.classes, "Zero", "bar")
     result = session(
-        tmp_path, images=twelve, plan="bn,last", epochs=6, gate="off", curriculum="off", learning_rate=0.003
-    ).run()
+        tmp_path, images=twelve, plan="bn,last", epochs=6, gate="off", curriculum="off", learning_rate=0.003,
+        forget=0.67,
+    ).run()  # fmt: skip
     assert result["shipped"]
     after = result["after"]["validation"]["classes"]
     assert result["before"]["validation"]["classes"]["bar"]["accuracy"] == 0 < after["bar"]["accuracy"]

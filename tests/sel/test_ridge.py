@@ -102,10 +102,27 @@ def test_the_head_that_is_judged_is_the_head_that_is_given(seed, shape):
 
 @given(st.integers(0, 30))
 def test_the_temperature_is_the_best_one(seed):
+    """By labels of which each is wrong in one case of N + 2, any class as likely."""
     features, labels, _ = samples(40, 6, seed, noise=2.0)
-    found = fit_head(features, labels, CLASSES)
-    around = [losses_of(factor * found.left_out, labels).mean() for factor in (0.97, 1.0, 1.03)]
+    found, doubt = fit_head(features, labels, CLASSES), 1 / 42
+
+    def loss(logits):
+        anything = np.mean([losses_of(logits, np.full(40, label)).mean() for label in range(CLASSES)])
+        return (1 - doubt) * losses_of(logits, labels).mean() + doubt * anything
+
+    around = [loss(factor * found.left_out) for factor in (0.97, 1.0, 1.03)]
     assert min(around) == around[1]
+
+
+def test_who_has_every_sample_right_is_no_surer_than_so_many_samples_allow():
+    """Classes far apart."""
+    rng = np.random.default_rng(0)
+    for count in (12, 120):
+        labels = np.arange(count) % CLASSES
+        features = (20 * np.eye(8)[labels] + rng.normal(size=(count, 8))).astype(np.float32)
+        found = fit_head(features, labels, CLASSES)
+        sure = np.exp(-losses_of(found.left_out, labels))
+        assert (found.left_out.argmax(1) == labels).all() and abs((1 - sure.mean()) * (count + 2) - 0.75) < 0.5, sure
 
 
 # What it learns
@@ -330,7 +347,7 @@ def test_an_old_head_that_stayed_stays_in_a_fit_like_it():
 
 def test_what_is_added_is_the_addend_and_not_the_old_head():
     """A good head is added where few samples tell little; what stays is the old one."""
-    good = fit_head(*samples(4000, 16, seed=5, noise=2.0)[:2], CLASSES)
+    good = fit_head(*samples(400, 16, seed=5, noise=2.0)[:2], CLASSES)
     features, labels, old = samples(16, 16, seed=6, noise=2.0)
     rest, rest_labels, _ = samples(2000, 16, seed=7, noise=2.0)
     known = standard_of(features)

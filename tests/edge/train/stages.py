@@ -18,9 +18,17 @@ PROMISING = tuple(
 AUTO = {"plan": "auto", "learning_rate": 0.01, "curriculum": "off", "batch_size": 32}
 MANY = digits(150)
 """Of these an automatic run has enough to go through several stages."""
-RUINOUS = {"learning_rate": 3.0, "gate": "off", "curriculum": "off", "epochs": 1, "batch_size": 32, "gamma": 0.0}
+RUINOUS = {
+    "forget": 0.67,
+    "learning_rate": 3.0,
+    "gate": "off",
+    "curriculum": "off",
+    "epochs": 1,
+    "batch_size": 32,
+    "gamma": 0.0,
+}
 """Whatever trains makes it worse; statistics, which train nothing, do not."""
-IMPROVING = {"plan": "bn,last2", "learning_rate": None, "gate": "off", "curriculum": "off", "epochs": 3}
+IMPROVING = {"plan": "bn,last2", "forget": 0.67, "learning_rate": None, "gate": "off", "curriculum": "off", "epochs": 3}
 
 
 def without(*plans, gains=PROMISING):

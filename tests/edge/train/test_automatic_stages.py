@@ -150,7 +150,7 @@ def test_an_engine_without_features_trains_the_head_in_steps(tmp_path):
 
 
 def test_a_pack_without_the_plan_full(tmp_path):
-    result = session(tmp_path, base=without("full", "head"), **AUTO).run()
+    result = session(tmp_path, base=without("full", "head"), forget=0.67, **AUTO).run()
     assert decided(result)[:2] == [("bn", 1), ("last2", 3)] and result["shipped"]
 
 

@@ -38,7 +38,7 @@ FLOORS = (
     {"sel"},
     {"config"},
     {"units", "files", "arrays", "sysfs"},
-    {"errors", "version"},
+    {"errors", "version", "schema"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MAY_IMPORT_TORCH = ("edge_sel.server.", "edge_sel.reference.", "edge_sel.models.", "edge_sel.engines.torch")

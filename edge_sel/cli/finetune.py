@@ -77,7 +77,7 @@ def command(
             warn=partial(click.echo, err=True), **given,
         )  # fmt: skip
     if report:
-        write_report(page, [folder], now=datetime.now())
+        write_report(page, [folder], images=data, now=datetime.now())
     if as_json:
         echo_json(run.summary)
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edge_sel.cli.common import GivenPath, echo_json, json_option
-from edge_sel.errors import UsageError, escaped
+from edge_sel.errors import UsageError, escaped, on_one_line
 
 
 @click.command()
@@ -37,13 +37,16 @@ def command(folder: Path, as_json: bool) -> None:
         accuracy = ["–" if value is None else f"{100 * value:.1f}%" for value in (run.before, run.after)]
         energy = "–" if run.energy_j is None else format_energy(run.energy_j)
         time = "–" if run.time_s is None else format_duration(run.time_s)
-        verdict = run.verdict + (f" ({run.why})" if run.why else "")
+        verdict = run.verdict + (f" ({run.why})" if run.why and run.verdict != "damaged" else "")
         name = escaped(run.folder.name or str(run.folder))
         rows.append((name, escaped(run.plan), escaped(verdict), *accuracy, energy, run.energy_source, time))
     console = plain_console()
     shown = _that_fit(rows, console.width)
     cells = ([row[place] for place in shown] for row in rows)
     console.print(plain_table("", [_COLUMNS[place] for place in shown], cells, left=_LEFT, folded={"run"}))
+    for run in runs:
+        if run.verdict == "damaged":
+            click.echo(on_one_line(f"{run.folder.name or run.folder}: {run.why}"))
 
 
 _COLUMNS = ("run", "plan", "verdict", "before", "after", "energy", "source", "time")
@@ -70,9 +73,13 @@ def _that_fit(rows: list[tuple[str, ...]], width: int) -> list[int]:
     "--out", default=Path("report.html"), show_default=True, type=GivenPath(dir_okay=False),
     help="File to write; an earlier report there is replaced.",
 )  # fmt: skip
-@click.option("--no-images", is_flag=True, help="List the hardest images by path only, without pictures.")
+@click.option(
+    "--data",
+    type=GivenPath(file_okay=False),
+    help="Folder of the images that the runs were given: the hardest are shown. No other image is opened.",
+)
 @json_option
-def report_command(runs: tuple[Path, ...], reference: Path | None, out: Path, no_images: bool, as_json: bool) -> None:
+def report_command(runs: tuple[Path, ...], reference: Path | None, out: Path, data: Path | None, as_json: bool) -> None:
     """Write one HTML page about RUNS, which opens offline.
 
     RUNS are folders of `edge-sel finetune`, or folders that hold such folders.
@@ -83,7 +90,7 @@ def report_command(runs: tuple[Path, ...], reference: Path | None, out: Path, no
 
     if not runs and reference is None:
         raise UsageError("no run is named", fix="name the --out folder of a run, or --reference DIR")
-    size = write_report(out, runs, reference=reference, images=not no_images, now=datetime.now())
+    size = write_report(out, runs, reference=reference, images=data, now=datetime.now())
     if as_json:
         echo_json({"schema": 1, "out": str(out), "bytes": size})
     else:

@@ -263,9 +263,9 @@ def print_result(result: dict[str, Any], page: Path | None = None) -> None:
             f"stopped ({result['stopped']}); the same command with --resume --out {_quoted(result['run'])} continues"
         )
     console.print(f"files: {escaped(result['run'])}")
-    console.print(
-        f"report: {escaped(str(page))}" if page else f"a page about it: edge-sel report {_quoted(result['run'])}"
-    )
+    pictures = f" --data {_quoted(result['source'])}" if Path(result["source"] or "").is_dir() else ""
+    asked = f"a page about it: edge-sel report {_quoted(result['run'])}{pictures}"
+    console.print(f"report: {escaped(str(page))}" if page else asked)
 
 
 def _quoted(path: str) -> str:

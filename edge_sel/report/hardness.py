@@ -181,21 +181,24 @@ def _caption(image: dict[str, Any]) -> str:
 
 
 class Thumbnails:
-    """Reads images where the run read them.
+    """Reads images in the folder that the user has named: that which a run names may be anybody's.
 
     Args:
-        wanted: False shows none, and opens no image.
+        folder: None shows none but those of the built-in digits, and opens no file.
     """
 
-    def __init__(self, *, wanted: bool) -> None:
-        self._left = MOST_PICTURES if wanted else 0
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._left = folder, MOST_PICTURES
 
     def uri(self, source: str | None, path: str) -> str:
         """A ``data:`` address of the image; empty where it is gone, or cannot be read."""
-        if not self._left or not source:
-            return ""
         try:
-            pixels = self._builtin.get(path) if source == RELIT else _read(Path(source), path)
+            if not self._left:
+                pixels = None
+            elif source == RELIT:
+                pixels = self._builtin.get(path)
+            else:
+                pixels = None if self._folder is None else _read(self._folder, path)
         except Exception:  # whatever a damaged file makes of the decoder: the caption names it
             return ""
         if pixels is None:

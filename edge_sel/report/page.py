@@ -26,7 +26,7 @@ LARGEST = 1 << 24
 
 
 def write_report(
-    out: Path, runs: Sequence[Path], *, reference: Path | None = None, images: bool = True, now: datetime
+    out: Path, runs: Sequence[Path], *, reference: Path | None = None, images: Path | None = None, now: datetime
 ) -> int:
     """Write the page; its bytes.
 
@@ -34,7 +34,8 @@ def write_report(
         out: the file; an earlier report there is replaced.
         runs: folders of `edge-sel finetune`, or folders that hold such.
         reference: a folder of `edge-sel reference`; may stand alone.
-        images: False names the hardest images and shows none.
+        images: folder of the images that the runs were given; the hardest are shown where it is named. No other file
+            is read, whatever a run says that it was given.
         now: stands in the page.
 
     Raises:
@@ -44,7 +45,7 @@ def write_report(
     require_matplotlib()
     refuse_other(out)
     records = read_records(runs)
-    charts, thumbnails = Charts(), Thumbnails(wanted=images)
+    charts, thumbnails = Charts(), Thumbnails(images)
     parts = [] if len(records) < 2 else [side_by_side(records, charts)]
     hidden = len(records) if len(records) > IN_FULL else 0
     if not hidden:

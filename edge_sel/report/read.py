@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_sel.edge.outputs.earlier import PastRun, past_runs, read_result
 from edge_sel.edge.outputs.logs import POWER, PowerRow, read_power
+from edge_sel.edge.outputs.run_file import read_events
 from edge_sel.errors import UsageError
-from edge_sel.files import read_regular
-
-LARGEST_LOG = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -73,24 +69,9 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
 
 
 def _read(past: PastRun) -> Record:
-    events = _events(past.folder / "events.jsonl")
+    events = read_events(past.folder / "events.jsonl")
     result = None if past.verdict == "damaged" else read_result(past.folder)[0]
     return Record(past, _of_events(events) if result is None else result, events, read_power(past.folder / POWER))
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    """Those that are whole."""
-    try:
-        lines = read_regular(path, LARGEST_LOG).split(b"\n")
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        with suppress(ValueError, RecursionError, KeyError, TypeError):
-            event = json.loads(line)
-            str(event["event"]), float(event["t_s"])
-            found.append(event)
-    return found
 
 
 def _of_events(events: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from edge_sel.arrays import Arrays, TensorPlace, read_header, tensor_bytes, view
 from edge_sel.errors import UsageError
 from edge_sel.files import cannot_write, refuse_link, regular_size, write_durably
+from edge_sel.schema import parse_json
 
 State = TypeVar("State")
 Identity = dict[str, Any]
@@ -78,7 +79,7 @@ def read_checkpoints(folder: Path) -> Iterator[Checkpoint]:
             if hashlib.sha256(content).hexdigest()[:16] != path.stem[-16:]:
                 continue
             tensors = {name: view(content, place).copy() for name, place in places.items()}
-            found = tensors, json.loads(notes["scalars"]), json.loads(notes["identity"]), path
+            found = tensors, parse_json(notes["scalars"], finite=False), parse_json(notes["identity"]), path
         except (OSError, KeyError, ValueError, TypeError):
             continue
         yield found

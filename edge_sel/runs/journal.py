@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sel.files import regular_size, write_durably
+from edge_sel.schema import parse_json
 
 TAIL = 1 << 16
 """Bytes at the end that are looked at."""
@@ -95,7 +96,7 @@ def _cut_half_line(path: Path) -> int:
 
 def _checked(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = dict(json.loads(line))
+        entry = dict(parse_json(line))
         crc = entry.pop("crc")
     except (ValueError, TypeError, KeyError):
         return None

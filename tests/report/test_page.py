@@ -61,12 +61,11 @@ def test_every_chart_has_its_table_its_words_and_ids_of_its_own(finished, report
 def test_the_hardest_images_are_shown_or_named(finished, report):
     shown = report(finished)
     assert len(shown.all("img")) == 48 and all(image["alt"] == "" for image in shown.all("img"))
-    named = report(finished, images=False)
-    assert not named.all("img") and "digits/" in named.text
 
 
-@pytest.mark.slow
-def test_of_images_in_a_folder_those_inside_it_are_shown(spoiled, report, tmp_path):
+@pytest.mark.parametrize("named", [True, False])
+def test_only_images_in_the_folder_that_the_user_names_are_shown(named, spoiled, report, tmp_path):
+    """The run says that its images were in the folder of all files."""
     from PIL import Image
 
     (tmp_path / "photos" / "a").mkdir(parents=True)
@@ -77,10 +76,11 @@ def test_of_images_in_a_folder_those_inside_it_are_shown(spoiled, report, tmp_pa
     def change(result):
         names = ["a/good.png", "../secret.png", "a/bad.png", "a/gone.png", "/etc/hostname"]
         hardest = [{"path": name, "label": "a", "loss": 1.0, "loss_before": 2.0, "predicted": "b"} for name in names]
-        return {**result, "source": str(tmp_path / "photos"), "hardest": {"validation": hardest, "training": []}}
+        hardest.append({"path": str(tmp_path / "secret.png").lstrip("/"), "label": "a", "loss": 1.0})
+        return {**result, "source": "/", "hardest": {"validation": hardest, "training": []}}
 
-    page = report(spoiled(change=change))
-    assert len(page.all("img")) == 1 and "a/gone.png" in page.text and "/etc/hostname" in page.text
+    page = report(spoiled(change=change), images=tmp_path / "photos" if named else None)
+    assert len(page.all("img")) == named and "a/gone.png" in page.text and "/etc/hostname" in page.text
 
 
 def test_a_run_that_still_goes_on_or_was_killed(spoiled, report):
@@ -262,7 +262,7 @@ def test_thumbnails_end_where_the_page_would_grow_too_large(monkeypatch):
     monkeypatch.setattr("edge_sel.report.hardness.MOST_PICTURES", 2)
     from edge_sel.data.builtin import RELIT, load_relit
 
-    thumbnails = Thumbnails(wanted=True)
+    thumbnails = Thumbnails(None)
     found = [thumbnails.uri(RELIT, name) for name in load_relit("field").ids[:4]]
     assert [bool(uri) for uri in found] == [True, True, False, False]
 

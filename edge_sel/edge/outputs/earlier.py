@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edge_sel.edge.energy import LOST, Spent, beyond
+from edge_sel.edge.outputs.run_file import JournalLine, read_run_file
 from edge_sel.errors import BudgetSpentError, UsageError
-from edge_sel.files import read_regular, sha256_of
+from edge_sel.files import sha256_of
 from edge_sel.runs.checkpoint import load_checkpoint, unflatten
 from edge_sel.runs.journal import read_journal
+from edge_sel.schema import SchemaError, checked
 from edge_sel.units import format_energy
 
 JOURNAL = "journal.jsonl"
-LARGEST_RESULT = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Earlier:
 
     Attributes:
         result: the content of ``run.json``; None if there is no such file, or no result in it.
-        result_damaged: there is a ``run.json``, but no result in it.
+        trouble: why a ``run.json`` that is there cannot be read; empty if it can, or there is none.
         told: the last line of the journal.
         journal_damaged: a line before the last one is damaged.
         booked: what was spent by the newest checkpoint; None if there is no checkpoint.
@@ -33,7 +33,7 @@ class Earlier:
     """
 
     result: dict[str, Any] | None = None
-    result_damaged: bool = False
+    trouble: str = ""
     told: dict[str, Any] | None = None
     journal_damaged: bool = False
     booked: Spent | None = None
@@ -63,9 +63,11 @@ class Earlier:
 
 def look_into(out: Path) -> Earlier:
     """Read result, journal and checkpoint; any of them may be missing or damaged."""
-    result, result_damaged = read_result(out)
+    result, trouble = read_result(out)
     told, journal_damaged = read_journal(out / JOURNAL)
-    if told is not None and not _is_ours(told):
+    try:
+        told = None if told is None else checked(JournalLine, told)
+    except SchemaError:
         told, journal_damaged = None, True
     loaded, booked, forecast = load_checkpoint(out / "checkpoints"), None, {}
     if loaded is not None:
@@ -77,26 +79,23 @@ def look_into(out: Path) -> Earlier:
             pass
     if told is not None:  # it knows the steps since the checkpoint, too
         forecast |= {name: value for name, value in told["forecast"].items() if value}
-    return Earlier(result, result_damaged, told, journal_damaged, booked, forecast)
+    return Earlier(result, trouble, told, journal_damaged, booked, forecast)
 
 
-def read_result(out: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The content of ``run.json``, None if there is no result; and whether the file exists without being a result."""
-    path = out / "run.json"
+def read_result(out: Path) -> tuple[dict[str, Any] | None, str]:
+    """The content of ``run.json``, None if there is no result; and why a file that is there cannot be read."""
     try:
-        result = dict(json.loads(read_regular(path, LARGEST_RESULT)))
-        dict(result["identity"]), result["stopped"]
+        return read_run_file(out / "run.json"), ""
     except FileNotFoundError:
-        return None, False
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None, True
-    return result, False
+        return None, ""
+    except (OSError, SchemaError) as error:
+        return None, str(error) or type(error).__name__
 
 
 def damaged_outputs(out: Path, result: Mapping[str, Any]) -> list[str]:
-    """Names of the result files that are missing or differ from their sha256."""
+    """Names of the result files that are missing, differ from their sha256, or are none of the folder's."""
     outputs = result.get("outputs") or {}
-    return [name for name, digest in outputs.items() if sha256_of(out / name) != digest]
+    return [name for name, digest in outputs.items() if Path(name).name != name or sha256_of(out / name) != digest]
 
 
 def exhausted(earlier: Earlier, out: Path, budget_j: float | None) -> dict[str, Any] | None:
@@ -126,16 +125,6 @@ def exhausted(earlier: Earlier, out: Path, budget_j: float | None) -> dict[str, 
     return {**result, "stopped": "budget", "energy": energy, "time_s": spent.seconds}
 
 
-def _is_ours(told: Mapping[str, Any]) -> bool:
-    try:
-        beyond(told, Spent())
-        float(told["up_s"])
-        {name: float(value) for name, value in told["forecast"].items() if value}
-        return isinstance(told["at"], str) and int(told["cuts"]) >= 0
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-
-
 # --- Many runs
 
 
@@ -151,7 +140,7 @@ class PastRun:
         verdict: ``shipped``: the new model replaced the original one. ``kept``: the original model stayed.
             ``stopped``: a limit stopped the run, and there is a result; or a signal did, and there is none.
             ``unfinished``: the run still works, was killed, or lost power. ``damaged``: the result cannot be read.
-        why: reason of a stop; empty for other verdicts.
+        why: reason of a stop, or what is wrong with the result; empty for other verdicts.
         plan: the setting ``plan``; empty if unknown.
         before: accuracy 0..1 of the original model; None if unknown.
         after: accuracy 0..1 of the new model; None if unknown.
@@ -199,28 +188,24 @@ def _read(folder: Path) -> Iterator[PastRun]:
         saved, known = earlier.booked is not None, earlier.began
         signalled = saved and earlier.told is not None and earlier.ended
         verdict: PastVerdict = "stopped" if signalled else "unfinished"
-        if earlier.result_damaged and not saved:  # --resume refuses it, too
-            verdict = "damaged"
+        why = "signal" if signalled else ""
+        if earlier.trouble and not saved:  # --resume refuses it, too
+            verdict, why = "damaged", f"run.json: {earlier.trouble}"
         yield PastRun(
-            folder, verdict, "signal" if signalled else "", energy_j=spent.total_j if known else None,
+            folder, verdict, why, energy_j=spent.total_j if known else None,
             energy_source=(known and spent.source) or "", time_s=spent.seconds if known else None,
         )  # fmt: skip
         return
     try:
         yield _of_result(folder, result)
-    except (KeyError, TypeError, ValueError):
-        yield PastRun(folder, "damaged")
+    except KeyError as error:
+        yield PastRun(folder, "damaged", f"run.json has no {error.args[0]}")
 
 
 def _of_result(folder: Path, result: dict[str, Any]) -> PastRun:
     stopped, accuracy, energy = str(result["stopped"]), result["accuracy"], result["energy"]
     verdict: PastVerdict = "stopped" if stopped != "done" else "shipped" if result["shipped"] else "kept"
     return PastRun(
-        folder, verdict, "" if stopped == "done" else stopped, str(result["plan"]), _number(accuracy["before"]),
-        _number(accuracy["after"]), str(accuracy["on"]), _number(energy["total_j"]), str(energy["source"]),
-        _number(result["time_s"]),
+        folder, verdict, "" if stopped == "done" else stopped, result["plan"], accuracy["before"], accuracy["after"],
+        accuracy["on"], energy["total_j"], energy["source"] or "", result["time_s"],
     )  # fmt: skip
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

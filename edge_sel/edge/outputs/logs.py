@@ -8,11 +8,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypedDict
 
 from edge_sel.edge.energy import Spent
 from edge_sel.edge.host import Listener
 from edge_sel.edge.judge import Evaluation
+from edge_sel.edge.outputs.run_file import Joules, Number, Seconds
 from edge_sel.edge.progress import Progress
 from edge_sel.files import (
     cannot_write,
@@ -25,6 +26,7 @@ from edge_sel.files import (
     write_table,
 )
 from edge_sel.power.figure import EnergyFigure
+from edge_sel.schema import Longest, checked
 from edge_sel.sel.embarrassment import confidence
 
 # --- events.jsonl
@@ -188,6 +190,13 @@ class PowerRow(NamedTuple):
     phase: str
 
 
+class _PowerCells(TypedDict):
+    seconds: Seconds
+    total_j: Joules | None
+    temp_c: Number | None
+    phase: Annotated[str, Longest(40)]
+
+
 class PowerLog:
     """Joules, degrees and phase of a run over time, for reports.
 
@@ -246,12 +255,16 @@ def read_power(path: Path) -> list[PowerRow]:
     except OSError:
         return []
     rows: list[PowerRow] = []
-    for cells in csv.DictReader(io.StringIO(text)):
-        with suppress(KeyError, TypeError, ValueError):
-            seconds, joules, degrees = (float(cells[key]) if cells[key] else None for key in COLUMNS[:3])
-            if seconds is not None and cells["phase"] is not None and (not rows or seconds > rows[-1].seconds):
-                rows.append(PowerRow(seconds, joules, degrees, cells["phase"]))
-    return rows
+    try:
+        for cells in csv.DictReader(io.StringIO(text)):
+            with suppress(KeyError, TypeError, ValueError):
+                figures = {key: float(cells[key]) if cells[key] else None for key in COLUMNS[:3]}
+                row = PowerRow(**checked(_PowerCells, {**figures, "phase": cells["phase"]}))
+                if not rows or row.seconds > rows[-1].seconds:
+                    rows.append(row)
+    except csv.Error:  # such as a cell of more than 131 kB
+        pass
+    return rows[: 2 * MOST_ROWS]
 
 
 def _line(row: PowerRow) -> bytes:

@@ -119,9 +119,10 @@ def finished_run(out: Path, identity: Identity) -> dict[str, Any] | None:
     Raises:
         UsageError: it is not the result of this run.
     """
-    result, damaged = read_result(out)
-    if damaged and load_checkpoint(out / "checkpoints") is None:
-        raise UsageError("not the result of a run of edge-sel", where=out / "run.json", fix="another --out")
+    result, trouble = read_result(out)
+    if trouble and load_checkpoint(out / "checkpoints") is None:
+        what = f"not the result of a run of edge-sel: {trouble}"
+        raise UsageError(what, where=out / "run.json", fix="another --out")
     if result is None:
         return None
     require_same_session(result["identity"], identity, out)
@@ -201,7 +202,7 @@ class SessionFolder:
             )
         if self.broken:
             self.notices.append(("outputs_damaged", {"files": self.broken}))
-        if self.earlier.result_damaged:
+        if self.earlier.trouble:
             self.notices.append(("outputs_damaged", {"files": ["run.json"]}))
         if self.earlier.journal_damaged:
             self.notices.append(("journal_damaged", {"file": JOURNAL}))

@@ -59,7 +59,7 @@ def strict(text):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
-    return session(out, test=digits(50, "test"), gate="off").run(), out
+    return session(out, test=digits(50, "test"), gate="off", forget=0.67).run(), out
 
 
 def test_a_finished_run_leaves_these_files_and_no_others(finished):

@@ -16,12 +16,12 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
-from edge_sel.errors import SetupError
+from edge_sel.errors import SetupError, escaped
 
 _CHUNK = 1 << 20
 _FLAGS = {"wb": os.O_WRONLY | os.O_TRUNC, "ab": os.O_WRONLY | os.O_APPEND, "r+b": os.O_RDWR}
@@ -267,13 +267,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """CSV with the columns of the first row; None and NaN are empty cells."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{key: "" if _unknown(value) else value for key, value in row.items()} for row in rows])
-    write_durably(path, text.getvalue().encode())
+    columns = list(rows[0]) if rows else []
+    lines = [csv_line(columns), *(csv_line([row.get(key) for key in columns]) for row in rows)] if rows else []
+    write_durably(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _unknown(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def csv_line(cells: Iterable[Any]) -> str:
+    """Cells as one line of CSV, which no spreadsheet takes for a formula and no terminal obeys.
+
+    A text that begins as a formula gets an apostrophe in front, as OWASP advises; numbers are as they are.
+    """
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([_cell(value) for value in cells])
+    return line.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = escaped(value)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text

@@ -15,7 +15,7 @@ import click
 
 from edge_sel.config.schema import KeySpec, schema_of, shown
 from edge_sel.config.settings import MAX_SEED, Settings, resolve_one
-from edge_sel.errors import SetupError
+from edge_sel.errors import SetupError, escaped
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.signatures import TrustedKeys
@@ -118,6 +118,14 @@ def required_keys(flag: tuple[str, ...] | None) -> TrustedKeys | None:
     from edge_sel.api.inputs import trusted_keys
 
     return trusted_keys(resolve_one("require_signature", os.environ, flag))
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print one line for people; what is neither JSON nor CSV is printed here or by ``plain_console``.
+
+    Names come from files that anybody may have made: control characters are shown, not obeyed.
+    """
+    click.echo(escaped(text), err=err)
 
 
 def echo_json(content: Mapping[str, Any]) -> None:

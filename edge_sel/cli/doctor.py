@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edge_sel.cli.common import echo_json, json_option, profile_option
+from edge_sel.cli.common import echo_json, json_option, profile_option, say
 from edge_sel.config.profiles import Profile, detect_profile, list_profiles, load_profile
 from edge_sel.power import access
 from edge_sel.power.find import METER_KINDS, find_meter
@@ -48,7 +48,7 @@ def profiles_command(as_json: bool) -> None:
     for profile in known:
         here = "  ← this machine" if profile.name == detected else ""
         watts = f"{format_power(profile.idle_w)} idle to {format_power(profile.max_w)}"
-        click.echo(f"{profile.name:{width}} {watts}, meters: {', '.join(profile.meters)}{here}")
+        say(f"{profile.name:{width}} {watts}, meters: {', '.join(profile.meters)}{here}")
 
 
 @click.command()
@@ -69,37 +69,37 @@ def print_report(report: dict[str, Any]) -> None:
     facts = [f"edge-sel {report['version']}", f"Python {report['python']}", report["platform"]]
     facts += [f"{cpus['allowed']} processors"] if cpus else []
     facts += [f"{free['free_bytes'] / 1e9:.1f} GB free here"] if free else []
-    click.echo(", ".join(facts))
-    click.echo(f"profile: {report['profile']} ({report['profile_why']})")
+    say(", ".join(facts))
+    say(f"profile: {report['profile']} ({report['profile_why']})")
     if container:
-        click.echo(f"container: {container['kind']} ({container['sign']})")
+        say(f"container: {container['kind']} ({container['sign']})")
     for engine in report["engines"]:
-        click.echo(f"{_mark(engine)} engine {engine['name']}: {engine['why']}")
+        say(f"{_mark(engine)} engine {engine['name']}: {engine['why']}")
     fixes = {entry["meter"]: entry for entry in report["permissions"] if not entry["usable"]}
     for entry in report["meters"]:
         power = "" if entry["power_w"] is None else f", {format_power(entry['power_w'])} now"
-        click.echo(f"{_mark(entry)} meter {entry['name']}: {entry['why']}{power}")
+        say(f"{_mark(entry)} meter {entry['name']}: {entry['why']}{power}")
         for rail in entry["rails"]:
-            click.echo(f"      {rail['name']} {format_power(rail['power_w'])}")
+            say(f"      {rail['name']} {format_power(rail['power_w'])}")
         fix = None if entry["usable"] else fixes.get(entry["name"], entry)["fix"]
         if fix:
-            click.echo(f"      to fix it: {fix}")
+            say(f"      to fix it: {fix}")
     for zone in report["thermal"]:
-        click.echo(f"    temperature {zone['zone']}: {zone['temp_c']:.1f} °C")
+        say(f"    temperature {zone['zone']}: {zone['temp_c']:.1f} °C")
     for zone in report["thermal_skipped"]:
-        click.echo(f"    temperature {zone['zone']} does not count: {zone['why']}")
+        say(f"    temperature {zone['zone']} does not count: {zone['why']}")
     if not report["thermal"]:
-        click.echo("no   temperature sensor can be read")
+        say("no   temperature sensor can be read")
     for part in report["throttling"]:
         if part["now"]:
-            click.echo(f"slow {part['part']}: {part['reason']}, now")
+            say(f"slow {part['part']}: {part['reason']}, now")
         elif part["count"]:
             times = "" if part["count"] == 1 else f", {part['count']} times"
-            click.echo(f"    {part['part']}: {part['reason']} since it was started{times}")
+            say(f"    {part['part']}: {part['reason']} since it was started{times}")
     for part in report["failed"]:
-        click.echo(f"??   {part['part']} could not be looked at: {part['why']}")
+        say(f"??   {part['part']} could not be looked at: {part['why']}")
     for hint in report["hints"]:
-        click.echo(f"hint {hint}")
+        say(f"hint {hint}")
 
 
 def _mark(entry: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from edge_sel.cli.common import (
     require_server_extra,
     require_signature_option,
     required_keys,
+    say,
 )
-from edge_sel.errors import UsageError, escaped
+from edge_sel.errors import UsageError
 
 
 @click.command()
@@ -50,7 +51,7 @@ def signature_command(
     if as_json:
         echo_json({"schema": 1, "signature": str(out), "images": signature.images, "bytes": out.stat().st_size})
     else:
-        click.echo(f"wrote {escaped(str(out))}: {signature.images} images, {out.stat().st_size} bytes")
+        say(f"wrote {out}: {signature.images} images, {out.stat().st_size} bytes")
 
 
 @click.command()
@@ -87,7 +88,7 @@ def command(
     from edge_sel.server.expert import fit_place, train_expert
 
     def note(line: str) -> None:
-        click.echo(line, err=True)
+        say(line, err=True)
 
     opened, wanted = open_pack(pack), read_signature(signature)
     model = opened.manifest.model
@@ -104,4 +105,4 @@ def command(
     if as_json:
         echo_json({"schema": 1, "expert": str(out), "images": len(images), "bytes": out.stat().st_size})
     else:
-        click.echo(f"wrote {escaped(str(out))}: trained on {len(images)} images, {out.stat().st_size / 1e6:.1f} MB")
+        say(f"wrote {out}: trained on {len(images)} images, {out.stat().st_size / 1e6:.1f} MB")

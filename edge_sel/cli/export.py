@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_sel.api.export import LARGE, REHEARSALS, export, open_given
-from edge_sel.cli.common import SEED, FiniteRange, GivenPath, echo_json, json_option, max_pixels_option
+from edge_sel.cli.common import SEED, FiniteRange, GivenPath, echo_json, json_option, max_pixels_option, say
 from edge_sel.config.settings import Settings
-from edge_sel.errors import GraphError, UsageError, escaped
+from edge_sel.errors import GraphError, UsageError
 from edge_sel.units import counted
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def command(
     pack = export(
         source, data, out=out, plans=wanted, optimizer=optimizer, gamma_percentile=gamma_percentile,
         limit_per_class=limit_per_class, rehearsals=rehearsals, with_ort_training=bool(extras), seed=seed,
-        max_pixels=max_pixels, note=lambda line: click.echo(line, err=True), **given,
+        max_pixels=max_pixels, note=lambda line: say(line, err=True), **given,
     )  # fmt: skip
     manifest = pack.manifest
     if as_json:
@@ -140,18 +140,18 @@ def command(
         return
     for plan in manifest.plans.values():
         ours, other = (manifest.parity[key][plan.name] for key in ("error_to_float64", "error_of_reference"))
-        click.echo(
+        say(
             f"{plan.name:10} trains {len(plan.trainable):3} tensors  {plan.flops_train / 1e6:8.1f} MFLOP/image"
             f"  {ours:.0e} from float64, reference {other:.0e}"
         )
     size = sum(f.bytes for f in manifest.files.values())
     right = manifest.calibration.accuracy
-    click.echo(f"{right:.0%} of {manifest.calibration.images} calibration images right")
+    say(f"{right:.0%} of {manifest.calibration.images} calibration images right")
     if right < FEW_RIGHT:
-        click.echo("that is few: are the classes in the order of the model's logits? see --classes, --mean and --std")
+        say("that is few: are the classes in the order of the model's logits? see --classes, --mean and --std")
     gamma = manifest.calibration.gamma
     count = counted(len(manifest.plans), "plan")
-    click.echo(f"wrote {escaped(str(out))}: {count}, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
+    say(f"wrote {out}: {count}, {size / 1e6:.1f} MB, γ = {gamma:.2e}")
 
 
 def show_forecast(source: Source, plans: tuple[str, ...], optimizer: str, *, as_json: bool) -> None:
@@ -173,14 +173,12 @@ def show_forecast(source: Source, plans: tuple[str, ...], optimizer: str, *, as_
         return
     height, width = info.image_size
     megabytes = weight_bytes(source) / 1e6
-    click.echo(
-        f"{escaped(info.model)}: {len(info.classes)} classes, {height}×{width} pixels, weights {megabytes:.1f} MB"
-    )
+    say(f"{info.model}: {len(info.classes)} classes, {height}×{width} pixels, weights {megabytes:.1f} MB")
     for plan in found:
         if plan.reason:
-            click.echo(f"{plan.name:10} no: {plan.reason}")
+            say(f"{plan.name:10} no: {plan.reason}")
             continue
-        click.echo(
+        say(
             f"{plan.name:10} {plan.parameters:10,} parameters  {plan.flops / 1e6:9.1f} MFLOP an image a step"
             f"{f' behind {plan.prefix_flops / 1e6:.1f} once' if plan.prefix_flops else ''}"
             f"  {plan.activation_bytes / 1e6:7.1f} MB of activations at {Settings.batch_size} images"

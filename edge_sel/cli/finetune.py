@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_option, settings_options
+from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_option, say, settings_options
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 
 
@@ -74,7 +74,7 @@ def command(
         run = finetune(
             pack, data, out=folder, test=test, expert=expert, weights=weights, profile=device, config=config,
             environ=os.environ, metrics=metrics, resume=resume, listener=console, should_stop=stop,
-            warn=partial(click.echo, err=True), **given,
+            warn=partial(say, err=True), **given,
         )  # fmt: skip
     if report:
         write_report(page, [folder], images=data, now=datetime.now())

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import click
 
-from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, profile_option
+from edge_sel.cli.common import LONGEST_S, FiniteRange, echo_json, profile_option, say
 from edge_sel.errors import UsageError
 from edge_sel.units import format_duration, format_energy, format_power
 
@@ -157,4 +157,4 @@ def print_measurement(result: dict[str, Any]) -> None:
             line += f", {format_energy(energy['net_j'])} net of idle"
     hottest = "" if result["temp_c"]["max"] is None else f", {result['temp_c']['max']:.0f} °C"
     times = f"{format_duration(result['time_s'])}, {format_duration(result['cpu_s'])} of CPU"
-    click.echo(f"edge-sel measure: {line}; {times}{hottest}; exit {result['exit']}", err=True)
+    say(f"edge-sel measure: {line}; {times}{hottest}; exit {result['exit']}", err=True)

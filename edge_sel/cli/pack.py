@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json, require_signature_option, required_keys
-from edge_sel.errors import UsageError, escaped
+from edge_sel.cli.common import GivenPath, echo_json, require_signature_option, required_keys, say
+from edge_sel.errors import UsageError
 
 if TYPE_CHECKING:  # these take long to import, and `--help` does without them
     from edge_sel.pack.signatures import Signers
@@ -35,18 +35,15 @@ def inspect(pack: Path, as_json: bool) -> None:
         return
     model, calibration = manifest.model, manifest.calibration
     height, width = model.image_size
-    click.echo(
-        f"{escaped(model.name)}: {model.parameters:,} parameters, {width}×{height} pixels, "
-        f"optimizer {manifest.optimizer}"
-    )
-    click.echo(f"classes ({len(model.classes)}): {', '.join(map(escaped, model.classes))}")
-    click.echo(
+    say(f"{model.name}: {model.parameters:,} parameters, {width}×{height} pixels, optimizer {manifest.optimizer}")
+    say(f"classes ({len(model.classes)}): {', '.join(model.classes)}")
+    say(
         f"calibrated on {calibration.images} images: accuracy {100 * calibration.accuracy:.1f} %, "
         f"γ {calibration.gamma:.2e} (p{calibration.gamma_percentile:g})"
     )
     for plan in manifest.plans.values():
-        click.echo(
-            f"  {escaped(plan.name):10} {len(plan.trainable):3} tensors trained, "
+        say(
+            f"  {plan.name:10} {len(plan.trainable):3} tensors trained, "
             f"{plan.flops_train / 1e6:9.1f} MFLOP per image"
             f" and step, forward {plan.flops_forward / 1e6:.1f}"
             + (f", frozen backbone once {manifest.prefixes[plan.prefix].flops / 1e6:.1f}" if plan.prefix else "")
@@ -64,10 +61,8 @@ def verify(pack: Path, require_signature: tuple[str, ...] | None) -> None:
     opened = open_pack(pack, required_keys(require_signature))
     try_pack(opened)
     size = sum(info.bytes for info in opened.manifest.files.values())
-    click.echo(
-        f"{escaped(str(pack))}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, every hash and graph is good"
-    )
-    click.echo(signed_line(opened.signers))
+    say(f"{pack}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, every hash and graph is good")
+    say(signed_line(opened.signers))
 
 
 def signed_line(signers: Signers | None) -> str:
@@ -91,9 +86,7 @@ def keygen(name: Path) -> None:
 
     private, public = (Path(f"{name}.{kind}.pem") for kind in ("key", "pub"))
     found = make_key(private, public)
-    click.echo(
-        f"wrote {escaped(str(private))} (private, not encrypted) and {escaped(str(public))}, fingerprint {found}"
-    )
+    say(f"wrote {private} (private, not encrypted) and {public}, fingerprint {found}")
 
 
 @command.command()
@@ -106,4 +99,4 @@ def sign(pack: Path, key: Path) -> None:
 
     found = sign_file(pack, read_private_key(key))
     others = f", {len(found)} signatures in all" if len(found) > 1 else ""
-    click.echo(f"{escaped(str(pack))}: signed by {found[-1]}{others}")
+    say(f"{pack}: signed by {found[-1]}{others}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,9 +18,11 @@ from edge_sel.cli.common import (
     max_pixels_option,
     require_signature_option,
     required_keys,
+    say,
 )
 from edge_sel.config.profiles import MAX_THREADS
-from edge_sel.errors import DataError, UsageError, escaped
+from edge_sel.errors import DataError, UsageError
+from edge_sel.files import csv_line
 from edge_sel.units import counted
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def command(
         return
     (_show_csv if as_csv else _show_lines)(classifier, found)
     for each in skipped:
-        click.echo(f"edge-sel: skipped {each.path}: {each.reason}", err=True)
+        say(f"edge-sel: skipped {each.path}: {each.reason}", err=True)
 
 
 Classified = Iterator[tuple[str, list[float]]]
@@ -127,20 +127,14 @@ def _best(classifier: Classifier, row: list[float]) -> tuple[str, float]:
 def _show_lines(classifier: Classifier, found: Classified) -> None:
     for name, row in found:
         best, probability = _best(classifier, row)
-        click.echo(f"{escaped(name)}: {escaped(best)} {100 * probability:.1f} %")
+        say(f"{name}: {best} {100 * probability:.1f} %")
 
 
 def _show_csv(classifier: Classifier, found: Classified) -> None:
-    click.echo(_row(["path", "class", "probability", *(f"p_{name}" for name in classifier.classes)]))
+    click.echo(csv_line(["path", "class", "probability", *(f"p_{name}" for name in classifier.classes)]))
     for name, row in found:
         best, probability = _best(classifier, row)
-        click.echo(_row([name, best, f"{probability:.6f}", *(f"{value:.6f}" for value in row)]))
-
-
-def _row(cells: list[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+        click.echo(csv_line([name, best, f"{probability:.6f}", *(f"{value:.6f}" for value in row)]))
 
 
 def _show_json(model: Path, classifier: Classifier, found: Classified, skipped: list[Skipped]) -> None:
@@ -200,15 +194,15 @@ def evaluate_command(
         skipped = [asdict(each) for each in images.skipped]
         echo_json({"schema": 1, "pack": str(model), "signers": signed, **figures, "skipped_images": skipped})
         return
-    click.echo(
+    say(
         f"accuracy {100 * result.accuracy:.2f} % on {result.images} images, loss {result.loss:.4f}, "
         f"calibration error {100 * result.calibration_error:.1f} %"
     )
     for name, judged in figures["classes"].items():
-        click.echo(
-            f"  {escaped(name):20} {100 * judged['accuracy']:6.1f} %   E {judged['embarrassment']:.3f}"
+        say(
+            f"  {name:20} {100 * judged['accuracy']:6.1f} %   E {judged['embarrassment']:.3f}"
             f"   C {judged['confidence']:.3f}"
         )
     if images.skipped:
         count = counted(len(images.skipped), "file")
-        click.echo(f"skipped {count}, the first: {images.skipped[0].path}", err=True)
+        say(f"skipped {count}, the first: {images.skipped[0].path}", err=True)

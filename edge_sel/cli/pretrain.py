@@ -14,8 +14,9 @@ from edge_sel.cli.common import (
     json_option,
     max_pixels_option,
     require_server_extra,
+    say,
 )
-from edge_sel.errors import UsageError, escaped
+from edge_sel.errors import UsageError
 
 
 @click.command()
@@ -97,19 +98,19 @@ def command(
         validation_fraction=validation, seed=seed, pretrained=pretrained, device=device, precision=precision,
         robust=robust, camera_strength=camera_strength, teacher=teacher,
     )  # fmt: skip
-    click.echo(f"{len(images)} images, {len(images.classes)} classes, {len(images.skipped)} skipped", err=True)
+    say(f"{len(images)} images, {len(images.classes)} classes, {len(images.skipped)} skipped", err=True)
 
     def show(report: EpochReport) -> None:
-        click.echo(
+        say(
             f"epoch {report.epoch}/{epochs}  loss {report.train_loss:.4f}  "
             f"validation {report.validation_accuracy:.4f}  through random cameras {report.camera_accuracy:.4f}  "
             f"{report.seconds:.0f} s" + (f", teacher {report.teacher_seconds:.0f} s" if teacher else ""),
             err=True,
         )
 
-    info = pretrain(images, out, options, on_epoch=show, note=lambda line: click.echo(line, err=True))
+    info = pretrain(images, out, options, on_epoch=show, note=lambda line: say(line, err=True))
     if as_json:
         skipped = [{"path": s.path, "reason": s.reason} for s in images.skipped]
         echo_json({"schema": 1, "checkpoint": str(out), **info.training, "skipped_images": skipped})
     else:
-        click.echo(f"wrote {escaped(str(out))}: validation accuracy {info.training['validation_accuracy']:.4f}")
+        say(f"wrote {out}: validation accuracy {info.training['validation_accuracy']:.4f}")

@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_option, require_server_extra
+from edge_sel.cli.common import GivenPath, echo_json, json_option, profile_option, require_server_extra, say
 from edge_sel.cli.show import format_percent, format_teraflops, plain_console, plain_table
 from edge_sel.config.profiles import Profile
-from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError, escaped
+from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 from edge_sel.power.meter import Meter
 from edge_sel.reference.systems import SuiteOptions, System, find_scale, find_systems
 from edge_sel.units import format_duration, format_energy
@@ -144,7 +144,7 @@ def _run(wanted: list[System], options: SuiteOptions, given: SimpleNamespace) ->
     else:
         print_overview(overview(results), _labels(results))
         other = f"a page: edge-sel report --reference {shlex.quote(str(given.out))}"
-        click.echo(escaped(f"report: {given.out / PAGE}" if given.report else other))
+        say(f"report: {given.out / PAGE}" if given.report else other)
     return 0
 
 

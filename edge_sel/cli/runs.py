@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from edge_sel.cli.common import GivenPath, echo_json, json_option
-from edge_sel.errors import UsageError, escaped, on_one_line
+from edge_sel.cli.common import GivenPath, echo_json, json_option, say
+from edge_sel.errors import UsageError, on_one_line
 
 
 @click.command()
@@ -27,7 +27,7 @@ def command(folder: Path, as_json: bool) -> None:
         echo_json({"schema": 1, "runs": [{**vars(run), "folder": str(run.folder)} for run in runs]})
         return
     if not runs:
-        click.echo(f"no runs in {escaped(str(folder))}")
+        say(f"no runs in {folder}")
         return
     from edge_sel.cli.show import plain_console, plain_table
     from edge_sel.units import format_duration, format_energy
@@ -38,15 +38,15 @@ def command(folder: Path, as_json: bool) -> None:
         energy = "–" if run.energy_j is None else format_energy(run.energy_j)
         time = "–" if run.time_s is None else format_duration(run.time_s)
         verdict = run.verdict + (f" ({run.why})" if run.why and run.verdict != "damaged" else "")
-        name = escaped(run.folder.name or str(run.folder))
-        rows.append((name, escaped(run.plan), escaped(verdict), *accuracy, energy, run.energy_source, time))
+        name = run.folder.name or str(run.folder)
+        rows.append((name, run.plan, verdict, *accuracy, energy, run.energy_source, time))
     console = plain_console()
     shown = _that_fit(rows, console.width)
     cells = ([row[place] for place in shown] for row in rows)
     console.print(plain_table("", [_COLUMNS[place] for place in shown], cells, left=_LEFT, folded={"run"}))
     for run in runs:
         if run.verdict == "damaged":
-            click.echo(on_one_line(f"{run.folder.name or run.folder}: {run.why}"))
+            say(on_one_line(f"{run.folder.name or run.folder}: {run.why}"))
 
 
 _COLUMNS = ("run", "plan", "verdict", "before", "after", "energy", "source", "time")
@@ -94,4 +94,4 @@ def report_command(runs: tuple[Path, ...], reference: Path | None, out: Path, da
     if as_json:
         echo_json({"schema": 1, "out": str(out), "bytes": size})
     else:
-        click.echo(f"{escaped(str(out))} ({size / 1e6:.2f} MB)")
+        say(f"{out} ({size / 1e6:.2f} MB)")

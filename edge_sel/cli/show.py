@@ -23,15 +23,23 @@ SURE_S = 2.0
 """Before that the pace is not known well enough to tell the time left."""
 
 
-class _Stderr(RichConsole):
+class PlainConsole(RichConsole):
+    """Prints lines of text as they are, and shows control characters in them instead of obeying them."""
+
+    def print(self, *objects: Any, **given: Any) -> None:
+        """As the library's."""
+        super().print(*(escaped(shown) if isinstance(shown, str) else shown for shown in objects), **given)
+
+
+class _Stderr(PlainConsole):
     def on_broken_pipe(self) -> None:
         """Nobody looks any more, as when the pipe's reader has ended; the run goes on."""
         self.quiet = True
 
 
-def plain_console(**given: Any) -> RichConsole:
-    """A console that prints text as it is."""
-    return RichConsole(highlight=False, markup=False, emoji=False, **given)
+def plain_console(**given: Any) -> PlainConsole:
+    """A console without markup."""
+    return PlainConsole(highlight=False, markup=False, emoji=False, **given)
 
 
 def plain_table(
@@ -51,14 +59,15 @@ def plain_table(
         left: names of the columns of text; others are on the right.
         folded: names of the columns that take several lines where there is no room.
     """
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    lines = "\n".join(map(escaped, title.split("\n")))
+    table = Table(title=lines or None, title_justify="left", box=None, pad_edge=False)
     for name in columns:
         justify: JustifyMethod = "left" if name in left else "right"
         table.add_column(
             name, justify=justify, no_wrap=name not in folded, overflow="fold" if name in folded else "ellipsis"
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escaped, row))
     return table
 
 
@@ -262,15 +271,15 @@ def print_result(result: dict[str, Any], page: Path | None = None) -> None:
         console.print(
             f"stopped ({result['stopped']}); the same command with --resume --out {_quoted(result['run'])} continues"
         )
-    console.print(f"files: {escaped(result['run'])}")
+    console.print(f"files: {result['run']}")
     pictures = f" --data {_quoted(result['source'])}" if Path(result["source"] or "").is_dir() else ""
     asked = f"a page about it: edge-sel report {_quoted(result['run'])}{pictures}"
-    console.print(f"report: {escaped(str(page))}" if page else asked)
+    console.print(f"report: {page}" if page else asked)
 
 
 def _quoted(path: str) -> str:
     """A path as a shell takes it."""
-    return escaped(shlex.quote(path))
+    return shlex.quote(path)
 
 
 def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
@@ -346,20 +355,20 @@ def _image_lines(result: dict[str, Any]) -> Iterator[str]:
         first = doubts["files"][0]
         left = "left out" if doubts["dropped"] else "--drop-suspicious leaves them out"
         yield (
-            f"{doubts['share']:.0%} of the labels look wrong ({left}), the first: {escaped(first['path'])}, "
-            f"{escaped(first['label'])}, looks like {escaped(first['looks_like'])}"
+            f"{doubts['share']:.0%} of the labels look wrong ({left}), the first: {first['path']}, "
+            f"{first['label']}, looks like {first['looks_like']}"
         )
     again = result["duplicates"]
     if again["left_out"]:
         yield (
             f"left out {counted(len(again['left_out']), 'image')} that repeat others, "
-            f"the first: {escaped(again['left_out'][0])} (--keep-duplicates trains on them too)"
+            f"the first: {again['left_out'][0]} (--keep-duplicates trains on them too)"
         )
     if again["contradictory"]:
-        first = escaped(again["contradictory"][0])
+        first = again["contradictory"][0]
         yield f"like an image of another class: {len(again['contradictory'])}, the first: {first}"
     if skipped := result["skipped_images"]:
-        first, why = escaped(skipped[0]["path"]), skipped[0]["reason"]
+        first, why = skipped[0]["path"], skipped[0]["reason"]
         yield f"skipped {counted(len(skipped), 'file')}, the first: {first}, {why}"
 
 

@@ -19,6 +19,7 @@ from edge_sel.cli.common import (
     json_option,
     profile_option,
     require_signature_option,
+    say,
 )
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.units import counted, format_energy
@@ -72,7 +73,7 @@ def command(
     found, _ = find_meter(device, settings.meter, on_processor=True)
     window_s = max(seconds / tuning.ROUNDS, found.min_window_s if found is not None else 0.0)
     tried = tuning.candidates(cores, settings.batch_size)
-    note = partial(click.echo, err=True)
+    note = partial(say, err=True)
     if not as_json:
         most_s = len(names) * len(tried) * tuning.ROUNDS * window_s
         work = f"{counted(len(names), 'plan')}, {counted(len(tried), 'candidate')}"

@@ -1,4 +1,4 @@
-"""The arithmetic of the quantized variant of a frozen prefix: unsigned activations, signed weights per channel.
+"""The arithmetic of the quantized variant of a frozen backbone: unsigned activations, signed weights per channel.
 
 The server and the device both use it: the integers are always made of the weights and statistics at hand.
 """
@@ -38,7 +38,7 @@ def grid_of(limits: Range) -> tuple[float, int]:
     return scale, min(max(round(-low / scale), 0), 255)
 
 
-def quantize_prefix(info: Int8Info, weights: Mapping[str, np.ndarray], image_range: Range) -> Arrays:
+def quantize_backbone(info: Int8Info, weights: Mapping[str, np.ndarray], image_range: Range) -> Arrays:
     """What the graph is supplied with, by name: integers of every convolution, other weights, the image's grid.
 
     ``image_range`` is that of the normalised images. It is not the server's: dark images would have few steps of that,

@@ -160,11 +160,11 @@ def median(costs: Sequence[Cost]) -> Cost:
 
 
 def noise(pack: Pack, plan: str, size: int) -> Batch:
-    """Images, or features behind a frozen prefix, that show nothing: what a step takes does not depend on them."""
+    """Images, or features behind a frozen backbone, that show nothing: what a step takes does not depend on them."""
     rng = np.random.default_rng(0)
     model = pack.manifest.model
-    prefix = pack.prefix(plan)
-    shape = (3, *model.image_size) if prefix is None else prefix.shape
+    backbone = pack.backbone(plan)
+    shape = (3, *model.image_size) if backbone is None else backbone.shape
     images = rng.standard_normal((size, *shape)).astype(np.float32)
     return Batch(images, rng.integers(0, len(model.classes), size), np.ones(size, np.float32))
 

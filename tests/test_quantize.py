@@ -1,4 +1,4 @@
-"""What is folded into the integers of a quantized prefix, and the grids they stand on."""
+"""What is folded into the integers of a quantized backbone, and the grids they stand on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_sel.errors import PackError
 from edge_sel.pack.manifest import Int8Conv, Int8Info
-from edge_sel.quantize import STEPS, fold_batch_norm, grid_of, quantize_prefix, relative_error
+from edge_sel.quantize import STEPS, fold_batch_norm, grid_of, quantize_backbone, relative_error
 
 NORM = ("gamma", "beta", "mean", "variance")
 
@@ -110,4 +110,4 @@ def test_weights_that_are_not_there(change):
     values = layer(0) | {"long": np.zeros(9, np.float32)}
     info = Int8Info("quantized.onnx", 0.0, (replace(conv(), **change),))
     with pytest.raises(PackError, match="weights that are not there"):
-        quantize_prefix(info, values, (-1, 1))
+        quantize_backbone(info, values, (-1, 1))

@@ -37,7 +37,7 @@ def peak_rss_mb() -> float:
 
 
 def engine_step(name: str, pack_path: Path, plan: str, threads: int, int8: bool) -> Callable[[], float]:
-    """A step on images that are seen for the first time: a frozen prefix is computed too. It gives the mean loss."""
+    """A step on images that are seen for the first time: a frozen backbone is computed too. It gives the mean loss."""
     import numpy as np
 
     from edge_sel.engines.base import Batch, Hyper
@@ -52,10 +52,10 @@ def engine_step(name: str, pack_path: Path, plan: str, threads: int, int8: bool)
     labels = rng.integers(0, len(pack.manifest.model.classes), BATCH)
     batch, hyper = Batch(images, labels, np.ones(BATCH, np.float32)), Hyper(1e-3)
     limits = (float(images.min()), float(images.max())) if int8 else None
-    prefix = engine.prefix(pack, plan, pack.weights(), int8=limits)
-    if prefix is None:
+    backbone = engine.backbone(pack, plan, pack.weights(), int8=limits)
+    if backbone is None:
         return lambda: float(trainer.step(batch, hyper).losses.mean())
-    return lambda: float(trainer.step(batch._replace(images=prefix(images)), hyper).losses.mean())
+    return lambda: float(trainer.step(batch._replace(images=backbone(images)), hyper).losses.mean())
 
 
 def torch_step(pack_path: Path, plan: str, threads: int) -> Callable[[], float]:

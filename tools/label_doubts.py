@@ -33,10 +33,10 @@ def features_of(pack_path: Path, data: Path) -> tuple[dict[str, np.ndarray], np.
     pack = open_pack(pack_path)
     model = pack.manifest.model
     images = load_folder(data, model.image_size, classes=model.classes)
-    prefix = OrtEngine(1).prefix(pack, RIDGE, pack.weights())
-    assert prefix is not None
+    backbone = OrtEngine(1).backbone(pack, RIDGE, pack.weights())
+    assert backbone is not None
     chunks = np.array_split(np.arange(len(images)), -(-len(images) // _CHUNK))
-    own = np.concatenate([prefix(normalise(images.read(chunk), model.mean, model.std)) for chunk in chunks])
+    own = np.concatenate([backbone(normalise(images.read(chunk), model.mean, model.std)) for chunk in chunks])
     small = np.concatenate([images.read(chunk)[:, ::_STEP, ::_STEP].reshape(len(chunk), -1) for chunk in chunks])
     found = {"the network's": own}
     for width in PROJECTIONS:

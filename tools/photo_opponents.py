@@ -36,9 +36,9 @@ def features_of(pack_path: Path, images: np.ndarray, *, deep: bool) -> np.ndarra
     from edge_sel.pack.reader import open_pack
 
     pack = open_pack(pack_path)
-    model, prefix = pack.manifest.model, OrtEngine(1).prefix(pack, RIDGE, pack.weights())
-    assert prefix is not None
-    parts = [prefix(normalise(images[at : at + 4], model.mean, model.std)) for at in range(0, len(images), 4)]
+    model, backbone = pack.manifest.model, OrtEngine(1).backbone(pack, RIDGE, pack.weights())
+    assert backbone is not None
+    parts = [backbone(normalise(images[at : at + 4], model.mean, model.std)) for at in range(0, len(images), 4)]
     features = np.concatenate(parts)
     return features if deep else features[:, : model.feature_groups(features.shape[1])[0]]
 

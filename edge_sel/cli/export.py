@@ -180,7 +180,7 @@ def show_forecast(source: Source, plans: tuple[str, ...], optimizer: str, *, as_
             continue
         say(
             f"{plan.name:10} {plan.parameters:10,} parameters  {plan.flops / 1e6:9.1f} MFLOP an image a step"
-            f"{f' behind {plan.prefix_flops / 1e6:.1f} once' if plan.prefix_flops else ''}"
+            f"{f' behind {plan.backbone_flops / 1e6:.1f} once' if plan.backbone_flops else ''}"
             f"  {plan.activation_bytes / 1e6:7.1f} MB of activations at {Settings.batch_size} images"
             f"  {plan.pack_bytes / 1e6:.1f} MB in the pack"
         )

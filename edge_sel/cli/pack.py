@@ -46,7 +46,7 @@ def inspect(pack: Path, as_json: bool) -> None:
             f"  {plan.name:10} {len(plan.trainable):3} tensors trained, "
             f"{plan.flops_train / 1e6:9.1f} MFLOP per image"
             f" and step, forward {plan.flops_forward / 1e6:.1f}"
-            + (f", frozen backbone once {manifest.prefixes[plan.prefix].flops / 1e6:.1f}" if plan.prefix else "")
+            + (f", frozen backbone once {manifest.backbones[plan.backbone].flops / 1e6:.1f}" if plan.backbone else "")
         )
 
 

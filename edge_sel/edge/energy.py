@@ -29,7 +29,7 @@ class Spent:
     source: str | None = None
     uncertainty_j: float | None = 0.0
     phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """``total_j``, ``net_j`` and ``seconds`` of each phase; ``prefix`` is that of the frozen backbone."""
+    """``total_j``, ``net_j`` and ``seconds`` of each phase; ``backbone`` is that of the frozen backbone."""
 
     def plus(self, figure: EnergyFigure) -> Spent:
         """With another stretch added; unknown plus anything is unknown."""

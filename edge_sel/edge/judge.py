@@ -207,8 +207,8 @@ class Judge:
         if seen is not None and seen.by == by:
             return seen.rows
         trim()  # its session comes on top of the trainer's
-        prefix = backbone.load()
-        if prefix is None:
+        loaded = backbone.load()
+        if loaded is None:
             return None
         kept = known_features(backbone, "", self.given.shared, np.float32)
         every, plain = np.arange(len(images)), np.zeros(len(images), bool)
@@ -219,12 +219,12 @@ class Judge:
         missing = np.flatnonzero(~found)
         for part in np.split(missing, range(chunk, len(missing), chunk)):
             if len(part):
-                rows[part] = prefix(backbone.pixels(part))
+                rows[part] = loaded(backbone.pixels(part))
                 self._pause_if_due()
         if kept is not None and len(missing):
             kept.write(missing, plain[missing], rows[missing])
         self._seen[id(images)] = _Features(by, rows)
-        del prefix  # its session
+        del loaded  # its session
         if not self._compared:
             self._compare(weights, images, rows[:chunk])
         return rows

@@ -78,7 +78,7 @@ class EpochTotals:
         loss_sum: of the same, nats.
         kept: gradient elements that passed the guilt mask, of ``computed``.
         scored: images that got a forward pass alone.
-        prefixed: images that went through the frozen backbone.
+        backbone_images: images that went through the frozen backbone.
         probe_flops: of probing for guilty channels, or of the statistics before a head in closed form.
     """
 
@@ -91,7 +91,7 @@ class EpochTotals:
     kept: int = 0
     computed: int = 0
     scored: int = 0
-    prefixed: int = 0
+    backbone_images: int = 0
     probe_flops: int = 0
 
     def add(self, result: StepResult, labels: np.ndarray) -> None:

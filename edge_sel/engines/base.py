@@ -15,14 +15,14 @@ from edge_sel.pack.reader import Pack
 Predict = Callable[[np.ndarray], np.ndarray]
 """Images [N, 3, H, W] float32 to logits [N, classes]."""
 
-Prefix = Callable[[np.ndarray], np.ndarray]
+Backbone = Callable[[np.ndarray], np.ndarray]
 """Images [N, 3, H, W] float32 to features [N, …] float32, a row per image."""
 
 
 class Batch(NamedTuple):
     """Normalised images [N, 3, H, W] float32, labels [N] int64, loss weights [N] float32.
 
-    Where the engine has a prefix for the plan, ``images`` are the features [N, …] that it makes of them.
+    Where the engine has a backbone for the plan, ``images`` are the features [N, …] that it makes of them.
     """
 
     images: np.ndarray
@@ -59,7 +59,7 @@ class StepResult(NamedTuple):
 class Trainer(Protocol):
     """One plan's training state on one engine. Not safe for use from several threads.
 
-    What it calls images are features where the engine has a prefix for the plan.
+    What it calls images are features where the engine has a backbone for the plan.
     """
 
     plan: PlanInfo
@@ -100,10 +100,10 @@ class Engine(Protocol):
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Trainer:
         """Start a plan from the given full set of weights."""
 
-    def prefix(
+    def backbone(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
-    ) -> Prefix | None:
-        """The plan's frozen prefix with the given full set of weights; None if the plan's trainer takes images.
+    ) -> Backbone | None:
+        """The plan's frozen backbone with the given full set of weights; None if the plan's trainer takes images.
 
         That is so where the plan has none, and in an engine that always computes the whole network. With ``int8``, the
         range of normalised images, its quantized variant; None where it has none.

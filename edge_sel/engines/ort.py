@@ -11,11 +11,11 @@ import numpy as np
 
 from edge_sel.arrays import Arrays, Range
 from edge_sel.engines.base import (
+    Backbone,
     Batch,
     GuiltyChannels,
     Hyper,
     Predict,
-    Prefix,
     Scores,
     StepResult,
     Trainer,
@@ -35,7 +35,7 @@ from edge_sel.engines.native import (
 from edge_sel.errors import EdgeSelError, SetupError
 from edge_sel.pack.manifest import OPTIMIZER_STATE, PlanInfo
 from edge_sel.pack.reader import Pack, builtin_pack
-from edge_sel.quantize import quantize_prefix
+from edge_sel.quantize import quantize_backbone
 
 X86 = ("x86_64", "AMD64")
 
@@ -107,24 +107,24 @@ class OrtEngine:
         shrink_arena()  # what was computed before leaves room
         return OrtTrainer(self, pack, pack.plan(plan), weights)
 
-    def prefix(
+    def backbone(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
-    ) -> Prefix | None:
-        """The plan's frozen prefix, all weights constant; with ``int8``, on the processor, its quantized variant."""
-        info = pack.prefix(plan)
+    ) -> Backbone | None:
+        """The plan's frozen backbone, all weights constant; with ``int8``, on the processor, its quantized variant."""
+        info = pack.backbone(plan)
         if info is None or (int8 is not None and (info.int8 is None or self.device != "cpu")):
             return None
         if int8 is not None and info.int8:
-            file, constants = info.int8.graph, quantize_prefix(info.int8, weights, int8)
+            file, constants = info.int8.graph, quantize_backbone(info.int8, weights, int8)
         else:
             file, constants = info.graph, {n: weights[n] for n in info.constants if n in weights}
         shrink_arena()  # a trainer, if there is one, rests meanwhile
         session = self.session(pack.graph(file), constants, int8=int8 is not None)
 
-        def prefix(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place
+        def backbone(images: np.ndarray, _in_use: object = constants) -> np.ndarray:  # a session reads them in place
             return run(session, ["features"], {"x": images})[0]
 
-        return prefix
+        return backbone
 
     def predictor(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> Predict:
         """Inference with all weights but the head as constants, so that ORT can fuse and pack them."""
@@ -178,7 +178,7 @@ class OrtTrainer:
         self._channels = GuiltyChannels(plan, weights)
         self._changing = [*plan.trainable, *plan.buffers]
         inputs = {*self._changing, *pack.manifest.model.head}
-        before = info.constants if (info := pack.prefix(plan.name)) else ()
+        before = info.constants if (info := pack.backbone(plan.name)) else ()
         constants = {n: v for n, v in weights.items() if n not in inputs and n not in before}
         self._load = partial(engine.session, constants=constants)
         self._train_graph, self._score_graph = pack.graph(plan.train), pack.graph(plan.score)

@@ -12,11 +12,11 @@ from torch import nn
 
 from edge_sel.arrays import Arrays, Range
 from edge_sel.engines.base import (
+    Backbone,
     Batch,
     GuiltyChannels,
     Hyper,
     Predict,
-    Prefix,
     Scores,
     StepResult,
     computed_elements,
@@ -83,9 +83,9 @@ class TorchEngine:
         """Start a plan from the given full set of weights."""
         return TorchTrainer(self.model(pack, weights), pack.manifest.optimizer, pack.plan(plan), weights)
 
-    def prefix(
+    def backbone(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: Range | None = None
-    ) -> Prefix | None:
+    ) -> Backbone | None:
         """None: a torch module has no seams to cut it at, so the whole of it is computed each time."""
         return None
 

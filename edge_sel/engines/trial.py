@@ -82,10 +82,10 @@ def run_every_graph(pack: Pack) -> None:
     _require(engine.predictor(pack, weights)(image), (1, classes), "the logits")
     for name, plan in pack.manifest.plans.items():
         for grid in (None, (-3.0, 3.0)):
-            if prefix := engine.prefix(pack, name, weights, int8=grid):
-                info = pack.prefix(name)
-                _require(prefix(image), (1, *(info.shape if info else ())), f"the features of plan {name}")
-        seen = prefix(image) if (prefix := engine.prefix(pack, name, weights)) else image
+            if backbone := engine.backbone(pack, name, weights, int8=grid):
+                info = pack.backbone(name)
+                _require(backbone(image), (1, *(info.shape if info else ())), f"the features of plan {name}")
+        seen = backbone(image) if (backbone := engine.backbone(pack, name, weights)) else image
         trainer = engine.trainer(pack, name, weights)
         scores = trainer.score(seen, label)
         result = trainer.step(Batch(seen, label, one), Hyper(0.0))

@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from edge_sel.errors import GraphError
+from edge_sel.graphs.backbone import find_cut
 from edge_sel.graphs.head_form import Extension, head_scale, layers_obstacle
 from edge_sel.graphs.ir import Forward, Node, live_nodes
 from edge_sel.graphs.plans import head_layers, head_names, make_plan
-from edge_sel.graphs.prefix import find_cut
 from edge_sel.pack.manifest import DEEP_HEAD, Tap
 
 MOST_TAPS = 4
@@ -116,7 +116,7 @@ def _narrow(forward: Forward) -> list[str]:
 def _first_allowed(forward: Forward, place: dict[str, int]) -> int:
     """Number of the first tensor that may be a tap: the cut of plan ``last``.
 
-    A tap before the cut would leave that plan without a frozen prefix.
+    A tap before the cut would leave that plan without a frozen backbone.
     """
     try:
         cut = find_cut(forward, make_plan(forward, "last"))

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from edge_sel.errors import GraphError
+from edge_sel.graphs.backbone import Cut
 from edge_sel.graphs.ir import Forward, Node, Shape, live_nodes
 from edge_sel.graphs.plans import behind_the_body, head_layers, head_names, running_statistics
-from edge_sel.graphs.prefix import Cut
 from edge_sel.pack.plan_kinds import CLOSED, CLOSED_FORM_PLANS
 
 

@@ -16,7 +16,7 @@ from edge_sel.pack.manifest import OPTIMIZER_SCALARS, OPTIMIZER_STATE
 
 
 def compile_train(forward: Forward, plan: Plan, optimizer: str) -> onnx.ModelProto:
-    """The training step of a plan, on the whole forward graph or on its tail behind the plan's frozen prefix.
+    """The training step of a plan, on the whole forward graph or on its tail behind the plan's frozen backbone.
 
     Inputs: ``x`` [batch, 3, H, W], or the features that a tail begins with, ``labels`` int64 [batch],
     ``sample_weight`` [batch], the optimizer's scalars, ``bn_momentum`` (batch statistics), every trainable weight and

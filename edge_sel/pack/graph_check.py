@@ -137,13 +137,13 @@ def _expected(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> Iterato
     for plan in manifest.plans.values():
         yield plan.train, description.train(plan)
         yield plan.score, description.score(plan)
-    for prefix in manifest.used_prefixes():
-        features: Declared = {"features": (FLOAT, (None, *prefix.shape))}
+    for backbone in manifest.used_backbones():
+        features: Declared = {"features": (FLOAT, (None, *backbone.shape))}
         image = {"x": description.image}
-        yield prefix.graph, Expected(image, features, {}, set(prefix.constants), {})
-        if prefix.int8:
-            supplied = description.integers(prefix.int8)
-            yield prefix.int8.graph, Expected(image, features, {}, set(prefix.int8.constants), supplied)
+        yield backbone.graph, Expected(image, features, {}, set(backbone.constants), {})
+        if backbone.int8:
+            supplied = description.integers(backbone.int8)
+            yield backbone.int8.graph, Expected(image, features, {}, set(backbone.int8.constants), supplied)
     for name, parameters in (manifest.ort_training.parameters if manifest.ort_training else {}).items():
         plan, files = manifest.plans[name], artifact_files(name)
         yield files.training, description.official_step(plan, parameters)
@@ -218,14 +218,14 @@ class _Description:
         return supplied
 
     def _begin(self, plan: PlanInfo) -> Declared:
-        shape = (None, *self._manifest.prefixes[plan.prefix].shape) if plan.prefix else self.image[1]
+        shape = (None, *self._manifest.backbones[plan.backbone].shape) if plan.backbone else self.image[1]
         return {"x": (FLOAT, shape), "labels": (INT64, (None,))}
 
     def _changing(self, plan: PlanInfo) -> Declared:
         return {name: self._of(name) for name in (*plan.trainable, *plan.buffers)}
 
     def _outside(self, plan: PlanInfo, inputs: Declared) -> Set[str]:
-        before = self._manifest.prefixes[plan.prefix].constants if plan.prefix else ()
+        before = self._manifest.backbones[plan.backbone].constants if plan.backbone else ()
         return self._weights.keys() - inputs.keys() - {*before}
 
     def _of(self, name: str) -> tuple[int, Dims]:

@@ -70,7 +70,7 @@ class PlanInfo:
     """One compiled update plan.
 
     ``flops_forward`` and ``flops_train`` count 2 operations per multiply-add of every Conv, ConvTranspose, Gemm and
-    MatMul in the graph, per image. With a ``prefix`` both graphs begin at its features, and so do their counts.
+    MatMul in the graph, per image. With a ``backbone`` both graphs begin at its features, and so do their counts.
     ``channels`` is how many rows of a limited weight a step trains: output channels, or those of attention heads.
     """
 
@@ -83,8 +83,8 @@ class PlanInfo:
     score: str
     flops_train: int
     flops_forward: int
-    prefix: str = ""
-    """Which of the manifest's prefixes; none where the graphs begin at the image."""
+    backbone: str = ""
+    """Which of the manifest's backbones; none where the graphs begin at the image."""
     heads: dict[str, int] = field(default_factory=dict)
     """Trained weights that make query, key and value of attention, and their heads H; the rows are [3, H, D]."""
     step_bytes: int = 0
@@ -116,12 +116,12 @@ def closed_form_flops(features: int, classes: int) -> int:
 
 
 IMAGE_GRID = ("image::scale", "image::zero")
-"""Initializers of a quantized prefix: what one step of its image is worth, and which step is zero."""
+"""Initializers of a quantized backbone: what one step of its image is worth, and which step is zero."""
 
 
 @dataclass(frozen=True)
 class Int8Conv:
-    """A convolution of a quantized prefix, whose integers the device computes.
+    """A convolution of a quantized backbone, whose integers the device computes.
 
     Attributes:
         name: of its output; what is supplied is named after it.
@@ -145,7 +145,7 @@ class Int8Conv:
 
 @dataclass(frozen=True)
 class Int8Info:
-    """The quantized variant of a prefix, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
+    """The quantized variant of a backbone, whose integers and whose image's grid, ``IMAGE_GRID``, the device computes.
 
     Attributes:
         graph: its file, without the weights.
@@ -161,14 +161,14 @@ class Int8Info:
 
 
 @dataclass(frozen=True)
-class PrefixInfo:
+class BackboneInfo:
     """The frozen part of the forward pass that one or several plans share.
 
     Attributes:
         graph: its file, image in, features out.
         shape: of one image's features.
         constants: initializers that the features depend on, the exporter's own among them.
-        flops: of the prefix per image, counted as those of the plans are.
+        flops: of the backbone per image, counted as those of the plans are.
         int8: the same in integers, where the features agree.
     """
 
@@ -266,7 +266,7 @@ class Manifest:
     calibration: Calibration
     plans: dict[str, PlanInfo]
     files: dict[str, FileInfo]
-    prefixes: dict[str, PrefixInfo] = field(default_factory=dict)
+    backbones: dict[str, BackboneInfo] = field(default_factory=dict)
     gains: tuple[GainRow, ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -274,7 +274,7 @@ class Manifest:
     opset: int = 18
     ir_version: int = 9
 
-    def used_prefixes(self) -> list[PrefixInfo]:
+    def used_backbones(self) -> list[BackboneInfo]:
         """Those that a plan begins with; a pack with fewer plans may still describe others."""
-        used = dict.fromkeys(plan.prefix for plan in self.plans.values() if plan.prefix)
-        return [self.prefixes[name] for name in used]
+        used = dict.fromkeys(plan.backbone for plan in self.plans.values() if plan.backbone)
+        return [self.backbones[name] for name in used]

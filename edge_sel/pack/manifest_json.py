@@ -33,7 +33,7 @@ from edge_sel.pack.manifest import (
 from edge_sel.pack.plan_kinds import STATISTICS
 from edge_sel.pack.sums import SUMS
 
-FORMAT = 7
+FORMAT = 8
 """A pack of another one is refused."""
 MOST_BYTES = 1 << 30
 """Of a whole pack, unpacked."""
@@ -70,11 +70,11 @@ def from_json(text: str, where: object) -> Manifest:
         if manifest.optimizer not in OPTIMIZER_STATE:
             raise ValueError(f"optimizer is {manifest.optimizer!r}")
         for plan in manifest.plans.values():
-            if plan.prefix and plan.prefix not in manifest.prefixes:
-                raise ValueError(f"plans.{plan.name}.prefix is {plan.prefix!r}")
-        for name, prefix in manifest.prefixes.items():
-            if prefix.int8 and not _sound(prefix.int8, set(prefix.constants)):
-                raise ValueError(f"prefixes.{name}.int8 is {prefix.int8!r}")
+            if plan.backbone and plan.backbone not in manifest.backbones:
+                raise ValueError(f"plans.{plan.name}.backbone is {plan.backbone!r}")
+        for name, backbone in manifest.backbones.items():
+            if backbone.int8 and not _sound(backbone.int8, set(backbone.constants)):
+                raise ValueError(f"backbones.{name}.int8 is {backbone.int8!r}")
         for row in manifest.gains:
             if row.visits < 1 or not math.isfinite(row.excess) or not math.isfinite(row.gain):
                 raise ValueError(f"gains holds {row!r}")
@@ -88,7 +88,7 @@ def from_json(text: str, where: object) -> Manifest:
 
 
 def _sound(int8: Int8Info, constants: set[str]) -> bool:
-    """Whether the quantized variant is made of the prefix's own weights, and of numbers."""
+    """Whether the quantized variant is made of the backbone's own weights, and of numbers."""
     for conv in int8.convolutions:
         names = {conv.weight, *conv.norm} | ({conv.bias} if conv.bias else set())
         scale = 1.0 if conv.input_scale is None else conv.input_scale
@@ -161,16 +161,16 @@ def check_files(manifest: Manifest) -> None:
 
 
 def graph_files(manifest: Manifest) -> Iterable[str]:
-    """The graphs that the plans and the prefixes name."""
+    """The graphs that the plans and the backbones name."""
     yield EVAL
     for plan in manifest.plans.values():
         yield from (plan.train, plan.score)
-    for prefix in manifest.used_prefixes():
-        yield from (prefix.graph, prefix.int8.graph) if prefix.int8 else (prefix.graph,)
+    for backbone in manifest.used_backbones():
+        yield from (backbone.graph, backbone.int8.graph) if backbone.int8 else (backbone.graph,)
 
 
 def check_content(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> None:
-    """That what the manifest says of model, plans and prefixes fits together, and the weights.
+    """That what the manifest says of model, plans and backbones fits together, and the weights.
 
     Raises:
         ValueError: it does not; one line.
@@ -182,16 +182,16 @@ def check_content(manifest: Manifest, weights: Mapping[str, TensorPlace]) -> Non
     for name, parameters in (manifest.ort_training.parameters if manifest.ort_training else {}).items():
         trained = manifest.plans[name].trainable if name in manifest.plans else ("",)
         _require(set(trained) <= set(parameters) <= weights.keys(), f"the artifacts of plan {name}")
-    for name, prefix in manifest.prefixes.items():
-        int8 = prefix.int8.convolutions if prefix.int8 else ()
+    for name, backbone in manifest.backbones.items():
+        int8 = backbone.int8.convolutions if backbone.int8 else ()
         _require(
-            prefix.shape
-            and all(1 <= size <= MOST_FEATURES for size in prefix.shape)
-            and math.prod(prefix.shape) <= MOST_FEATURES
-            and 0 <= prefix.flops <= MOST_FLOPS
-            and (prefix.int8 is None or math.isfinite(prefix.int8.relative_error))
+            backbone.shape
+            and all(1 <= size <= MOST_FEATURES for size in backbone.shape)
+            and math.prod(backbone.shape) <= MOST_FEATURES
+            and 0 <= backbone.flops <= MOST_FLOPS
+            and (backbone.int8 is None or math.isfinite(backbone.int8.relative_error))
             and all(conv.weight in weights and math.isfinite(conv.epsilon) for conv in int8),
-            f"prefix {name}",
+            f"backbone {name}",
         )
 
 

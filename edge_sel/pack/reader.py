@@ -29,10 +29,10 @@ from edge_sel.pack.manifest import (
     EVAL,
     MANIFEST,
     WEIGHTS,
+    BackboneInfo,
     Manifest,
     ModelInfo,
     PlanInfo,
-    PrefixInfo,
     artifact_files,
     closed_form_flops,
     file_info,
@@ -182,7 +182,7 @@ class Pack:
         return self._content[EVAL]
 
     def graph(self, file: str) -> bytes:
-        """The bytes of the graph of a plan or of a prefix, or of an artifact."""
+        """The bytes of the graph of a plan or of a backbone, or of an artifact."""
         return self._content[file]
 
     def plan(self, name: str) -> PlanInfo:
@@ -200,7 +200,7 @@ class Pack:
         """Of every plan: those in the manifest, and those in closed form where only the head follows the features."""
         plans = self.manifest.plans
         head, bn = plans.get("head"), plans.get("bn")
-        shape = self.manifest.prefixes[head.prefix].shape if head is not None and head.prefix else ()
+        shape = self.manifest.backbones[head.backbone].shape if head is not None and head.backbone else ()
         vector = len(shape) == 1 and self._head_takes(shape[0])
         closed_form = [RIDGE] if vector else []
         if vector and bn is not None and bn.buffers:
@@ -228,15 +228,15 @@ class Pack:
     def _closed_form_plan(self, name: str) -> PlanInfo:
         """The plan ``head`` without its graphs; in ``closed_form`` the statistics come with it, but not their FLOPs."""
         head = self.manifest.plans["head"]
-        (width,) = self.manifest.prefixes[head.prefix].shape
+        (width,) = self.manifest.backbones[head.backbone].shape
         flops = closed_form_flops(width, len(self.manifest.model.classes))
         buffers = self.manifest.plans["bn"].buffers if plan_kind(name).statistics else ()
         return replace(head, name=name, buffers=buffers, train="", score="", flops_train=flops, flops_forward=0)
 
-    def prefix(self, plan: str) -> PrefixInfo | None:
-        """The frozen prefix of the named plan; None when it has none."""
-        name = self.plan(plan).prefix
-        return self.manifest.prefixes[name] if name else None
+    def backbone(self, plan: str) -> BackboneInfo | None:
+        """The frozen backbone of the named plan; None when it has none."""
+        name = self.plan(plan).backbone
+        return self.manifest.backbones[name] if name else None
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every parameter and running statistic, as fresh arrays."""
@@ -268,7 +268,7 @@ class Pack:
     def head_features(self) -> int:
         """How many the head takes, of a pack that has the plan ``ridge``."""
         head = self.manifest.plans["head"]
-        return self.manifest.prefixes[head.prefix].shape[0]
+        return self.manifest.backbones[head.backbone].shape[0]
 
     @property
     def digest(self) -> str:

@@ -13,18 +13,18 @@ from onnx import helper
 from edge_sel.arrays import Arrays, Range, TensorPlace
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
+from edge_sel.graphs.backbone import Cut, compile_backbone, compile_quantized, find_cut, quantized_steps, tail
 from edge_sel.graphs.builder import Absent
 from edge_sel.graphs.cost import executed_flops, peak_activation_bytes, step_bytes
 from edge_sel.graphs.head_form import closed_form_reasons
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.optimizers import require_optimizer
 from edge_sel.graphs.plans import Plan, make_plan, with_probes
-from edge_sel.graphs.prefix import Cut, compile_prefix, compile_quantized, find_cut, quantized_steps, tail
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train
-from edge_sel.pack.manifest import EVAL, Int8Info, PlanInfo, PrefixInfo, closed_form_flops
+from edge_sel.pack.manifest import EVAL, BackboneInfo, Int8Info, PlanInfo, closed_form_flops
 from edge_sel.pack.plan_kinds import CLOSED_FORM_PLANS
 from edge_sel.pack.writer import externalise
-from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
+from edge_sel.quantize import MOST_ERROR, quantize_backbone, relative_error
 from edge_sel.server.source.base import Source
 from edge_sel.server.source.unfold import unfold
 
@@ -46,9 +46,9 @@ class Compiled(NamedTuple):
 
     graphs: dict[str, onnx.ModelProto]
     plans: dict[str, PlanInfo]
-    prefixes: dict[str, PrefixInfo]
+    backbones: dict[str, BackboneInfo]
     cuts: dict[str, Cut]
-    """Of each prefix."""
+    """Of each backbone."""
 
 
 def compile_plans(
@@ -57,7 +57,7 @@ def compile_plans(
     """Compile the graphs of every plan; a plan that finds nothing to change in this model is left out and noted.
 
     So is one of the default plans, taken where ``names`` is empty, that has an operator without a gradient rule. A
-    prefix has the name of the first plan that is cut there; others share it.
+    backbone has the name of the first plan that is cut there; others share it.
 
     Raises:
         GraphError: no plan is left, or a named one has an operator without a gradient rule.
@@ -66,7 +66,7 @@ def compile_plans(
     require_optimizer(optimizer)
     graphs = {EVAL: compile_eval(forward)}
     compiled: dict[str, PlanInfo] = {}
-    prefixes: dict[str, PrefixInfo] = {}
+    backbones: dict[str, BackboneInfo] = {}
     cuts: dict[Cut, str] = {}
     for name in with_probes(names or DEFAULT_PLANS):
         try:
@@ -82,9 +82,9 @@ def compile_plans(
             note(f"plan {name} left out: {error}")
             continue
         if cut and cut not in cuts:
-            cuts[cut], file = name, f"prefix-{name}.onnx"
-            graphs[file] = compile_prefix(forward, cut)
-            prefixes[name] = PrefixInfo(file, cut.shape, cut.constants, executed_flops(graphs[file], classes))
+            cuts[cut], file = name, f"backbone-{name}.onnx"
+            graphs[file] = compile_backbone(forward, cut)
+            backbones[name] = BackboneInfo(file, cut.shape, cut.constants, executed_flops(graphs[file], classes))
         graphs |= {f"train-{name}.onnx": train, f"score-{name}.onnx": score}
         compiled[name] = PlanInfo(
             name, plan.trainable, plan.buffers, plan.bn_mode, plan.channels, f"train-{name}.onnx",
@@ -92,12 +92,12 @@ def compile_plans(
             cuts[cut] if cut else "", plan.heads, step_bytes(train, classes),
         )  # fmt: skip
     if "head" in compiled:
-        cut = next((cut for cut, name in cuts.items() if name == compiled["head"].prefix), None)
+        cut = next((cut for cut, name in cuts.items() if name == compiled["head"].backbone), None)
         for name, reason in closed_form_reasons(forward, cut).items():
             note(f"plan {name} left out: {reason}")
     if not compiled:
         raise GraphError("no plan can train this model", fix="`edge-sel export --dry-run` shows why")
-    return Compiled(graphs, compiled, prefixes, {name: cut for cut, name in cuts.items()})
+    return Compiled(graphs, compiled, backbones, {name: cut for cut, name in cuts.items()})
 
 
 def _compiled(forward: Forward, plan: Plan, optimizer: str) -> tuple[Cut | None, onnx.ModelProto, onnx.ModelProto]:
@@ -111,15 +111,15 @@ def _compiled(forward: Forward, plan: Plan, optimizer: str) -> tuple[Cut | None,
 def add_quantized_variants(
     compiled: Compiled, forward: Forward, weights: Arrays, pixels: np.ndarray, note: Callable[[str], None]
 ) -> None:
-    """Give each prefix that can have one its quantized variant."""
+    """Give each backbone that can have one its quantized variant."""
     for name, cut in compiled.cuts.items():
-        info, file = compiled.prefixes[name], f"prefix-{name}-int8.onnx"
+        info, file = compiled.backbones[name], f"backbone-{name}-int8.onnx"
         try:
             made = make_quantized_variant(forward, cut, compiled.graphs[info.graph], file, weights, pixels)
         except GraphError as error:
             note(f"frozen backbone of {name}: no quantized variant: {error}")
             continue
-        compiled.graphs[file], compiled.prefixes[name] = made.graph, replace(info, int8=made.info)
+        compiled.graphs[file], compiled.backbones[name] = made.graph, replace(info, int8=made.info)
         note(
             f"frozen backbone of {name}: the features of its quantized variant differ by {made.info.relative_error:.1%}"
         )
@@ -135,32 +135,32 @@ class QuantizedVariant(NamedTuple):
 def make_quantized_variant(
     forward: Forward,
     cut: Cut,
-    prefix: onnx.ModelProto,
+    backbone: onnx.ModelProto,
     name: str,
     weights: Mapping[str, np.ndarray],
     pixels: np.ndarray,
 ) -> QuantizedVariant:
-    """The quantized variant of a compiled prefix.
+    """The quantized variant of a compiled backbone.
 
     Args:
         forward: the whole graph.
-        cut: where the prefix ends.
-        prefix: as it was compiled, with its weights.
+        cut: where the backbone ends.
+        backbone: as it was compiled, with its weights.
         name: of the variant's file.
         weights: of the model.
         pixels: normalised images [N, 3, H, W] that the ranges are taken from.
 
     Raises:
-        GraphError: the prefix has an operator without a quantized form, or the features differ by more than
+        GraphError: the backbone has an operator without a quantized form, or the features differ by more than
             ``MOST_ERROR``.
     """
     steps = quantized_steps(forward, cut)
     tensors = [step.output for step in steps if step.integers]
-    ranges, expected = _measure(prefix, forward.input, tensors, pixels)
+    ranges, expected = _measure(backbone, forward.input, tensors, pixels)
     graph, info = compile_quantized(forward, cut, steps, ranges)
     image_range = float(pixels.min()), float(pixels.max())
     # Without the constants, which still stand in the graph. A session reads what it is given in place.
-    given = quantize_prefix(replace(info, constants=()), weights, image_range)
+    given = quantize_backbone(replace(info, constants=()), weights, image_range)
     session = OrtEngine(1).session(graph.SerializeToString(), given, int8=True)
     found = np.concatenate([session.run(["features"], {forward.input: chunk})[0] for chunk in _chunks(pixels)])
     error = relative_error(found, expected)
@@ -174,11 +174,11 @@ def _chunks(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def _measure(
-    prefix: onnx.ModelProto, image: str, tensors: Sequence[str], pixels: np.ndarray
+    backbone: onnx.ModelProto, image: str, tensors: Sequence[str], pixels: np.ndarray
 ) -> tuple[dict[str, Range], np.ndarray]:
     """The range of each tensor, and the features."""
     opened = onnx.ModelProto()
-    opened.CopyFrom(prefix)
+    opened.CopyFrom(backbone)
     opened.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in tensors)
     session = OrtEngine(1).session(opened.SerializeToString(), {})
     lows, highs, features = [], [], []
@@ -202,7 +202,7 @@ class PlanForecast(NamedTuple):
         reason: why this model cannot have it; empty where it can.
         parameters: scalars that it trains.
         flops: of a step per image; of a plan with a frozen backbone, from its features on.
-        prefix_flops: of the frozen backbone per image, once.
+        backbone_flops: of the frozen backbone per image, once.
         activation_bytes: largest sum of activations and gradients that are alive at once in a step.
         pack_bytes: of its own graphs in the pack.
     """
@@ -211,7 +211,7 @@ class PlanForecast(NamedTuple):
     reason: str = ""
     parameters: int = 0
     flops: int = 0
-    prefix_flops: int = 0
+    backbone_flops: int = 0
     activation_bytes: int = 0
     pack_bytes: int = 0
 
@@ -246,16 +246,16 @@ def _plan(source: Source, name: str, optimizer: str, batch: int) -> PlanForecast
         cut, *graphs = _compiled(forward, plan, optimizer)
     except GraphError as error:
         return PlanForecast(name, reason=str(error))
-    train, prefix_flops = graphs[0], 0
+    train, backbone_flops = graphs[0], 0
     if cut is not None:
-        graphs.append(compile_prefix(forward, cut))
-        prefix_flops = executed_flops(graphs[-1], classes)
+        graphs.append(compile_backbone(forward, cut))
+        backbone_flops = executed_flops(graphs[-1], classes)
     outside = {name: TensorPlace(value.dtype, value.shape, 0, value.nbytes) for name, value in source.weights.items()}
     return PlanForecast(
         name,
         parameters=sum(source.weights[weight].size for weight in plan.trainable),
         flops=executed_flops(train, classes),
-        prefix_flops=prefix_flops,
+        backbone_flops=backbone_flops,
         activation_bytes=peak_activation_bytes(train, classes, batch),
         pack_bytes=sum(externalise(graph, outside).ByteSize() for graph in graphs),
     )

@@ -106,7 +106,7 @@ def draft_pack(
     )  # fmt: skip
     unknown = Calibration(0.0, gamma_percentile, (0.0,), (None,) * len(info.classes), 0.0, 0)
     provenance = _provenance(info, now)
-    manifest = Manifest(described, optimizer, unknown, compiled.plans, {}, compiled.prefixes, provenance=provenance)
+    manifest = Manifest(described, optimizer, unknown, compiled.plans, {}, compiled.backbones, provenance=provenance)
     pack, new_head = _as_loaded(manifest, weights, compiled), None
     if source.new_head:
         note("fitting a new head")

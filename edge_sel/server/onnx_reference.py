@@ -79,7 +79,7 @@ def reference_step(
         dtype: float32 or float64.
     """
     info, images = pack.plan(plan), batch.images
-    before = pack.prefix(plan)
+    before = pack.backbone(plan)
     if before is not None:
         images = ReferenceGraph(pack.graph(before.graph), dtype).run({**weights, "x": images})["features"]
     channels = GuiltyChannels(info, weights)

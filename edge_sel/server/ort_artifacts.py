@@ -21,11 +21,11 @@ from edge_sel.engines.ort_training import OrtTrainingEngine
 from edge_sel.engines.ort_training_api import VERSION, import_training
 from edge_sel.errors import EdgeSelError, GraphError
 from edge_sel.files import stderr_silenced
+from edge_sel.graphs.backbone import find_cut, tail
 from edge_sel.graphs.builder import Builder, prune
 from edge_sel.graphs.ir import BATCH, IR_VERSION, Forward, Node
 from edge_sel.graphs.optimizers import BETA1, BETA2, EPSILON
 from edge_sel.graphs.plans import Plan, make_plan, running_statistics
-from edge_sel.graphs.prefix import find_cut, tail
 from edge_sel.pack.graph_check import check_graphs
 from edge_sel.pack.graph_form import WireError
 from edge_sel.pack.manifest import WEIGHTS, ArtifactFiles, OrtTrainingInfo, artifact_files

@@ -147,11 +147,11 @@ def head_features(pack: Pack, images: ImageSet, engine: Engine, rng: np.random.G
     if RIDGE not in pack.plan_names:
         return None
     model = pack.manifest.model
-    prefix = engine.prefix(pack, RIDGE, pack.weights())
-    assert prefix is not None
+    backbone = engine.backbone(pack, RIDGE, pack.weights())
+    assert backbone is not None
     rows = np.sort(rng.permutation(len(images))[:MAX_IMAGES])
     chunks = np.array_split(rows, -(-len(rows) // _FEATURES_OF))
-    features = [prefix(normalise(images.read(chunk), model.mean, model.std)) for chunk in chunks]
+    features = [backbone(normalise(images.read(chunk), model.mean, model.std)) for chunk in chunks]
     return HeadFeatures(rows, np.concatenate(features))
 
 

@@ -65,12 +65,12 @@ def program_of(engine: Engine) -> Program:
     """The engine's own way to make it."""
 
     def start(pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> FirstStep:
-        trainer, prefix = engine.trainer(pack, plan, weights), engine.prefix(pack, plan, weights)
+        trainer, backbone = engine.trainer(pack, plan, weights), engine.backbone(pack, plan, weights)
         first = trainer.state()
 
         def step(batch: Batch) -> Arrays:
             trainer.load_state(first)
-            fed = batch._replace(images=prefix(batch.images)) if prefix else batch
+            fed = batch._replace(images=backbone(batch.images)) if backbone else batch
             losses = trainer.step(fed, STEP).losses
             return _results(pack, plan, losses, trainer.state())
 

@@ -116,8 +116,8 @@ def test_an_automatic_plan_makes_do_with_what_the_pack_has(edge_sel, here, digit
     opened = builtin_pack()
     lesser = replace(opened.manifest, plans={n: opened.manifest.plans[n] for n in ("bn", "head")})
     files = [plan[name] for plan in map(vars, lesser.plans.values()) for name in ("train", "score")]
-    prefix = opened.prefix("head")
-    files += [prefix.graph, prefix.int8.graph]
+    backbone = opened.backbone("head")
+    files += [backbone.graph, backbone.int8.graph]
     kept = {name: opened.graph(name) for name in (EVAL, WEIGHTS, *files)}
     lesser = replace(lesser, files={name: opened.manifest.files[name] for name in kept})
     (here / "pack").mkdir()

@@ -60,7 +60,7 @@ def test_tune_measures_and_finetune_uses_it(edge_sel, here, cache):
 
 def test_of_auto_the_head_is_measured_only_where_it_takes_steps():
     pack = builtin_pack()
-    plans = {name: replace(info, prefix="") for name, info in pack.manifest.plans.items()}
+    plans = {name: replace(info, backbone="") for name, info in pack.manifest.plans.items()}
     without = pack.with_manifest(replace(pack.manifest, plans=plans))
     assert trained_plans(pack, ("auto",)) == ["last2"], "no gains were rehearsed: not the whole network"
     assert trained_plans(without, ("auto",)) == ["head", "last2"], "such a pack has no closed form"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sel.engines.base import Batch, Hyper, Predict, Prefix, Scores, StepResult
+from edge_sel.engines.base import Backbone, Batch, Hyper, Predict, Scores, StepResult
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.reader import Pack
 
@@ -27,10 +27,10 @@ class Recording:
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         return _Trainer(self, self._engine.trainer(pack, plan, weights), plan)
 
-    def prefix(
+    def backbone(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: tuple[float, float] | None = None
-    ) -> Prefix | None:
-        backbone = self._engine.prefix(pack, plan, weights, int8=int8)
+    ) -> Backbone | None:
+        backbone = self._engine.backbone(pack, plan, weights, int8=int8)
 
         def recorded(images: np.ndarray) -> np.ndarray:
             self.calls.append((plan, "quantized" if int8 else "backbone", images.copy(), None))

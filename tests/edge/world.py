@@ -86,10 +86,10 @@ class Labouring:
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
         return _Labourer(self._world, self._engine.trainer(pack, plan, weights), 1 - backbone_share(pack, plan))
 
-    def prefix(
+    def backbone(
         self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray], *, int8: tuple[float, float] | None = None
     ) -> Any:
-        backbone = self._engine.prefix(pack, plan, weights, int8=int8)
+        backbone = self._engine.backbone(pack, plan, weights, int8=int8)
 
         def laboured(images: np.ndarray) -> np.ndarray:
             self._world.spend(0.02 * backbone_share(pack, plan) * len(images))
@@ -109,7 +109,7 @@ class Labouring:
 
 def backbone_share(pack: Pack, plan: str) -> float:
     """Of the FLOPs of a step on an image that is seen for the first time."""
-    info = pack.prefix(plan)
+    info = pack.backbone(plan)
     return info.flops / (info.flops + pack.plan(plan).flops_train) if info else 0.0
 
 

@@ -12,7 +12,7 @@ import pytest
 from edge_sel.arrays import Arrays
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import normalise
-from edge_sel.engines.base import Batch, Engine, Predict, Prefix, Scores, StepResult, Trainer
+from edge_sel.engines.base import Backbone, Batch, Engine, Predict, Scores, StepResult, Trainer
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.ort_training_api import owners
 from edge_sel.engines.torch import TorchEngine
@@ -45,7 +45,7 @@ OPTIMIZERS = ("sgd", "adam")
 
 
 class WholeImages:
-    """An engine whose trainers take images, whether a plan has a prefix or not."""
+    """An engine whose trainers take images, whether a plan has a backbone or not."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self.name = engine, engine.name
@@ -54,25 +54,25 @@ class WholeImages:
         return getattr(self._engine, name)
 
     def trainer(self, pack: Pack, plan: str, weights: Mapping[str, np.ndarray]) -> Any:
-        trainer, prefix = self._engine.trainer(pack, plan, weights), self._engine.prefix(pack, plan, weights)
-        return _WholeImagesTrainer(trainer, prefix) if prefix else trainer
+        trainer, backbone = self._engine.trainer(pack, plan, weights), self._engine.backbone(pack, plan, weights)
+        return _WholeImagesTrainer(trainer, backbone) if backbone else trainer
 
 
 class _WholeImagesTrainer:
-    def __init__(self, trainer: Trainer, prefix: Prefix) -> None:
-        self._trainer, self._prefix = trainer, prefix
+    def __init__(self, trainer: Trainer, backbone: Backbone) -> None:
+        self._trainer, self._backbone = trainer, backbone
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._trainer, name)
 
     def score(self, images: np.ndarray, labels: np.ndarray) -> Scores:
-        return self._trainer.score(self._prefix(images), labels)
+        return self._trainer.score(self._backbone(images), labels)
 
     def step(self, batch: Batch, hyper: Any) -> StepResult:
-        return self._trainer.step(batch._replace(images=self._prefix(batch.images)), hyper)
+        return self._trainer.step(batch._replace(images=self._backbone(batch.images)), hyper)
 
     def guilt(self, batch: Batch) -> Arrays:
-        return self._trainer.guilt(batch._replace(images=self._prefix(batch.images)))
+        return self._trainer.guilt(batch._replace(images=self._backbone(batch.images)))
 
 
 @pytest.fixture(scope="session")
@@ -105,9 +105,9 @@ def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_threa
     made = {}
     for optimizer in OPTIMIZERS:
         classes = len(manifest.model.classes)
-        graphs, plans, prefixes, _ = compile_plans(forward, DEFAULT_PLANS, optimizer, classes, lambda line: None)
+        graphs, plans, backbones, _ = compile_plans(forward, DEFAULT_PLANS, optimizer, classes, lambda line: None)
         path = tmp_path_factory.mktemp(optimizer) / "pack"
-        manifest = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, prefixes=prefixes)
+        manifest = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, backbones=backbones)
         write_pack(path, manifest, weights, graphs)
         made[optimizer] = open_pack(path)
         if OFFICIAL:

@@ -9,7 +9,7 @@ from edge_sel.pack.reader import builtin_pack
 
 PLANS = builtin_pack().manifest.plans
 FORMS = ("bn", "head", "affine", "last", "first", "full", "last-c25", "full-c25")
-"""Each differs from all others in what trains, in the statistics' mode, in having a budget or in having a prefix."""
+"""Each differs from all others in what trains, in the statistics' mode, in having a budget or in having a backbone."""
 
 TRAINED = tuple(name for name in FORMS if PLANS[name].trainable)
 FROZEN = tuple(name for name in TRAINED if PLANS[name].bn_mode == "frozen")

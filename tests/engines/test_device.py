@@ -124,8 +124,8 @@ def test_a_gpu_makes_the_same_steps(plan):
     states = []
     for device in ("cpu", "cuda"):
         engine = OrtEngine(1, device=device)
-        trainer, prefix = engine.trainer(pack, plan, pack.weights()), engine.prefix(pack, plan, pack.weights())
-        fed = batch._replace(images=prefix(batch.images)) if prefix else batch
+        trainer, backbone = engine.trainer(pack, plan, pack.weights()), engine.backbone(pack, plan, pack.weights())
+        fed = batch._replace(images=backbone(batch.images)) if backbone else batch
         for _ in range(3):
             trainer.step(fed, Hyper(1e-2, gamma=1e-4))
         states.append(trainer.state())

@@ -58,8 +58,8 @@ def batch() -> Batch:
 
 
 def tail_input(engine, pack: Pack, plan: str, batch: Batch) -> Batch:
-    prefix = engine.prefix(pack, plan, pack.weights())
-    return batch._replace(images=prefix(batch.images)) if prefix else batch
+    backbone = engine.backbone(pack, plan, pack.weights())
+    return batch._replace(images=backbone(batch.images)) if backbone else batch
 
 
 def exact_gradients(pack: Pack, batch: Batch) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from tests.engines.plans import FORMS, FROZEN, HYPER, PLANS, TRAINED, every_form
 def test_every_form_of_a_plan_is_among_those_of_the_contract():
     def form(name: str) -> tuple[bool, ...]:
         plan = PLANS[name]
-        return bool(plan.trainable), plan.bn_mode == "batch", bool(plan.channels), bool(plan.prefix)
+        return bool(plan.trainable), plan.bn_mode == "batch", bool(plan.channels), bool(plan.backbone)
 
     assert {form(name) for name in FORMS} == {form(name) for name in PLANS}
     assert len({form(name) for name in FORMS}) == 6

@@ -93,7 +93,7 @@ def test_a_weight_that_the_engine_would_not_supply_to_this_graph(tmp_path):
         point(tensor, WEIGHTS, str(place.offset))
         model.graph.initializer.append(tensor)
 
-    for name in ("train-head.onnx", "score-head.onnx"):  # what it begins with is the prefix's
+    for name in ("train-head.onnx", "score-head.onnx"):  # what it begins with is the backbone's
         refused(write_zip(tmp_path / "bad.edgepack", with_graph(name, change)), name, "outside")
 
 
@@ -103,7 +103,7 @@ def test_integers_that_the_engine_would_not_supply(tmp_path):
         point(tensor, "int8")
         model.graph.initializer.append(tensor)
 
-    refused(write_zip(tmp_path / "bad.edgepack", with_graph("prefix-head-int8.onnx", change)), "outside")
+    refused(write_zip(tmp_path / "bad.edgepack", with_graph("backbone-head-int8.onnx", change)), "outside")
 
 
 # What a graph may hold

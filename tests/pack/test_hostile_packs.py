@@ -238,7 +238,7 @@ def test_a_trial_has_enough_for_a_pack_that_is_good():
 
 def test_a_quantized_variant_of_weights_that_are_no_kernels(tmp_path):
     files, body = builtin_files()
-    body["prefixes"]["head"]["int8"]["convolutions"][0]["weight"] = "stem.norm.weight"
+    body["backbones"]["head"]["int8"]["convolutions"][0]["weight"] = "stem.norm.weight"
     with pytest.raises(PackError, match="no kernel"):
         open_pack(write_zip(tmp_path / "bad.edgepack", sealed(files, body)))
 

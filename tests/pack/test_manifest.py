@@ -132,8 +132,8 @@ def manifest_paths() -> list[tuple[str, ...]]:
 
 OPTIONAL = {
     ("parity",), ("provenance",), ("opset",), ("ir_version",), ("model", "flip"), ("model", "rectified"), ("model", "head_scale"),
-    ("prefixes",), ("gains",),
-    ("plans", "full-c50", "prefix"), ("plans", "full-c50", "step_bytes"),
+    ("backbones",), ("gains",),
+    ("plans", "full-c50", "backbone"), ("plans", "full-c50", "step_bytes"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the manifest says of a quantized prefix is checked; a pack without one opens as before."""
+"""What the manifest says of a quantized backbone is checked; a pack without one opens as before."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def unpacked(tmp_path):
 
 
 def first(body):
-    return body["prefixes"]["last"]["int8"]["convolutions"][0]
+    return body["backbones"]["last"]["int8"]["convolutions"][0]
 
 
 def second(body):
-    return body["prefixes"]["last"]["int8"]["convolutions"][1]
+    return body["backbones"]["last"]["int8"]["convolutions"][1]
 
 
 FOREIGN = {
@@ -41,12 +41,12 @@ FOREIGN = {
     "another bias": lambda body: first(body).update(bias="head.bias"),
     "another statistic": lambda body: first(body)["norm"].__setitem__(2, "head.bias"),
     "three of four": lambda body: first(body)["norm"].__delitem__(0),
-    "another constant": lambda body: body["prefixes"]["last"]["int8"].update(constants=["head.weight"]),
+    "another constant": lambda body: body["backbones"]["last"]["int8"].update(constants=["head.weight"]),
     "one key more": lambda body: first(body).update(zero=0),
     "one key less": lambda body: first(body).__delitem__("weight"),
-    "no list": lambda body: body["prefixes"]["last"].update(int8=3),
-    "no file": lambda body: body["files"].__delitem__("prefix-last-int8.onnx"),
-    "another file": lambda body: body["prefixes"]["last"]["int8"].update(graph="other.onnx"),
+    "no list": lambda body: body["backbones"]["last"].update(int8=3),
+    "no file": lambda body: body["files"].__delitem__("backbone-last-int8.onnx"),
+    "another file": lambda body: body["backbones"]["last"]["int8"].update(graph="other.onnx"),
 }
 
 
@@ -58,38 +58,38 @@ def test_a_foreign_quantized_variant_is_refused(foreign, unpacked):
     assert error.value.where == str(unpacked) and error.value.fix
 
 
-def test_a_pack_from_before_there_were_quantized_variants_has_plain_prefixes(unpacked):
+def test_a_pack_from_before_there_were_quantized_variants_has_plain_backbones(unpacked):
     def forget(body):
-        for prefix in body["prefixes"].values():
-            del prefix["int8"]
+        for backbone in body["backbones"].values():
+            del backbone["int8"]
 
     rewrite_manifest(unpacked, forget)
     pack = open_pack(unpacked)
-    assert pack.prefix("last").int8 is None
-    assert OrtEngine(1).prefix(pack, "last", pack.weights(), int8=(-1.0, 1.0)) is None
-    features = OrtEngine(1).prefix(pack, "last", pack.weights())(np.zeros((2, 3, 16, 16), np.float32))
-    assert features.shape == (2, *pack.prefix("last").shape)
+    assert pack.backbone("last").int8 is None
+    assert OrtEngine(1).backbone(pack, "last", pack.weights(), int8=(-1.0, 1.0)) is None
+    features = OrtEngine(1).backbone(pack, "last", pack.weights())(np.zeros((2, 3, 16, 16), np.float32))
+    assert features.shape == (2, *pack.backbone("last").shape)
 
 
 def test_the_builtin_pack_has_quantized_variants_and_is_small():
     path = reader.builtin_pack().path
-    prefixes = open_pack(path).manifest.prefixes
-    assert prefixes.keys() == {"head", "last", "last2"} and all(info.int8 for info in prefixes.values())
+    backbones = open_pack(path).manifest.backbones
+    assert backbones.keys() == {"head", "last", "last2"} and all(info.int8 for info in backbones.values())
     assert path.stat().st_size < 600_000
 
 
 def test_integers_are_nowhere_in_the_pack(unpacked):
     """They would be those of other statistics than the device's."""
     pack = open_pack(unpacked)
-    sizes = [len(pack.graph(info.int8.graph)) for info in pack.manifest.prefixes.values()]
+    sizes = [len(pack.graph(info.int8.graph)) for info in pack.manifest.backbones.values()]
     assert 0 < max(sizes) < 8_000 < len(pack.graph(WEIGHTS))
 
 
 def test_a_session_keeps_what_it_reads_in_place(unpacked):
-    """The integers live as long as the prefix does."""
+    """The integers live as long as the backbone does."""
     pack = open_pack(unpacked)
     images = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
-    prefix = OrtEngine(1).prefix(pack, "head", pack.weights(), int8=(-4.0, 4.0))
-    before = prefix(images)
+    backbone = OrtEngine(1).backbone(pack, "head", pack.weights(), int8=(-4.0, 4.0))
+    before = backbone(images)
     rubbish = [np.full(2304 * (1 + i % 9), 7, np.int8) for i in range(2000)]
-    assert prefix(images).tobytes() == before.tobytes() and rubbish
+    assert backbone(images).tobytes() == before.tobytes() and rubbish

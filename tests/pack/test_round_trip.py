@@ -163,10 +163,10 @@ def test_plain_onnxruntime_loads_every_graph_of_the_folder(digits_folder, digits
 @pytest.mark.parametrize("plan", ("bn", "head", "last-c25", "full"))
 def test_plain_onnxruntime_trains_from_the_folder(digits_folder, digits_pack, plan):
     rng = np.random.default_rng(0)
-    info, prefix, weights = digits_pack.plan(plan), digits_pack.prefix(plan), digits_pack.weights()
+    info, backbone, weights = digits_pack.plan(plan), digits_pack.backbone(plan), digits_pack.weights()
     x = rng.standard_normal((4, 3, 16, 16)).astype(np.float32)
-    if prefix:
-        (x,) = session(digits_folder / prefix.graph).run(None, {"x": x})
+    if backbone:
+        (x,) = session(digits_folder / backbone.graph).run(None, {"x": x})
     batch = Batch(x, np.array([1, 2, 3, 4]), np.ones(4, np.float32))
     runner = session(digits_folder / f"train-{plan}.onnx")
     hyper = {"lr": 0.01, "gamma": -1.0, "step": 1.0, "momentum": 0.9, "bn_momentum": 0.1}

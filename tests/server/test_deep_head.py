@@ -9,10 +9,10 @@ from torch import nn
 
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.torch import add_deep_head, find_modules
+from edge_sel.graphs.backbone import compile_backbone, find_cut, tail
 from edge_sel.graphs.deep_head import EPSILON, MOST_TAPS, find_taps, with_deep_head
 from edge_sel.graphs.head_form import head_scale, with_vector_features
 from edge_sel.graphs.plans import head_names, make_plan
-from edge_sel.graphs.prefix import compile_prefix, find_cut, tail
 from edge_sel.graphs.train import compile_eval
 from edge_sel.models.registry import build
 from edge_sel.pack.manifest import Tap
@@ -111,7 +111,7 @@ def test_it_computes_what_it_did_until_something_is_learnt(name):
     cut = find_cut(deep, make_plan(deep, "head"))
     assert cut.shape == (sum(deep.initializers[name].shape[1] for name in head_names(deep)[::2]),)
     assert make_plan(deep, "head").trainable == ("head.weight", "head.bias", "deep_head.weight", "deep_head.bias")
-    assert tail(deep, cut).nodes and compile_prefix(deep, cut).graph.node
+    assert tail(deep, cut).nodes and compile_backbone(deep, cut).graph.node
 
 
 def test_features_are_means_and_deviations_of_the_layers():

@@ -1,4 +1,4 @@
-"""Which prefixes an export gives a quantized variant, and that it ships none whose features differ."""
+"""Which backbones an export gives a quantized variant, and that it ships none whose features differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx import helper
 from edge_sel import quantize
 from edge_sel.data.dataset import normalise
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.graphs import prefix as quantized_prefix
+from edge_sel.graphs import backbone as quantized_backbone
 from edge_sel.pack.reader import open_pack
 from edge_sel.quantize import MOST_ERROR, relative_error
 from edge_sel.server import compile_plans
@@ -26,15 +26,15 @@ def exported(warm, out, plans=("bn", "head", "last")):
 
 def test_an_export_makes_quantized_variants_and_notes_how_they_differ(quick_export, warm, tmp_path):
     pack, lines = exported(warm, tmp_path / "pack")
-    assert len(pack.manifest.prefixes) == len(lines) == 2
-    for (name, info), line in zip(pack.manifest.prefixes.items(), lines, strict=True):
-        assert info.int8.graph == f"prefix-{name}-int8.onnx" in pack.manifest.files
+    assert len(pack.manifest.backbones) == len(lines) == 2
+    for (name, info), line in zip(pack.manifest.backbones.items(), lines, strict=True):
+        assert info.int8.graph == f"backbone-{name}-int8.onnx" in pack.manifest.files
         assert 0 < (difference := info.int8.relative_error) < MOST_ERROR
         assert line == f"frozen backbone of {name}: the features of its quantized variant differ by {difference:.1%}"
         model = pack.manifest.model
         pixels = normalise(noise_images().read(np.arange(12)), model.mean, model.std)
         limits, weights = (float(pixels.min()), float(pixels.max())), pack.weights()
-        plain, quantized = (OrtEngine(1).prefix(pack, name, weights, int8=given) for given in (None, limits))
+        plain, quantized = (OrtEngine(1).backbone(pack, name, weights, int8=given) for given in (None, limits))
         assert relative_error(quantized(pixels), plain(pixels)) == pytest.approx(difference, rel=1e-3)
 
 
@@ -60,7 +60,7 @@ FOLD = quantize.fold_batch_norm
 def test_a_variant_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "fold_batch_norm", wrong)
     pack, lines = exported(warm, tmp_path / "pack")
-    assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
+    assert [info.int8 for info in pack.manifest.backbones.values()] == [None, None]
     assert all("no quantized variant: its features differ by" in line for line in lines) and len(lines) == 2
     assert not any("int8" in name for name in pack.manifest.files)
 
@@ -68,7 +68,7 @@ def test_a_variant_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_pa
 def test_a_variant_whose_features_are_no_numbers_is_not_shipped(quick_export, warm, tmp_path, monkeypatch):
     monkeypatch.setattr(compile_plans, "relative_error", lambda found, expected: float("nan"))
     pack, _ = exported(warm, tmp_path / "pack")
-    assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
+    assert [info.int8 for info in pack.manifest.backbones.values()] == [None, None]
 
 
 def test_ranges_leave_the_extremes_of_few_images_out(monkeypatch):
@@ -89,14 +89,16 @@ def test_a_variant_whose_ranges_cut_off_too_much_is_not_shipped(quick_export, wa
     monkeypatch.setattr(
         compile_plans, "WITHIN", 0.0
     )  # of each the least of the greatest values, and the other way round
-    whole = quantized_prefix.grid_of
-    monkeypatch.setattr(quantized_prefix, "grid_of", lambda limits: whole((limits[0] / 3, limits[1] / 3)))
+    whole = quantized_backbone.grid_of
+    monkeypatch.setattr(quantized_backbone, "grid_of", lambda limits: whole((limits[0] / 3, limits[1] / 3)))
     pack, _ = exported(warm, tmp_path / "pack")
-    assert [info.int8 for info in pack.manifest.prefixes.values()] == [None, None]
+    assert [info.int8 for info in pack.manifest.backbones.values()] == [None, None]
 
 
 def test_one_that_has_no_quantized_form_is_noted(quick_export, warm, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized_prefix, "SUPPORTED", tuple(op for op in quantized_prefix.SUPPORTED if op != "Add"))
+    monkeypatch.setattr(
+        quantized_backbone, "SUPPORTED", tuple(op for op in quantized_backbone.SUPPORTED if op != "Add")
+    )
     pack, lines = exported(warm, tmp_path / "pack", plans=("head",))
-    assert len(lines) == 1 and pack.manifest.prefixes["head"].int8 is None
+    assert len(lines) == 1 and pack.manifest.backbones["head"].int8 is None
     assert lines[0].startswith("frozen backbone of head: no quantized variant: operator Add is not supported")

@@ -228,7 +228,7 @@ def test_a_dry_run_says_what_each_plan_needs(net, warm, tmp_path):
     parameters = sum(p.numel() for p in made(net).parameters())
     assert plans["full"]["parameters"] == parameters and plans["head"]["parameters"] == 39
     assert plans["full"]["activation_bytes"] > plans["head"]["activation_bytes"] > 0
-    assert plans["head"]["prefix_flops"] > 0 and all(p["pack_bytes"] > 300 for p in plans.values() if p["trainable"])
+    assert plans["head"]["backbone_flops"] > 0 and all(p["pack_bytes"] > 300 for p in plans.values() if p["trainable"])
     assert invoke(warm, "--dry-run").exit_code == 0
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ""] == ["net.py"]
 

@@ -20,8 +20,8 @@ from edge_sel.data.dataset import normalise
 from edge_sel.edge.features.precision import CHUNK, INT8, EnterPhase, FrozenBackbone
 from edge_sel.edge.features.shared import KnownFeatures, SharedFeatures
 from edge_sel.edge.features.store import FeatureStore, discard, open_store
-from edge_sel.engines.base import Prefix
-from edge_sel.pack.manifest import PrefixInfo
+from edge_sel.engines.base import Backbone
+from edge_sel.pack.manifest import BackboneInfo
 
 FILE = "features.cache"
 NOT_KEPT = np.zeros(0, bool)
@@ -37,7 +37,7 @@ class FeatureCache:
     Args:
         backbone: of the plan; its ``info`` is None where it has none.
         precision: that it computes in.
-        phase: tells the energy recorder: ``load`` for reading, ``prefix`` for computing.
+        phase: tells the energy recorder: ``load`` for reading, ``backbone`` for computing.
         store: where to keep features; None computes them anew each time.
         featured: which were kept by an earlier part of the run, [copies · N] bool, or empty.
         shared: features that earlier runs have left; None for none.
@@ -59,11 +59,11 @@ class FeatureCache:
         store: FeatureStore | None = None,
         featured: np.ndarray = NOT_KEPT,
         shared: SharedFeatures | None = None,
-        loaded: Prefix | None = None,
+        loaded: Backbone | None = None,
     ) -> None:
         self._backbone, self._info, self._load = backbone, backbone.info, partial(backbone.load, precision)
-        self._prefix = loaded or self._load()
-        self.takes_images, self._store, self._phase = self._prefix is None, store, phase
+        self._loaded = loaded or self._load()
+        self.takes_images, self._store, self._phase = self._loaded is None, store, phase
         self._known = known_features(backbone, precision, shared)
         self.kept = store.there() if store else NOT_KEPT
         self.featured = featured if len(featured) == len(self.kept) else np.zeros(len(self.kept), bool)
@@ -102,12 +102,12 @@ class FeatureCache:
         if self._store is not None:
             self.kept[keys] = True
             if self.kept.all():  # the backbone has done its work: its memory is better spent elsewhere
-                self._prefix = None
+                self._loaded = None
         return rows.astype(np.float32)[back]
 
     def close(self, *, keep: bool) -> None:
         """Forget all; with ``keep`` leave a file for the process that resumes the run."""
-        store, self._store, self._prefix = self._store, None, None
+        store, self._store, self._loaded = self._store, None, None
         if store is not None:
             store.close(keep=keep)
 
@@ -135,9 +135,9 @@ class FeatureCache:
         fill = _filled(len(pixels)) - len(pixels)
         pixels = np.concatenate([pixels, *[pixels[-1:]] * fill])
         with self._phase("backbone"):
-            self._prefix = prefix = self._prefix or self._load()
-            assert prefix is not None
-            features = np.concatenate([prefix(chunk) for chunk in np.split(pixels, len(pixels) // CHUNK)])
+            self._loaded = loaded = self._loaded or self._load()
+            assert loaded is not None
+            features = np.concatenate([loaded(chunk) for chunk in np.split(pixels, len(pixels) // CHUNK)])
             rounded: np.ndarray = np.clip(features[: len(indices)], -LARGEST, LARGEST).astype(np.float16)
             return rounded
 
@@ -166,8 +166,8 @@ def open_features(
     with ``outlive`` rather in a file. ``shared`` are those of earlier runs.
     """
     info, path = backbone.info, None if folder is None else folder / FILE
-    prefix, store = backbone.load(precision), None
-    if info is None or prefix is None:
+    loaded, store = backbone.load(precision), None
+    if info is None or loaded is None:
         discard(path)
     else:
         store = open_store(
@@ -175,7 +175,7 @@ def open_features(
             partial(_key, backbone, info, precision), memory_mb=settings.feature_cache_mb,
             disk_mb=settings.feature_cache_disk_mb, outlive=outlive,
         )  # fmt: skip
-    return FeatureCache(backbone, precision, phase, store, featured, shared, prefix)
+    return FeatureCache(backbone, precision, phase, store, featured, shared, loaded)
 
 
 def known_features(
@@ -197,7 +197,7 @@ def known_features(
     return KnownFeatures(shared, digest, backbone.images.content_digests(), kind)
 
 
-def _key(backbone: FrozenBackbone, info: PrefixInfo, precision: str) -> bytes:
+def _key(backbone: FrozenBackbone, info: BackboneInfo, precision: str) -> bytes:
     """A hash of all that the features depend on."""
     pack = backbone.pack
     parts = [

@@ -13,9 +13,9 @@ import numpy as np
 from edge_sel.arrays import Range
 from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.edge.memory import trim
-from edge_sel.engines.base import Engine, Prefix
+from edge_sel.engines.base import Backbone, Engine
 from edge_sel.errors import EdgeSelError
-from edge_sel.pack.manifest import PrefixInfo
+from edge_sel.pack.manifest import BackboneInfo
 from edge_sel.pack.reader import Pack
 from edge_sel.quantize import MOST_ERROR, relative_error
 
@@ -46,7 +46,7 @@ class Precision(NamedTuple):
 
     name: str
     event: dict[str, Any] | None = None
-    """Figures of the event ``prefix``; None where there was nothing to choose."""
+    """Figures of the event ``backbone_precision``; None where there was nothing to choose."""
     computed: int = 0
     """Images that the trial computed, counted once for each precision."""
 
@@ -63,14 +63,14 @@ class FrozenBackbone(NamedTuple):
     images: ImageSet
 
     @property
-    def info(self) -> PrefixInfo | None:
+    def info(self) -> BackboneInfo | None:
         """What the pack says of it; None where the plan has none."""
-        return self.pack.prefix(self.plan)
+        return self.pack.backbone(self.plan)
 
-    def load(self, precision: str = FP32) -> Prefix | None:
+    def load(self, precision: str = FP32) -> Backbone | None:
         """As the engine computes it; None where the engine's trainer takes images."""
         integers = {"int8": self.image_range()} if precision == INT8 else {}
-        return self.engine.prefix(self.pack, self.plan, self.weights, **integers)
+        return self.engine.backbone(self.pack, self.plan, self.weights, **integers)
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Normalised images, float32 [n, 3, H, W]."""
@@ -86,7 +86,7 @@ class FrozenBackbone(NamedTuple):
         pixels = self.sample(RANGED)
         return float(pixels.min()), float(pixels.max())
 
-    def digest(self, info: PrefixInfo) -> bytes:
+    def digest(self, info: BackboneInfo) -> bytes:
         """A hash of the weights that the features depend on."""
         digest = hashlib.sha256()
         for name in info.constants:
@@ -130,7 +130,7 @@ def _untried(plan: str, why: str) -> dict[str, Any]:
 
 
 def _try_both(backbone: FrozenBackbone, cpu_time: CpuTime) -> dict[str, Any] | None:
-    """Try both on ``TIMED + 1`` chunks of normalised images: the ``prefix`` event, with the ``precision`` chosen.
+    """Try both on ``TIMED + 1`` chunks of normalised images: figures of the event, with the ``precision`` chosen.
 
     A device that cannot load the quantized variant computes in float32; ``why`` says so. None in an engine that cuts
     nothing.
@@ -148,16 +148,16 @@ def _try_both(backbone: FrozenBackbone, cpu_time: CpuTime) -> dict[str, Any] | N
 
 
 def compare_precisions(
-    plain: Prefix, quantized: Prefix, chunks: Sequence[np.ndarray], cpu_time: CpuTime
+    plain: Backbone, quantized: Backbone, chunks: Sequence[np.ndarray], cpu_time: CpuTime
 ) -> dict[str, Any]:
     """Time both in turns, in processor time; the first chunk, which allocates their memory, does not count."""
     taken: dict[str, list[float]] = {FP32: [], INT8: []}
     expected: list[np.ndarray] = []
     found: list[np.ndarray] = []
     for chunk in chunks:
-        for name, prefix, features in ((FP32, plain, expected), (INT8, quantized, found)):
+        for name, backbone, features in ((FP32, plain, expected), (INT8, quantized, found)):
             began_s = cpu_time()
-            features.append(prefix(chunk))
+            features.append(backbone(chunk))
             taken[name].append((cpu_time() - began_s) / len(chunk))
     error = relative_error(np.concatenate(found), np.concatenate(expected))
     fp32_s, int8_s = (statistics.median(taken[name][1:]) for name in (FP32, INT8))

@@ -141,7 +141,7 @@ class ClosedFormStage(TrainingStage):
     def _features_of(self, images: np.ndarray) -> Generator[StageEvent, None, np.ndarray]:
         """Returns float16 [n, F]."""
         state, size = self.state, self.settings.batch_size
-        state.cursor, counted, rows = 0, state.totals.prefixed, []
+        state.cursor, counted, rows = 0, state.totals.backbone_images, []
         for indices in np.split(images, range(size, len(images), size)):
             rows.append(self._as_they_are(indices).images.astype(np.float16))  # as they were rounded
             state.cursor += len(indices)
@@ -161,10 +161,10 @@ class ClosedFormStage(TrainingStage):
         state, head = self.state, self.pack.linear_head
         tried, fair_images = np.sort(np.concatenate(self._tried)), self._left_out_rows()
         first = np.union1d(tried, fair_images)
-        counted = state.totals.prefixed
+        counted = state.totals.backbone_images
         rows = yield from self._features_of(first)
         if state.step:  # resumed while statistics were estimated: that pass was counted before
-            state.totals.prefixed = counted
+            state.totals.backbone_images = counted
         yield from self._estimate(self._tried)
         state.left_out_begun = _logits(rows[np.searchsorted(first, fair_images)], *head.joined(self._start))
         surely = SURELY * (1 + FEW / len(tried)) if len(first) == len(self.images) else 0.0
@@ -225,7 +225,7 @@ class ClosedFormStage(TrainingStage):
         backbone = FrozenBackbone(self.engine, self.pack, RIDGE, weights, images or self.images)
         features = FeatureCache(backbone, self._precision.name, self.phase, shared=self.inputs.given.shared)
         found = features.get(rows).astype(np.float16)
-        self.state.totals.prefixed += features.computed
+        self.state.totals.backbone_images += features.computed
         features.close(keep=False)
         return found
 

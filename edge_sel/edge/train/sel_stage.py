@@ -197,7 +197,7 @@ class SelStage(TrainingStage):
         """
         images, limit = len(self.images), self.limit
         found: list[tuple[np.ndarray, Scores]] = []
-        counted, self._scored = self.state.totals.prefixed, 0
+        counted, self._scored = self.state.totals.backbone_images, 0
         while self._scored < images:
             indices = np.arange(self._scored, min(self._scored + self._size, images))
             try:

@@ -47,7 +47,7 @@ class StageInputs:
 
 
 class PrecisionChosen(NamedTuple):
-    """The frozen backbone's precision was tried; ``figures`` of the event ``prefix``."""
+    """The frozen backbone's precision was tried; ``figures`` of the event ``backbone_precision``."""
 
     figures: dict[str, Any]
 
@@ -181,7 +181,7 @@ class TrainingStage(ABC):
         cpu_time = self.inputs.given.host.cpu_time
         chosen = choose_precision(backbone, settings.backbone_precision, expected, cpu_time, self.phase)
         state.precision = chosen.name
-        state.totals.prefixed += chosen.computed
+        state.totals.backbone_images += chosen.computed
         return chosen
 
     # For the kinds of stage
@@ -204,10 +204,10 @@ class TrainingStage(ABC):
         What the pass has computed counts at its end, so that a resumed run does not count it twice; but features that
         are kept are not computed twice either. ``counted``: images through the backbone before the pass.
         """
-        totals, now = self.state.totals, self.state.totals.prefixed
-        totals.prefixed = now if len(self._features.kept) else counted
+        totals, now = self.state.totals, self.state.totals.backbone_images
+        totals.backbone_images = now if len(self._features.kept) else counted
         yield StepDone()
-        totals.prefixed = now
+        totals.backbone_images = now
 
     def _end_epoch(self, curriculum_stage: int, name: str) -> EpochDone:
         state, totals = self.state, self.state.totals
@@ -230,7 +230,7 @@ class TrainingStage(ABC):
             mirrored = self._rng(1 + self.state.step).random(len(indices)) < 0.5
         before = self._features.computed
         fed = self._features.get(indices, mirrored)
-        self.state.totals.prefixed += self._features.computed - before
+        self.state.totals.backbone_images += self._features.computed - before
         return Batch(fed, self.images.labels[indices], np.ones(len(indices), np.float32))
 
     def _as_they_are(self, indices: np.ndarray) -> Batch:

@@ -27,7 +27,7 @@ def stage_work(pack: Pack, planned: PlannedStage, images: int, rate: float, *, s
 
     Re-estimating statistics costs a forward pass of some images. That features are kept is taken for granted here.
     """
-    plan, prefix = pack.plan(planned.plan), pack.prefix(planned.plan)
+    plan, backbone = pack.plan(planned.plan), pack.backbone(planned.plan)
     if plan.kind.trained_by == STATISTICS:
         return float(min(images, STATISTICS_IMAGES) * plan.flops_train)
     if not plan.kind.stepped:  # a head in closed form: every image once, whatever the gate and the curriculum
@@ -35,7 +35,7 @@ def stage_work(pack: Pack, planned: PlannedStage, images: int, rate: float, *, s
     work = images * (scores * plan.flops_forward + planned.epochs * rate * plan.flops_train)
     if plan.kind.statistics:
         work += _trial_work(pack, images)
-    return work + (features_asked(pack, planned, images, rate, scores=scores) * prefix.flops if prefix else 0)
+    return work + (features_asked(pack, planned, images, rate, scores=scores) * backbone.flops if backbone else 0)
 
 
 def probed_images(images: int) -> int:
@@ -45,8 +45,8 @@ def probed_images(images: int) -> int:
 
 def _trial_work(pack: Pack, images: int) -> float:
     """New statistics of some images, and their features by these."""
-    prefix = pack.prefix(CLOSED)
-    return probed_images(images) * float(pack.plan(BN).flops_train + (prefix.flops if prefix else 0))
+    backbone = pack.backbone(CLOSED)
+    return probed_images(images) * float(pack.plan(BN).flops_train + (backbone.flops if backbone else 0))
 
 
 def features_asked(pack: Pack, planned: PlannedStage, images: int, rate: float, *, scores: bool) -> float:
@@ -60,7 +60,7 @@ def stage_work_left(pack: Pack, state: StageState, images: int, rate: float, to_
     ``to_score`` images still get their first look; ``kept`` says which features need not be computed any more, and
     is empty where they are not kept.
     """
-    plan, prefix = pack.plan(state.plan), pack.prefix(state.plan)
+    plan, backbone = pack.plan(state.plan), pack.backbone(state.plan)
     if plan.kind.trained_by == STATISTICS:
         pictures = min(images, STATISTICS_IMAGES)
         seen = state.totals.candidates if not state.epoch else pictures
@@ -69,8 +69,8 @@ def stage_work_left(pack: Pack, state: StageState, images: int, rate: float, to_
     work = candidates * rate * plan.flops_train + to_score * plan.flops_forward
     if plan.kind.statistics and not state.epoch and not state.statistics:
         work += max(_trial_work(pack, images) - state.totals.probe_flops, 0.0)
-    if prefix:
-        work += _features_left(pack, ~kept, images, rate, candidates, to_score) * prefix.flops
+    if backbone:
+        work += _features_left(pack, ~kept, images, rate, candidates, to_score) * backbone.flops
     return work
 
 
@@ -103,13 +103,13 @@ def work_done(
     """
     parameters = _parameters(pack, weights)
     updated = totals.kept / (parameters * totals.steps) if totals.steps else 0.0
-    prefix = pack.prefix(plan.name)
-    backbone = totals.prefixed * prefix.flops if prefix else 0
+    backbone = pack.backbone(plan.name)
+    in_backbone = totals.backbone_images * backbone.flops if backbone else 0
     computed = totals.trained * plan.flops_train
-    executed = computed + totals.probe_flops + totals.scored * plan.flops_forward + backbone
+    executed = computed + totals.probe_flops + totals.scored * plan.flops_forward + in_backbone
     trained = totals.probe_flops + (computed if plan.kind.trained_by != CLOSED_FORM else 0)
-    if whole and prefix:
-        trained += (totals.prefixed - totals.scored) * prefix.flops
+    if whole and backbone:
+        trained += (totals.backbone_images - totals.scored) * backbone.flops
     return {
         "candidates": totals.candidates,
         "trained": totals.trained,

@@ -45,7 +45,7 @@ def opened():
 def expected(indices, mirrored, plan="last", weights=None):
     """Features without any cache, each image by itself."""
     model = pack().manifest.model
-    backbone = OrtEngine(1).prefix(pack(), plan, weights or pack().weights())
+    backbone = OrtEngine(1).backbone(pack(), plan, weights or pack().weights())
     rows = []
     for index, flip in zip(indices, mirrored, strict=True):
         image = digits(COUNT).read([index])
@@ -120,7 +120,7 @@ def test_images_without_a_frozen_backbone(opened, tmp_path):
 
 def test_an_engine_that_takes_images_computes_the_frozen_backbone_each_time(opened, tmp_path):
     class Uncut(OrtEngine):
-        def prefix(self, pack, plan, weights, *, int8=None):
+        def backbone(self, pack, plan, weights, *, int8=None):
             return None
 
     cache = opened(tmp_path, "memory", engine=Uncut(1))
@@ -132,15 +132,15 @@ def test_once_all_are_there_the_frozen_backbone_is_let_go_of(opened, tmp_path):
     made = []
 
     class Counting(OrtEngine):
-        def prefix(self, *given):
-            made.append(super().prefix(*given))
+        def backbone(self, *given):
+            made.append(super().backbone(*given))
             return made[-1]
 
     cache = opened(tmp_path, "file", base=pack(), engine=Counting(1))
     cache.get(np.arange(COUNT - 1))
-    assert cache._prefix is made[0]
+    assert cache._loaded is made[0]
     cache.get(np.arange(COUNT))
-    assert cache._prefix is None and len(made) == 1
+    assert cache._loaded is None and len(made) == 1
     damage(tmp_path / FILE, KEY_BYTES + 100)  # and made again when a record turns out to be damaged
     assert cache.get(np.arange(COUNT)).tobytes() == opened(tmp_path / "2", "memory").get(np.arange(COUNT)).tobytes()
     assert len(made) == 2
@@ -148,8 +148,8 @@ def test_once_all_are_there_the_frozen_backbone_is_let_go_of(opened, tmp_path):
 
 def test_features_beyond_float16_are_the_largest_there_is(opened, tmp_path):
     class Large(OrtEngine):
-        def prefix(self, *given):
-            backbone = super().prefix(*given)
+        def backbone(self, *given):
+            backbone = super().backbone(*given)
             return lambda images: backbone(images) * np.float32(1e8)
 
     found = opened(tmp_path, "memory", engine=Large(1)).get(np.arange(3))
@@ -166,7 +166,7 @@ CHANGES = {
 
 def changed_weights():
     weights = pack().weights()
-    name = next(name for name in pack().prefix("last").constants if name in weights)
+    name = next(name for name in pack().backbone("last").constants if name in weights)
     return weights | {name: weights[name] + 1}
 
 
@@ -189,14 +189,14 @@ def test_a_file_of_something_else_is_not_used(change, opened, tmp_path):
 
 
 def test_features_are_kept_in_memory_else_in_a_file_that_leaves_half_of_the_disk(tmp_path, monkeypatch):
-    size = 2 * COUNT * feature_store.row_bytes(pack().prefix("last").shape)
+    size = 2 * COUNT * feature_store.row_bytes(pack().backbone("last").shape)
     free = [10**9]
     monkeypatch.setattr(
         feature_store.shutil, "disk_usage", lambda path: feature_store.shutil._ntuple_diskusage(10**9, 0, free[0])
     )
 
     def store(memory, disk):
-        shape = pack().prefix("last").shape
+        shape = pack().backbone("last").shape
         found = feature_store.open_store(
             tmp_path / FILE, 2 * COUNT, shape, lambda: b"k" * KEY_BYTES, memory_mb=memory, disk_mb=disk
         )

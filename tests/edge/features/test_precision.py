@@ -144,16 +144,16 @@ def test_int8_that_the_pack_does_not_have_is_told():
 
 def without_int8() -> Pack:
     base = pack()
-    prefixes = {name: replace(info, int8=None) for name, info in base.manifest.prefixes.items()}
-    return base.with_manifest(replace(base.manifest, prefixes=prefixes))
+    backbones = {name: replace(info, int8=None) for name, info in base.manifest.backbones.items()}
+    return base.with_manifest(replace(base.manifest, backbones=backbones))
 
 
 def test_a_device_that_cannot_load_the_quantized_variant_computes_in_float32(tmp_path):
     class Old(OrtEngine):
-        def prefix(self, *given, int8=None):
+        def backbone(self, *given, int8=None):
             if int8:
                 raise SetupError("onnxruntime cannot load a graph of the pack")
-            return super().prefix(*given)
+            return super().backbone(*given)
 
     found = chosen(engine=Old(1))
     assert found.name == found.event["precision"] == "fp32" and "cannot be loaded" in found.event["why"]
@@ -213,7 +213,7 @@ def test_a_session_chooses_once_a_training_stage(tmp_path):
     assert losses[0] == losses[1] != losses[2]
     first = [run["epochs"][1]["executed_flops_t"] for run in (auto, int8, fp32)]
     assert first[1] == first[2]
-    assert first[0] - first[1] == pytest.approx(TRIAL * pack().prefix("last").flops / 1e12)
+    assert first[0] - first[1] == pytest.approx(TRIAL * pack().backbone("last").flops / 1e12)
 
 
 @pytest.mark.sampled(3)

@@ -99,7 +99,7 @@ def test_only_the_head_changes_and_only_in_one_pass(tmp_path):
     assert not engine.sizes("step", RIDGE) and not engine.sizes("step", "bn")
     assert epoch["sparsity"] == pytest.approx(1 - parameters_of_head() / pack().manifest.model.parameters)
     plan = pack().plan(RIDGE)
-    executed = train * (plan.flops_train + pack().prefix(RIDGE).flops)
+    executed = train * (plan.flops_train + pack().backbone(RIDGE).flops)
     assert epoch["executed_flops_t"] * 1e12 == pytest.approx(executed, rel=0.01) and epoch["train_flops_t"] == 0
 
 
@@ -228,16 +228,16 @@ def test_the_work_left_of_the_pass_is_exact(place, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(Governor, "at_boundary", lambda self, left: told.append(left))
     governed(tmp_path, World(), Deadline(1e9), **{**GIVEN, **place, "batch_size": 16, "plan": RIDGE})
-    image = pack().plan(RIDGE).flops_train + pack().prefix(RIDGE).flops
+    image = pack().plan(RIDGE).flops_train + pack().backbone(RIDGE).flops
     assert told[1:] == pytest.approx([*((100 - 16 * n) * image for n in range(1, 7)), 0.0])
 
 
 def test_the_work_of_a_trial_is_foreseen():
-    bn, prefix = pack().plan("bn"), pack().prefix(CLOSED)
+    bn, backbone = pack().plan("bn"), pack().backbone(CLOSED)
     for count, tried in ((20, 20), (100, 32), (1000, 125), (10_000, 256)):
         closed, ridge = (stage_work(pack(), PlannedStage(plan, 1), count, 0.5, scores=True) for plan in (CLOSED, RIDGE))
         assert (
-            closed - ridge == pytest.approx(tried * (bn.flops_train + prefix.flops)) and probed_images(count) == tried
+            closed - ridge == pytest.approx(tried * (bn.flops_train + backbone.flops)) and probed_images(count) == tried
         )
 
 
@@ -251,7 +251,7 @@ def changed(**changes):
 
 @pytest.mark.parametrize(
     ("base", "others"),
-    [(changed(bn={"buffers": ()}), {RIDGE}), (changed(head={"prefix": ""}), set())],
+    [(changed(bn={"buffers": ()}), {RIDGE}), (changed(head={"backbone": ""}), set())],
     ids=["no statistics", "no vector of features"],
 )
 def test_a_pack_that_lacks_a_part_has_no_such_plan(base, others):
@@ -263,11 +263,11 @@ def test_a_pack_that_lacks_a_part_has_no_such_plan(base, others):
 def test_what_the_plan_is_made_of():
     plan = pack().plan(CLOSED)
     assert {*plan.trainable} == HEAD and {*plan.buffers} == BUFFERS and not plan.kind.stepped and not plan.train
-    assert plan.flops_train == pack().plan(RIDGE).flops_train and pack().prefix(CLOSED) == pack().prefix("head")
+    assert plan.flops_train == pack().plan(RIDGE).flops_train and pack().backbone(CLOSED) == pack().backbone("head")
 
 
 def test_a_pack_whose_head_has_no_vector_of_features_has_no_such_plan():
-    plans = {name: replace(info, prefix="") for name, info in pack().manifest.plans.items()}
+    plans = {name: replace(info, backbone="") for name, info in pack().manifest.plans.items()}
     without = pack().with_manifest(replace(pack().manifest, plans=plans))
     assert RIDGE in pack().plan_names and RIDGE not in without.plan_names
     with pytest.raises(UsageError, match="no plan ridge"):

@@ -93,7 +93,7 @@ def test_executed_and_nominal_flops_of_an_epoch_are_those_of_what_the_engine_was
     dense = pack().plan(plan.split("-c")[0])
     probes = sum(engine.sizes("guilt", dense.name)) * dense.flops_train / len(result["epochs"])
     assert bool(probes) == bool(info.channels)
-    backbone = pack().prefix(plan)
+    backbone = pack().backbone(plan)
     assert bool(backbone) == bool(backbone_images[-1])
     computed = [after - before for before, after in pairwise(backbone_images)]
     for epoch, scored, images in zip(result["epochs"], forwards[:-1], computed, strict=True):
@@ -123,7 +123,7 @@ def test_an_engine_that_cuts_nothing_computes_the_backbone_in_its_steps(curricul
     (epoch,) = session(tmp_path, engine=engine, plan="head", epochs=1, gate="off", curriculum=curriculum).run()[
         "epochs"
     ]
-    step = pack().plan("head").flops_train + pack().prefix("head").flops
+    step = pack().plan("head").flops_train + pack().backbone("head").flops
     assert epoch["train_flops_t"] * 1e12 == pytest.approx(epoch["trained"] * step)
     assert (epoch["executed_flops_t"] > epoch["train_flops_t"]) == (curriculum != "off")
 

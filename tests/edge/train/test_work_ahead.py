@@ -41,7 +41,7 @@ def test_the_work_of_a_frozen_backbone(flips, scores, rate, epochs):
         asked[mirrored, np.arange(20000)] |= rng.random(20000) < rate
     head = pack().plan("head")
     tail = 20000 * (scores * head.flops_forward + epochs * rate * head.flops_train)
-    expected = tail + asked.sum() * pack().prefix("head").flops
+    expected = tail + asked.sum() * pack().backbone("head").flops
     assert stage_work(base, PlannedStage("head", epochs), 20000, rate, scores=scores) == pytest.approx(
         expected, rel=0.02
     )
@@ -68,7 +68,7 @@ def test_the_work_left_goes_down_to_nothing_by_what_was_done(plans, work_left, t
     rises = [place for place, (before, after) in enumerate(pairwise(left)) if after > before]
     chose_new = any(epoch.get("statistics") == "new" for epoch in result["epochs"])
     assert len(rises) == chose_new == ("closed_form" in plans) and left[-1] == 0
-    meanwhile = 16 * pack().plan("bn").flops_train + 32 * pack().prefix("closed_form").flops  # of 32 that decide
+    meanwhile = 16 * pack().plan("bn").flops_train + 32 * pack().backbone("closed_form").flops  # of 32 that decide
     more = left[rises[0] + 1] - left[rises[0]] + meanwhile if rises else 0.0
     stages = [PlannedStage(name, 1 if name in ("bn", "closed_form") else 3) for name in plans.split(",")]
     first_step = left[0] - left[1]
@@ -92,7 +92,7 @@ def test_the_gate_makes_the_work_less(work_left, tmp_path):
 def test_scoring_counts_image_by_image(work_left, tmp_path):
     governed(tmp_path, World(), Deadline(1e9), plan="head", gate="off", curriculum="cumulative", epochs=1)
     done = [before - after for before, after in pairwise(work_left[1:7])]
-    assert done == pytest.approx([16 * (pack().plan("head").flops_forward + pack().prefix("head").flops)] * 5)
+    assert done == pytest.approx([16 * (pack().plan("head").flops_forward + pack().backbone("head").flops)] * 5)
 
 
 @pytest.mark.sampled(3)

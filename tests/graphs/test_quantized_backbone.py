@@ -1,4 +1,4 @@
-"""The quantized variant of a prefix computes what the prefix does."""
+"""The quantized variant of a backbone computes what the backbone does."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from onnx import helper
 
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
+from edge_sel.graphs.backbone import Cut, compile_backbone, find_cut, quantized_steps
 from edge_sel.graphs.plans import make_plan
-from edge_sel.graphs.prefix import Cut, compile_prefix, find_cut, quantized_steps
 from edge_sel.graphs.read import read_forward
-from edge_sel.quantize import MOST_ERROR, quantize_prefix, relative_error
+from edge_sel.quantize import MOST_ERROR, quantize_backbone, relative_error
 from edge_sel.server.compile_plans import make_quantized_variant
 from tests.graphs.conftest import SIZE
 from tests.tiny import LAYERS, tiny_model
@@ -32,9 +32,9 @@ def limits(pixels):
 
 
 def quantized_of(forward, cut, pixels, weights=None):
-    prefix = compile_prefix(forward, cut)
-    return prefix, make_quantized_variant(
-        forward, cut, prefix, "quantized.onnx", weights or forward.initializers, pixels
+    backbone = compile_backbone(forward, cut)
+    return backbone, make_quantized_variant(
+        forward, cut, backbone, "quantized.onnx", weights or forward.initializers, pixels
     )
 
 
@@ -55,10 +55,10 @@ def with_values(model, weights):
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "plan"), [(n, p) for n in NETS for p in PLANS if (n, p) != ("simple-cnn", "last2")])
-def test_the_quantized_variant_gives_the_features_of_the_prefix(forward_of, name, plan):
+def test_the_quantized_variant_gives_the_features_of_the_backbone(forward_of, name, plan):
     _, forward = forward_of(name)
     cut = find_cut(forward, make_plan(forward, plan))
-    prefix, quantized = quantized_of(forward, cut, noise())
+    backbone, quantized = quantized_of(forward, cut, noise())
     assert (
         sum(node.op_type == "QLinearConv" for node in quantized.graph.graph.node)
         == len(quantized.info.convolutions)
@@ -66,11 +66,11 @@ def test_the_quantized_variant_gives_the_features_of_the_prefix(forward_of, name
     )
     assert not any(node.op_type in ("Conv", "BatchNormalization") for node in quantized.graph.graph.node)
     others = noise(seed=1)
-    expected = features_of(prefix, others)
+    expected = features_of(backbone, others)
     found = features_of(
         quantized.graph,
         others,
-        quantize_prefix(replace(quantized.info, constants=()), forward.initializers, limits(others)),
+        quantize_backbone(replace(quantized.info, constants=()), forward.initializers, limits(others)),
     )
     assert found.shape == expected.shape and 0 < relative_error(found, expected) < MOST_ERROR
     kept = sum(forward.initializers[name].nbytes for name in quantized.info.constants)
@@ -81,7 +81,7 @@ def test_the_quantized_variant_takes_in_other_statistics(forward_of):
     """Kernels and statistics ten times as large give the same map; statistics alone another, and the variant the same."""
     _, forward = forward_of("resnet-c-small")
     cut = find_cut(forward, make_plan(forward, "last"))
-    prefix, quantized = quantized_of(forward, cut, noise())
+    backbone, quantized = quantized_of(forward, cut, noise())
     weights, rng = dict(forward.initializers), np.random.default_rng(0)
     for at in quantized.info.convolutions:
         *_, mean, variance = at.norm
@@ -89,10 +89,10 @@ def test_the_quantized_variant_takes_in_other_statistics(forward_of):
         weights[at.weight] = weights[at.weight] * factor.reshape(-1, 1, 1, 1)
         weights[mean] = weights[mean] * factor + 0.05 * factor
         weights[variance] = weights[variance] * factor**2
-    expected = features_of(with_values(prefix, weights), noise())
-    found = features_of(quantized.graph, noise(), quantize_prefix(quantized.info, weights, limits(noise())))
+    expected = features_of(with_values(backbone, weights), noise())
+    found = features_of(quantized.graph, noise(), quantize_backbone(quantized.info, weights, limits(noise())))
     stale = features_of(
-        quantized.graph, noise(), quantize_prefix(quantized.info, forward.initializers, limits(noise()))
+        quantized.graph, noise(), quantize_backbone(quantized.info, forward.initializers, limits(noise()))
     )
     assert relative_error(found, expected) < MOST_ERROR < relative_error(stale, expected)
 
@@ -147,9 +147,13 @@ CHAINS = {
 def test_every_supported_operator_computes_the_same(chain, end):
     forward = hand_made(*CHAINS[chain])
     pixels = np.random.default_rng(0).standard_normal((16, *forward.shape("x")[1:])).astype(np.float32)
-    prefix, quantized = quantized_of(forward, until(forward, end), pixels)
-    found = features_of(quantized.graph, pixels, quantize_prefix(quantized.info, forward.initializers, limits(pixels)))
-    assert relative_error(found, features_of(prefix, pixels)) == pytest.approx(quantized.info.relative_error, abs=1e-6)
+    backbone, quantized = quantized_of(forward, until(forward, end), pixels)
+    found = features_of(
+        quantized.graph, pixels, quantize_backbone(quantized.info, forward.initializers, limits(pixels))
+    )
+    assert relative_error(found, features_of(backbone, pixels)) == pytest.approx(
+        quantized.info.relative_error, abs=1e-6
+    )
     assert len(quantized.info.convolutions) == (1 if end == "deep" else 2)
 
 
@@ -189,7 +193,7 @@ def test_only_the_first_convolution_of_a_transformer_is_in_integers(net_of):
     assert sum(step.integers for step in steps) == 1
 
 
-def test_a_prefix_without_a_convolution_has_none():
+def test_a_backbone_without_a_convolution_has_none():
     forward = read_forward(tiny_model())
     with pytest.raises(GraphError, match="no convolution"):
         quantized_steps(forward, Cut("x", (3, 6, 8), ()))

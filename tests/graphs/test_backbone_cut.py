@@ -10,10 +10,10 @@ import pytest
 import torch
 from onnx import helper
 
+from edge_sel.graphs.backbone import MIN_SHARE, NEARLY_ALL, compile_backbone, find_cut, tail
 from edge_sel.graphs.cost import executed_flops, node_flops
 from edge_sel.graphs.ir import BATCH
 from edge_sel.graphs.plans import make_plan
-from edge_sel.graphs.prefix import MIN_SHARE, NEARLY_ALL, compile_prefix, find_cut, tail
 from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_score, compile_train
 from edge_sel.models.registry import MODELS
@@ -62,13 +62,13 @@ def test_a_resnet_is_cut_before_the_first_trained_block_after_the_join(forward_o
     x = batch(SIZE)["x"]
     expected = seen_by(model, first, x)
     assert cut.shape == expected.shape[1:]
-    (features,) = run(compile_prefix(forward, cut), {"x": x}).values()
+    (features,) = run(compile_backbone(forward, cut), {"x": x}).values()
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", RESNETS)
 @pytest.mark.parametrize("plan", ("bn", "affine", "first", "full", "full-c25"))
-def test_a_resnet_has_no_prefix_where_its_stem_changes(forward_of, name, plan):
+def test_a_resnet_has_no_backbone_where_its_stem_changes(forward_of, name, plan):
     assert cut_of(forward_of(name)[1], plan) is None
 
 
@@ -87,7 +87,7 @@ def test_nothing_that_changes_is_before_the_cut_and_all_else_is_on_one_side(net_
     assert rest.shape(rest.input)[1:] == cut.shape and cut.tensor not in {n for node in rest.nodes for n in node.inputs}
 
 
-def test_too_small_a_prefix_is_not_cut_off(net_of):
+def test_too_small_a_backbone_is_not_cut_off(net_of):
     assert cut_of(net_of("simple-cnn")[1], "last2") is None
 
 
@@ -102,7 +102,7 @@ def test_smaller_features_are_preferred_to_a_little_less_work(forward_of):
     _, forward = forward_of("mobilenet-c")
     cut = cut_of(forward, "last")
     assert cut.shape[0] == 48, "what the block is given, not the 192 channels that it expands it to"
-    saved, whole = (executed_flops(g, 10) for g in (compile_prefix(forward, cut), compile_score(forward, ())))
+    saved, whole = (executed_flops(g, 10) for g in (compile_backbone(forward, cut), compile_score(forward, ())))
     expansion = 2 * 48 * 192 * np.prod(cut.shape[1:])
     assert NEARLY_ALL < saved / (saved + expansion) < 1 and saved > MIN_SHARE * whole
 
@@ -198,12 +198,12 @@ def test_a_weight_that_both_sides_would_need_moves_the_cut_before_its_first_use(
     assert cut_before_conv(read_forward(tiny_model(layers, extra=extra))).tensor == "wide"
 
 
-def test_a_prefix_without_work_is_not_worth_it():
+def test_a_backbone_without_work_is_not_worth_it():
     scaled = helper.make_node("Mul", ["x", "rate"], ["deep"], "scaled")
     assert cut_before_conv(hand_made(scaled)) is None
 
 
-def test_plans_without_a_gradient_have_no_prefix(net_of):
+def test_plans_without_a_gradient_have_no_backbone(net_of):
     """PartsNet's normalisation comes late, but its statistics are estimated in one pass: nothing would be used twice."""
     _, forward = net_of("PartsNet")
     assert cut_of(forward, "bn") is None and cut_of(forward, "affine") is not None
@@ -219,16 +219,16 @@ def test_the_graphs_of_both_halves_have_the_inputs_outputs_and_work_of_the_whole
     planned = make_plan(forward, plan)
     cut = find_cut(forward, planned)
     weights, rest = set(forward.initializers), tail(forward, cut)
-    prefix, train = compile_prefix(forward, cut), compile_train(rest, planned, "adam")
+    backbone, train = compile_backbone(forward, cut), compile_train(rest, planned, "adam")
     score = compile_score(rest, (*planned.trainable, *planned.buffers))
-    for graph in (prefix, train, score):
+    for graph in (backbone, train, score):
         check_graph(graph, weights)
-    assert [(v.name, dims(v)) for v in prefix.graph.input] == [("x", [BATCH, 3, SIZE, SIZE])]
-    assert [(v.name, dims(v)) for v in prefix.graph.output] == [("features", [BATCH, *cut.shape])]
+    assert [(v.name, dims(v)) for v in backbone.graph.input] == [("x", [BATCH, 3, SIZE, SIZE])]
+    assert [(v.name, dims(v)) for v in backbone.graph.output] == [("features", [BATCH, *cut.shape])]
     for graph in (train, score):
         assert next((v.name, dims(v)) for v in graph.graph.input) == ("x", [BATCH, *cut.shape])
     whole = [compile_train(forward, planned, "adam"), compile_score(forward, (*planned.trainable, *planned.buffers))]
-    flops = executed_flops(prefix, 10)
+    flops = executed_flops(backbone, 10)
     for half, all_of_it in zip((train, score), whole, strict=True):
         assert executed_flops(half, 10) + flops == executed_flops(all_of_it, 10)
         assert [o.name for o in half.graph.output] == [o.name for o in all_of_it.graph.output]
@@ -244,12 +244,12 @@ def test_steps_on_features_are_the_steps_on_images(net_of, name, plan, optimizer
     model, forward = net_of(name)
     planned = make_plan(forward, plan)
     cut = find_cut(forward, planned)
-    prefix = runner(compile_prefix(forward, cut))
+    backbone = runner(compile_backbone(forward, cut))
     halves = [runner(compile_train(half, planned, optimizer)) for half in (forward, tail(forward, cut))]
     states = [{}, {}]
     for number in range(4):
         data = batch(SIZE, count=(6, 3, 8, 5)[number], seed=number)
-        (features,) = prefix({"x": data["x"]}).values()
+        (features,) = backbone({"x": data["x"]}).values()
         results = []
         for x, state, step in zip((data["x"], features), states, halves, strict=True):
             feeds = step_feeds(model, planned, {**data, "x": x}) | state

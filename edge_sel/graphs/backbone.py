@@ -1,4 +1,4 @@
-"""The frozen prefix of a plan: where its forward pass is cut in two, both halves, and the prefix on 8-bit integers.
+"""The frozen backbone of a plan: where its forward pass is cut in two, both halves, and the backbone on 8-bit integers.
 
 What comes before the cut gives the same features for an image however long the plan trains, so once is enough. In the
 quantized variant activations are unsigned and weights signed, with a scale per output channel. Only what does not
@@ -27,10 +27,10 @@ from edge_sel.pack.manifest import IMAGE_GRID, Int8Conv, Int8Info
 from edge_sel.quantize import grid_of
 
 MIN_SHARE = 0.1
-"""Least share of the forward pass that a prefix must save: a stem is cheaper to compute again than to keep."""
+"""Least share of the forward pass that a backbone must save: a stem is cheaper to compute again than to keep."""
 
 NEARLY_ALL = 0.8
-"""A cut with smaller features is preferred if its prefix still saves this share of what the latest one's would."""
+"""A cut with smaller features is preferred if its backbone still saves this share of what the latest one's would."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ def find_cut(forward: Forward, plan: Plan) -> Cut | None:
     return min(late, key=lambda cut: prod(cut.shape), default=None)
 
 
-def compile_prefix(forward: Forward, cut: Cut) -> onnx.ModelProto:
+def compile_backbone(forward: Forward, cut: Cut) -> onnx.ModelProto:
     """Image in, features out: ``x`` [batch, 3, H, W] to ``features`` [batch, …]; all weights are constants."""
     b = Builder()
     for node in live_nodes(forward.nodes, cut.tensor):
         b.copy(node)
-    return _prefix_model(b, forward, cut, cut.tensor, forward.initializers, "prefix")
+    return _backbone_model(b, forward, cut, cut.tensor, forward.initializers, "backbone")
 
 
-def _prefix_model(
+def _backbone_model(
     b: Builder, forward: Forward, cut: Cut, tensor: str, initializers: Arrays, name: str
 ) -> onnx.ModelProto:
     """The finished model; ``tensor`` holds the features."""
@@ -131,7 +131,7 @@ class Grid(NamedTuple):
 
 CLAMPS = ("Relu", "Clip")
 SUPPORTED = ("Conv", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", *CLAMPS)
-"""What the last convolution of a prefix with a quantized variant may depend on, besides normalisation behind one."""
+"""What the last convolution of a backbone with a quantized variant may depend on, besides normalisation behind one."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Step:
 
 
 def quantized_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
-    """The prefix as the quantized variant computes it; what no convolution follows stays in floating point.
+    """The backbone as the quantized variant computes it; what no convolution follows stays in floating point.
 
     Raises:
         GraphError: an operator has no quantized form; names it.
@@ -187,7 +187,7 @@ def quantized_steps(forward: Forward, cut: Cut) -> tuple[Step, ...]:
 def compile_quantized(
     forward: Forward, cut: Cut, steps: tuple[Step, ...], ranges: Mapping[str, Range]
 ) -> tuple[onnx.ModelProto, Int8Info]:
-    """Image in, features out, as ``compile_prefix``; and what the device is to supply, with no file and no error yet.
+    """Image in, features out, as ``compile_backbone``; and what the device is to supply, with no file and no error yet.
 
     Args:
         forward: the whole graph.
@@ -257,7 +257,7 @@ class _Emitter:
     def model(self, cut: Cut) -> onnx.ModelProto:
         """All that was appended, ``features`` at its end; what the device supplies is declared as external data."""
         given = {**self._forward.initializers, **self._supplied}
-        model = _prefix_model(self._b, self._forward, cut, self._float(cut.tensor), given, "prefix-int8")
+        model = _backbone_model(self._b, self._forward, cut, self._float(cut.tensor), given, "backbone-int8")
         for tensor in model.graph.initializer:
             if tensor.name in self._supplied:
                 tensor.ClearField("raw_data")

@@ -249,7 +249,7 @@ def print_overview(systems: Sequence[Mapping[str, Any]], label: str) -> None:
     _print(label, columns, rows)
     for row in systems:
         for reason in row["throttled"]:
-            print(f"slowed down: {row['system']}, {row['meter']}: {reason}")
+            say(f"slowed down: {row['system']}, {row['meter']}: {reason}")
 
 
 def print_comparison(claims: Sequence[Mapping[str, Any]], label: str) -> None:

@@ -64,7 +64,10 @@ def plain_table(
     for name in columns:
         justify: JustifyMethod = "left" if name in left else "right"
         table.add_column(
-            name, justify=justify, no_wrap=name not in folded, overflow="fold" if name in folded else "ellipsis"
+            escaped(name),
+            justify=justify,
+            no_wrap=name not in folded,
+            overflow="fold" if name in folded else "ellipsis",
         )
     for row in rows:
         table.add_row(*map(escaped, row))
@@ -272,7 +275,8 @@ def print_result(result: dict[str, Any], page: Path | None = None) -> None:
             f"stopped ({result['stopped']}); the same command with --resume --out {_quoted(result['run'])} continues"
         )
     console.print(f"files: {result['run']}")
-    pictures = f" --data {_quoted(result['source'])}" if Path(result["source"] or "").is_dir() else ""
+    source = result.get("source")
+    pictures = f" --data {_quoted(source)}" if source and Path(source).is_dir() else ""
     asked = f"a page about it: edge-sel report {_quoted(result['run'])}{pictures}"
     console.print(f"report: {page}" if page else asked)
 

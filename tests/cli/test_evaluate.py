@@ -5,7 +5,7 @@ import shutil
 
 from tests.cli.shell import BAD_INPUT, PACK, USAGE, refused
 
-SHORT = ["--plan", "bn", "--threads", 1]
+SHORT = ["--plan", "closed_form", "--threads", 1]
 
 
 def test_evaluate_tells_the_accuracy_of_the_pack_and_of_a_runs_weights(edge_sel, here, digits_folder):

@@ -44,7 +44,7 @@ def test_the_model_file_of_a_failed_run_is_the_original(tmp_path):
 
 
 def test_a_run_that_improves_the_model_ships_it(tmp_path):
-    result = session(tmp_path, test=digits(100, "test")).run()
+    result = session(tmp_path, test=digits(100, "test"), forget=0.67).run()
     accuracy = result["accuracy"]
     assert result["shipped"] is True
     assert accuracy["validation_after"] > accuracy["validation_before"]

@@ -191,7 +191,7 @@ def test_odd_class_names_do_not_break_the_table(tmp_path):
     entry = {"epoch": 1, "nominal_flops_t": 0.0, "executed_flops_t": 1.0, "classes": {names[0]: {"E": 0.5}}}
     write_history(tmp_path / "history.csv", [entry], names)
     (row,) = history(tmp_path)
-    assert row['E_a,b"'] == "0.5" and row["acc_line\nbreak"] == "" and "C_ünï" in row
+    assert row['E_a,b"'] == "0.5" and row["acc_line\\nbreak"] == "" and "C_ünï" in row
 
 
 def test_events_come_in_order_with_the_reasons_of_each_stage(finished):

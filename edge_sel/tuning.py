@@ -23,6 +23,7 @@ from edge_sel.files import cache_folder, cannot_write, read_regular, write_durab
 from edge_sel.pack.reader import Pack
 from edge_sel.power.recorder import EnergyRecorder
 from edge_sel.runs.lock import hold_lock
+from edge_sel.schema import parse_json
 from edge_sel.sysfs import board_model, processor_model, sysfs_root
 
 SCHEMA = 1
@@ -275,7 +276,7 @@ def read_tuning(
     With ``meter``, only figures of that one are of use.
     """
     try:
-        body = json.loads(read_regular(path, LARGEST))
+        body = parse_json(read_regular(path, LARGEST))
         if body["schema"] != SCHEMA:
             return None, f"another edge-sel wrote it (schema {body['schema']!r}): {path}"
         found = {key: body["machine"].get(key) for key in here}

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.console import JustifyMethod
+from rich.console import JustifyMethod, OverflowMethod
 from rich.status import Status
 from rich.table import Table
 
@@ -63,12 +63,8 @@ def plain_table(
     table = Table(title=lines or None, title_justify="left", box=None, pad_edge=False)
     for name in columns:
         justify: JustifyMethod = "left" if name in left else "right"
-        table.add_column(
-            escaped(name),
-            justify=justify,
-            no_wrap=name not in folded,
-            overflow="fold" if name in folded else "ellipsis",
-        )
+        overflow: OverflowMethod = "fold" if name in folded else "ellipsis"
+        table.add_column(escaped(name), justify=justify, no_wrap=name not in folded, overflow=overflow)
     for row in rows:
         table.add_row(*map(escaped, row))
     return table

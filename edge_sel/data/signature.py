@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypedDict
 
 import numpy as np
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.errors import BadInputError
-from edge_sel.files import write_durably
+from edge_sel.files import read_regular, write_durably
+from edge_sel.schema import Within, checked, parse_json
 
 FORMAT = "edge-sel-signature-1"
+LARGEST = 1 << 16
+MOST = 1e6
+"""Of a value; those of any images are smaller by far."""
 IMAGES = 512
 """As many are looked at: more change the numbers less than another day would."""
 
@@ -120,6 +124,12 @@ def write_signature(path: Path, signature: Signature) -> None:
     write_durably(path, (json.dumps(content) + "\n").encode())
 
 
+class _SignatureFile(TypedDict):
+    size: tuple[Annotated[int, Within(1, 4096)], Annotated[int, Within(1, 4096)]]
+    images: Annotated[int, Within(1, 1e12)]
+    values: list[Annotated[float, Within(-MOST, MOST)]]
+
+
 def read_signature(path: Path) -> Signature:
     """Read it back.
 
@@ -127,17 +137,16 @@ def read_signature(path: Path) -> Signature:
         BadInputError: not a signature, or one of another version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-        values = np.array(content["values"], np.float64)
-        height, width = content["size"]
-        if values.shape != (LENGTH,) or not np.isfinite(values).all():
+        content = parse_json(read_regular(path, LARGEST))
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            raise ValueError(f"its format is {str(content.get('format'))[:20]!r}, not {FORMAT!r}")
+        found = checked(_SignatureFile, content)
+        if len(found["values"]) != LENGTH:
             raise ValueError(f"it does not hold {LENGTH} numbers")
-        return Signature(values, (int(height), int(width)), int(content["images"]))
+        return Signature(np.array(found["values"], np.float64), found["size"], found["images"])
     except OSError as error:
         raise BadInputError("the signature cannot be read", where=f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except ValueError as error:
         fix = "make one with `edge-sel signature`"
         raise BadInputError(f"not a signature: {error}", where=path, fix=fix) from error
 

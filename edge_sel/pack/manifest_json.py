@@ -32,6 +32,7 @@ from edge_sel.pack.manifest import (
 )
 from edge_sel.pack.plan_kinds import STATISTICS
 from edge_sel.pack.sums import SUMS
+from edge_sel.schema import parse_json
 
 FORMAT = 8
 """A pack of another one is refused."""
@@ -56,7 +57,7 @@ def from_json(text: str, where: object) -> Manifest:
         PackError: not JSON, another format, a missing key, or a digest that does not match.
     """
     try:
-        body = json.loads(text)
+        body = parse_json(text)
         version = body.pop("format")
         if type(version) is not int or version < 1:
             raise ValueError(f"format is {version!r}")

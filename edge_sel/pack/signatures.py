@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edge_sel.errors import BadInputError, PackError, SetupError, UsageError
 from edge_sel.files import read_regular, write_new
+from edge_sel.schema import parse_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -121,7 +122,7 @@ def read_signatures(content: bytes, where: object) -> tuple[KeySignature, ...]:
         PackError: it is something else, or of a newer format.
     """
     try:
-        body = json.loads(content.decode())
+        body = parse_json(content)
         if body["format"] != FORMAT or type(body["format"]) is not int:
             what = f"{SIGNATURES} has format {str(body['format'])[:20]}, this edge-sel reads {FORMAT}"
             raise PackError(what, where=where, fix="pip install -U edge-sel")

@@ -6,7 +6,6 @@ Each is one safetensors file.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.manifest_json import MOST_BYTES, MOST_CLASSES
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, TrustedKeys, find_signers
+from edge_sel.schema import parse_json
 
 FORMAT = "edge-sel-expert-1"
 
@@ -134,7 +134,7 @@ def _class_names(notes: Mapping[str, str], pack: Pack) -> tuple[str, ...]:
     """Those in the header of the file; without any the pack's."""
     known = pack.manifest.model.classes
     try:
-        told = json.loads(notes["classes"]) if "classes" in notes else list(known)
+        told = parse_json(notes["classes"]) if "classes" in notes else list(known)
     except RecursionError as error:
         raise ValueError("its classes are not names") from error
     if not isinstance(told, list) or not all(isinstance(name, str) and name.isprintable() for name in told):

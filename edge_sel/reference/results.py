@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from edge_sel.arrays import Arrays
 from edge_sel.errors import BadInputError
-from edge_sel.files import write_json, write_table
+from edge_sel.files import read_regular, write_json, write_table
 from edge_sel.runs.checkpoint import Identity, load_checkpoint, remove_checkpoints, save_checkpoint
+from edge_sel.schema import parse_json
 
 EpochRow = dict[str, Any]
 """One epoch, by the columns of ``history.csv``."""
@@ -25,6 +26,7 @@ Result = dict[str, Any]
 """A finished run, as ``run.json`` holds it."""
 
 _RUN = "run.json"
+LARGEST_RESULT = 1 << 25
 _TEXTS = ("system", "scale", "label", "data_name", "weights")
 _FIGURES = ("epochs", "test_full", "test_100", "nominal_flops_t", "executed_flops_t", "time_s", "last_sparsity",
             "active_rate")  # fmt: skip
@@ -58,7 +60,7 @@ class RunFolder:
 def read_finished(folder: Path) -> Result | None:
     """The result of one run; None if it is not over, or its file is none of ours, such as a fine-tune's."""
     try:
-        found = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+        found = parse_json(read_regular(folder / _RUN, LARGEST_RESULT))
         return found if _is_result(found) else None
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
@@ -228,7 +230,7 @@ def edge_epochs(run: Path) -> list[dict[str, Any]]:
         BadInputError: not the folder of a finished fine-tune run.
     """
     try:
-        epochs: list[dict[str, Any]] = json.loads((run / "run.json").read_text(encoding="utf-8"))["epochs"]
+        epochs: list[dict[str, Any]] = parse_json(read_regular(run / _RUN, LARGEST_RESULT))["epochs"]
         if not all(_has_cost(epoch) for epoch in epochs):
             raise ValueError("other kinds of values")
         return [{"epoch": e["epoch"], "plan": e["plan"], **_cost(e, images=e["trained"])} for e in epochs]

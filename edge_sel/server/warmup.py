@@ -14,6 +14,7 @@ from torch import nn
 from edge_sel.errors import BadInputError
 from edge_sel.files import write_durably
 from edge_sel.models.registry import build
+from edge_sel.schema import parse_json
 from edge_sel.server.source.base import WarmupInfo
 
 FORMAT = "edge-sel-warmup-1"
@@ -46,7 +47,7 @@ def load(path: Path) -> tuple[nn.Module, WarmupInfo]:
     if metadata.get("format") != FORMAT:
         raise BadInputError("not an edge-sel warmup checkpoint", where=path)
     try:
-        info = _info(json.loads(metadata["info"]))
+        info = _info(parse_json(metadata["info"]))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise BadInputError("the checkpoint's header cannot be read", where=f"{path}: {error!r}") from error
     model = build(info.model, len(info.classes), info.image_size)

@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_sel.arrays import Arrays, read_tensors, tensor_bytes, tensor_notes
 from edge_sel.engines.base import Predict
-from edge_sel.errors import EdgeSelError
+from edge_sel.errors import EdgeSelError, PackError
 from edge_sel.files import read_regular, write_durably
 from edge_sel.pack.manifest import WEIGHTS, ModelInfo
 from edge_sel.pack.reader import Pack
@@ -74,7 +74,8 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
     """Load the written file once and compare it with the engine's own inference.
 
     Raises:
-        EdgeSelError: they differ; this would be a bug.
+        PackError: its outputs are no numbers.
+        EdgeSelError: they differ: a bug, or weights that make much of rounding, as those of no trained model do.
         MemoryError: there is no room for it.
     """
     from edge_sel.engines.native import ort, run, translated_errors
@@ -88,8 +89,12 @@ def verify_model(path: Path, predict: Predict, model: ModelInfo) -> None:
     images = np.random.default_rng(0).standard_normal((4, 3, *model.image_size)).astype(np.float32)
     expected = predict(images)  # what cannot be run is told by the engine
     written = run(session, ["logits"], {"x": images})[0]
+    if not np.isfinite(expected).all():
+        what = "the model's outputs are no numbers, so nothing can be learnt from this pack"
+        raise PackError(what, where=path, fix="export a trained model")
     if not np.allclose(written, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max())):
-        raise EdgeSelError("the written model differs from the one in memory", where=path, fix="report this as a bug")
+        what = "the written model and the one in memory differ by more than rounding"
+        raise EdgeSelError(what, where=path, fix="export a trained model; if it is one, report this as a bug")
 
 
 # --- Images that it has learnt. A model that was trained on an image may know it by heart: beside a head that was

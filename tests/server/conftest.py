@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -44,29 +45,44 @@ def warm(make_checkpoint) -> Path:
     return make_checkpoint("resnet-c-small")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def exported_once(one_thread: None):
+    """Torch's export takes seconds, so each network is exported once; a third of them is a table, made once too."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    from edge_sel.server.source import torch_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        real, made = torch_model.export_forward, {}
+
+        def export_forward(model, size):
+            code = tuple(type(part).forward.__code__ for part in model.modules())
+            weights = b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
+            key = (code, str(model), size, weights)
+            if key not in made:
+                made[key] = real(model, size)
+            return made[key]
+
+        patch.setattr(torch_model, "export_forward", export_forward)
+        yield
+
+
+@pytest.fixture
 def exported_forward(warm: Path):
     from edge_sel.server import warmup
-    from edge_sel.server.source.torch_model import export_forward
+    from edge_sel.server.source import torch_model
 
     model, info = warmup.load(warm)
-    return export_forward(model, info.image_size)
+    return torch_model.export_forward(model, info.image_size)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def source_forward(warm: Path):
     """What an export of ``warm`` compiles: with a head that reads the last blocks too."""
     from edge_sel.server.source.torch_model import from_checkpoint
 
     return from_checkpoint(warm).forward
-
-
-@pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch, exported_forward) -> None:
-    """Exports of ``warm`` take its forward graph as it is: the slow part of an export."""
-    from edge_sel.server.source import torch_model
-
-    monkeypatch.setattr(torch_model, "export_forward", lambda model, size: exported_forward)
 
 
 def colours(count: int = 60) -> ImageSet:

@@ -16,9 +16,10 @@ from edge_sel.graphs.plans import head_names, make_plan
 from edge_sel.graphs.train import compile_eval
 from edge_sel.models.registry import build
 from edge_sel.pack.manifest import Tap
+from edge_sel.server.source import torch_model
 from edge_sel.server.source.base import WarmupInfo
 from edge_sel.server.source.heads import deepened, outputs_of
-from edge_sel.server.source.torch_model import export_forward, from_module
+from edge_sel.server.source.torch_model import from_module
 from tests.server import endings
 
 SIZE = 16
@@ -30,7 +31,7 @@ def network(name):
 
 
 def forward_of(model):
-    return with_vector_features(export_forward(model, (SIZE, SIZE)))
+    return with_vector_features(torch_model.export_forward(model, (SIZE, SIZE)))
 
 
 def run(forward, images):
@@ -66,8 +67,9 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "widths"),
-    [("resnet-c-small", [(64, False), (32, True)]), ("resnet-c", [(128, False), (128, True), (64, True)]),
-     ("mobilenet-c", [(96, False), (96, True), (48, True)]), ("simple-cnn", [])],
+    [("resnet-c-small", [(64, False), (32, True)]), ("mobilenet-c", [(96, False), (96, True), (48, True)]),
+     ("simple-cnn", []),
+     pytest.param("resnet-c", [(128, False), (128, True), (64, True)], marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_outputs_of_the_last_blocks_are_found(name, widths):
     """Not inside of a block, and not before the last stage: ``last`` keeps its frozen backbone."""
@@ -130,8 +132,9 @@ def test_features_are_means_and_deviations_of_the_layers():
 @pytest.mark.parametrize("ending", [endings.Flatten, endings.Mean, endings.TwoHeads])
 def test_each_ending_keeps_its_head(ending):
     """What two heads take is joined of two means: of which maps is not looked for."""
-    forward = forward_of(ending(4).eval())
-    source = from_module(ending(4).eval(), WarmupInfo("x", ("a", "b", "c", "d"), (16, 16), (0.5,) * 3, (0.5,) * 3, {}))
+    model = ending(4).eval()
+    forward = forward_of(model)
+    source = from_module(model, WarmupInfo("x", ("a", "b", "c", "d"), (16, 16), (0.5,) * 3, (0.5,) * 3, {}))
     deep = ending is not endings.TwoHeads
     assert ("deep_head.weight" in source.weights) == bool(source.taps) == deep
     assert len(head_names(source.forward)) == len(head_names(forward)) + 2 * deep

@@ -101,7 +101,7 @@ WRONG = {
 
 @pytest.mark.sampled(11)
 @pytest.mark.parametrize("wrong", WRONG)
-def test_parity_refuses_a_wrong_rule_and_names_the_operator(wrong, quick_export, warm, tmp_path, monkeypatch):
+def test_parity_refuses_a_wrong_rule_and_names_the_operator(wrong, warm, tmp_path, monkeypatch):
     op, rule, plan = WRONG[wrong]
     monkeypatch.setitem(RULES, op, rule)
     plans = ("bn", "head", "affine", "last", "full")  # this rule's mask has the shape of a whole weight
@@ -113,7 +113,7 @@ def test_parity_refuses_a_wrong_rule_and_names_the_operator(wrong, quick_export,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_forward_pass_is_not_blamed_on_a_rule(quick_export, exported_forward, warm, tmp_path, monkeypatch):
+def test_a_wrong_forward_pass_is_not_blamed_on_a_rule(exported_forward, warm, tmp_path, monkeypatch):
     values = exported_forward.initializers
     broken = dataclasses.replace(
         exported_forward,
@@ -139,7 +139,7 @@ def test_no_operator_is_blamed_when_every_rule_is_right(exported_forward):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("failure", (GraphError("refused"), KeyboardInterrupt(), MemoryError()))
 @pytest.mark.parametrize("stage", ("calibrate_pack", "parity_batches", "write_pack"))
-def test_a_failed_export_leaves_what_was_there(quick_export, warm, tmp_path, monkeypatch, stage, failure):
+def test_a_failed_export_leaves_what_was_there(warm, tmp_path, monkeypatch, stage, failure):
     export_pack(from_checkpoint(warm), noise_images(), tmp_path / "pack", plans=("head",), now=NOW)
     export_pack(from_checkpoint(warm), noise_images(), tmp_path / "one.edgepack", plans=("head",), now=NOW)
     before = everything_under(tmp_path)
@@ -154,7 +154,7 @@ def test_a_failed_export_leaves_what_was_there(quick_export, warm, tmp_path, mon
     assert everything_under(tmp_path) == before
 
 
-def test_a_second_export_replaces_the_first(quick_export, warm, tmp_path):
+def test_a_second_export_replaces_the_first(warm, tmp_path):
     for name in ("pack", "one.edgepack"):
         export_pack(from_checkpoint(warm), noise_images(), tmp_path / name, plans=("head", "bn"), now=NOW)
         manifest = export_pack(from_checkpoint(warm), noise_images(), tmp_path / name, plans=("head",), now=NOW)
@@ -189,14 +189,14 @@ def test_export_over_something_else_is_refused_before_any_work(warm, tmp_path, m
     assert everything_under(tmp_path) == before
 
 
-def test_other_classes_are_refused(quick_export, warm, tmp_path):
+def test_other_classes_are_refused(warm, tmp_path):
     images = noise_images(classes=("ant", "bee", "dog"))
     with pytest.raises(DataError, match=r"other classes.*ant, bee, dog"):
         export_pack(from_checkpoint(warm), images, tmp_path / "pack", now=NOW)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_plans_and_optimizers_are_usage_errors(quick_export, warm, tmp_path):
+def test_unknown_plans_and_optimizers_are_usage_errors(warm, tmp_path):
     with pytest.raises(UsageError, match="unknown plan"):
         export_pack(from_checkpoint(warm), noise_images(), tmp_path / "pack", plans=("head", "everything"), now=NOW)
     with pytest.raises(UsageError, match="unknown optimizer"):
@@ -239,14 +239,14 @@ def test_every_kind_of_model_exports_with_the_default_plans(make_checkpoint, tmp
     np.testing.assert_allclose(OrtEngine(1).predictor(pack, weights)(x), logits, rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_export_twice_is_the_same_file(quick_export, warm, tmp_path):
+def test_the_same_export_twice_is_the_same_file(warm, tmp_path):
     for name in ("a.edgepack", "b.edgepack"):
         export_pack(from_checkpoint(warm), noise_images(), tmp_path / name, plans=("head", "last-c25"), now=NOW)
     assert (tmp_path / "a.edgepack").read_bytes() == (tmp_path / "b.edgepack").read_bytes()
 
 
 @pytest.fixture
-def checked(quick_export, warm, tmp_path):
+def checked(warm, tmp_path):
     """A pack, and batches to check it on."""
     export_pack(from_checkpoint(warm), noise_images(), tmp_path / "pack", plans=("bn", "head", "full"), now=NOW)
     pack = open_pack(tmp_path / "pack")
@@ -325,7 +325,7 @@ def test_a_batch_with_rounding_across_a_kink_refuses_no_right_graph(checked, sou
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ("sgd", "adam"))
-def test_a_step_in_float64_is_that_of_torch_in_float64(optimizer, quick_export, warm, tmp_path):
+def test_a_step_in_float64_is_that_of_torch_in_float64(optimizer, warm, tmp_path):
     """Of every plan: with a frozen backbone, with guilty channels, with batch statistics."""
     export_pack(
         from_checkpoint(warm), noise_images(), tmp_path / "pack", plans=DEFAULT_PLANS, optimizer=optimizer, now=NOW
@@ -345,7 +345,7 @@ def test_a_step_in_float64_is_that_of_torch_in_float64(optimizer, quick_export, 
 
 @pytest.mark.slow
 def test_where_every_batch_has_a_kink_the_graph_must_be_right_in_float64(
-    checked, exported_forward, quick_export, warm, tmp_path, monkeypatch
+    checked, exported_forward, warm, tmp_path, monkeypatch
 ):
     """Then torch in float32 is off by percents, and its error alone would hide much."""
     pack, batches = checked

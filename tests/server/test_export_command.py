@@ -27,7 +27,7 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def run(quick_export, warm, data, tmp_path):
+def run(warm, data, tmp_path):
     def call(*arguments, checkpoint=warm):
         out = tmp_path / "pack"
         given = [checkpoint, "--data", data, "--out", out, "--plans", "bn,head,affine", *arguments]

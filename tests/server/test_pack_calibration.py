@@ -13,7 +13,7 @@ from edge_sel.pack.manifest import ModelInfo
 from edge_sel.sel.embarrassment import TEMPERATURE
 from edge_sel.server import pack_calibration as module
 from edge_sel.server.pack_calibration import GAMMA_BATCH, calibrate, frozen_gradients
-from edge_sel.server.source.torch_model import export_forward
+from edge_sel.server.source import torch_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -37,7 +37,7 @@ def images(count: int = 100, present: int = 4, classes: int = 4) -> ImageSet:
 
 def measured(model: nn.Module, given: ImageSet, percentile: float, seed: int):
     """The calibration of a model, as an export does it."""
-    forward = export_forward(model, (4, 4))
+    forward = torch_model.export_forward(model, (4, 4))
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     info = ModelInfo("linear", 1, given.classes, (4, 4), MEAN, STD, head_names(forward))
 
@@ -101,7 +101,7 @@ def test_a_large_set_is_sampled(one_thread, monkeypatch):
 def test_gradients_are_those_of_frozen_statistics(one_thread):
     torch.manual_seed(0)
     model, given = nn.Sequential(nn.BatchNorm2d(3), Linear(4)).eval(), images(40)
-    forward = export_forward(model, (4, 4))
+    forward = torch_model.export_forward(model, (4, 4))
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     x = normalise(given.read(np.arange(40)), MEAN, STD)
     found = frozen_gradients(forward, weights)(x, given.labels)

@@ -24,7 +24,7 @@ def exported(warm, out, plans=("bn", "head", "last")):
     return open_pack(out), [line for line in lines if "quantized variant" in line]
 
 
-def test_an_export_makes_quantized_variants_and_notes_how_they_differ(quick_export, warm, tmp_path):
+def test_an_export_makes_quantized_variants_and_notes_how_they_differ(warm, tmp_path):
     pack, lines = exported(warm, tmp_path / "pack")
     assert len(pack.manifest.backbones) == len(lines) == 2
     for (name, info), line in zip(pack.manifest.backbones.items(), lines, strict=True):
@@ -57,7 +57,7 @@ FOLD = quantize.fold_batch_norm
 
 
 @pytest.mark.parametrize("wrong", [wrong_weights, wrong_bias, no_numbers])
-def test_a_variant_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_path, monkeypatch):
+def test_a_variant_that_differs_is_not_shipped(wrong, warm, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "fold_batch_norm", wrong)
     pack, lines = exported(warm, tmp_path / "pack")
     assert [info.int8 for info in pack.manifest.backbones.values()] == [None, None]
@@ -65,7 +65,7 @@ def test_a_variant_that_differs_is_not_shipped(wrong, quick_export, warm, tmp_pa
     assert not any("int8" in name for name in pack.manifest.files)
 
 
-def test_a_variant_whose_features_are_no_numbers_is_not_shipped(quick_export, warm, tmp_path, monkeypatch):
+def test_a_variant_whose_features_are_no_numbers_is_not_shipped(warm, tmp_path, monkeypatch):
     monkeypatch.setattr(compile_plans, "relative_error", lambda found, expected: float("nan"))
     pack, _ = exported(warm, tmp_path / "pack")
     assert [info.int8 for info in pack.manifest.backbones.values()] == [None, None]
@@ -85,7 +85,7 @@ def test_ranges_leave_the_extremes_of_few_images_out(monkeypatch):
     np.testing.assert_array_equal(features, -values)
 
 
-def test_a_variant_whose_ranges_cut_off_too_much_is_not_shipped(quick_export, warm, tmp_path, monkeypatch):
+def test_a_variant_whose_ranges_cut_off_too_much_is_not_shipped(warm, tmp_path, monkeypatch):
     monkeypatch.setattr(
         compile_plans, "WITHIN", 0.0
     )  # of each the least of the greatest values, and the other way round
@@ -95,7 +95,7 @@ def test_a_variant_whose_ranges_cut_off_too_much_is_not_shipped(quick_export, wa
     assert [info.int8 for info in pack.manifest.backbones.values()] == [None, None]
 
 
-def test_one_that_has_no_quantized_form_is_noted(quick_export, warm, tmp_path, monkeypatch):
+def test_one_that_has_no_quantized_form_is_noted(warm, tmp_path, monkeypatch):
     monkeypatch.setattr(
         quantized_backbone, "SUPPORTED", tuple(op for op in quantized_backbone.SUPPORTED if op != "Add")
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +53,20 @@ def quiet_exporter(one_thread):
     logging.disable(logging.NOTSET)
 
 
-def opened(ending: str, kind: str, tmp_path, *, new_head: bool) -> Source:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Each file is written once; the cases of both tests are the same."""
+    folder = tmp_path_factory.mktemp("files")
+
+    @functools.cache
+    def write(ending: str, kind: str) -> Path:
+        opset, dynamo = KINDS[kind]
+        return onnx_file(folder / f"{ending} {kind}.onnx", ending, OWN_CLASSES, opset, dynamo=dynamo)
+
+    return write
+
+
+def opened(ending: str, kind: str, tmp_path, exported, *, new_head: bool) -> Source:
     """A network of five classes, for pictures of three where it gets a new head."""
     images = stripes(3, 0)
     asked = Asked(image_size=(SIZE, SIZE), mean=(0.5,) * 3, std=(0.2,) * 3, new_head=new_head,
@@ -60,17 +75,16 @@ def opened(ending: str, kind: str, tmp_path, *, new_head: bool) -> Source:
         code = f"from tests.server.endings import settled\n\ndef make(classes={OWN_CLASSES}):\n"
         (tmp_path / "net.py").write_text(f"{code}    return settled({ending!r}, classes)\n")
         return open_source(f"{tmp_path / 'net.py'}:make", asked)
-    opset, dynamo = KINDS[kind]
-    return open_source(str(onnx_file(tmp_path / "net.onnx", ending, OWN_CLASSES, opset, dynamo=dynamo)), asked)
+    return open_source(str(exported(ending, kind)), asked)
 
 
 CASES = [(ending, kind) for kind in KINDS for ending in ENDINGS]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
-def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, tmp_path):
-    source = opened(ending, kind, tmp_path, new_head=True)
+def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, exported, tmp_path):
+    source = opened(ending, kind, tmp_path, exported, new_head=True)
     told: list[str] = []
     made = export_pack(source, stripes(120, 0), tmp_path / "pack", plans=("bn", "head"), now=NOW, note=told.append)
     assert not [line for line in told if line.startswith("plan ")]
@@ -83,10 +97,10 @@ def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, tmp_
         assert run.shipped and run.accuracy_after > min(run.accuracy_before + 0.2, 0.98)  # some begin near that
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
-def test_its_own_head_has_the_closed_form_too(ending, kind, tmp_path):
-    found = {plan.name: plan.reason for plan in forecast(opened(ending, kind, tmp_path, new_head=False),
+def test_its_own_head_has_the_closed_form_too(ending, kind, exported, tmp_path):
+    found = {plan.name: plan.reason for plan in forecast(opened(ending, kind, tmp_path, exported, new_head=False),
                                                          ("bn", "head"), "sgd", 8)}  # fmt: skip
     if ending == RECTIFIED:  # the mean of what ReLU makes is not linear in the features
         assert "Relu" in found[RIDGE] and "new head" in found[RIDGE] and found[CLOSED] == found[RIDGE]
@@ -96,7 +110,7 @@ def test_its_own_head_has_the_closed_form_too(ending, kind, tmp_path):
     assert not any(found.values()), found
 
 
-def test_the_scale_of_two_heads_stands_in_the_manifest(tmp_path):
-    source = opened("TwoHeads", "file of opset 17", tmp_path, new_head=True)
+def test_the_scale_of_two_heads_stands_in_the_manifest(exported, tmp_path):
+    source = opened("TwoHeads", "file of opset 17", tmp_path, exported, new_head=True)
     export_pack(source, stripes(30, 0), tmp_path / "pack", plans=("head",), now=NOW)
     assert json.loads((tmp_path / "pack" / MANIFEST).read_text())["model"]["head_scale"] == 0.5

@@ -61,11 +61,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return e / e.sum(1, keepdims=True)
 
 
+def linear() -> Linear:
+    torch.manual_seed(0)
+    return Linear(4)
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("percentile", (0.0, 20.0, 40.0, 100.0))
 def test_every_number_by_hand(one_thread, percentile):
-    torch.manual_seed(0)
-    model, given = Linear(4), images()
+    model, given = linear(), images()
     result = measured(model, given, percentile, 5)
     x, logits = by_hand(model, given, np.arange(100))
     labels = given.labels
@@ -82,13 +86,13 @@ def test_every_number_by_hand(one_thread, percentile):
 
 
 def test_a_class_without_images_has_no_embarrassment(one_thread):
-    result = measured(Linear(4), images(present=3), 40, 0)
+    result = measured(linear(), images(present=3), 40, 0)
     assert result.embarrassment[3] is None and all(isinstance(e, float) for e in result.embarrassment[:3])
 
 
 def test_a_large_set_is_sampled(one_thread, monkeypatch):
     monkeypatch.setattr(module, "MAX_IMAGES", 30)
-    model, given = Linear(4), images()
+    model, given = linear(), images()
     result = measured(model, given, 40, 7)
     chosen = np.random.default_rng(7).permutation(100)[:30]
     _, logits = by_hand(model, given, chosen)

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.errors import UsageError
-from edge_sel.server.cameras import Cameras, draw_cameras, draw_place, take_pictures
+from edge_sel.server.cameras import CameraPlace, Cameras, draw_cameras, draw_place, take_pictures
 
 _EVALUATED_AT_ONCE = 500
 _CAMERA_SEED = 2_000_003
@@ -29,6 +29,7 @@ class BatchOptions(NamedTuple):
         crop_padding: pixels by which to shift each at most.
         camera_share: share of them that random cameras take.
         camera_strength: how bad these may be.
+        place: whose cameras take all of them instead.
     """
 
     batch_size: int = 128
@@ -36,6 +37,7 @@ class BatchOptions(NamedTuple):
     crop_padding: int = 4
     camera_share: float = 0.0
     camera_strength: float = 1.0
+    place: CameraPlace | None = None
 
 
 class TrainingBatch(NamedTuple):
@@ -104,8 +106,10 @@ def in_groups(pixels: torch.Tensor, views: BatchOptions, generator: torch.Genera
 
     A third of the pictures that cameras take are in the first group, each by any camera; a third are in either place,
     where the cameras are much alike. So the model learns to stand pictures of all kinds, and to make the most of the
-    statistics of one kind. Without cameras, or with too few images for a place, there is one group.
+    statistics of one kind. Without cameras, with too few images for a place, or all in one, there is one group.
     """
+    if views.place is not None:
+        return [_taken_by(views.place.cameras(len(pixels), generator), pixels, generator)]
     place = round(views.camera_share * len(pixels) / 3)
     if place < _LEAST_IN_PLACE:
         count = round(views.camera_share * len(pixels))

@@ -5,7 +5,7 @@ The training images are the server's own, as that place's cameras would see them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.data.signature import Signature, measure
 from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack
-from edge_sel.server.batches import Batches, BatchOptions, TrainingBatch, augment, device_of
-from edge_sel.server.cameras import CameraPlace, Cameras, draw_cameras, look, take_pictures
+from edge_sel.server.batches import Batches, BatchOptions, device_of
+from edge_sel.server.cameras import CameraPlace, Cameras, draw_cameras, look
 from edge_sel.server.pretrain import PretrainOptions, train_epoch
 
 BATCH = 128
@@ -111,22 +111,13 @@ def train_expert(
     generator = torch.Generator().manual_seed(seed)
     info = pack.manifest.model
     batches = Batches(images, info.mean, info.std, on)
-    views = BatchOptions(min(BATCH, len(images)), info.flip)
+    views = BatchOptions(min(BATCH, len(images)), info.flip, place=place)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = epochs * (len(images) // views.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-
-    def seen() -> Iterator[TrainingBatch]:
-        order = np.arange(len(images))[torch.randperm(len(images), generator=generator).numpy()]
-        for start in range(0, len(order) - views.batch_size + 1, views.batch_size):
-            pixels, labels = batches.read(order[start : start + views.batch_size])
-            cameras = place.cameras(len(pixels), generator).to(pixels.device)
-            pixels = augment(pixels, views, generator)
-            seen_there = 255 * take_pictures(pixels / 255, cameras, generator)
-            yield TrainingBatch([batches.normalise(seen_there)], labels, pixels)
-
     for epoch in range(1, epochs + 1):
-        loss = train_epoch(model, seen(), optimizer, schedule, options)
+        seen = batches.shuffled(np.arange(len(images)), views, generator)
+        loss = train_epoch(model, seen, optimizer, schedule, options)
         note(f"epoch {epoch}/{epochs}  loss {loss:.4f}")
     known = set(pack.weights())
     return {name: value.cpu().numpy() for name, value in model.state_dict().items() if name in known}

@@ -154,10 +154,7 @@ def image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     """An attribute's value, or the operator's default."""
-    for found in node.attribute:
-        if found.name == name:
-            return helper.get_attribute_value(found)
-    return default
+    return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
 
 
 def set_image_size(model: onnx.ModelProto, size: tuple[int, int] | None, path: Path) -> tuple[int, int]:

@@ -5,12 +5,13 @@ The header of a file from outside is checked before a library, or a graph, takes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from edge_sel.schema import parse_json
 
 Arrays = dict[str, np.ndarray]
 """Arrays by name, such as all weights of a model."""
@@ -52,10 +53,7 @@ def read_header(
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, most):
         raise ValueError("its header is longer than the file")
-    try:
-        header = json.loads(file.read(length), object_pairs_hook=_without_doubles)
-    except RecursionError as error:
-        raise ValueError("its header is nested") from error
+    header = parse_json(file.read(length))
     if not isinstance(header, dict) or len(header) > MOST_TENSORS:
         raise ValueError("its header is not a table of tensors")
     notes = header.pop("__metadata__", {})
@@ -114,13 +112,6 @@ def not_finite(content: bytes, places: dict[str, TensorPlace]) -> str | None:
                 if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # NaN wins both; no copy is made
                     return name
     return None
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("its header names something twice")
-    return table
 
 
 def _place(name: str, entry: Any, start: int) -> TensorPlace:

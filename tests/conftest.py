@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -42,6 +44,15 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_translations() -> None:
+    """Torch's exporter parses the sources of all that it translates to: once, and not for each network."""
+    if "edge_sel.server.source.torch_model" in sys.modules:  # of a test module that has been collected
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture(scope="session", autouse=True)

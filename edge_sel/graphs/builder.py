@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_sel.graphs.ir import IR_VERSION, OPSET, Node
-from edge_sel.graphs.shapes import infer_shapes
+from edge_sel.graphs.ir import BATCH, CLASSES, IR_VERSION, OPSET, Node
+from edge_sel.graphs.shapes import infer
 
 _ELEMENTWISE = frozenset(
     (
@@ -154,7 +154,8 @@ def spread_scalars(model: onnx.ModelProto) -> None:
     combined with it element by element: 50 to 100 times slower than a scalar of the shape [1, 1, 1, 1] (onnxruntime
     1.31). The graph is changed in place; what it computes stays the same.
     """
-    graph, shapes = model.graph, infer_shapes(model)
+    # So many images and classes that what has an axis of them is not small.
+    graph, shapes = model.graph, infer(model, {BATCH: _FEW, CLASSES: _FEW}).shapes
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name in shapes}
     made: set[str] = set()
     nodes: list[onnx.NodeProto] = []

@@ -19,7 +19,11 @@ def executed_flops(model: onnx.ModelProto, classes: int) -> int:
 
     Elementwise work is not counted, as is usual; it is visible in the joules.
     """
-    shapes = static_shapes(model, classes, _BATCH_SIZE)
+    return _flops(model, static_shapes(model, classes, _BATCH_SIZE))
+
+
+def _flops(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Per image, of shapes for ``_BATCH_SIZE`` images."""
     total = 0
     for node in model.graph.node:
         transposed = any(at.name == "transA" and at.i for at in node.attribute)
@@ -53,10 +57,11 @@ def _product_flops(op: str, names: Sequence[str], shapes: Mapping[str, tuple[int
     return 2 * prod(y) * a[0 if transposed else -1]
 
 
-def step_bytes(model: onnx.ModelProto, classes: int) -> int:
-    """What one more image adds to ``peak_activation_bytes``."""
-    peaks = [peak_activation_bytes(model, classes, batch) for batch in (8, 16)]
-    return (peaks[1] - peaks[0]) // 8
+def step_cost(model: onnx.ModelProto, classes: int) -> tuple[int, int]:
+    """``executed_flops``, and what one more image adds to ``peak_activation_bytes``."""
+    shapes = static_shapes(model, classes, _BATCH_SIZE)
+    twice = static_shapes(model, classes, 2 * _BATCH_SIZE)
+    return _flops(model, shapes), (_peak_bytes(model, twice) - _peak_bytes(model, shapes)) // _BATCH_SIZE
 
 
 def peak_activation_bytes(model: onnx.ModelProto, classes: int, batch: int) -> int:
@@ -65,7 +70,10 @@ def peak_activation_bytes(model: onnx.ModelProto, classes: int, batch: int) -> i
     A tensor is alive from the node that makes it to the last node that reads it, in the graph's order; an engine may
     choose another. Every element counts 4 bytes.
     """
-    shapes = static_shapes(model, classes, batch)
+    return _peak_bytes(model, static_shapes(model, classes, batch))
+
+
+def _peak_bytes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     last = {name: number for number, node in enumerate(model.graph.node) for name in node.input}
     alive = peak = 0
     ends: dict[int, int] = {}

@@ -63,11 +63,6 @@ def infer(model: onnx.ModelProto, fixed: Mapping[str, int]) -> Known:
     return Known(types, shapes, found.values)
 
 
-def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes by tensor; a size that follows the number of images or of classes is None."""
-    return _same_for_both(*(infer(model, sizes).shapes for sizes in _SIZES))
-
-
 def infer_any_batch(model: onnx.ModelProto) -> tuple[Known, frozenset[str]]:
     """What holds for any number of images, and the names of the tensors whose first axis is that of the images.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from edge_sel.pack.plan_kinds import PlanKind, plan_kind, split_plan_name
+from edge_sel.schema import Within
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -15,6 +16,13 @@ OPTIMIZER_STATE = {"sgd": ("momentum",), "adam": ("m", "v")}
 """Per optimizer, the state tensors that accompany each trained weight."""
 OPTIMIZER_SCALARS = {"sgd": ("lr", "gamma", "momentum"), "adam": ("lr", "gamma", "step")}
 """Per optimizer, the run-time scalars of a step."""
+
+MOST_FEATURES = 1 << 24
+
+# Bounds of what a pack from outside says.
+Count = Annotated[int, Within(0, 1 << 50)]
+Features = Annotated[int, Within(1, MOST_FEATURES)]
+PixelsAside = Annotated[int, Within(1, 4096)]
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Tap:
 
     name: str
     axes: tuple[int, ...]
-    width: int
+    width: Features
     mean: bool = True
 
     @property
@@ -44,9 +52,9 @@ class ModelInfo:
     """The classifier: its builder's name, class names in label order, and input geometry."""
 
     name: str
-    parameters: int
+    parameters: Count
     classes: tuple[str, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[PixelsAside, PixelsAside]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: tuple[str, ...]
@@ -81,13 +89,13 @@ class PlanInfo:
     channels: dict[str, int]
     train: str
     score: str
-    flops_train: int
-    flops_forward: int
+    flops_train: Count
+    flops_forward: Count
     backbone: str = ""
     """Which of the manifest's backbones; none where the graphs begin at the image."""
     heads: dict[str, int] = field(default_factory=dict)
     """Trained weights that make query, key and value of attention, and their heads H; the rows are [3, H, D]."""
-    step_bytes: int = 0
+    step_bytes: Count = 0
     """What a training step keeps of each image, activations and gradients; 0 where nobody counted."""
 
     @property
@@ -135,7 +143,7 @@ class Int8Conv:
     bias: str
     norm: tuple[str, ...]
     epsilon: float
-    input_scale: float | None
+    input_scale: Annotated[float, Within(0, 1e6)] | None
 
     @property
     def supplied(self) -> tuple[str, str, str]:
@@ -173,9 +181,9 @@ class BackboneInfo:
     """
 
     graph: str
-    shape: tuple[int, ...]
+    shape: tuple[Features, ...]
     constants: tuple[str, ...]
-    flops: int
+    flops: Count
     int8: Int8Info | None = None
 
 
@@ -224,7 +232,7 @@ class Calibration:
     difficulty: tuple[float, ...]
     embarrassment: tuple[float | None, ...]
     accuracy: float
-    images: int
+    images: Count
 
 
 @dataclass(frozen=True)
@@ -239,7 +247,7 @@ class GainRow:
     """
 
     kind: str
-    visits: int
+    visits: Annotated[int, Within(1, 1 << 50)]
     excess: float
     gain: float
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge_sel.arrays import not_finite, read_tensors, tensor_bytes, tensor_places
+from edge_sel.arrays import read_tensors, tensor_bytes
 from edge_sel.errors import PackError
 from edge_sel.sel.feature_sums import Examples, Prior, Standard, standard_of, standardised, summarise
 
@@ -98,11 +98,9 @@ def read_sums(content: bytes, features: int, classes: int, where: object = None)
     """The sums of the pack's file.
 
     Raises:
-        PackError: they are of another number of features or classes, or not finite.
+        PackError: they are of another number of features or classes. Whether they are finite has been seen.
     """
     try:
-        if wrong := not_finite(content, tensor_places(content)):
-            raise ValueError(f"{wrong} holds numbers that are not finite")
         stored = read_tensors(content)
         if {name: array.ndim for name, array in stored.items()} != _TENSORS:
             raise ValueError("it holds other tensors")

@@ -19,7 +19,7 @@ from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.manifest_json import MOST_BYTES, MOST_CLASSES
 from edge_sel.pack.reader import Pack
 from edge_sel.pack.signatures import MOST_SIGNATURES_BYTES, SIGNATURES, Signers, TrustedKeys, find_signers
-from edge_sel.schema import parse_json
+from edge_sel.schema import SchemaError, read_as
 
 FORMAT = "edge-sel-expert-1"
 
@@ -134,10 +134,10 @@ def _class_names(notes: Mapping[str, str], pack: Pack) -> tuple[str, ...]:
     """Those in the header of the file; without any the pack's."""
     known = pack.manifest.model.classes
     try:
-        told = parse_json(notes["classes"]) if "classes" in notes else list(known)
-    except RecursionError as error:
+        told = read_as(list[str], notes["classes"]) if "classes" in notes else list(known)
+    except SchemaError as error:
         raise ValueError("its classes are not names") from error
-    if not isinstance(told, list) or not all(isinstance(name, str) and name.isprintable() for name in told):
+    if not all(name.isprintable() for name in told):
         raise ValueError("its classes are not names")
     if not len(known) <= len(set(told)) == len(told) <= MOST_CLASSES or tuple(told[: len(known)]) != known:
         raise ValueError("its classes are not the pack's, nor these and more")

@@ -15,7 +15,7 @@ from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
 from edge_sel.graphs.backbone import Cut, compile_backbone, compile_quantized, find_cut, quantized_steps, tail
 from edge_sel.graphs.builder import Absent
-from edge_sel.graphs.cost import executed_flops, peak_activation_bytes, step_bytes
+from edge_sel.graphs.cost import executed_flops, peak_activation_bytes, step_cost
 from edge_sel.graphs.head_form import closed_form_reasons
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.optimizers import require_optimizer
@@ -86,10 +86,11 @@ def compile_plans(
             graphs[file] = compile_backbone(forward, cut)
             backbones[name] = BackboneInfo(file, cut.shape, cut.constants, executed_flops(graphs[file], classes))
         graphs |= {f"train-{name}.onnx": train, f"score-{name}.onnx": score}
+        flops, step_bytes = step_cost(train, classes)
         compiled[name] = PlanInfo(
             name, plan.trainable, plan.buffers, plan.bn_mode, plan.channels, f"train-{name}.onnx",
-            f"score-{name}.onnx", executed_flops(train, classes), executed_flops(score, classes),
-            cuts[cut] if cut else "", plan.heads, step_bytes(train, classes),
+            f"score-{name}.onnx", flops, executed_flops(score, classes), cuts[cut] if cut else "", plan.heads,
+            step_bytes,
         )  # fmt: skip
     if "head" in compiled:
         cut = next((cut for cut, name in cuts.items() if name == compiled["head"].backbone), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
 from tests.engines.reference import forward_of
+from tests.once import once
 
 
 class BlockedOrt(OrtEngine):
@@ -101,11 +103,11 @@ def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_threa
     from edge_sel.server.compile_plans import DEFAULT_PLANS, compile_plans
 
     manifest, weights = digits_pack.manifest, digits_pack.weights()
-    forward = forward_of(digits_pack)
+    forward = once(tmp_path_factory, "forward-digits", lambda: forward_of(digits_pack))
     made = {}
     for optimizer in OPTIMIZERS:
-        classes = len(manifest.model.classes)
-        graphs, plans, backbones, _ = compile_plans(forward, DEFAULT_PLANS, optimizer, classes, lambda line: None)
+        given = forward, DEFAULT_PLANS, optimizer, len(manifest.model.classes), lambda line: None
+        graphs, plans, backbones, _ = once(tmp_path_factory, f"plans-{optimizer}", partial(compile_plans, *given))
         path = tmp_path_factory.mktemp(optimizer) / "pack"
         manifest = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, backbones=backbones)
         write_pack(path, manifest, weights, graphs)

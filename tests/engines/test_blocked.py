@@ -55,7 +55,7 @@ def run(graph, feeds, names):
     dilation=st.sampled_from((1, 2)), pads=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     size=st.tuples(st.integers(13, 17), st.integers(13, 16)), depthwise=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_convolution_and_its_gradients_are_the_same(
     channels, out, kernel, stride, dilation, pads, size, depthwise, seed
 ):

@@ -49,6 +49,7 @@ def test_gamma_masks_exactly_the_gradients_below_it(pack, trainer, batch):
         assert masked.tobytes() == np.where(guilty, whole, np.float32(0)).tobytes()
 
 
+@pytest.mark.sampled(5)
 @trained_plan
 def test_zero_sample_weights_change_no_weight(trainer, batch, plan):
     before = trainer.weights()
@@ -57,6 +58,7 @@ def test_zero_sample_weights_change_no_weight(trainer, batch, plan):
     assert_same(*({n: weights[n] for n in PLANS[plan].trainable} for weights in (before, after)))
 
 
+@pytest.mark.sampled(5)
 @trained_plan
 def test_a_sample_of_weight_zero_has_no_influence_on_the_gradient(trainer, batch, plan):
     start = trainer.state()
@@ -75,6 +77,7 @@ def test_a_sample_of_weight_zero_has_no_influence_on_the_gradient(trainer, batch
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7 * scale, err_msg=name)
 
 
+@pytest.mark.sampled(5)
 @trained_plan
 def test_the_gradient_is_linear_in_the_sample_weights(pack, trainer, batch):
     start, first_half = trainer.state(), np.arange(12) < 6
@@ -91,6 +94,7 @@ def test_the_gradient_is_linear_in_the_sample_weights(pack, trainer, batch):
         np.testing.assert_allclose(half[name] + rest[name], gradient, rtol=1e-3, atol=1e-4 * scale, err_msg=name)
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_guilt_is_the_norm_of_the_next_steps_gradient_per_channel(pack, trainer, batch, plan):
     trainer.step(batch, HYPER)
@@ -106,6 +110,7 @@ def test_guilt_is_the_norm_of_the_next_steps_gradient_per_channel(pack, trainer,
         np.testing.assert_allclose(norms, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_measuring_guilt_changes_neither_the_state_nor_the_next_step(trainer, batch):
     trainer.step(batch, HYPER)

@@ -20,6 +20,7 @@ def test_every_form_of_a_plan_is_among_those_of_the_contract():
     assert len({form(name) for name in FORMS}) == 6
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_scores_are_the_predictors_logits_and_their_cross_entropy(trainer, predict, batch):
     losses, logits = trainer.score(batch.images, batch.labels)
@@ -41,6 +42,7 @@ def test_a_step_reports_losses_and_logits_from_before_its_update(trainer, other_
     np.testing.assert_allclose(moved.losses, cross_entropy(moved.logits, batch.labels), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled(5)
 @frozen_plan
 def test_with_frozen_statistics_a_step_sees_what_score_sees(trainer, batch):
     scored = trainer.score(batch.images, batch.labels)
@@ -50,6 +52,7 @@ def test_with_frozen_statistics_a_step_sees_what_score_sees(trainer, batch):
     assert np.abs(trainer.score(batch.images, batch.labels).losses - scored.losses).max() > 1e-3
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_the_batch_size_may_be_another_in_every_step(trainer, predict, batch, plan):
     scored = trainer.score(batch.images, batch.labels)

@@ -34,6 +34,7 @@ def test_the_plans_tensors_change_and_no_others(engine, pack, trainer, batch, pl
     np.testing.assert_allclose(engine.predictor(pack, before | after)(batch.images), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_the_state_is_weights_statistics_optimizer_and_counts(pack, trainer, plan):
     info, weights = PLANS[plan], pack.weights()
@@ -47,6 +48,7 @@ def test_the_state_is_weights_statistics_optimizer_and_counts(pack, trainer, pla
     assert {name: (value.shape, value.dtype) for name, value in trainer.state().items()} == expected
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_the_callers_weights_are_not_changed(pack, trainer, predict, given, batch):
     expected = predict(batch.images)
@@ -57,6 +59,7 @@ def test_the_callers_weights_are_not_changed(pack, trainer, predict, given, batc
     np.testing.assert_array_equal(predict(batch.images), expected)
 
 
+@pytest.mark.sampled(5)
 @every_form
 def test_weights_and_state_are_copies(trainer, batch):
     trainer.step(batch, HYPER)

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
 from edge_sel.graphs.ir import Forward
+from tests.once import once
 
 ForwardOf = Callable[[str], tuple[object, Forward]]
 SIZE = 16
 
+LARGE = ("resnet-c", "resnet18-cifar")
+"""Of the same parts as ``resnet-c-small``, only more and wider ones."""
 
-@pytest.fixture(scope="session")
-def forward_of(one_thread: None) -> ForwardOf:
-    """forward_of("resnet-c") -> the randomly initialised model for ten classes, and its forward graph."""
-    import torch
 
-    from edge_sel.models.registry import build
-    from edge_sel.server.source.torch_model import export_forward
-
-    made: dict[str, tuple[object, Forward]] = {}
-
-    def get(name: str) -> tuple[object, Forward]:
-        if name not in made:
-            torch.manual_seed(0)
-            model = build(name, 10, (SIZE, SIZE))
-            made[name] = model, export_forward(model, (SIZE, SIZE))
-        return made[name]
-
-    return get
+def large_ones_slow(cases: Iterable[Any]) -> list[Any]:
+    """Names of networks, or tuples that begin with one."""
+    tuples = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=[pytest.mark.slow] if case[0] in LARGE else []) for case in tuples]
 
 
 @pytest.fixture(scope="session")
-def net_of(forward_of: ForwardOf) -> ForwardOf:
-    """The same, and of the networks of ``nets.py``, which have five classes."""
+def net_of(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> ForwardOf:
+    """net_of("resnet-c") -> the randomly initialised model for ten classes, and its forward graph.
+
+    Also those of ``nets.py``, which have five classes.
+    """
     import torch
 
-    from edge_sel.models.registry import prepare
+    from edge_sel.models.registry import build, prepare
     from edge_sel.server.source.torch_model import export_forward
     from tests.graphs.nets import Inverted, Masked, Moved, PartsNet, PooledHead, SmallTransformer, TwoHeads
 
@@ -45,14 +39,14 @@ def net_of(forward_of: ForwardOf) -> ForwardOf:
     made: dict[str, tuple[object, Forward]] = {}
 
     def get(name: str) -> tuple[object, Forward]:
-        if name not in nets:
-            return forward_of(name)
         if name not in made:
             torch.manual_seed(0)
-            model = prepare(nets[name]()).eval()
-            for parameter in model.parameters():  # no symmetric start: every parameter gets a gradient of its own
-                parameter.data += 0.1 * torch.randn_like(parameter)
-            made[name] = model, export_forward(model, (SIZE, SIZE))
+            model = prepare(nets[name]()).eval() if name in nets else build(name, 10, (SIZE, SIZE))
+            if name in nets:
+                for parameter in model.parameters():  # no symmetric start: each parameter gets a gradient of its own
+                    parameter.data += 0.1 * torch.randn_like(parameter)
+            forward = once(tmp_path_factory, f"forward-{name}", lambda: export_forward(model, (SIZE, SIZE)))
+            made[name] = model, forward
         return made[name]
 
     return get

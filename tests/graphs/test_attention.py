@@ -9,15 +9,12 @@ from torch import nn
 from edge_sel.errors import GraphError
 from edge_sel.graphs.plans import attention_heads, make_plan
 from edge_sel.server.source.torch_model import export_forward
-from tests.graphs.nets import SmallTransformer
 from tests.graphs.steps import assert_step_is_autograds, batch
 
 
-@pytest.fixture(scope="module")
-def transformer(one_thread):
-    torch.manual_seed(0)
-    model = SmallTransformer().eval()
-    return model, export_forward(model, (16, 16))
+@pytest.fixture
+def transformer(net_of):
+    return net_of("SmallTransformer")
 
 
 def test_the_heads_of_each_block_are_found(transformer):
@@ -47,7 +44,7 @@ class Cut(nn.Module):
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self.wide(x.flatten(2)[:, :, :12]).reshape(len(x), 3, 3, 3, 4).mean(2)
+        parts = self.wide(x.flatten(2)[:, :, :12]).reshape(-1, 3, 3, 3, 4).mean(2)
         return self.head(parts.flatten(2).mean(1))
 
 

@@ -18,7 +18,7 @@ from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_score, compile_train
 from edge_sel.models.registry import MODELS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
-from tests.graphs.conftest import SIZE
+from tests.graphs.conftest import SIZE, large_ones_slow
 from tests.graphs.graph_form import check_graph, dims
 from tests.graphs.steps import batch, run, runner, step_feeds
 from tests.tiny import FILTERS, HEIGHT, LAYERS, WIDTH, tiny_model
@@ -32,7 +32,7 @@ WITHOUT = {("SmallTransformer", "last-c25"), ("simple-cnn", "last2")}
 """The first has no convolution there; of the second all that comes before is 8 % of the work."""
 
 CUT = [(net, plan) for net in NETS for plan in PLANS if (net, plan) not in WITHOUT]
-every_net_and_plan = pytest.mark.parametrize(("name", "plan"), CUT)
+every_net_and_plan = pytest.mark.parametrize(("name", "plan"), large_ones_slow(CUT))
 
 
 def cut_of(forward, name):
@@ -52,11 +52,10 @@ def seen_by(model: torch.nn.Module, path: str, x: np.ndarray) -> np.ndarray:
 # Where
 
 
-@pytest.mark.sampled(13)
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", large_ones_slow(RESNETS))
 @pytest.mark.parametrize("plan", ("last", "last2", "head", "last-c25"))
-def test_a_resnet_is_cut_before_the_first_trained_block_after_the_join(forward_of, name, plan):
-    model, forward = forward_of(name)
+def test_a_resnet_is_cut_before_the_first_trained_block_after_the_join(net_of, name, plan):
+    model, forward = net_of(name)
     first = {"head": "head", "last2": f"stages.{RESNETS[name] - 2}"}.get(plan, f"stages.{RESNETS[name] - 1}")
     cut = cut_of(forward, plan)
     x = batch(SIZE)["x"]
@@ -66,13 +65,13 @@ def test_a_resnet_is_cut_before_the_first_trained_block_after_the_join(forward_o
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", large_ones_slow(RESNETS))
 @pytest.mark.parametrize("plan", ("bn", "affine", "first", "full", "full-c25"))
-def test_a_resnet_has_no_backbone_where_its_stem_changes(forward_of, name, plan):
-    assert cut_of(forward_of(name)[1], plan) is None
+def test_a_resnet_has_no_backbone_where_its_stem_changes(net_of, name, plan):
+    assert cut_of(net_of(name)[1], plan) is None
 
 
-@pytest.mark.sampled(13)
+@pytest.mark.sampled(5)
 @every_net_and_plan
 def test_nothing_that_changes_is_before_the_cut_and_all_else_is_on_one_side(net_of, name, plan):
     _, forward = net_of(name)
@@ -91,15 +90,15 @@ def test_too_small_a_backbone_is_not_cut_off(net_of):
     assert cut_of(net_of("simple-cnn")[1], "last2") is None
 
 
-@pytest.mark.parametrize("name", (*MODELS, "PartsNet"))
+@pytest.mark.parametrize("name", large_ones_slow((*MODELS, "PartsNet")))
 def test_plans_that_train_the_same_share_a_cut(net_of, name):
     _, forward = net_of(name)
     assert cut_of(forward, "last") == cut_of(forward, "last-c25") is not None
 
 
-def test_smaller_features_are_preferred_to_a_little_less_work(forward_of):
+def test_smaller_features_are_preferred_to_a_little_less_work(net_of):
     """In a MobileNet the trained block begins with an expansion, which works at the map size before it."""
-    _, forward = forward_of("mobilenet-c")
+    _, forward = net_of("mobilenet-c")
     cut = cut_of(forward, "last")
     assert cut.shape[0] == 48, "what the block is given, not the 192 channels that it expands it to"
     saved, whole = (executed_flops(g, 10) for g in (compile_backbone(forward, cut), compile_score(forward, ())))
@@ -263,7 +262,7 @@ def test_steps_on_features_are_the_steps_on_images(net_of, name, plan, optimizer
     assert moved == list(planned.trainable)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", large_ones_slow(NETS))
 def test_flops_of_nodes_add_up_to_the_graphs(net_of, name):
     _, forward = net_of(name)
     counted = sum(node_flops(node, forward.shapes) for node in forward.nodes)
@@ -272,6 +271,6 @@ def test_flops_of_nodes_add_up_to_the_graphs(net_of, name):
     assert executed_flops(compile_score(forward, ()), classes) == pytest.approx(counted, rel=1e-9)
 
 
-def test_a_forward_without_a_cut_is_its_own_tail(forward_of):
-    _, forward = forward_of("resnet-c-small")
+def test_a_forward_without_a_cut_is_its_own_tail(net_of):
+    _, forward = net_of("resnet-c-small")
     assert tail(forward, None) is forward

@@ -19,7 +19,7 @@ from edge_sel.graphs.train import compile_eval, compile_score, compile_train
 from edge_sel.models.registry import MODELS
 from edge_sel.pack.manifest import OPTIMIZER_SCALARS as SCALARS
 from edge_sel.pack.manifest import OPTIMIZER_STATE
-from tests.graphs.conftest import SIZE
+from tests.graphs.conftest import SIZE, large_ones_slow
 from tests.graphs.graph_form import check_graph, dims
 from tests.graphs.steps import batch, run
 from tests.tiny import CLASS_COUNT, FILTERS, HEIGHT, LAYERS, WIDTH, tiny_model, tiny_weights
@@ -30,10 +30,10 @@ NAMES = ("bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "
 @pytest.mark.sampled(11)
 @pytest.mark.parametrize(
     ("name", "plan"),
-    [(m, p) for m in MODELS for p in NAMES if (m, p) != ("simple-cnn", "bn")],  # which has no BN
+    large_ones_slow((m, p) for m in MODELS for p in NAMES if (m, p) != ("simple-cnn", "bn")),  # which has no BN
 )
-def test_training_graphs_are_standard_onnx_with_symbolic_batch_and_classes(forward_of, name, plan):
-    model, forward = forward_of(name)
+def test_training_graphs_are_standard_onnx_with_symbolic_batch_and_classes(net_of, name, plan):
+    model, forward = net_of(name)
     planned = make_plan(forward, plan)
     train = compile_train(forward, planned, "adam")
     check_graph(train, set(forward.initializers))
@@ -75,9 +75,9 @@ def slots_in_order(plan):
     return [f"{slot}::{n}" for slot in OPTIMIZER_STATE["adam"] for n in plan.trainable]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_scoring_and_inference_graphs_take_the_head_as_input(forward_of, name):
-    _, forward = forward_of(name)
+@pytest.mark.parametrize("name", large_ones_slow(MODELS))
+def test_scoring_and_inference_graphs_take_the_head_as_input(net_of, name):
+    _, forward = net_of(name)
     weights, head = set(forward.initializers), list(head_names(forward))
     for model, changing, outputs in (
         (compile_eval(forward), head, {"logits": [BATCH, CLASSES]}),
@@ -92,8 +92,8 @@ def test_scoring_and_inference_graphs_take_the_head_as_input(forward_of, name):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZER_STATE)
-def test_each_optimizer_has_its_state_and_scalars(forward_of, optimizer):
-    _, forward = forward_of("resnet-c-small")
+def test_each_optimizer_has_its_state_and_scalars(net_of, optimizer):
+    _, forward = net_of("resnet-c-small")
     model = compile_train(forward, make_plan(forward, "head"), optimizer)
     check_graph(model, set(forward.initializers))
     inputs = {value.name for value in model.graph.input}
@@ -104,9 +104,9 @@ def test_each_optimizer_has_its_state_and_scalars(forward_of, optimizer):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", MODELS)
-def test_the_backward_pass_stops_at_the_earliest_trained_layer(forward_of, name):
-    _, forward = forward_of(name)
+@pytest.mark.parametrize("name", large_ones_slow(MODELS))
+def test_the_backward_pass_stops_at_the_earliest_trained_layer(net_of, name):
+    _, forward = net_of(name)
     graphs = {n: compile_train(forward, make_plan(forward, n), "adam") for n in NAMES if n != "bn"}
     ops = {n: [node.op_type for node in g.graph.node] for n, g in graphs.items()}
     convolutions = sum(node.op == "Conv" for node in forward.nodes)
@@ -129,9 +129,9 @@ def test_the_backward_pass_stops_at_the_earliest_trained_layer(forward_of, name)
     assert flops["full"] < 3 * forward_flops, "no gradient of the image"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_executed_flops_are_what_torch_counts(forward_of, name, monkeypatch):
-    model, forward = forward_of(name)
+@pytest.mark.parametrize("name", large_ones_slow(MODELS))
+def test_executed_flops_are_what_torch_counts(net_of, name, monkeypatch):
+    model, forward = net_of(name)
     x = torch.zeros(8, 3, SIZE, SIZE)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(x)

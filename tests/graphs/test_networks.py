@@ -21,7 +21,7 @@ def network(request, net_of):
     return net_of(request.param)
 
 
-@pytest.mark.sampled(11)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_step_of_a_network_of_common_parts_is_autograds(network, plan):
     model, forward = network

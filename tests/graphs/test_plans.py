@@ -15,7 +15,7 @@ from edge_sel.graphs.plans import LARGE, PLANS, head_names, make_plan, with_prob
 from edge_sel.graphs.read import read_forward
 from edge_sel.graphs.train import compile_train
 from edge_sel.models.registry import MODELS
-from tests.graphs.conftest import SIZE
+from tests.graphs.conftest import SIZE, large_ones_slow
 from tests.tiny import LAYERS, tiny_model
 
 RESNETS = {"resnet-c": 3, "resnet-c-small": 3, "resnet18-cifar": 4}
@@ -26,9 +26,9 @@ def named(model: nn.Module, *prefixes: str) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
-@pytest.mark.parametrize("name", RESNETS)
-def test_plans_of_a_resnet(forward_of, name):
-    model, forward = forward_of(name)
+@pytest.mark.parametrize("name", large_ones_slow(RESNETS))
+def test_plans_of_a_resnet(net_of, name):
+    model, forward = net_of(name)
     trainable = {plan: set(make_plan(forward, plan).trainable) for plan in PLANS}
     final = RESNETS[name] - 1
     norms = {
@@ -48,9 +48,9 @@ def test_plans_of_a_resnet(forward_of, name):
     }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_last_is_what_works_at_the_final_map_size(forward_of, name):
-    model, forward = forward_of(name)
+@pytest.mark.parametrize("name", large_ones_slow(MODELS))
+def test_last_is_what_works_at_the_final_map_size(net_of, name):
+    model, forward = net_of(name)
     sizes: dict[str, int] = {}
     hooks = [
         module.register_forward_hook(lambda m, i, y, path=path: sizes.update({path: y.shape[2] if y.ndim == 4 else 0}))
@@ -67,9 +67,9 @@ def test_last_is_what_works_at_the_final_map_size(forward_of, name):
         assert set(make_plan(forward, plan).trainable) == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_plan_keeps_forward_order_and_includes_the_head(forward_of, name):
-    model, forward = forward_of(name)
+@pytest.mark.parametrize("name", large_ones_slow(MODELS))
+def test_every_plan_keeps_forward_order_and_includes_the_head(net_of, name):
+    model, forward = net_of(name)
     full = make_plan(forward, "full").trainable
     assert set(full) == {n for n, _ in model.named_parameters()} and len(full) == len(set(full))
     for plan in ("head", "affine", "last", "last2", "first"):
@@ -85,10 +85,10 @@ def test_every_plan_keeps_forward_order_and_includes_the_head(forward_of, name):
             assert mean.removesuffix("mean") == variance.removesuffix("var")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", large_ones_slow(MODELS))
 @pytest.mark.parametrize("percent", (1, 25, 50, 99))
-def test_a_budget_is_a_share_of_every_convolutions_output_channels(forward_of, name, percent):
-    _, forward = forward_of(name)
+def test_a_budget_is_a_share_of_every_convolutions_output_channels(net_of, name, percent):
+    _, forward = net_of(name)
     plan, whole = make_plan(forward, f"full-c{percent}"), make_plan(forward, "full")
     assert plan.trainable == whole.trainable and plan.bn_mode == whole.bn_mode and plan.buffers == whole.buffers
     assert set(plan.channels) == {n for n in plan.trainable if forward.initializers[n].ndim == 4}
@@ -162,9 +162,9 @@ def test_logits_that_no_linear_layer_makes_are_refused(where, layers):
         assert error.value.where == where
 
 
-def test_the_whole_network_keeps_its_statistics_where_images_are_large(forward_of):
+def test_the_whole_network_keeps_its_statistics_where_images_are_large(net_of):
     """A device has no memory for a batch of them that would have statistics of its own."""
-    forward = forward_of("resnet-c-small")[1]
+    forward = net_of("resnet-c-small")[1]
     for side, mode in ((LARGE, "batch"), (LARGE + 1, "frozen")):
         sized = replace(forward, shapes={**forward.shapes, forward.input: (None, 3, 32, side)})
         for name in ("full", "full-c25"):

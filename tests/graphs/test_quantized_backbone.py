@@ -16,7 +16,7 @@ from edge_sel.graphs.plans import make_plan
 from edge_sel.graphs.read import read_forward
 from edge_sel.quantize import MOST_ERROR, quantize_backbone, relative_error
 from edge_sel.server.compile_plans import make_quantized_variant
-from tests.graphs.conftest import SIZE
+from tests.graphs.conftest import SIZE, large_ones_slow
 from tests.tiny import LAYERS, tiny_model
 
 NETS = ("resnet-c", "resnet-c-small", "simple-cnn", "resnet18-cifar")
@@ -54,9 +54,11 @@ def with_values(model, weights):
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize(("name", "plan"), [(n, p) for n in NETS for p in PLANS if (n, p) != ("simple-cnn", "last2")])
-def test_the_quantized_variant_gives_the_features_of_the_backbone(forward_of, name, plan):
-    _, forward = forward_of(name)
+@pytest.mark.parametrize(
+    ("name", "plan"), large_ones_slow((n, p) for n in NETS for p in PLANS if (n, p) != ("simple-cnn", "last2"))
+)
+def test_the_quantized_variant_gives_the_features_of_the_backbone(net_of, name, plan):
+    _, forward = net_of(name)
     cut = find_cut(forward, make_plan(forward, plan))
     backbone, quantized = quantized_of(forward, cut, noise())
     assert (
@@ -77,9 +79,9 @@ def test_the_quantized_variant_gives_the_features_of_the_backbone(forward_of, na
     assert len(quantized.graph.SerializeToString()) - kept < 20_000, "no weight of a convolution is inside"
 
 
-def test_the_quantized_variant_takes_in_other_statistics(forward_of):
+def test_the_quantized_variant_takes_in_other_statistics(net_of):
     """Kernels and statistics ten times as large give the same map; statistics alone another, and the variant the same."""
-    _, forward = forward_of("resnet-c-small")
+    _, forward = net_of("resnet-c-small")
     cut = find_cut(forward, make_plan(forward, "last"))
     backbone, quantized = quantized_of(forward, cut, noise())
     weights, rng = dict(forward.initializers), np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -23,10 +24,15 @@ Files = dict[str, bytes]
 MOST_CPU_S = 2.0
 
 
+@functools.cache
+def _unpacked() -> Files:
+    with zipfile.ZipFile(BUILTIN) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def builtin_files() -> tuple[Files, dict[str, Any]]:
     """The built-in pack: its files, and its manifest without the digest."""
-    with zipfile.ZipFile(BUILTIN) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+    files = dict(_unpacked())
     body = json.loads(files.pop(MANIFEST))
     del body["digest"]
     return files, body

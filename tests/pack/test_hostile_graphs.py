@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -227,6 +227,7 @@ def test_every_operator_with_a_gradient_rule_may_stand_in_a_pack():
 
 
 @given(data=st.data())
+@settings(max_examples=15)
 def test_a_mutated_graph_is_read_or_refused(data, digits_pack):
     manifest, files = digits_pack.manifest, builtin_files()[0]
     name = data.draw(st.sampled_from(sorted(n for n in files if n.endswith(".onnx"))))

@@ -109,7 +109,7 @@ def images(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", PACKS)
 def test_a_pack_that_asks_for_any_amount_of_memory_ends_in_one_line(case, little, tmp_path):
     bad = write_zip(tmp_path / "bad.edgepack", with_graph("eval.onnx", PACKS[case]))

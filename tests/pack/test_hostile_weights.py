@@ -173,7 +173,7 @@ def test_a_manifest_of_nested_lists(tmp_path):
 
 
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_a_pack_with_a_mutated_file_is_opened_or_refused(data):
     files, body = builtin_files()
     name = data.draw(st.sampled_from(sorted(files)))

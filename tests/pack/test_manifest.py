@@ -42,7 +42,7 @@ def test_a_table_of_gains_comes_back(tmp_path, contents):
 @pytest.mark.parametrize("wrong", [{"visits": 0}, {"excess": float("nan")}, {"gain": float("inf")}], ids=str)
 def test_a_table_that_nothing_can_be_told_from_is_refused(folder, wrong):
     rewrite_manifest(folder, lambda body: body.update(gains=[asdict(ROW) | wrong]))
-    with pytest.raises(PackError, match="gains"):
+    with pytest.raises(PackError, match=r"gains\[0\]\.visits|has the number (NaN|Infinity)"):
         open_pack(folder)
 
 

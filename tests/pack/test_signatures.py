@@ -47,16 +47,25 @@ def signed_by(numbers, kind="pack", message=MESSAGE):
     return content
 
 
+@pytest.fixture(scope="module")
+def signed_file(tmp_path_factory) -> Path:
+    """The built-in pack, signed by the first key."""
+    path = tmp_path_factory.mktemp("signed") / "one.edgepack"
+    shutil.copy(BUILTIN, path)
+    sign_file(path, KEYS[0])
+    return path
+
+
 @pytest.fixture(params=["pack", "one.edgepack"])
-def signed(request, tmp_path) -> Path:
-    """The built-in pack, signed by the first key, in both forms."""
+def signed(request, tmp_path, signed_file) -> Path:
+    """The same in both forms, for one test."""
     path = tmp_path / request.param
     if path.suffix:
-        shutil.copy(BUILTIN, path)
+        shutil.copy(signed_file, path)
     else:
         with zipfile.ZipFile(BUILTIN) as archive:
             archive.extractall(path)
-    sign_file(path, KEYS[0])
+        sign_file(path, KEYS[0])
     return path
 
 
@@ -206,29 +215,26 @@ def held(path):
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", sorted(builtin_files()[0]))
-def test_every_file_is_covered_by_the_signature(name, tmp_path):
+def test_every_file_is_covered_by_the_signature(name, signed_file, tmp_path):
     """Somebody changes one byte of a file, and writes a manifest whose hashes are right."""
-    pack = tmp_path / "a.edgepack"
-    shutil.copy(BUILTIN, pack)
-    sign_file(pack, KEYS[0])
-    signatures = held(pack)[SIGNATURES]
+    signatures = held(signed_file)[SIGNATURES]
     files, body = builtin_files()
     changed = {**files, name: bytes([*files[name][:-1], files[name][-1] ^ 1])}
     refused(write_zip(tmp_path / "b.edgepack", {**sealed(changed, body), SIGNATURES: signatures}), trusting(0), "wrong")
-    signed = {**held(pack), name: changed[name]}
+    signed = {**held(signed_file), name: changed[name]}
     refused(write_zip(tmp_path / "c.edgepack", signed), trusting(0), "damaged")
 
 
 @pytest.mark.parametrize("part", ["gains", "calibration", "provenance", "model", "plans"])
-def test_all_of_the_manifest_is_covered(part, signed, tmp_path):
+def test_all_of_the_manifest_is_covered(part, signed_file, tmp_path):
     files, body = builtin_files()
     body[part] = [] if part == "gains" else {**body[part], "more": 1}
-    changed = {**sealed(files, body), SIGNATURES: held(signed)[SIGNATURES]}
+    changed = {**sealed(files, body), SIGNATURES: held(signed_file)[SIGNATURES]}
     refused(write_folder(tmp_path / "changed", changed), trusting(0), "wrong")
 
 
-def test_a_manifest_is_not_even_read_before_its_signature_is_good(signed, tmp_path):
-    changed = {**held(signed), MANIFEST: b"[" * 100_000}
+def test_a_manifest_is_not_even_read_before_its_signature_is_good(signed_file, tmp_path):
+    changed = {**held(signed_file), MANIFEST: b"[" * 100_000}
     refused(write_folder(tmp_path / "changed", changed), trusting(0), "is wrong")
     refused(write_folder(tmp_path / "unsigned", {MANIFEST: b"["}), trusting(0), "not signed")
 
@@ -247,9 +253,8 @@ def test_nothing_lies_in_a_signed_pack_that_is_not_signed(signed):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", [MANIFEST, SIGNATURES, WEIGHTS, ANCHORS])
-def test_a_file_that_is_there_twice_is_refused(name, tmp_path):
-    shutil.copy(BUILTIN, tmp_path / "a.edgepack")
-    sign_file(tmp_path / "a.edgepack", KEYS[0])
+def test_a_file_that_is_there_twice_is_refused(name, signed_file, tmp_path):
+    shutil.copy(signed_file, tmp_path / "a.edgepack")
     with zipfile.ZipFile(tmp_path / "a.edgepack", "a") as archive:
         archive.writestr(name, b"other")
     refused(tmp_path / "a.edgepack", trusting(0), "twice")
@@ -316,6 +321,14 @@ def expert(digits_pack, tmp_path):
     return tmp_path / "e.safetensors"
 
 
+@pytest.fixture(scope="module")
+def signed_expert(digits_pack, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("expert") / "e"
+    write_expert(path, digits_pack, digits_pack.weights())
+    sign_file(path, KEYS[0])
+    return path
+
+
 def test_an_expert_is_signed_beside_itself(expert, digits_pack):
     before = expert.read_bytes()
     assert read_expert(expert, digits_pack).signers is None
@@ -330,15 +343,15 @@ def test_an_expert_is_signed_beside_itself(expert, digits_pack):
 
 
 @given(where=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
-def test_an_expert_that_was_changed_is_refused_before_it_is_read(where, bits, digits_pack, tmp_path_factory):
-    path = tmp_path_factory.mktemp("expert") / "e"
-    write_expert(path, digits_pack, digits_pack.weights())
-    sign_file(path, KEYS[0])
-    content = bytearray(path.read_bytes())
+def test_an_expert_that_was_changed_is_refused_before_it_is_read(where, bits, digits_pack, signed_expert):
+    good = signed_expert.read_bytes()
+    content = bytearray(good)
     content[int(where * len(content))] ^= bits
-    path.write_bytes(content)
+    signed_expert.write_bytes(content)
     with pytest.raises(BadInputError, match="is wrong"):
-        read_expert(path, digits_pack, trusting(0))
+        read_expert(signed_expert, digits_pack, trusting(0))
+    signed_expert.write_bytes(good)
+    assert read_expert(signed_expert, digits_pack, trusting(0)).signers == ((NAMES[0],), True)
 
 
 def test_the_signature_of_another_expert_is_refused(expert, digits_pack, tmp_path):

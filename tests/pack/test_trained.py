@@ -77,6 +77,7 @@ def test_sums_of_features_that_are_no_longer_the_servers_go(what):
     assert PACK.with_weights(changed(*MODEL.head)).sums is not None
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["new.edgepack", "new"])
 @pytest.mark.parametrize("classes", [10, 12])
 def test_a_pack_that_is_saved_is_a_pack(name, classes, tmp_path):
@@ -89,7 +90,7 @@ def test_a_pack_that_is_saved_is_a_pack(name, classes, tmp_path):
     assert pack.manifest.provenance["weights_of"]["begun_from"] == "run"
     expected = OrtEngine(1).predictor(PACK, weights)(IMAGES)
     np.testing.assert_array_equal(OrtEngine(1).predictor(pack, pack.weights())(IMAGES), expected)
-    try_pack(pack)
+    try_pack(pack)  # it has enough time and memory, too
     sign_file(tmp_path / name, make_private_key(tmp_path))
 
 

@@ -5,6 +5,7 @@ Slopes are computed from the output where that saves keeping the input alive.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi, prod
 from math import sqrt as root
 
@@ -36,6 +37,12 @@ def unbroadcast(g: Gradients, dy: str, output: str, operand: str) -> str:
     return g.op("Reshape", total, g.op("Shape", operand)) if lead else total
 
 
+def of_operands(g: Gradients, node: Node, *makers: Callable[[], str]) -> Grads:
+    """The gradient of each operand that needs one, as its maker emits it for the shape of the output."""
+    y = node.outputs[0]
+    return [unbroadcast(g, make(), y, x) if g.needs(x) else None for x, make in zip(node.inputs, makers, strict=True)]
+
+
 @rule("Identity")
 def identity(g: Gradients, node: Node, dy: str) -> Grads:
     """``y = x``."""
@@ -57,30 +64,21 @@ def add(g: Gradients, node: Node, dy: str) -> Grads:
 @rule("Sub")
 def sub(g: Gradients, node: Node, dy: str) -> Grads:
     """``y = a − b``."""
-    a, b = node.inputs
-    da = unbroadcast(g, dy, node.outputs[0], a) if g.needs(a) else None
-    db = unbroadcast(g, g.op("Neg", dy), node.outputs[0], b) if g.needs(b) else None
-    return [da, db]
+    return of_operands(g, node, lambda: dy, lambda: g.op("Neg", dy))
 
 
 @rule("Mul")
 def mul(g: Gradients, node: Node, dy: str) -> Grads:
     """``y = a·b``; ``da = dy·b``."""
     a, b = node.inputs
-    da = unbroadcast(g, g.op("Mul", dy, b), node.outputs[0], a) if g.needs(a) else None
-    db = unbroadcast(g, g.op("Mul", dy, a), node.outputs[0], b) if g.needs(b) else None
-    return [da, db]
+    return of_operands(g, node, lambda: g.op("Mul", dy, b), lambda: g.op("Mul", dy, a))
 
 
 @rule("Div")
 def div(g: Gradients, node: Node, dy: str) -> Grads:
     """``y = a/b``; ``da = dy/b``, ``db = −dy·y/b``."""
-    a, b = node.inputs
-    y = node.outputs[0]
-    scaled = g.op("Div", dy, b)
-    da = unbroadcast(g, scaled, y, a) if g.needs(a) else None
-    db = unbroadcast(g, g.op("Neg", g.op("Mul", scaled, y)), y, b) if g.needs(b) else None
-    return [da, db]
+    scaled = g.op("Div", dy, node.inputs[1])
+    return of_operands(g, node, lambda: scaled, lambda: g.op("Neg", g.op("Mul", scaled, node.outputs[0])))
 
 
 @rule("Sqrt")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 
@@ -14,12 +14,18 @@ from edge_sel.data.dataset import normalise
 from edge_sel.data.images import UInt8Array
 from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.errors import BadInputError, EdgeSelError
+from edge_sel.engines.trial import try_model
+from edge_sel.errors import BadInputError
+from edge_sel.files import read_regular
+from edge_sel.pack.foreign_model import MOST_FILE_BYTES, survey_model
+from edge_sel.pack.graph_check import OPERATORS
+from edge_sel.pack.graph_form import WireError
+from edge_sel.pack.manifest_json import MOST_CLASSES
 from edge_sel.pack.reader import open_pack
 from edge_sel.pack.signatures import TrustedKeys
+from edge_sel.schema import Longest, SchemaError, Within, checked, parse_json
 
 MODEL = "model.onnx"
-MOST_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Classifier:
     def probabilities(self, images: UInt8Array) -> np.ndarray:
         """Softmax of the logits: uint8 [N, H, W, 3] to float64 [N, classes]. Images are prepared as in training."""
         logits = self.logits(normalise(images, self.mean, self.std)).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise BadInputError("the model's outputs are no numbers", fix="take the model of another run, or a pack")
         raised = np.exp(logits - logits.max(1, keepdims=True))
         probabilities: np.ndarray = raised / raised.sum(1, keepdims=True)
         return probabilities
@@ -81,38 +89,50 @@ def open_classifier(path: str | PathLike[str], threads: int = 0, trusted: Truste
 
 
 def _of_model(file: Path, engine: OrtEngine) -> Classifier:
+    """What anybody may have written: looked at, and tried elsewhere, before onnxruntime loads it here."""
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise BadInputError("the model is larger than 2 GB", where=file)
-        content = file.read_bytes()
+        content = read_regular(file, MOST_FILE_BYTES)
+        found = survey_model(content)
     except OSError as error:
         raise BadInputError(f"cannot read the model ({error.strerror})", where=file) from error
-    try:
-        session = engine.session(content, {})
-    except EdgeSelError as error:
-        raise BadInputError("onnxruntime cannot load the model", where=file, fix="copy it again") from error
-    notes = session.get_modelmeta().custom_metadata_map
+    except WireError as error:
+        raise BadInputError(f"not a model of edge-sel: {error}", where=file, fix="copy it again") from error
+    if odd := sorted(found.operators - OPERATORS) or found.holds_graph:
+        what = f"not a model of edge-sel: operator {odd if isinstance(odd, str) else odd[0]}"
+        raise BadInputError(what, where=file, fix="take model.onnx of a run, or a pack")
+    try_model(file, found.weight_bytes)
+    session = engine.session(content, {})
     inputs, outputs = session.get_inputs(), session.get_outputs()
+    notes = session.get_modelmeta().custom_metadata_map
     try:
-        classes = tuple(str(name) for name in json.loads(notes["classes"]))
-        mean, std = (tuple(float(value) for value in json.loads(notes[key])) for key in ("mean", "std"))
-        (_, colours, height, width), (_, _) = inputs[0].shape, outputs[0].shape
-        fits = (len(inputs), len(outputs), colours, len(mean), len(std)) == (1, 1, 3, 3, 3) and min(std) > 0
-        size = int(height), int(width)
-    except (KeyError, ValueError, TypeError) as error:
-        fits, size, classes, mean, std = False, (0, 0), (), (), ()
-        why: Exception | None = error
-    else:
-        why = None
-    if not fits:
+        facts = checked(_Facts, {key: parse_json(notes[key]) for key in ("classes", "mean", "std")})
+        size = checked(_Sizes, inputs[0].shape[1:])[1:]
+        if not len(inputs) == len(outputs) == 1 or outputs[0].shape[1:] != [len(facts["classes"])]:
+            raise SchemaError(f"has another number of outputs than of classes, {len(facts['classes'])}")
+    except (KeyError, SchemaError) as error:
+        what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise BadInputError(
-            "the model names neither its classes nor its normalisation", where=file,
+            f"the model does not tell its classes and its normalisation: {what}", where=file,
             fix="take model.onnx of a run, or a pack",
-        ) from why  # fmt: skip
+        ) from error  # fmt: skip
     name = inputs[0].name
 
     def logits(images: np.ndarray) -> np.ndarray:
         found: np.ndarray = session.run(None, {name: images})[0]
         return found
 
-    return Classifier(classes, size, mean, std, logits)
+    return Classifier(tuple(facts["classes"]), size, facts["mean"], facts["std"], logits)
+
+
+_Level = Annotated[float, Within(-1e3, 1e3)]
+_Spread = Annotated[float, Within(1e-6, 1e3)]
+_Pixels = Annotated[int, Within(1, 4096)]
+_Sizes = tuple[Literal[3], _Pixels, _Pixels]
+
+
+class _Facts(TypedDict):
+    """Of the model, in its own metadata."""
+
+    classes: Annotated[list[str], Longest(MOST_CLASSES)]
+    mean: tuple[_Level, _Level, _Level]
+    std: tuple[_Spread, _Spread, _Spread]

@@ -1,4 +1,4 @@
-"""A trial of a pack: every graph is loaded and run once, in a process of its own whose memory and time are limited.
+"""A trial of a pack or a model: each graph is loaded and run once, in a process whose memory and time are limited.
 
 What a graph says cannot tell all that it takes: two small tensors can make a large one. So a pack from outside is tried
 where nothing is lost if it takes too much.
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
-from edge_sel.errors import EdgeSelError, PackError, SetupError
+from edge_sel.errors import BadInputError, EdgeSelError, PackError, SetupError
 from edge_sel.pack.manifest import WEIGHTS
 from edge_sel.pack.reader import Pack, open_pack
 
@@ -34,9 +34,40 @@ def try_pack(pack: Pack) -> None:
         PackError: one cannot be loaded, computes something else than the manifest says, or takes too much.
         SetupError: the runtime lacks an operator.
     """
-    memory_bytes, cpu_s = limits(pack)
+    memory_bytes, cpu_s = limits(pack.manifest.files[WEIGHTS].bytes)
+    reason, status = run_limited("edge_sel.engines.trial", "pack", pack.path.absolute(), memory_bytes, cpu_s)
+    if status == SetupError.exit_code:  # this runtime is too old for the pack
+        raise SetupError(reason, where=pack.path)
+    if reason:
+        what = f"its graphs cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason})"
+        raise PackError(what, where=pack.path, fix="do not use it")
+
+
+def try_model(path: Path, weight_bytes: int) -> None:
+    """Load a model and run it on one image, elsewhere.
+
+    Args:
+        path: of an ONNX file whose input is an image, all sizes but the batch known.
+        weight_bytes: of its tensors.
+
+    Raises:
+        BadInputError: it cannot be loaded or run, or takes too much; its output is no row of numbers.
+    """
+    memory_bytes, cpu_s = limits(weight_bytes)
+    reason, _ = run_limited("edge_sel.engines.trial", "model", path.absolute(), memory_bytes, cpu_s)
+    if reason:
+        what = f"the model cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason})"
+        raise BadInputError(what, where=path, fix="do not use it")
+
+
+def run_limited(module: str, what: str, path: Path, memory_bytes: int, cpu_s: float) -> tuple[str, int]:
+    """Run a module of ours on a file in a process of its own, in an empty folder.
+
+    Returns:
+        What is wrong, empty if nothing is; and the status that the process ended with.
+    """
     source = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "edge_sel.engines.trial", str(pack.path.absolute()), str(memory_bytes), str(cpu_s)]
+    command = [sys.executable, "-m", module, what, str(path), str(memory_bytes), str(cpu_s)]
     environment = {**os.environ, "PYTHONPATH": source.rstrip(os.pathsep), "OMP_NUM_THREADS": "1"}
     with TemporaryDirectory() as empty:  # the working directory, which holds nothing to read
         try:
@@ -45,25 +76,17 @@ def try_pack(pack: Pack) -> None:
                 errors="replace", timeout=WALL * cpu_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            reason = "it took too long"
-        else:
-            if child.returncode == 0:
-                return
-            lines = child.stderr.splitlines() or ["it was ended by the system"]
-            reason = lines[-1][:300]
-            if child.returncode == SetupError.exit_code:  # this runtime is too old for the pack
-                raise SetupError(reason, where=pack.path)
-            if child.returncode < 0:
-                reason = f"it was ended by signal {-child.returncode}"
-    raise PackError(
-        f"its graphs cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason})", where=pack.path,
-        fix="do not use it",
-    )  # fmt: skip
+            return "it took too long", -1
+    if child.returncode == 0:
+        return "", 0
+    if child.returncode < 0:
+        return f"it was ended by signal {-child.returncode}", child.returncode
+    lines = child.stderr.splitlines() or ["it was ended by the system"]
+    return lines[-1][:300], child.returncode
 
 
-def limits(pack: Pack) -> tuple[int, float]:
+def limits(weights_bytes: int) -> tuple[int, float]:
     """Bytes of memory and seconds of processor time that a trial may take."""
-    weights_bytes = pack.manifest.files[WEIGHTS].bytes
     return MEMORY_BYTES + MEMORY_PER_WEIGHT_BYTE * weights_bytes, CPU_S + CPU_S_PER_MB * weights_bytes / 1e6
 
 
@@ -120,22 +143,46 @@ def limit_this_process(memory_bytes: int, cpu_s: float) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def main(path: str, memory_bytes: int, cpu_s: float) -> int:
+def run_model(content: bytes) -> None:
+    """On one grey image, with one thread.
+
+    Raises:
+        EdgeSelError: it cannot be loaded or run, or its output is no row of numbers.
+    """
+    from edge_sel.engines.ort import OrtEngine
+
+    session = OrtEngine(threads=1).session(content, {})
+    (image,), (logits,) = session.get_inputs(), session.get_outputs()
+    shape = [size if isinstance(size, int) and size > 0 else 1 for size in image.shape]
+    (found,) = session.run([logits.name], {image.name: np.zeros(shape, np.float32)})
+    if found.ndim != 2 or len(found) != shape[0] or not np.isfinite(found).all():
+        raise BadInputError(f"its output for a grey image is of shape {found.shape}, or no numbers")
+
+
+def main(what: str, path: str, memory_bytes: int, cpu_s: float) -> int:
     """The child."""
     import edge_sel.engines.ort  # noqa: F401  # before memory is limited: what the runtime itself takes is no matter
 
     try:
-        pack = open_pack(Path(path))
-        limit_this_process(memory_bytes, cpu_s)
-        run_every_graph(pack)
+        if what == "model":
+            content = Path(path).read_bytes()
+            limit_this_process(memory_bytes, cpu_s)
+            run_model(content)
+        else:
+            pack = open_pack(Path(path))
+            limit_this_process(memory_bytes, cpu_s)
+            run_every_graph(pack)
     except EdgeSelError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except MemoryError:
         print("it takes too much memory", file=sys.stderr)
         return 1
+    except Exception as error:  # of the runtime, whose classes have no stable names
+        print(str(error).partition("\n")[0] or type(error).__name__, file=sys.stderr)
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))

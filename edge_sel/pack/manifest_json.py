@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_sel.arrays import TensorPlace
 from edge_sel.errors import PackError
+from edge_sel.files import finite
 from edge_sel.pack.anchors import ANCHORS
 from edge_sel.pack.manifest import (
     DEEP_HEAD,
@@ -43,7 +44,7 @@ MOST_CLASSES = 100_000
 
 def to_json(manifest: Manifest) -> str:
     """Serialise, with a digest over everything else so that a damaged manifest is noticed too."""
-    body = {"format": FORMAT, **asdict(manifest)}
+    body = {"format": FORMAT, **asdict(manifest), "provenance": finite(manifest.provenance)}
     return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
 
 

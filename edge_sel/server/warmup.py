@@ -47,7 +47,7 @@ def load(path: Path) -> tuple[nn.Module, WarmupInfo]:
     if metadata.get("format") != FORMAT:
         raise BadInputError("not an edge-sel warmup checkpoint", where=path)
     try:
-        info = _info(parse_json(metadata["info"]))
+        info = _info(parse_json(metadata["info"], finite=False))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise BadInputError("the checkpoint's header cannot be read", where=f"{path}: {error!r}") from error
     model = build(info.model, len(info.classes), info.image_size)

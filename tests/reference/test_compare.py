@@ -223,5 +223,6 @@ def test_an_edge_run_with_foreign_values_is_one_clean_error_or_shown(tmp_path, c
             try:
                 print_edge(edge_epochs(tmp_path), [])
             except BadInputError:
-                refused.add(path[-1])
+                if value not in FOREIGN[-2:]:  # NaN and a number of 400 digits, refused wherever they stand
+                    refused.add(path[-1])
     assert refused == {"epochs", 0, "trained", *cost}

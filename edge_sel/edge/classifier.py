@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
@@ -15,8 +18,8 @@ from edge_sel.data.images import UInt8Array
 from edge_sel.edge.outputs.earlier import JOURNAL
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.engines.trial import try_model
-from edge_sel.errors import BadInputError
-from edge_sel.files import read_regular
+from edge_sel.errors import BadInputError, SetupError
+from edge_sel.files import cache_folder, read_regular, write_durably
 from edge_sel.pack.foreign_model import MOST_FILE_BYTES, survey_model
 from edge_sel.pack.graph_check import OPERATORS
 from edge_sel.pack.graph_form import WireError
@@ -100,19 +103,18 @@ def _of_model(file: Path, engine: OrtEngine) -> Classifier:
     if odd := sorted(found.operators - OPERATORS) or found.holds_graph:
         what = f"not a model of edge-sel: operator {odd if isinstance(odd, str) else odd[0]}"
         raise BadInputError(what, where=file, fix="take model.onnx of a run, or a pack")
-    try_model(file, found.weight_bytes)
-    session = engine.session(content, {})
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    notes = session.get_modelmeta().custom_metadata_map
     try:
-        facts = checked(_Facts, {key: parse_json(notes[key]) for key in ("classes", "mean", "std")})
+        facts = checked(_Facts, {key: parse_json(found.metadata[key]) for key in ("classes", "mean", "std")})
+        _try_once(file, content, found.weight_bytes)
+        session = engine.session(content, {})
+        inputs, outputs = session.get_inputs(), session.get_outputs()
         size = checked(_Sizes, inputs[0].shape[1:])[1:]
         if not len(inputs) == len(outputs) == 1 or outputs[0].shape[1:] != [len(facts["classes"])]:
             raise SchemaError(f"has another number of outputs than of classes, {len(facts['classes'])}")
     except (KeyError, SchemaError) as error:
         what = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise BadInputError(
-            f"the model does not tell its classes and its normalisation: {what}", where=file,
+            f"the model names neither its classes nor its normalisation: {what}", where=file,
             fix="take model.onnx of a run, or a pack",
         ) from error  # fmt: skip
     name = inputs[0].name
@@ -122,6 +124,18 @@ def _of_model(file: Path, engine: OrtEngine) -> Classifier:
         return found
 
     return Classifier(tuple(facts["classes"]), size, facts["mean"], facts["std"], logits)
+
+
+def _try_once(file: Path, content: bytes, weight_bytes: int) -> None:
+    """A trial costs as much as classifying some images; what was good once, by its hash, is not tried again."""
+    folder = cache_folder(os.environ, "tried")
+    mark = None if folder is None else folder / sha256(content).hexdigest()
+    if mark is not None and mark.exists():
+        return
+    try_model(file, weight_bytes)
+    if mark is not None:
+        with suppress(SetupError):  # a device whose cache cannot be written tries it again
+            write_durably(mark, b"")
 
 
 _Level = Annotated[float, Within(-1e3, 1e3)]

@@ -39,7 +39,7 @@ def try_pack(pack: Pack) -> None:
     if status == SetupError.exit_code:  # this runtime is too old for the pack
         raise SetupError(reason, where=pack.path)
     if reason:
-        what = f"its graphs cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason})"
+        what = f"its graphs cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason[:300]})"
         raise PackError(what, where=pack.path, fix="do not use it")
 
 
@@ -56,7 +56,7 @@ def try_model(path: Path, weight_bytes: int) -> None:
     memory_bytes, cpu_s = limits(weight_bytes)
     reason, _ = run_limited("edge_sel.engines.trial", "model", path.absolute(), memory_bytes, cpu_s)
     if reason:
-        what = f"the model cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason})"
+        what = f"the model cannot be run in {memory_bytes >> 20} MB and {ceil(cpu_s)} s ({reason[:300]})"
         raise BadInputError(what, where=path, fix="do not use it")
 
 
@@ -82,7 +82,7 @@ def run_limited(module: str, what: str, path: Path, memory_bytes: int, cpu_s: fl
     if child.returncode < 0:
         return f"it was ended by signal {-child.returncode}", child.returncode
     lines = child.stderr.splitlines() or ["it was ended by the system"]
-    return lines[-1][:300], child.returncode
+    return lines[-1][:4000], child.returncode
 
 
 def limits(weights_bytes: int) -> tuple[int, float]:

@@ -29,6 +29,11 @@ _CONTENT = (4, 5, 6, 7, 9, 10, 11)
 _WITHOUT_INPUT = ("Constant", "RandomNormal", "RandomUniform")
 _STANDARD = (b"", b"ai.onnx")
 
+
+class OutsideError(WireError):
+    """A tensor that stands in another file cannot be read from there."""
+
+
 Message = list[tuple[int, "int | bytes"]]
 
 
@@ -40,12 +45,14 @@ class Survey(NamedTuple):
         nodes: when every function is put in the place of its calls.
         weight_bytes: of all tensors, inside and outside of the file.
         holds_graph: an operator that holds a graph, such as ``Loop``; empty for none.
+        metadata: texts by key; of a key that occurs twice the last one, as ONNX Runtime takes it.
     """
 
     operators: frozenset[str]
     nodes: int
     weight_bytes: int
     holds_graph: str
+    metadata: dict[str, str]
 
 
 def survey_model(content: bytes, folder: Path | None = None) -> Survey:
@@ -93,7 +100,9 @@ class _Surveyor:
         if not nodes or not _all(graph, 12):
             raise WireError("it has no node, or no output")
         count = self._cost(nodes, 0)
-        return Survey(frozenset(self._operators), count, self._bytes, self._holds_graph)
+        entries = [read_fields(entry, 8) for entry in _all(model, 14)[:MOST_TENSORS]]
+        metadata = {_text(e, 1).decode("utf-8", "replace"): _long(e, 2).decode("utf-8", "replace") for e in entries}
+        return Survey(frozenset(self._operators), count, self._bytes, self._holds_graph, metadata)
 
     def _cost(self, nodes: list[Message], depth: int) -> int:
         """How many nodes these become, and a look at each."""
@@ -164,11 +173,11 @@ class _Surveyor:
         if self._folder is None:
             raise WireError(f"tensor {name} stands in another file")
         if not location.name or location.is_absolute() or ".." in location.parts:
-            raise WireError(f"tensor {name} stands in a file that is not beside the model")
+            raise OutsideError(f"tensor {name} stands in a file that is not beside the model")
         try:
             return regular_size(self._folder / location)
         except OSError as error:
-            raise WireError(f"tensor {name}: {location}: {error.strerror or error}") from error
+            raise OutsideError(f"tensor {name}: {location}: {error.strerror or error}") from error
 
     def _input(self, content: bytes, weights: set[bytes]) -> None:
         value = read_fields(content, 64)
@@ -193,5 +202,9 @@ def _all(message: Message, number: int) -> list[bytes]:
 
 
 def _text(message: Message, number: int) -> bytes:
+    return _long(message, number)[:4096]
+
+
+def _long(message: Message, number: int) -> bytes:
     found = _all(message, number)
-    return bytes(found[-1][:4096]) if found else b""
+    return bytes(found[-1]) if found else b""

@@ -13,6 +13,7 @@ from edge_sel.graphs.plans import head_names
 from edge_sel.server.source.base import Asked, Source, WarmupInfo
 from edge_sel.server.source.heads import resize_head
 from edge_sel.server.source.onnx_model import from_onnx, read_onnx
+from edge_sel.server.source.onnx_trial import require_readable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +76,9 @@ def _from_onnx(path: Path, asked: Asked) -> Source:
     if asked.weights is not None:
         raise UsageError("--weights does not apply to an ONNX file, which contains its weights", where=path)
     mean, std = _normalisation(asked, path)
-    forward, size = read_onnx(path, asked.image_size, len(asked.classes) if asked.classes else None)
+    count = len(asked.classes) if asked.classes else None
+    require_readable(path, asked.image_size, count)
+    forward, size = read_onnx(path, asked.image_size, count)
     names, new_head = asked.class_names(len(forward.initializers[head_names(forward)[0]]), path)
     if new_head:
         forward = resize_head(without_relu_behind(forward), len(names))

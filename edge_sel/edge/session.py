@@ -196,6 +196,8 @@ class Session:
         progress, stage = self.progress, self.progress.stage
         if stage.plan:
             why = "goes on"
+        elif progress.decisions and progress.decisions[-1]["plan"] is None:  # decided before a cut
+            return False
         else:
             planned, why, expected = self.ladder.decide(progress.history, progress.stages_done)
             plan, epochs = planned or (None, 0)
@@ -205,11 +207,14 @@ class Session:
             if expected is not None:
                 decision["expected"] = expected._asdict()
             self.progress = replace(progress, decisions=[*progress.decisions, decision])
+            if planned is not None:
+                stage = StageState(*planned, sums=init_sums(len(self.classes)))
+                self.progress = replace(self.progress, stage=stage)
+            if expected is not None:  # joules decided: whoever goes on from here decides the same
+                self._save()
             if planned is None:
                 self.emit("stages_ended", why=why)
                 return False
-            stage = StageState(*planned, sums=init_sums(len(self.classes)))
-            self.progress = replace(self.progress, stage=stage)
         self.emit("stage_begun", plan=stage.plan, epochs=stage.epochs, why=why)
         return True
 
@@ -222,6 +227,7 @@ class Session:
             for event in stage.events():
                 if isinstance(event, PrecisionChosen):
                     self.emit("backbone_precision", **event.figures)
+                    self._save_inside(stage)  # a clock decided: whoever goes on from here decides the same
                     continue
                 if isinstance(event, EpochDone):
                     self._end_epoch(stage, event)
@@ -276,8 +282,7 @@ class Session:
             limit = self._govern(stage)
             signal = self.host.should_stop()  # it may have come during a pause
         if self._memory_short() or signal or limit or self.book.checkpoint_due():
-            stage.snapshot()
-            self._save()
+            self._save_inside(stage)
         if signal:
             return Stop(signal, None)
         return Stop(limit, stage.weights()) if limit else None
@@ -299,6 +304,11 @@ class Session:
         reason = self.governor.at_boundary(stage.work_left() + ahead)
         self.gate.pressure = self.governor.pressure
         return reason
+
+    def _save_inside(self, stage: TrainingStage) -> None:
+        """Write a checkpoint of where a stage stands."""
+        stage.snapshot()
+        self._save()
 
     def _save(self) -> None:
         """Write a checkpoint."""

@@ -238,3 +238,21 @@ def test_the_sessions_clock_decides(tmp_path):
     for int8_s, name in ((FASTER, "int8"), (SLOWER, "fp32")):
         run(tmp_path / name, plan="last", host=timed(int8_s)).run()
         assert [event["precision"] for event in told(tmp_path / name)] == [name]
+
+
+def test_a_choice_outlives_a_kill_before_its_first_use(tmp_path):
+    """A clock made it: another process would have chosen otherwise."""
+    run(tmp_path / "one", plan="last", host=timed(FASTER)).run()
+    with pytest.raises(Killed):
+        run(tmp_path / "two", plan="last", listener=KillAt(1), host=timed(FASTER)).run()
+    run(tmp_path / "two", plan="last", resume=True, host=timed(SLOWER)).run()
+    assert len(told(tmp_path / "two")) == 1 and outcome(tmp_path / "two") == outcome(tmp_path / "one")
+
+
+def test_a_finished_run_whose_files_are_lost_is_made_again_with_its_choices(tmp_path):
+    run(tmp_path, plan="last,head", host=timed(FASTER)).run()
+    before = outcome(tmp_path)
+    for name in ("weights.safetensors", "model.onnx", "run.json"):
+        (tmp_path / name).unlink()
+    run(tmp_path, plan="last,head", resume=True, host=timed(SLOWER)).run()
+    assert outcome(tmp_path) == before

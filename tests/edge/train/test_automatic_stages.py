@@ -9,7 +9,19 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.limits import EnergyBudget
 from edge_sel.edge.train.auto_ladder import auto_ladder
 from edge_sel.engines.ort import OrtEngine
-from tests.edge.sessions import KillAt, Killed, StopAt, digits, events, outcome, pack, resolved, session, some_or_all
+from tests.edge.sessions import (
+    KillAt,
+    Killed,
+    StopAt,
+    Tape,
+    digits,
+    events,
+    outcome,
+    pack,
+    resolved,
+    session,
+    some_or_all,
+)
 from tests.edge.train.stages import AUTO, MANY, PACKS, RUINOUS, STAGES, automatic_run, decided, every_pack, without
 from tests.edge.world import World, governed
 
@@ -240,3 +252,26 @@ def test_a_resumed_run_decides_from_the_joules_of_its_history(tmp_path):
         before = [epoch for epoch in result["epochs"] if epoch["training_stage"] < decision["training_stage"]]
         assert ladder.decide(before, decision["training_stage"]).expected._asdict() == decision["expected"]
         assert decision["expected"]["energy_j"] > 0
+
+
+def test_a_decision_by_joules_outlives_a_kill(tmp_path):
+    """Else a run that was cut would decide by the joules of another moment, and end with other weights."""
+
+    def killed_in_the_body(event):
+        killed_in_the_body.plan = event.get("plan", killed_in_the_body.plan)
+        if event["event"] == "step" and killed_in_the_body.plan == "full":
+            raise Killed
+
+    killed_in_the_body.plan = None
+    tape, given = Tape(), {"images": MANY, "base": without(), **AUTO}
+    with pytest.raises(Killed):
+        session(tmp_path, listener=killed_in_the_body, **given).run()
+    result = session(tmp_path, listener=tape, resume=True, **given).run()
+    assert tape.of("stage_begun")[0] | {"t_s": 0} == {
+        "event": "stage_begun",
+        "plan": "full",
+        "epochs": 1,
+        "why": "goes on",
+        "t_s": 0,
+    }
+    assert [decision["plan"] for decision in result["decisions"]][:2] == ["closed_form", "full"]

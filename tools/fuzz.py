@@ -32,6 +32,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from abuse.stranger_files import (  # noqa: E402
+    SIGNED,
+    damaged,
+    read_model,
+    read_place,
+    read_report_page,
+    read_run_folder,
+)
+
 from edge_sel.errors import EdgeSelError  # noqa: E402
 
 LIMIT_S, MEMORY_BYTES = 5.0, 300 * 10**6
@@ -54,19 +63,6 @@ VALUES = (
     "0x10",
 )
 Reader = Callable[[random.Random, Path], None]
-
-
-def damaged(rng: random.Random, good: bytes) -> bytes:
-    """A few bytes changed, a part cut out, doubled or made of zeros."""
-    content = bytearray(good)
-    for _ in range(rng.choice((1, 1, 2, 5, 20))):
-        at = rng.randrange(len(content) or 1) if rng.random() < 0.5 else rng.randrange(min(512, len(content)) or 1)
-        size = rng.choice((1, 2, 4, 50, 1000))
-        part = bytes(content[at : at + size])
-        kind = rng.randrange(5)
-        new = (rng.randbytes(min(size, 4)), b"", 2 * part, bytes(len(part)), b"\xff" * len(part))[kind]
-        content[at : at + (min(size, 4) if kind == 0 else size)] = new
-    return bytes(content[: rng.randrange(len(content) or 1)] if rng.random() < 0.1 else content)
 
 
 def pack_bytes() -> bytes:
@@ -101,9 +97,6 @@ def read_zip(rng: random.Random, here: Path) -> None:
 
     (here / "a.edgepack").write_bytes(damaged(rng, pack_bytes()))
     open_pack(here / "a.edgepack").weights()
-
-
-SIGNED = b'{"format": 1, "signatures": [{"key": "%s", "signature": "%s=="}]}' % (b"0a" * 32, b"A" * 86)
 
 
 def read_manifest(rng: random.Random, here: Path) -> None:
@@ -207,7 +200,8 @@ def read_command_line(rng: random.Random, here: Path) -> None:
 
 KINDS: dict[str, Reader] = {
     "image": read_image_file, "zip": read_zip, "manifest": read_manifest, "safetensors": read_safetensors,
-    "checkpoint": read_checkpoint, "toml": read_toml_file, "command": read_command_line,
+    "checkpoint": read_checkpoint, "toml": read_toml_file, "command": read_command_line, "run": read_run_folder,
+    "report": read_report_page, "model": read_model, "place": read_place,
 }  # fmt: skip
 
 

@@ -41,9 +41,7 @@ class _EpochBegun(TypedDict):
     candidates: Count
 
 
-class Channels(TypedDict, total=False):
-    """How many guilty channels, or attention heads, a training stage chose."""
-
+class _Channels(TypedDict, total=False):
     of: Count
     chosen: Count
     share_of_norm: Share
@@ -51,17 +49,13 @@ class Channels(TypedDict, total=False):
     chosen_heads: list[Count]
 
 
-class ClassOfEpoch(TypedDict):
-    """Embarrassment, confidence and accuracy."""
-
+class _ClassOfEpoch(TypedDict):
     E: Number | None
     C: Number | None
     acc: Share | None
 
 
-class FittedHead(TypedDict):
-    """What was chosen for a head in closed form."""
-
+class _FittedHead(TypedDict):
     prior: Number
     ridge: Number
     old: Number
@@ -84,9 +78,9 @@ class Epoch(_EpochBegun, total=False):
     train_flops_t: Number
     statistics: Name
     doubted: Share
-    head: FittedHead
+    head: _FittedHead
     rehearsed: Count
-    guilty: dict[str, Channels]
+    guilty: dict[str, _Channels]
     validation_acc: Share | None
     validation_loss: Number | None
     validation_e: Number | None
@@ -102,7 +96,7 @@ class Epoch(_EpochBegun, total=False):
     phases: PhasesOfRun
     temp_c: Number | None
     time_s: Seconds | None
-    classes: dict[str, ClassOfEpoch]
+    classes: dict[str, _ClassOfEpoch]
     kept: bool
     test_full: Share | None
 
@@ -118,32 +112,32 @@ class Accuracy(TypedDict, total=False):
     pack: Share | None
 
 
-class ClassFigures(TypedDict):
-    """Of the images of one class."""
-
+class _ClassFigures(TypedDict):
     accuracy: Share | None
     embarrassment: Number | None
     confidence: Number | None
 
 
-class Figures(TypedDict, total=False):
-    """Of a model on a set of images."""
-
+class _Figures(TypedDict, total=False):
     accuracy: Share | None
     loss: Number | None
     calibration_error: Share | None
     embarrassment: Number | None
     images: Count
-    classes: dict[str, ClassFigures]
+    classes: dict[str, _ClassFigures]
     epoch: Count
 
 
-class FiguresOfSets(TypedDict, total=False):
-    """Of a model on each set of images; ``pack``: of the pack's own model, where the run began with another."""
+class _FiguresOfSets(TypedDict, total=False):
+    validation: _Figures
+    test: _Figures
+    pack: dict[str, _Figures]
 
-    validation: Figures
-    test: Figures
-    pack: dict[str, Figures]
+
+class _Recorder(TypedDict):
+    cpu_s: Seconds | None
+    energy_j: Joules | None
+    source: EnergySource | None
 
 
 class Energy(TypedDict, total=False):
@@ -159,12 +153,10 @@ class Energy(TypedDict, total=False):
     meter: Name | None
     idle_w: Number | None
     why: Name | None
-    recorder: dict[str, Any]
+    recorder: _Recorder
 
 
-class Images(TypedDict, total=False):
-    """How many."""
-
+class _Images(TypedDict, total=False):
     train: Count
     validation: Count
     test: Count
@@ -186,18 +178,14 @@ class StageDecision(TypedDict, total=False):
     came: _Outcome | None
 
 
-class AnchorsSeen(TypedDict):
-    """What the new model makes of the server's images."""
-
+class _AnchorsSeen(TypedDict):
     images: Count
     right_before: Count
     right: Count
     forgot: bool
 
 
-class EvidenceOfRun(TypedDict):
-    """The statistical test."""
-
+class _EvidenceOfRun(TypedDict):
     images: Count
     gain: Number
     low: Number
@@ -207,13 +195,11 @@ class EvidenceOfRun(TypedDict):
     p_worse: Share
     images_needed: Count | None
     level: Share
-    anchors: AnchorsSeen | None
+    anchors: _AnchorsSeen | None
     why: Name
 
 
-class HardImage(TypedDict, total=False):
-    """One of the images with the largest loss."""
-
+class _HardImage(TypedDict, total=False):
     path: Name
     label: Name
     predicted: Name
@@ -224,8 +210,8 @@ class HardImage(TypedDict, total=False):
 
 
 class _HardestImages(TypedDict, total=False):
-    training: Annotated[list[HardImage], Longest(1000)]
-    validation: Annotated[list[HardImage], Longest(1000)]
+    training: Annotated[list[_HardImage], Longest(1000)]
+    validation: Annotated[list[_HardImage], Longest(1000)]
 
 
 ConfusionCells = list[Annotated[list[Count], Longest(3)]]
@@ -236,18 +222,14 @@ class _Confusion(TypedDict, total=False):
     after: ConfusionCells
 
 
-class ChangedTensor(TypedDict):
-    """A tensor that differs from the original."""
-
+class _ChangedTensor(TypedDict):
     weight: Name
     relative: Number | None
     channels: Count
     updated: Count
 
 
-class Dense(TypedDict):
-    """The forecast of dense training."""
-
+class _Dense(TypedDict):
     plan: Name
     epochs: Count
     flops_t: Number
@@ -281,6 +263,18 @@ class _Duplicates(TypedDict):
     contradictory: list[Name]
 
 
+class _Signers(TypedDict):
+    fingerprints: list[Name]
+    checked: bool
+
+
+class _FeatureStore(TypedDict):
+    folder: Name | None
+    found: Count
+    added: Count
+    stopped: Name | None
+
+
 class _Identified(TypedDict):
     identity: dict[str, Any]
     stopped: Name
@@ -291,7 +285,7 @@ class RunFile(_Identified, total=False):
 
     schema: Count
     pack: Name
-    signers: dict[str, Any]
+    signers: dict[str, _Signers | None]
     engine: Name
     plan: Name
     classes: list[Name]
@@ -299,26 +293,26 @@ class RunFile(_Identified, total=False):
     settings: dict[str, _SettingOfRun]
     run: Name | None
     source: Name | None
-    images: Images
+    images: _Images
     duplicates: _Duplicates
     shipped: bool
-    evidence: EvidenceOfRun | None
+    evidence: _EvidenceOfRun | None
     throttled: list[Name]
     batch_limit: Count | None
     suspicious: _Suspicious
-    feature_store: dict[str, Any]
+    feature_store: _FeatureStore
     outputs: dict[str, Name]
     confusion: _Confusion
     hardest: _HardestImages
-    changed: list[ChangedTensor]
-    dense: Dense | None
+    changed: list[_ChangedTensor]
+    dense: _Dense | None
     accuracy: Accuracy
     energy: Energy
     time_s: Seconds | None
     epochs: list[Epoch]
     decisions: list[StageDecision]
-    before: FiguresOfSets
-    after: FiguresOfSets | None
+    before: _FiguresOfSets
+    after: _FiguresOfSets | None
 
 
 _FROM = TypedDict("_FROM", {"from": Name | None}, total=False)

@@ -270,7 +270,7 @@ def test_a_decision_by_joules_outlives_a_kill(tmp_path):
     assert tape.of("stage_begun")[0] | {"t_s": 0} == {
         "event": "stage_begun",
         "plan": "full",
-        "epochs": 1,
+        "epochs": 3,
         "why": "goes on",
         "t_s": 0,
     }

@@ -24,7 +24,7 @@ from typing import IO, Any, BinaryIO, Literal
 from edge_sel.errors import SetupError, escaped
 
 _CHUNK = 1 << 20
-_FLAGS = {"wb": os.O_WRONLY | os.O_TRUNC, "ab": os.O_WRONLY | os.O_APPEND, "r+b": os.O_RDWR}
+_FLAGS = {"wb": os.O_WRONLY, "ab": os.O_WRONLY | os.O_APPEND, "r+b": os.O_RDWR}
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -107,17 +107,34 @@ def refuse_link(path: Path) -> None:
 
 
 def open_no_link(path: Path, mode: Literal["wb", "ab", "r+b"], buffering: int = -1) -> IO[bytes]:
-    """As ``Path.open``, but for a symbolic link; the file is made if it is not there.
+    """As ``Path.open``, but for what may be somebody else's file under this name; it is made if it is not there.
 
     Raises:
-        OSError: it cannot be opened, or is a link.
+        OSError: it cannot be opened, is a link of either kind, no regular file, or neither this user's nor the
+            folder's owner's.
     """
     refuse_link(path)  # says why; O_NOFOLLOW does the same for a link that comes in between
     flags = _FLAGS[mode] | os.O_CREAT
-    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY", "O_NONBLOCK"):
         flags |= getattr(os, name, 0)
-    file: IO[bytes] = os.fdopen(os.open(path, flags, 0o666), mode, buffering)
+    handle = os.open(path, flags, 0o666)
+    try:
+        _refuse_foreign(path, os.fstat(handle))
+        if mode == "wb":
+            os.ftruncate(handle, 0)
+        file: IO[bytes] = os.fdopen(handle, mode, buffering)
+    except BaseException:
+        os.close(handle)
+        raise
     return file
+
+
+def _refuse_foreign(path: Path, found: os.stat_result) -> None:
+    _refuse_irregular(path, found)
+    if found.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has a second name, by a hard link")
+    if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), path.parent.stat().st_uid):
+        raise OSError(errno.EPERM, "it is another user's")
 
 
 class UnfitFileError(OSError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_sel.files import regular_size, write_durably
+from edge_sel.files import UnfitFileError, open_no_link, open_regular, refuse_link, regular_size, write_durably
 from edge_sel.schema import parse_json
 
 TAIL = 1 << 16
@@ -24,8 +24,8 @@ LARGEST = 1 << 20
 def read_journal(path: Path) -> tuple[dict[str, Any] | None, bool]:
     """The last whole line, and whether anything but the end of the file is damaged."""
     try:
-        size = regular_size(path)
-        with path.open("rb") as file:
+        with open_regular(path, follow=False) as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - TAIL))
             content = file.read(TAIL)
     except FileNotFoundError:
@@ -49,11 +49,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        refuse_link(path)
         try:
             self._size = self._before = _cut_half_line(path)
         except FileNotFoundError:
             self._size = self._before = 0
-        except OSError:
+        except UnfitFileError:
             path.unlink()  # a pipe, or whatever it is
             self._size = self._before = 0
 
@@ -70,7 +71,7 @@ class Journal:
             write_durably(self._path, line)
             self._size = len(line)
             return
-        with self._path.open("ab", buffering=0) as file:
+        with open_no_link(self._path, "ab", buffering=0) as file:
             self._size += file.write(line)
             if sync:
                 os.fsync(file.fileno())
@@ -78,7 +79,8 @@ class Journal:
     def withdraw(self) -> None:
         """Leave the file as it was found."""
         if self._before:
-            os.truncate(self._path, min(self._before, self._size))
+            with open_no_link(self._path, "r+b") as file:
+                file.truncate(min(self._before, self._size))
         else:
             self._path.unlink(missing_ok=True)
 
@@ -86,7 +88,7 @@ class Journal:
 def _cut_half_line(path: Path) -> int:
     """The size without it."""
     size = regular_size(path)
-    with path.open("r+b") as file:
+    with open_no_link(path, "r+b") as file:
         start = file.seek(max(0, size - TAIL))
         tail = file.read(TAIL)
         if not tail.endswith(b"\n"):

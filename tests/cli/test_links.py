@@ -2,21 +2,43 @@
 
 import pytest
 
-from tests.cli.shell import SETUP, refused
+from tests.cli.shell import BAD_INPUT, SETUP, USAGE, refused
 
 SHORT = ["--plan", "head", "--epochs", "1", "--checkpoint-every", "1ms"]
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", ["events.jsonl", "history.csv", "checkpoints"])
-def test_a_run_does_not_write_through_a_link(name, edge_sel, here):
-    target = here / "target"
-    target.mkdir() if name == "checkpoints" else target.write_bytes(b"mine\n")
+WRITTEN = [
+    "events.jsonl", "history.csv", "power.csv", "run.json", "model.onnx", "weights.safetensors", "learnt.safetensors",
+    "journal.jsonl", "features.cache", "report.html", *(f".{name}.tmp" for name in ("run.json", "history.csv", "model.onnx")),
+]  # fmt: skip
+"""What a run writes into its folder, but for its lock and its checkpoints."""
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_nothing_is_written_through_a_link(name, kind, edge_sel, here):
+    """Whatever comes of the run: it may be refused, or go on without the file."""
+    victim, place = here / "victim", here / "run" / name
+    place.parent.mkdir()
+    if kind != "dangling":
+        victim.write_bytes(b"mine\n")
+    place.hardlink_to(victim) if kind == "hard" else place.symlink_to(victim)
+    extra = ["--report"] if name == "report.html" else []
+    result = edge_sel("finetune", *SHORT, "--out", "run", "--json", "--resume", "--feature-cache-mb", 0, *extra)
+    assert (
+        result.code in (0, SETUP, BAD_INPUT, *([USAGE] if name in ("run.json", "report.html") else []))
+        and "Traceback" not in result.err
+    )
+    assert victim.read_bytes() == b"mine\n" if kind != "dangling" else not victim.exists()
+
+
+def test_checkpoints_are_not_written_into_a_folder_behind_a_link(edge_sel, here):
+    (here / "target").mkdir()
     (here / "run").mkdir()
-    (here / "run" / name).symlink_to(target)
-    result = edge_sel("finetune", *SHORT, "--out", "run", "--json", "--resume")
-    refused(result, SETUP, "symbolic link", name)
-    assert not list(target.iterdir()) if name == "checkpoints" else target.read_bytes() == b"mine\n"
+    (here / "run" / "checkpoints").symlink_to(here / "target")
+    refused(edge_sel("finetune", *SHORT, "--out", "run", "--json", "--resume"), SETUP, "symbolic link", "checkpoints")
+    assert not list((here / "target").iterdir())
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard", "large"])

@@ -196,8 +196,6 @@ class Session:
         progress, stage = self.progress, self.progress.stage
         if stage.plan:
             why = "goes on"
-        elif progress.decisions and progress.decisions[-1]["plan"] is None:  # decided before a cut
-            return False
         else:
             planned, why, expected = self.ladder.decide(progress.history, progress.stages_done)
             plan, epochs = planned or (None, 0)
@@ -207,14 +205,13 @@ class Session:
             if expected is not None:
                 decision["expected"] = expected._asdict()
             self.progress = replace(progress, decisions=[*progress.decisions, decision])
-            if planned is not None:
-                stage = StageState(*planned, sums=init_sums(len(self.classes)))
-                self.progress = replace(self.progress, stage=stage)
-            if expected is not None:  # joules decided: whoever goes on from here decides the same
-                self._save()
             if planned is None:
                 self.emit("stages_ended", why=why)
                 return False
+            stage = StageState(*planned, sums=init_sums(len(self.classes)))
+            self.progress = replace(self.progress, stage=stage)
+            if expected is not None:  # joules decided: whoever goes on from here decides the same
+                self._save()
         self.emit("stage_begun", plan=stage.plan, epochs=stage.epochs, why=why)
         return True
 

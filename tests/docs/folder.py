@@ -26,7 +26,7 @@ def make_folder(folder: Path) -> None:
     field, test = load_relit("field"), load_relit("test")
     _write(field, folder / "images", 20)
     _write(test, folder / "test", 10)
-    _write(load_digits("pretrain"), folder / "train", 40)
+    _write(load_digits("pretrain"), folder / "train", 20)
     _write(test, folder / "unlabelled", 1, flat=True)
     shutil.copy(PACK, folder / "model.edgepack")
     pack = builtin_pack()

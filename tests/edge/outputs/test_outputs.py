@@ -268,6 +268,6 @@ def test_a_written_model_that_differs_is_noticed(finished):
     def predict(images):
         return np.zeros((len(images), 10), np.float32) + np.arange(10, dtype=np.float32)
 
-    with pytest.raises(EdgeSelError, match="differs") as caught:
+    with pytest.raises(EdgeSelError, match="differ by more than rounding") as caught:
         verify_model(finished[1] / "model.onnx", predict, pack().manifest.model)
     assert caught.value.exit_code == 1

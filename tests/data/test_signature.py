@@ -1,6 +1,7 @@
 """What a set of images looks like, in numbers: the same for the same look, another for another, and no image."""
 
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -10,7 +11,7 @@ from edge_sel.data import signature
 from edge_sel.data.builtin import load_digits
 from edge_sel.data.dataset import ImageSet
 from edge_sel.data.shifts import apply_shift
-from edge_sel.data.signature import IMAGES, LENGTH, measure, read_signature, take_signature, write_signature
+from edge_sel.data.signature import FORMAT, IMAGES, LENGTH, measure, read_signature, take_signature, write_signature
 from edge_sel.errors import BadInputError
 
 
@@ -108,3 +109,28 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInputError, match="not a signature"):
         read_signature(tmp_path / "bytes.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 60_000, b'{"format": "edge-sel-signature-1", "format": "edge-sel-signature-1"}', b"x" * 100_000,
+        json.dumps({"format": FORMAT, "size": [16, 16], "images": 9, "values": [-1e308] * LENGTH}).encode(),
+        json.dumps({"format": FORMAT, "size": [16, 10**400], "images": 9, "values": [0.0] * LENGTH}).encode(),
+        json.dumps({"format": FORMAT, "size": [16, 16], "images": -1, "values": [0.0] * LENGTH}).encode(),
+    ],
+    ids=["deep", "a key twice", "large", "huge values", "huge size", "no images"],
+)  # fmt: skip
+def test_what_a_stranger_sends_is_bounded(content, tmp_path):
+    (tmp_path / "place.json").write_bytes(content)
+    with pytest.raises(BadInputError) as caught:
+        read_signature(tmp_path / "place.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_has_no_end_is_not_opened(kind, tmp_path):
+    place = tmp_path / "place.json"
+    os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
+    with pytest.raises(BadInputError, match="not a regular file"):
+        read_signature(place)

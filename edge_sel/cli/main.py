@@ -47,6 +47,10 @@ COMMANDS = {
     "pack": ("pack:command", "Inspect, verify or sign a pack."),
     "profiles": ("doctor:profiles_command", "The device profiles, and the one that fits this machine."),
     "doctor": ("doctor:command", "What meters, sensors and engines work here, and how to fix them."),
+    "watch": ("watch:command", "Classify what a camera brings, and keep what teaches most (edge-sel[watch])."),
+    "label": ("label:command", "A page that asks a person what the kept images show (needs edge-sel[web])."),
+    "serve": ("serve:command", "Serve a model, or the one in service of a watcher (needs edge-sel[web])."),
+    "rollback": ("watch:rollback_command", "Put the watcher's model of before into service again."),
     "measure": ("measure:command", "Joules, watts, degrees and CPU time of any command."),
 }
 """Name -> where it is defined, and its line of help."""

@@ -94,6 +94,18 @@ def find_duplicates(images: ImageSet, held: np.ndarray | None = None) -> Duplica
     return _sort_out(alike, order, images.labels)
 
 
+def shows_again(image: UInt8Array, others: UInt8Array) -> bool:
+    """Whether an image uint8 [H, W, 3] is a duplicate of one of the others [n, H, W, 3], as in ``find_duplicates``."""
+    grey = np.concatenate([_grey(others), _grey(image[None])])
+    if not len(others):
+        return False
+    if (grey[:-1] == grey[-1]).all((1, 2)).any():
+        return True
+    last = np.full(len(others), len(others))
+    pairs = np.stack([np.arange(len(others)), last], axis=1)
+    return bool(_alike(grey, pairs).any() or _alike(grey, pairs[:, ::-1]).any())
+
+
 def _sort_out(alike: dict[int, list[int]], order: list[int], labels: Int64Array) -> Duplicates:
     """Leave out what is like a kept image of its class that comes before it in this order.
 
@@ -116,14 +128,20 @@ def _sort_out(alike: dict[int, list[int]], order: list[int], labels: Int64Array)
 
 def _thumbnails(images: ImageSet) -> UInt8Array:
     """uint8 [N, SIDE, SIDE], grey."""
-    from PIL import Image
-
     made = np.empty((len(images), SIDE, SIDE), np.uint8)
     for start in range(0, len(images), _READ_AT_ONCE):
         rows = np.arange(start, min(start + _READ_AT_ONCE, len(images)))
-        for row, pixels in zip(rows, images.read(rows), strict=True):
-            small = Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-            made[row] = np.asarray(small)
+        made[rows] = _grey(images.read(rows))
+    return made
+
+
+def _grey(pixels: UInt8Array) -> UInt8Array:
+    from PIL import Image
+
+    made = np.empty((len(pixels), SIDE, SIDE), np.uint8)
+    for row, image in enumerate(pixels):
+        small = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        made[row] = np.asarray(small)
     return made
 
 

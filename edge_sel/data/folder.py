@@ -229,7 +229,7 @@ def printable(name: str) -> str:
 def _class_folders(root: Path, known: Collection[str]) -> tuple[list[tuple[str, Path]], list[Path]]:
     """(class name, folder) for every folder in ``root``, and the images beside them."""
     try:
-        entries = sorted(entry for entry in root.iterdir() if not _is_clutter(entry.name))
+        entries = sorted(entry for entry in root.iterdir() if not is_clutter(entry.name))
     except FileNotFoundError:
         raise DataError("no such folder", where=root, fix=LAYOUT) from None
     except NotADirectoryError:
@@ -266,7 +266,7 @@ def _walk(folder: Path, root: Path, seen: set[_Identity], skipped: list[Skipped]
             continue
         seen.add(identity)
         for entry in entries:
-            if _is_clutter(entry.name):
+            if is_clutter(entry.name):
                 continue
             if not _is_folder(entry):
                 yield entry
@@ -276,7 +276,8 @@ def _walk(folder: Path, root: Path, seen: set[_Identity], skipped: list[Skipped]
                 folders.append(entry)
 
 
-def _is_clutter(name: str) -> bool:
+def is_clutter(name: str) -> bool:
+    """Whether a name is what desktops, archives and memory cards leave behind, or hidden."""
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
@@ -289,7 +290,7 @@ def _is_folder(path: Path) -> bool:
 
 def _holds_folders(folder: Path) -> bool:
     try:
-        return any(_is_folder(entry) for entry in folder.iterdir() if not _is_clutter(entry.name))
+        return any(_is_folder(entry) for entry in folder.iterdir() if not is_clutter(entry.name))
     except OSError:
         return False
 

@@ -54,8 +54,9 @@ class Evidence(NamedTuple):
 
 
 def compare(
-    before: np.ndarray, after: np.ndarray, labels: np.ndarray, rng: np.random.Generator, *, level: float = 0.95
-) -> Evidence:
+    before: np.ndarray, after: np.ndarray, labels: np.ndarray, rng: np.random.Generator, *, level: float = 0.95,
+    flips: int = FLIPS,
+) -> Evidence:  # fmt: skip
     """Pair two models' predictions.
 
     Formula: losses by ``fair_losses``; ``p_loss`` is the share of random signs s with ``sum s_i d_i >= sum d_i``, d the
@@ -70,6 +71,7 @@ def compare(
         labels: int[N] in 0..C-1.
         rng: of the signs.
         level: of the interval and of ``images_needed``.
+        flips: random signs; a p value is at least the reciprocal of their number.
 
     Returns:
         The evidence; logits that are not finite are evidence of nothing better.
@@ -84,7 +86,7 @@ def compare(
     if np.isfinite(after).all() and count:
         p_right = _tail(won, lost)
         differences = fair_losses(before, labels) - fair_losses(after, labels)
-        p_loss = _signs(differences, rng)
+        p_loss = _signs(differences, rng, flips)
         needed = _images_needed(differences, level) if won >= lost else None
     return Evidence(count, (won - lost) / max(count, 1), low, high, p_loss, p_right, _tail(lost, won), needed)
 
@@ -126,13 +128,15 @@ def fair_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return best
 
 
-def _signs(differences: np.ndarray, rng: np.random.Generator) -> float:
+def _signs(differences: np.ndarray, rng: np.random.Generator, flips: int) -> float:
     """One-sided p value of their sum being above zero."""
     if not np.any(differences):
         return 1.0
-    signs = rng.integers(0, 2, (FLIPS, len(differences)), dtype=np.int8) * 2 - 1
-    reached = (signs @ differences >= differences.sum() - 1e-12).sum()
-    return float((1 + reached) / (1 + FLIPS))
+    reached = 0
+    for start in range(0, flips, FLIPS):
+        signs = rng.integers(0, 2, (min(FLIPS, flips - start), len(differences)), dtype=np.int8) * 2 - 1
+        reached += int((signs @ differences >= differences.sum() - 1e-12).sum())
+    return (1 + reached) / (1 + flips)
 
 
 def _images_needed(differences: np.ndarray, level: float) -> int | None:

@@ -159,11 +159,11 @@ def _look_back(weights: Arrays, judge: Judge, may_lose: float, *, rehearsed: boo
     found = _by_features(weights, judge.given.pack) or _by_images(weights, judge, rehearsed=rehearsed)
     if found is None:
         return None
-    forgot = _forgot(found, 1 - may_lose, np.setdiff1d(found.labels, judge.split.training.labels))
+    forgot = forgot_too_much(found, 1 - may_lose, np.setdiff1d(found.labels, judge.split.training.labels))
     return Memory(len(found.labels), int(found.known.sum()), int(found.right.sum()), forgot)
 
 
-class _Seen(NamedTuple):
+class Recall(NamedTuple):
     """Of images of the server: whether the original and the new model are right, bool[N], and the labels int[N]."""
 
     known: np.ndarray
@@ -171,7 +171,7 @@ class _Seen(NamedTuple):
     labels: np.ndarray
 
 
-def _by_images(weights: Arrays, judge: Judge, *, rehearsed: bool) -> _Seen | None:
+def _by_images(weights: Arrays, judge: Judge, *, rehearsed: bool) -> Recall | None:
     """What the new model makes of the pack's anchors, of those that it was not fitted to."""
     anchors = judge.given.pack.anchors
     if anchors is None:
@@ -182,10 +182,10 @@ def _by_images(weights: Arrays, judge: Judge, *, rehearsed: bool) -> _Seen | Non
     if len(asked) < LEAST_ANCHORS:
         return None
     images = anchors.images.subset(asked)
-    return _Seen(anchors.known[asked], judge.look(weights, images).logits.argmax(1) == images.labels, images.labels)
+    return Recall(anchors.known[asked], judge.look(weights, images).logits.argmax(1) == images.labels, images.labels)
 
 
-def _by_features(weights: Arrays, pack: Pack) -> _Seen | None:
+def _by_features(weights: Arrays, pack: Pack) -> Recall | None:
     """What the new head makes of the examples in the pack's sums."""
     sums, old = pack.sums, pack.weights()
     if sums is None or len(sums.examples.labels) < LEAST_ANCHORS or changed_in(weights, pack):
@@ -195,10 +195,10 @@ def _by_features(weights: Arrays, pack: Pack) -> _Seen | None:
         (features @ weight.T + bias).argmax(1) == labels
         for weight, bias in (pack.linear_head.joined(values) for values in (old, weights))
     )
-    return _Seen(known, right, labels)
+    return Recall(known, right, labels)
 
 
-def _forgot(seen: _Seen, keeps: float, absent: np.ndarray) -> bool:
+def forgot_too_much(seen: Recall, keeps: float, absent: np.ndarray) -> bool:
     """Whether surely less than this share of what was known is left beyond chance, or of a class absent here."""
     known, right, labels = seen
     chance = 1 / len(np.unique(labels))

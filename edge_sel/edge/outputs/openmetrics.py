@@ -189,16 +189,27 @@ class MetricsFile:
         return self._power_w
 
     def _write(self, text: str) -> None:
-        """Replace the file in one go. Not fsynced: after a power cut there is nobody whom these figures help."""
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
-            refuse_device(self._path)
-            with open_no_link(temporary, "wb") as file:
-                file.write(text.encode("utf-8", "replace"))  # a folder's name need not be UTF-8
-            temporary.replace(self._path)
+            write_metrics(self._path, text)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
             if not self._failed:
                 self._failed = True
                 self._on_error(f"cannot write the metrics ({error.strerror or error}): {self._path}")
+
+
+def write_metrics(path: Path, text: str) -> None:
+    """Replace the file in one go. Not fsynced: after a power cut there is nobody whom these figures help.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        refuse_device(path)
+        with open_no_link(temporary, "wb") as file:
+            file.write(text.encode("utf-8", "replace"))  # a folder's name need not be UTF-8
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

@@ -87,14 +87,28 @@ def arrange(rooms: Mapping[str, Room]) -> tuple[list[list[str]], list[list[str]]
             for level, name in passed:
                 floors[level].append(f"{name}@{level}")
             ways.append([start, *(f"{name}@{level}" for level, name in passed), end])
-    for _ in range(4):
+    for _ in range(6):
         for level, floor in enumerate(floors):
-            tried = []
-            for order in permutations(sorted(floor)):
+            best = (_tangle(floors, ways), tuple(floor))
+            for order in _orders(floor):
                 floors[level] = list(order)
-                tried.append((_tangle(floors, ways), order))
-            floors[level] = list(min(tried)[1])
+                best = min(best, (_tangle(floors, ways), order))
+            floors[level] = list(best[1])
     return floors, ways
+
+
+MOST_TRIED = 6
+"""Rooms and arrows on a floor of which all orders are tried; of more, those in which one has moved."""
+
+
+def _orders(floor: list[str]) -> Iterator[tuple[str, ...]]:
+    if len(floor) <= MOST_TRIED:
+        yield from permutations(sorted(floor))
+        return
+    for name in sorted(floor):
+        others = [other for other in floor if other != name]
+        for place in range(len(floor)):
+            yield (*others[:place], name, *others[place:])
 
 
 def depths(rooms: Mapping[str, Room]) -> dict[str, int]:

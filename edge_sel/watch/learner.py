@@ -2,8 +2,8 @@
 
 The candidate is the head in closed form on all labelled images but those whose role is validation, which follows from
 their pixels and never changes (``data.split``). It replaces the model in service on the evidence that ``finetune`` asks
-for. Labels come one by one, and who looks often enough sees anything: so looks are few, at labels that grow by a
-quarter, and the k-th may err with a chance of ``α / (k (k + 1))`` only, which is α for all looks there will ever be.
+for. Labels come one by one, and who looks often enough sees anything: so looks are few, at labels that grow by
+half, and the k-th may err with a chance of ``α / (k (k + 1))`` only, which is α for all looks there will ever be.
 
 Source: Lan and DeMets 1983, Discrete sequential boundaries for clinical trials (an error rate that is spent).
 """
@@ -33,9 +33,9 @@ from edge_sel.sel.ridge import HeadFit, fit_head
 from edge_sel.watch.home import Home
 from edge_sel.watch.observer import CHUNK, Observer
 
-FIRST_LOOK = 8
+FIRST_LOOK = 16
 """Labelled images."""
-LOOK_GROWTH = 1.25
+LOOK_GROWTH = 1.5
 SEARCH_GROWTH = 1.2
 """Strength, prior and depth are chosen anew with so many more images; between that the last choices hold."""
 FLIPS_PER_ERROR, MOST_FLIPS = 20, 40_000

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypedDict
 from edge_sel.data.images import UnreadableImage, read_image
 from edge_sel.errors import EdgeSelError, UsageError
 from edge_sel.files import read_regular
-from edge_sel.schema import Longest, SchemaError, Within, read_as
+from edge_sel.schema import Longest, SchemaError, Within, checked, parse_json
 from edge_sel.watch.home import Home, check_class_name
 from edge_sel.watch.labelling import collect_moved, settle
 from edge_sel.watch.learner import Candidate, Learner, collect_labels, labels_needed
@@ -202,6 +202,14 @@ def _as_png(path: Path) -> tuple[bytes, str]:
     return made.getvalue(), "image/png"
 
 
+def _read(kind: Any, body: bytes) -> Any:
+    """A body as this kind; SchemaError for a key that it does not have."""
+    found = parse_json(body)
+    if isinstance(found, dict) and (unknown := sorted(found.keys() - kind.__annotations__.keys())):
+        raise SchemaError(f"has an unknown key, {unknown[0][:40]!r}")
+    return checked(kind, found)
+
+
 def _verdict(candidate: Candidate | None) -> str:
     if candidate is None or candidate.evidence is None:
         return "too few labels to say anything"
@@ -245,12 +253,12 @@ def label_app(desk: Desk, token: str | None) -> App:
         return desk.ask(person, None if number is None else int(number))
 
     def say(request: Request, person: str, body: bytes) -> Any:
-        said: _Said = read_as(_Said, body)
+        said: _Said = _read(_Said, body)
         desk.say(person, said["image"], said["name"])
         return desk.ask(person)
 
     def skip(request: Request, person: str, body: bytes) -> Any:
-        said: _Skipped = read_as(_Skipped, body)
+        said: _Skipped = _read(_Skipped, body)
         desk.skip(person, said["image"])
         return desk.ask(person)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -24,8 +25,8 @@ def require_web(command: str) -> None:
 
 def token_for(host: str, given: str | None) -> str | None:
     """The token that is asked for: the one that was given, a new one for other machines, none on loopback."""
-    if given is not None and len(given) < 12:
-        raise UsageError("a token needs 12 characters or more", where="EDGE_SEL_TOKEN")
+    if given is not None and not re.fullmatch(r"[A-Za-z0-9_-]{12,200}", given):
+        raise UsageError("a token is 12 letters, digits, - and _, or more", where="EDGE_SEL_TOKEN")
     if given is not None:
         return given
     return None if _is_loopback(host) else secrets.token_urlsafe(18)

@@ -90,7 +90,9 @@ def test_readme_is_short():
 def emitted() -> set[str]:
     """The names of all events in the code: ``emit("name")``, ``notices.append(("name", …))``, ``{"event": "name"}``."""
     found = {"started", "resumed", "unlocked"}  # chosen by a condition; yielded
-    for path in [path for room in ("edge", "api", "power") for path in (EDGE / room).rglob("*.py")]:
+    for path in [
+        path for room in ("edge", "api", "power", "watch", "web", "cli") for path in (EDGE / room).rglob("*.py")
+    ]:
         text = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and node.args:

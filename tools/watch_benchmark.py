@@ -2,10 +2,10 @@
 
     python tools/watch_benchmark.py --work DIR --photos PHOTOS --pack PACK [--cifar CIFAR --small PACK] [--seeds 0,1,2]
 
-A stream of images arrives in a folder: 85 % are of the kind that the pack knows, 15 % of a new kind. Each scene comes
-as a run of one to six frames, displaced and lighter or darker. ``animals``: the familiar kind are photographs, the new one
-paintings (PHOTOS and PACK are those of tools/photo_benchmark.py). ``fog``, ``background``: CIFAR-10 as it is and
-through one of ``data/shifts.py`` (--small is a pack for CIFAR-10).
+A stream of images arrives in a folder: 85 % are of the kind that the pack knows, 15 % of a new kind. Each scene
+comes as a run of one to six frames, displaced and lighter or darker. ``animals``: the familiar kind are
+photographs, the new one paintings (PHOTOS and PACK are those of tools/photo_benchmark.py). ``fog``, ``background``:
+CIFAR-10 as it is and through one of ``data/shifts.py`` (--small is a pack for CIFAR-10).
 
 ``watch`` is the product from end to end: the watcher keeps images, the teacher asks for a label of each, every seventh
 for validation; what is held back for that is not learnt from. The others choose among all images of the stream, and
@@ -82,8 +82,11 @@ def main() -> None:
     costs: list[dict[str, Any]] = []
     for name in names:
         for seed in map(int, given.seeds.split(",")):
-            case = make_case(name, seed, given)
-            found, cost = run(name, seed, case, given.work / f"{name}-{seed}")
+            done = given.work / f"{name}-{seed}.json"
+            if not done.exists():
+                result = run(name, seed, make_case(name, seed, given), given.work / f"{name}-{seed}")
+                done.write_text(json.dumps(result))
+            found, cost = json.loads(done.read_text())
             rows, costs = rows + found, [*costs, cost]
             print(json.dumps(cost), file=sys.stderr, flush=True)
     print(table(rows))

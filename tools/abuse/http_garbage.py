@@ -21,8 +21,10 @@ PATHS = (
     "/predict", "/model", "/label.js", "/image/1", "/image/2", "/../home.json", "/image/..%2f..%2fhome.json",
     "/image/%00", "/kept/x.png", "//home.json", "/api/next?image=1", "/api/next?image=-1",
 )  # fmt: skip
-BODIES = (b"", b"{}", b'{"image": 1, "name": "3"}', b'{"image": 1, "name": null}', b'{"image": "AAAA"}',
-          b"[" * 5000,           b'{"image": 1e999, "name": "x"}', b"\xff\xd8\xff\xe0" + bytes(60), b'{"image": 2, "name": "\\ud800"}')  # fmt: skip
+BODIES = (
+    b"", b"{}", b'{"image": 1, "name": "3"}', b'{"image": 1, "name": null}', b'{"image": "AAAA"}', b"[" * 5000,
+    b'{"image": 1e999, "name": "x"}', b"\xff\xd8\xff\xe0" + bytes(60), b'{"image": 2, "name": "\\ud800"}',
+)  # fmt: skip
 KINDS = ("application/json", "image/jpeg", "text/plain", "multipart/form-data; boundary=x", "")
 
 

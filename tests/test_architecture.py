@@ -27,7 +27,7 @@ FLOORS = (
     {"cli"},
     {"__init__"},
     {"api", "web"},
-    {"report", "watch"},
+    {"report", "watch", "fleet"},
     {"server", "edge", "reference", "tuning"},
     {"engines"},
     {"graphs"},

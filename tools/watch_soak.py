@@ -1,6 +1,6 @@
 """A watcher for a long time: many images, kills, labels; what its memory and its files do.
 
-    python tools/watch_soak.py --work DIR [--images 200000] [--kills 50]
+    python tools/watch_soak.py --work DIR [--images 200000] [--kills 50] [--at-once 20000]
 
 Digits with noise of their own are written into a folder in bursts and removed by the camera when they have been seen.
 `edge-sel watch` is killed (SIGKILL) at random moments and started again; meanwhile another process adds labels. At the
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--at-once", type=int, default=20_000, help="files that are there before it begins")
     given = parser.parse_args()
     shutil.rmtree(given.work, ignore_errors=True)
     camera, home = given.work / "camera", given.work / "home"
@@ -45,10 +46,11 @@ def main() -> None:
     rng = np.random.default_rng(0)
     digits = load_relit("field")
     pixels = digits.read(np.arange(len(digits))).astype(np.int16)
+    write_burst(camera, pixels, 0, given.at_once, rng)
     process = start(camera, home)
     wait_for(lambda: (home / "home.json").exists())
     records = Records(home)
-    written, kills, labels = 0, 0, 0
+    written, kills, labels = given.at_once, 0, 0
     memory: list[dict[str, Any]] = []
     began_s = sampled_s = time.monotonic()
     while True:

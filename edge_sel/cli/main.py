@@ -51,6 +51,7 @@ COMMANDS = {
     "label": ("label:command", "A page that asks a person what the kept images show (needs edge-sel[web])."),
     "serve": ("serve:command", "Serve a model, or the one in service of a watcher (needs edge-sel[web])."),
     "rollback": ("watch:rollback_command", "Put the watcher's model of before into service again."),
+    "fleet": ("fleet:group", "Learn from many devices in one round, by files: update, merge, inspect."),
     "measure": ("measure:command", "Joules, watts, degrees and CPU time of any command."),
 }
 """Name -> where it is defined, and its line of help."""

@@ -33,8 +33,10 @@ SIGNATURES = "signatures.json"
 MOST_SIGNATURES, MOST_SIGNATURES_BYTES = 16, 16 << 10
 FORMAT = 1
 
-SignedKind = Literal["pack", "expert"]
-_PREFIX: dict[SignedKind, bytes] = {"pack": b"edge-sel pack manifest 1\0", "expert": b"edge-sel expert 1\0"}
+SignedKind = Literal["pack", "expert", "update"]
+_PREFIX: dict[SignedKind, bytes] = {
+    "pack": b"edge-sel pack manifest 1\0", "expert": b"edge-sel expert 1\0", "update": b"edge-sel fleet update 1\0",
+}  # fmt: skip
 """Domain separation: a signature of the one is none of the other, nor of anything else that the key signs."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _BYTES = 64

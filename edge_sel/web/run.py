@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import logging
 import re
 import secrets
 import socket
@@ -71,9 +72,16 @@ def address_of(bound: socket.socket, host: str, token: str | None) -> str:
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
 
 
+def quiet_about_garbage() -> None:
+    """A connection that sends garbage ends; asyncio would print a traceback where h11 and uvicorn disagree about it."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
 def serve_app(app: Any, bound: socket.socket, ready: Callable[[], None]) -> None:
     """Answer requests until SIGINT or SIGTERM."""
     import uvicorn
+
+    quiet_about_garbage()
 
     class _Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

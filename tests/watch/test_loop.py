@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -143,3 +143,23 @@ def test_lines_as_a_table_and_errors_in_one_line(watched, tmp_path):
                       ["watch", tmp_path, "--home", home, "--model", Path(__file__)]):  # fmt: skip
         refused = edge_sel(*arguments)
         assert refused.returncode in (2, 3, 4) and len(refused.stderr.splitlines()) == 1, refused.stderr
+
+
+def test_garbage_ends_its_connection_without_a_word(watched, tmp_path):
+    """HEAD with a chunk that is none: h11 refuses it, and uvicorn's answer to that is refused by h11, too."""
+    home = tmp_path / "home"
+    shutil.copytree(watched / "home", home)
+    with running("label", "--home", home, "--port", 0, "--json", "--threads", 1, stderr=subprocess.PIPE) as label:
+        address = ready(label)
+        port = int(address.rstrip("/").rpartition(":")[2])
+        garbage = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\x7f\x07{\r\n"
+        for content in (garbage, b"\x16\x03\x01" * 50, b"GET / HTTP/9.9\r\n\r\n", b"G" * 100_000):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(content)
+                connection.settimeout(0.5)
+                with suppress(OSError):
+                    connection.recv(1000)
+        assert ask(address + "api/status")["model"] == 0
+        label.terminate()
+        assert label.stderr.read() == ""
+        label.stderr.close()

@@ -43,8 +43,10 @@ def servers() -> tuple[int, ...]:
     from edge_sel.watch.teacher import Teacher
     from edge_sel.watch.watcher import Options, Surroundings, Watcher
     from edge_sel.web.labelling import Desk, label_app
+    from edge_sel.web.run import quiet_about_garbage
     from edge_sel.web.serving import ModelService, serve_model_app
 
+    quiet_about_garbage()
     folder = Path(tempfile.mkdtemp())
     camera = folder / "camera"
     camera.mkdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypedDict
 
@@ -97,16 +98,19 @@ def projection_of(pack: Pack) -> np.ndarray | None:
 
     Each feature goes to ``SPREAD`` columns with a sign, which a hash of its number tells.
     """
-    if pack.head_features <= COLUMNS:
+    return _projection(pack.digest, pack.head_features, COLUMNS)
+
+
+@lru_cache(maxsize=2)
+def _projection(digest: str, features: int, columns: int) -> np.ndarray | None:
+    if features <= columns:
         return None
-    made = np.zeros((pack.head_features, COLUMNS))
-    for feature in range(pack.head_features):
-        digest = hashlib.blake2b(
-            feature.to_bytes(8, "little"), digest_size=8 * SPREAD, key=pack.digest.encode()
-        ).digest()
-        numbers = np.frombuffer(digest, "<u4")
+    made, width = np.zeros((features, columns)), columns // SPREAD
+    for feature in range(features):
+        number = feature.to_bytes(8, "little")
+        hashed = hashlib.blake2b(number, digest_size=8 * SPREAD, key=digest.encode()).digest()
+        numbers = np.frombuffer(hashed, "<u4")
         for block, (place, sign) in enumerate(zip(numbers[::2], numbers[1::2], strict=True)):
-            width = COLUMNS // SPREAD
             made[feature, block * width + int(place) % width] += (1 if sign & 1 else -1) / SPREAD**0.5
     return made
 

@@ -6,10 +6,17 @@ import functools
 import os
 import sys
 from collections import Counter
+from collections.abc import Mapping
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
+from edge_sel.data import builtin, split
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.duplicates import Duplicates
+from edge_sel.pack import reader
+from edge_sel.pack.manifest import Manifest
 from edge_sel.pack.reader import Pack, builtin_pack
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
@@ -36,6 +43,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def digits_pack() -> Pack:
     """The built-in pack; opened packs are read-only, so one serves all."""
     return builtin_pack()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_same_is_computed_once() -> None:
+    """Runs of small images open the same pack and look at the same images: that took more time than training."""
+    check, passed = reader._check, {}
+    shift, shifted = builtin.apply_shift, {}
+    find, found = split.find_duplicates, {}
+
+    def check_once(manifest: Manifest, content: Mapping[str, bytes]) -> None:
+        """The files are known to have these hashes."""
+        known = passed.setdefault(frozenset((name, info.sha256) for name, info in manifest.files.items()), [])
+        if manifest not in known:
+            check(manifest, content)
+            known.append(manifest)
+
+    def shift_once(name: str, digits: ImageSet, seed: int) -> ImageSet:
+        if (name, digits.ids, seed) not in shifted:
+            shifted[name, digits.ids, seed] = shift(name, digits, seed)
+        return shifted[name, digits.ids, seed]
+
+    def find_once(images: ImageSet, held: np.ndarray) -> Duplicates:
+        key = (images.size, images.content_digests().tobytes(), images.labels.tobytes(), held.tobytes())
+        if key not in found:
+            found[key] = find(images, held)
+        return found[key]
+
+    reader._check, builtin.apply_shift, split.find_duplicates = check_once, shift_once, find_once
 
 
 @pytest.fixture(scope="session")

@@ -94,3 +94,14 @@ def one_table_of_translations() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What `edge-sel tune` has found on this machine is no concern of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def sketched(monkeypatch):
+    """Charts are painted and not drawn, which takes three quarters of a page's time: for tests of what is around them."""
+
+    def savefig(figure, out, **_):
+        assert figure.axes
+        out.write('<svg width="1pt" height="1pt"></svg>')
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)

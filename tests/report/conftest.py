@@ -61,17 +61,6 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def sketched(monkeypatch):
-    """Charts are painted and not drawn, which takes three quarters of a page's time: for tests of what is around them."""
-
-    def savefig(figure, out, **_):
-        assert figure.axes
-        out.write('<svg width="1pt" height="1pt"></svg>')
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
-
-
-@pytest.fixture
 def spoiled(finished, tmp_path):
     """``spoiled(name, change)``: a copy of the run whose ``run.json`` is changed; None leaves it out."""
 

@@ -118,6 +118,15 @@ def test_damaged_files(spoiled, report, content):
     assert "The result cannot be read" in page.text
 
 
+def test_rows_of_power_at_the_same_millisecond(spoiled, report, sketched):
+    """The first is at 0.000 where a run begins at once."""
+    folder = spoiled()
+    rows = ["seconds,total_j,temp_c,phase", "0.0,0.1,,other", "0.1,0.2,,evaluate", "0.1,0.3,,evaluate", "0.2,0.4,,load"]
+    (folder / "power.csv").write_text("\n".join(rows) + "\n")
+    page = report(folder)
+    assert UNKNOWN not in page.text and "Watts and degrees over time" in page.text
+
+
 def test_without_joules(spoiled, report):
     def change(result):
         result["energy"] |= {"total_j": None, "net_j": None, "source": "unavailable", "phases": {}, "why": "unplugged"}

@@ -6,7 +6,8 @@ import functools
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from edge_sel.data.duplicates import Duplicates
 from edge_sel.pack import reader
 from edge_sel.pack.manifest import Manifest
 from edge_sel.pack.reader import Pack, builtin_pack
+from tests.once import loaded_once
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
 # So that the package is compiled once, not by each process that the tests start.
@@ -105,3 +107,31 @@ def sketched(monkeypatch):
         out.write('<svg width="1pt" height="1pt"></svg>')
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
+@pytest.fixture(scope="package")
+def loads_once() -> Iterator[None]:
+    """Runs of a room of tests share what onnxruntime has loaded, as in ``tests.edge.sessions``."""
+    from edge_sel.engines.ort import OrtEngine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OrtEngine, "session", loaded_once(OrtEngine.session))
+        yield
+
+
+@pytest.fixture(scope="package")
+def reads_once() -> Iterator[None]:
+    """An ONNX file that could be read in a process of limited memory is not tried there again."""
+    from edge_sel.server.source import open as opening
+
+    require, passed = opening.require_readable, set()
+
+    def require_once(path: Path, *how: object) -> None:
+        key = (path, path.read_bytes() if path.is_file() else None, *how)
+        if key not in passed:
+            require(path, *how)
+            passed.add(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "require_readable", require_once)
+        yield

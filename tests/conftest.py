@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import pickle
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,7 @@ from edge_sel.data.duplicates import Duplicates
 from edge_sel.pack import reader
 from edge_sel.pack.manifest import Manifest
 from edge_sel.pack.reader import Pack, builtin_pack
+from edge_sel.sel.ridge import HeadFit
 from tests.once import loaded_once
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
@@ -50,9 +53,12 @@ def digits_pack() -> Pack:
 @pytest.fixture(scope="session", autouse=True)
 def the_same_is_computed_once() -> None:
     """Runs of small images open the same pack and look at the same images: that took more time than training."""
+    from edge_sel.edge.train import closed_form_stage
+
     check, passed = reader._check, {}
     shift, shifted = builtin.apply_shift, {}
     find, found = split.find_duplicates, {}
+    fit, fitted = closed_form_stage.fit_head, {}
 
     def check_once(manifest: Manifest, content: Mapping[str, bytes]) -> None:
         """The files are known to have these hashes."""
@@ -72,7 +78,14 @@ def the_same_is_computed_once() -> None:
             found[key] = find(images, held)
         return found[key]
 
+    def fit_once(*given: object, **how: object) -> HeadFit:
+        key = hashlib.sha256(pickle.dumps((given, how))).digest()
+        if key not in fitted:
+            fitted[key] = fit(*given, **how)
+        return fitted[key]
+
     reader._check, builtin.apply_shift, split.find_duplicates = check_once, shift_once, find_once
+    closed_form_stage.fit_head = fit_once
 
 
 @pytest.fixture(scope="session")

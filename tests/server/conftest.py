@@ -46,7 +46,7 @@ def warm(make_checkpoint) -> Path:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def exported_once(one_thread: None):
+def exported_once(one_thread: None, loads_once: None, reads_once: None):
     """Torch's export takes seconds, so each network is exported once; a third of them is a table, made once too."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import pickle
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
+from edge_sel.data import builtin, split
+from edge_sel.data.dataset import ImageSet
+from edge_sel.data.duplicates import Duplicates
+from edge_sel.pack import reader
+from edge_sel.pack.manifest import Manifest
 from edge_sel.pack.reader import Pack, builtin_pack
+from edge_sel.sel.ridge import HeadFit
+from tests.once import loaded_once
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
 # So that the package is compiled once, not by each process that the tests start.
@@ -38,6 +50,44 @@ def digits_pack() -> Pack:
     return builtin_pack()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def the_same_is_computed_once() -> None:
+    """Runs of small images open the same pack and look at the same images: that took more time than training."""
+    from edge_sel.edge.train import closed_form_stage
+
+    check, passed = reader._check, {}
+    shift, shifted = builtin.apply_shift, {}
+    find, found = split.find_duplicates, {}
+    fit, fitted = closed_form_stage.fit_head, {}
+
+    def check_once(manifest: Manifest, content: Mapping[str, bytes]) -> None:
+        """The files are known to have these hashes."""
+        known = passed.setdefault(frozenset((name, info.sha256) for name, info in manifest.files.items()), [])
+        if manifest not in known:
+            check(manifest, content)
+            known.append(manifest)
+
+    def shift_once(name: str, digits: ImageSet, seed: int) -> ImageSet:
+        if (name, digits.ids, seed) not in shifted:
+            shifted[name, digits.ids, seed] = shift(name, digits, seed)
+        return shifted[name, digits.ids, seed]
+
+    def find_once(images: ImageSet, held: np.ndarray) -> Duplicates:
+        key = (images.size, images.content_digests().tobytes(), images.labels.tobytes(), held.tobytes())
+        if key not in found:
+            found[key] = find(images, held)
+        return found[key]
+
+    def fit_once(*given: object, **how: object) -> HeadFit:
+        key = hashlib.sha256(pickle.dumps((given, how))).digest()
+        if key not in fitted:
+            fitted[key] = fit(*given, **how)
+        return fitted[key]
+
+    reader._check, builtin.apply_shift, split.find_duplicates = check_once, shift_once, find_once
+    closed_form_stage.fit_head = fit_once
+
+
 @pytest.fixture(scope="session")
 def one_thread() -> None:
     """Torch computes on one thread from here on."""
@@ -59,3 +109,42 @@ def one_table_of_translations() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What `edge-sel tune` has found on this machine is no concern of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def sketched(monkeypatch):
+    """Charts are painted and not drawn, which takes three quarters of a page's time: for tests of what is around them."""
+
+    def savefig(figure, out, **_):
+        assert figure.axes
+        out.write('<svg width="1pt" height="1pt"></svg>')
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
+@pytest.fixture(scope="package")
+def loads_once() -> Iterator[None]:
+    """Runs of a room of tests share what onnxruntime has loaded, as in ``tests.edge.sessions``."""
+    from edge_sel.engines.ort import OrtEngine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OrtEngine, "session", loaded_once(OrtEngine.session))
+        yield
+
+
+@pytest.fixture(scope="package")
+def reads_once() -> Iterator[None]:
+    """An ONNX file that could be read in a process of limited memory is not tried there again."""
+    from edge_sel.server.source import open as opening
+
+    require, passed = opening.require_readable, set()
+
+    def require_once(path: Path, *how: object) -> None:
+        key = (path, path.read_bytes() if path.is_file() else None, *how)
+        if key not in passed:
+            require(path, *how)
+            passed.add(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "require_readable", require_once)
+        yield

@@ -60,7 +60,8 @@ def _per_unit(record: Record) -> list[Block]:
 
 def _over_time(record: Record, charts: Charts) -> list[Block]:
     stretches = []
-    for a, b in pairwise([PowerRow(0.0, 0.0, None, ""), *record.power]):
+    rows_at = {row.seconds: row for row in (PowerRow(0.0, 0.0, None, ""), *record.power)}  # two may round to the same
+    for a, b in pairwise(rows_at.values()):
         unknown = a.total_j is None or b.total_j is None
         watts = None if unknown else max(0.0, (b.total_j or 0.0) - (a.total_j or 0.0)) / (b.seconds - a.seconds)
         stretches.append(_Stretch(a.seconds, b.seconds, watts, b.temp_c, b.phase))

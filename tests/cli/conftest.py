@@ -19,6 +19,11 @@ class Result(NamedTuple):
     err: str
 
 
+@pytest.fixture(scope="package", autouse=True)
+def loads_once_here(loads_once):
+    pass
+
+
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory):
     """120 digits by class, as files; not to be changed."""

@@ -37,11 +37,11 @@ def test_with_no_argument_it_trains_on_the_built_in_images(here):
     assert len(re.findall(r"^epoch \d+ ", result.stderr, re.MULTILINE)) == len(recorded["epochs"])
 
 
-def test_json_is_all_there_is_on_stdout(here):
-    result = run("finetune", "--json", "--out", "run", *SHORT, cwd=here)
-    assert result.returncode == 0 and result.stderr == ""
-    told = json.loads(result.stdout, parse_constant=pytest.fail)
-    assert result.stdout.count("\n") == 1
+def test_json_is_all_there_is_on_stdout(edge_sel, here):
+    result = edge_sel("finetune", "--json", "--out", "run", *SHORT)
+    assert result.code == 0 and result.err == ""
+    told = json.loads(result.out, parse_constant=pytest.fail)
+    assert result.out.count("\n") == 1
     assert told == json.loads((here / "run" / "run.json").read_text())
     assert told["schema"] == 1 and told["stopped"] == "done" and told["run"] == "run"
     assert told["energy"]["source"] in ("measured", "modelled")

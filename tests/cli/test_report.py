@@ -9,23 +9,24 @@ from tests.cli.shell import SETUP, USAGE, block, refused, run
 RUN = ["finetune", "--plan", "closed_form", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm"]
 
 
-def test_a_run_its_report_and_the_offer(edge_sel, here):
+def test_a_run_its_report_and_the_offer(edge_sel, here, request):
     result = edge_sel(*RUN, "--out", "a")
     assert result.code == 0 and "a page about it: edge-sel report a" in result.out
-    made = edge_sel("report", "a", "--json")
-    assert json.loads(made.out) == {"schema": 1, "out": "report.html", "bytes": (here / "report.html").stat().st_size}
     assert edge_sel(*RUN, "--out", "b", "--report").out.rstrip().endswith("report: b/report.html")
     assert (here / "b" / "report.html").stat().st_size > 50_000
+    request.getfixturevalue("sketched")
+    made = edge_sel("report", "a", "--json")
+    assert json.loads(made.out) == {"schema": 1, "out": "report.html", "bytes": (here / "report.html").stat().st_size}
     assert edge_sel("report", ".", "--out", "both.html").code == 0
     assert "2 runs side by side" in (here / "both.html").read_text()
 
 
-def test_json_stays_one_object(edge_sel, here):
+def test_json_stays_one_object(edge_sel, here, sketched):
     result = edge_sel(*RUN, "--out", "a", "--report", "--json")
     assert json.loads(result.out)["stopped"] == "done" and (here / "a" / "report.html").exists()
 
 
-def test_the_reference_writes_its_own(edge_sel, here):
+def test_the_reference_writes_its_own(edge_sel, here, sketched):
     result = edge_sel("reference", "random-10", "--smoke", "--out", "ref", "--report", "--meter", "psutil")
     assert result.code == 0 and result.out.rstrip().endswith("report: ref/report.html")
     assert "What was claimed" in (here / "ref" / "report.html").read_text()

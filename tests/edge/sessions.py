@@ -6,12 +6,11 @@ import csv
 import errno
 import json
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from edge_sel.pack.anchors import ANCHORS
 from edge_sel.pack.reader import Pack, builtin_pack
 from edge_sel.pack.weights import Expert
 from edge_sel.power.recorder import EnergyRecorder
+from tests.once import loaded_once
 
 DEFAULTS = {
     "plan": "bn,last-c25", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "target_rate": 0.5, "gate": "sundew",
@@ -103,18 +103,7 @@ class Tape:
 class LoadsOnce(OrtEngine):
     """Keeps what onnxruntime has loaded for the next session: loading took a third of a short run."""
 
-    _loaded: ClassVar[OrderedDict[tuple[Any, ...], Any]] = OrderedDict()
-    _most = 100
-
-    def session(self, graph: bytes, constants: Mapping[str, np.ndarray], *, int8: bool = False) -> Any:
-        values = tuple((name, value.shape, value.tobytes()) for name, value in constants.items())
-        key = (self.threads, int8, hash(graph), hash(values))
-        if key not in self._loaded:
-            kept = {name: np.array(value) for name, value in constants.items()}  # read in place
-            self._loaded[key] = super().session(graph, kept, int8=int8), kept
-            while len(self._loaded) > self._most:
-                self._loaded.popitem(last=False)
-        return self._loaded[key][0]
+    session = loaded_once(OrtEngine.session)
 
 
 @cache

@@ -9,6 +9,7 @@ import pytest
 
 from edge_sel.api.round import finetune
 from edge_sel.report.page import write_report
+from tests.once import once
 
 NOW = datetime(2026, 1, 2, 3, 4)
 VOID = {"meta", "img", "link", "br", "hr", "input", "path", "use"}
@@ -50,10 +51,13 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("report") / "finished"
-    told = {"threads": 1, "meter": "psutil", "profile": "cloud-vm"}
-    finetune(None, None, out=out, plan="closed_form,full,last-c25", epochs=2, **told)
-    return out
+    def run():
+        out = tmp_path_factory.mktemp("report") / "finished"
+        told = {"threads": 1, "meter": "psutil", "profile": "cloud-vm"}
+        finetune(None, None, out=out, plan="closed_form,full,last-c25", epochs=2, **told)
+        return out
+
+    return once(tmp_path_factory, "run of the report", run)
 
 
 @pytest.fixture

@@ -20,8 +20,21 @@ UNKNOWN = "This part cannot be read"
 LARGEST = 1_500_000
 
 
-def test_it_answers_the_four_questions_with_the_figures_of_run_json(finished, report):
-    page, result = report(finished), json.loads((finished / "run.json").read_text())
+@pytest.fixture(scope="module")
+def whole(finished, tmp_path_factory):
+    """The file of its page, charts and all."""
+    out = tmp_path_factory.mktemp("whole") / "report.html"
+    write_report(out, [finished], now=NOW)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(whole):
+    return Page(whole.read_text(encoding="utf-8"))
+
+
+def test_it_answers_the_four_questions_with_the_figures_of_run_json(finished, page):
+    result = json.loads((finished / "run.json").read_text())
     assert [text for text in page.texts if text in QUESTIONS] == QUESTIONS and UNKNOWN not in page.text
     accuracy = result["accuracy"]
     assert f"{100 * accuracy['before']:.1f} % → {100 * accuracy['after']:.1f} %" in page.text
@@ -32,9 +45,8 @@ def test_it_answers_the_four_questions_with_the_figures_of_run_json(finished, re
         assert name in page.text
 
 
-def test_it_asks_nobody_for_anything_and_runs_nothing(finished, report, tmp_path):
-    page = report(finished)
-    html = (tmp_path / "report.html").read_text()
+def test_it_asks_nobody_for_anything_and_runs_nothing(whole, page):
+    html = whole.read_text(encoding="utf-8")
     assert not page.all("script") and not page.all("link") and not page.all("iframe")
     addresses = [
         a[key] for _, a in page.elements for key in ("src", "href", "xlink:href", "action", "data") if a.get(key)
@@ -45,8 +57,7 @@ def test_it_asks_nobody_for_anything_and_runs_nothing(finished, report, tmp_path
     assert policy.startswith("default-src 'none'")
 
 
-def test_every_chart_has_its_table_its_words_and_ids_of_its_own(finished, report):
-    page = report(finished)
+def test_every_chart_has_its_table_its_words_and_ids_of_its_own(page):
     charts = [attributes for attributes in page.all("div") if attributes.get("role") == "img"]
     assert len(charts) >= 7 == len([c for c in charts[:7] if c["aria-label"]])
     assert len(page.all("svg")) == len(charts) == len(page.all("details"))
@@ -58,13 +69,12 @@ def test_every_chart_has_its_table_its_words_and_ids_of_its_own(finished, report
     assert colours <= {"#000000", "#ffffff"}, "a colour that does not follow light and dark"
 
 
-def test_the_hardest_images_are_shown_or_named(finished, report):
-    shown = report(finished)
-    assert len(shown.all("img")) == 48 and all(image["alt"] == "" for image in shown.all("img"))
+def test_the_hardest_images_are_shown_or_named(page):
+    assert len(page.all("img")) == 48 and all(image["alt"] == "" for image in page.all("img"))
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_only_images_in_the_folder_that_the_user_names_are_shown(named, spoiled, report, tmp_path):
+def test_only_images_in_the_folder_that_the_user_names_are_shown(named, spoiled, report, tmp_path, sketched):
     """The run says that its images were in the folder of all files."""
     from PIL import Image
 
@@ -90,7 +100,7 @@ def test_a_run_that_still_goes_on_or_was_killed(spoiled, report):
 
 
 @pytest.mark.parametrize("left", [["journal.jsonl"], ["events.jsonl", "journal.jsonl"], ["run.json"]])
-def test_little_is_left_of_it(spoiled, report, left):
+def test_little_is_left_of_it(spoiled, report, sketched, left):
     folder = spoiled()
     for path in folder.iterdir():
         if path.name not in left:
@@ -106,6 +116,15 @@ def test_damaged_files(spoiled, report, content):
         path.write_text(content)
     page = report(folder)
     assert "The result cannot be read" in page.text
+
+
+def test_rows_of_power_at_the_same_millisecond(spoiled, report, sketched):
+    """The first is at 0.000 where a run begins at once."""
+    folder = spoiled()
+    rows = ["seconds,total_j,temp_c,phase", "0.0,0.1,,other", "0.1,0.2,,evaluate", "0.1,0.3,,evaluate", "0.2,0.4,,load"]
+    (folder / "power.csv").write_text("\n".join(rows) + "\n")
+    page = report(folder)
+    assert UNKNOWN not in page.text and "Watts and degrees over time" in page.text
 
 
 def test_without_joules(spoiled, report):
@@ -135,7 +154,9 @@ def of_classes(result, count):
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("count", [2, 1000])
-def test_two_classes_and_a_thousand(spoiled, report, tmp_path, count):
+def test_two_classes_and_a_thousand(spoiled, report, tmp_path, request, count):
+    if count == 2:
+        request.getfixturevalue("sketched")
     page = report(spoiled(change=lambda result: of_classes(result, count)))
     assert UNKNOWN not in page.text and f"class {count - 1}" in page.text
     assert (tmp_path / "report.html").stat().st_size < LARGEST
@@ -149,7 +170,9 @@ def keys_of(result):
 
 
 @pytest.mark.parametrize("apart", [24, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every one"])
-def test_a_run_of_another_version_lacks_any_of_its_keys(finished, spoiled, report, apart):
+def test_a_run_of_another_version_lacks_any_of_its_keys(finished, spoiled, report, request, apart):
+    if apart > 1:
+        request.getfixturevalue("sketched")
     result = json.loads((finished / "run.json").read_text())
     for number, key in enumerate(keys_of(result)[::apart]):
         outer, _, inner = key.rpartition(".")
@@ -160,23 +183,20 @@ def test_a_run_of_another_version_lacks_any_of_its_keys(finished, spoiled, repor
         shutil.rmtree(folder)
 
 
-def test_names_that_are_markup(spoiled, report):
+@pytest.mark.filterwarnings("error")
+def test_names_that_are_markup_or_of_characters_that_the_charts_font_lacks(spoiled, report):
     mark = '"><script>alert(1)</script><!--'
 
     def change(result):
-        return {**of_classes(result, 2), "classes": [mark, "b"], "source": mark, "plan": mark, "pack": mark}
+        classes = [mark, "日本 語", "עברית"]
+        return {**of_classes(result, 3), "classes": classes, "source": mark, "plan": mark, "pack": mark}
 
     page = report(spoiled("<b>run</b> & 'co'", change))
     assert not page.all("script") and not page.all("b") and mark in page.text and "<b>run</b> & 'co'" in page.text
+    assert page.text.count("日本 語") > 2 and page.text.count("עברית") > 2
 
 
-@pytest.mark.filterwarnings("error")
-def test_characters_that_the_charts_font_lacks(spoiled, report):
-    page = report(spoiled("run", lambda result: {**of_classes(result, 2), "classes": ["日本 語", "עברית"]}))
-    assert page.text.count("日本 語") > 2
-
-
-def test_several_runs_side_by_side(spoiled, report):
+def test_several_runs_side_by_side(spoiled, report, sketched):
     def change(result):
         result["settings"]["epochs"] = {"value": 9, "origin": "flag"}
         result["accuracy"]["after"], result["energy"]["total_j"] = 0.5, 1e4
@@ -206,7 +226,7 @@ def test_no_run_is_read_twice(finished):
     assert len(read_records([finished, finished.parent, finished])) == 1
 
 
-def test_what_is_no_run_is_one_line(tmp_path, finished):
+def test_what_is_no_run_is_one_line(tmp_path, finished, sketched):
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(UsageError):
@@ -231,12 +251,11 @@ def test_what_is_no_report_is_not_replaced(tmp_path, finished, kind):
     assert kind == "folder" or out.read_text() == ("" if kind == "empty" else "precious")
 
 
-def test_an_earlier_report_is_replaced_and_the_same_run_makes_the_same_bytes(tmp_path, finished):
+def test_an_earlier_report_is_replaced_and_the_same_run_makes_the_same_bytes(tmp_path, finished, whole):
     out = tmp_path / "report.html"
+    out.write_bytes(whole.read_bytes() + b"<!-- an earlier one -->")
     write_report(out, [finished], now=NOW)
-    first = out.read_bytes()
-    write_report(out, [finished], now=NOW)
-    assert out.read_bytes() == first
+    assert out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])

@@ -51,7 +51,7 @@ def test_front_spread_claims_and_curves(reference, report):
     assert "SEL benchmark README" in page.text and "no SEL benchmark README" in page.text
 
 
-def test_a_run_stands_beside_it(reference, finished, report):
+def test_a_run_stands_beside_it(reference, finished, report, sketched):
     page = report(finished, reference=reference)
     epochs = json.loads((Path(finished) / "run.json").read_text())["epochs"]
     for epoch in epochs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_sel.data.dataset import ImageSet
+from tests.once import once
 
 NOW = datetime(2024, 1, 1, tzinfo=timezone.utc)
 CLASSES = ("ant", "bee", "cat")
@@ -46,7 +48,7 @@ def warm(make_checkpoint) -> Path:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def exported_once(one_thread: None):
+def exported_once(one_thread: None, loads_once: None, reads_once: None, tmp_path_factory):
     """Torch's export takes seconds, so each network is exported once; a third of them is a table, made once too."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -57,11 +59,13 @@ def exported_once(one_thread: None):
         real, made = torch_model.export_forward, {}
 
         def export_forward(model, size):
-            code = tuple(type(part).forward.__code__ for part in model.modules())
+            codes = [type(part).forward.__code__ for part in model.modules()]
+            code = tuple((c.co_code, c.co_names, repr(c.co_consts), c.co_filename, c.co_firstlineno) for c in codes)
             weights = b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
             key = (code, str(model), size, weights)
             if key not in made:
-                made[key] = real(model, size)
+                name = hashlib.sha256(repr(key).encode()).hexdigest()
+                made[key] = once(tmp_path_factory, f"export-{name}", lambda: real(model, size))
             return made[key]
 
         patch.setattr(torch_model, "export_forward", export_forward)

@@ -53,6 +53,12 @@ def quiet_exporter(one_thread):
     logging.disable(logging.NOTSET)
 
 
+@pytest.fixture(autouse=True)
+def read_here_alone(monkeypatch):
+    """Files of our own are read in this process, and not in one of limited memory first: others are tested for that."""
+    monkeypatch.setattr("edge_sel.server.source.open.require_readable", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Each file is written once; the cases of both tests are the same."""

@@ -62,7 +62,7 @@ def test_what_fails_and_what_is_not_there_are_told(tmp_path):
 
 def test_at_the_end_of_the_budget_a_job_is_asked_to_save(tmp_path):
     began_s = time.monotonic()
-    told = run(SAVING, tmp_path, 5.0)
+    told = run(SAVING, tmp_path, 3.0)
     assert told["status"] == "unfinished" and told["exit"] == 75 and time.monotonic() - began_s < 30
     assert "saved" in (tmp_path / "it.log").read_text()
 

@@ -57,7 +57,7 @@ def update_command(
     from edge_sel.api.inputs import open_profile
     from edge_sel.data.folder import load_folder
     from edge_sel.engines.ort import OrtEngine
-    from edge_sel.fleet.update import features_of, make_update, require_sums, write_update
+    from edge_sel.fleet.update import LEAST_OF_CLASS, features_of, make_update, require_sums, write_update
     from edge_sel.pack.reader import open_pack
     from edge_sel.pack.signatures import read_private_key
     from edge_sel.power.find import find_meter
@@ -78,13 +78,19 @@ def update_command(
         privacy=None if epsilon is None else (epsilon, delta), rng=np.random.default_rng(secrets.randbits(128)),
     )  # fmt: skip
     write_update(out, content, private)
-    told = {"schema": 1, "update": str(out), "images": len(images), "bytes": len(content), "energy_j": figure.total_j,
+    counts = zip(images.classes, images.class_counts().tolist(), strict=True)
+    few = [name for name, count in counts if 0 < count < LEAST_OF_CLASS]
+    sent = int(sum(count for count in images.class_counts().tolist() if count >= LEAST_OF_CLASS))
+    told = {"schema": 1, "update": str(out), "images": sent, "left_out": few,
+            "bytes": len(content), "energy_j": figure.total_j,
             "energy_source": figure.source, "signed": private is not None}  # fmt: skip
     if as_json:
         echo_json(told)
     else:
         signed = "signed" if private is not None else "not signed"
-        say(f"wrote {out}: sums of {len(images)} images, {len(content) / 1e6:.1f} MB, {signed}")
+        if few:
+            say(f"not sent, as they have fewer than {LEAST_OF_CLASS} images: {', '.join(few)}", err=True)
+        say(f"wrote {out}: sums of {sent} images, {len(content) / 1e6:.1f} MB, {signed}")
 
 
 _devices_option = click.option(

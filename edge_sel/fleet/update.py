@@ -38,6 +38,8 @@ COLUMNS = 1024
 SPREAD = 4
 """Columns that each feature is spread over."""
 LEAST_IMAGES = 20
+LEAST_OF_CLASS = 5
+"""Of a class with a single image ``ΦᵀT`` is that image's features; so fewer are not sent."""
 MOST_IMAGES = 10**7
 MOST_BYTES = 64 << 20
 CLIP = 1.5
@@ -160,12 +162,14 @@ def make_update(
         rng: of the noise: one that nobody can guess.
 
     Raises:
-        DataError: there are too few images.
+        DataError: there are too few images; classes of which there are too few are left out.
     """
-    if len(labels) < LEAST_IMAGES:
-        fix = f"at least {LEAST_IMAGES} images, else sums show single ones"
-        raise DataError(f"an update of {len(labels)} images", fix=fix)
     known = np.isfinite(features).all(1)
+    counts = np.bincount(labels[known], minlength=len(classes))
+    known &= counts[labels] >= LEAST_OF_CLASS
+    if known.sum() < LEAST_IMAGES:
+        fix = f"at least {LEAST_IMAGES} images, and {LEAST_OF_CLASS} of a class, else sums show single ones"
+        raise DataError(f"an update of {known.sum()} images", fix=fix)
     sums = device_sums(rows_of(pack, np.where(known[:, None], features, 0))[known], labels[known], len(classes))
     if privacy is not None:
         assert rng is not None
@@ -273,6 +277,8 @@ def _sums_of(tensors: dict[str, np.ndarray], told: _Told, pack: Pack) -> DeviceS
 
 def _check_sums(sums: DeviceSums, images: int, length: float, slack: float) -> None:
     counts, gram, right = sums
+    if ((counts > SLACK) & (counts < LEAST_OF_CLASS - SLACK)).any():
+        raise ValueError(f"it has classes of fewer than {LEAST_OF_CLASS} images")
     if (
         (counts < 0).any()
         or abs(counts.sum() - images) > slack * images

@@ -35,16 +35,21 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--browser", default=shutil.which("chromium"))
     given = parser.parse_args()
+    print(json.dumps(run(given, [sys.executable, "-m", "edge_sel"])))
+
+
+def run(given: argparse.Namespace, program: list[str]) -> dict[str, Any]:
+    """Start the page, label, and tell what it took."""
     truth = {
         hashlib.sha256(path.read_bytes()).hexdigest(): path.parent.name
         for root in given.truth for path in root.rglob("*") if path.is_file()
     }  # fmt: skip
-    command = [sys.executable, "-m", "edge_sel", "label", "--home", str(given.home), "--port", "0", "--json"]
+    command = [*program, "label", "--home", str(given.home), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             ready = json.loads(server.stdout.readline())
-            print(json.dumps(answer_all(ready["address"], given, truth)))
+            return answer_all(ready["address"], given, truth)
         finally:
             server.terminate()
 

@@ -106,6 +106,12 @@ def test_the_noise_is_the_least_that_gives_this_privacy(epsilon, delta):
     assert gaussian_sigma(epsilon, delta, 3.0) == pytest.approx(3 * sigma)
 
 
+@pytest.mark.parametrize("epsilon, sigma", [(0.5, 7.0318), (1.0, 3.7306), (2.0, 1.9938), (8.0, 0.6002)])
+def test_an_accountant_of_others_finds_the_same_noise(epsilon, sigma):
+    """The PLD accountant of dp-accounting 0.6.0 gives back this ε for these deviations, at δ = 1e-5."""
+    assert gaussian_sigma(epsilon, 1e-5, 1.0) == pytest.approx(sigma, abs=1e-4)
+
+
 def test_one_sample_moves_what_is_sent_by_no_more_than_the_sensitivity():
     rng = np.random.default_rng(0)
     length = longest_row(PACK)

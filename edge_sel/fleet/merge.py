@@ -18,16 +18,18 @@ from edge_sel.pack.reader import Pack
 from edge_sel.sel.calibration import best_scales
 from edge_sel.sel.embarrassment import cross_entropy
 from edge_sel.sel.feature_sums import CONSTANT
-from edge_sel.sel.federated import DeviceSums, add_sums, solve_at, solve_sums
+from edge_sel.sel.federated import DeviceSums, add_sums, solve_at, solve_sums, unit_of
 
 MOST_WEIGHT = 4.0
 """A device counts for so many times the images of the median device, at most."""
 MOST_LEFT_OUT = 1 / 3
 """Share of the devices that may be left out."""
-WORSE = 0.1
-"""Share of the loss on the server's images by which the rest must be better without a device."""
+WORSE, HARM = 0.1, 0.05
+"""Share of the loss on the server's images, and nats, by which it must be less without a device that is left out."""
 SERVER_IMAGES = 10.0
-"""Of each class that the server counts for, at least; else for as many as the devices have of a class on average."""
+"""Of each class that the server counts for, at least."""
+SERVER_SHARE = 0.3
+"""Else it counts for this share of the images that the devices have of a class on average."""
 
 
 class Merged(NamedTuple):
@@ -78,22 +80,24 @@ def merge_updates(pack: Pack, updates: Sequence[Update], *, robust: bool = True,
     parts = [_aligned(update, classes, min(1.0, most / update.images)) for update in updates]
     judge = _Judge(pack, len(classes), server=server)
     chosen = list(range(len(parts)))
-    total = judge.with_server(add_sums(parts))
-    solution = solve_sums(total)
+    total = add_sums(parts)
+    found = solve_sums(total)
+    solution = judge.solve(total, found.strength)
     while robust and len(chosen) > max(1, (1 - MOST_LEFT_OUT) * len(parts)):
-        loss = judge.loss(solution.coefficients)
-        without = [judge.loss(solve_at(_less(total, parts[one]), solution.strength)) for one in chosen]
+        loss = judge.loss(solution)
+        without = [judge.loss(judge.solve(_less(total, parts[one]), found.strength)) for one in chosen]
         worst = int(np.argmin(without))
-        if not without[worst] < (1 - WORSE) * loss:
+        if not without[worst] < min((1 - WORSE) * loss, loss - HARM):
             break
         total = _less(total, parts[chosen.pop(worst)])
-        solution = solve_sums(total)
-    weight, bias = judge.head(solution.coefficients)
+        found = solve_sums(total)
+        solution = judge.solve(total, found.strength)
+    weight, bias = judge.head(solution)
     labels = judge.labels
     old = pack.linear_head.joined(original_weights(pack, len(classes)))
     before, after = (int((judge.features @ w.T + b).argmax(1).__eq__(labels).sum()) for w, b in (old, (weight, bias)))
     return Merged(
-        weight.astype(np.float32), bias.astype(np.float32), tuple(classes), solution.strength,
+        weight.astype(np.float32), bias.astype(np.float32), tuple(classes), found.strength,
         tuple(updates[one].device for one in chosen),
         tuple(update.device for one, update in enumerate(updates) if one not in chosen),
         sum(updates[one].images for one in chosen), before, after, len(labels),
@@ -131,15 +135,20 @@ class _Judge:
         self.features = sums.example_features().astype(np.float64)
         self.labels = sums.examples.labels
 
-    def with_server(self, devices: DeviceSums) -> DeviceSums:
-        """The sums of the devices and of the server."""
+    def solve(self, devices: DeviceSums, strength: float) -> np.ndarray:
+        """The coefficients of the devices and the server, at a strength in units of the devices' sums.
+
+        It was chosen by the devices alone: the server's rows stand for many images each, and none of these is left out
+        by what generalised cross-validation counts.
+        """
+        penalty = strength * unit_of(devices)
         if not self._server:
-            return devices
+            return np.asarray(solve_at(devices, penalty))
         known = self._sums.prior.known
-        mass = max(float(devices.counts.sum()) / len(known), SERVER_IMAGES)
+        mass = max(SERVER_SHARE * float(devices.counts.sum()) / len(known), SERVER_IMAGES)
         targets = self._sums.prior.targets.astype(np.float64)
         own = DeviceSums(mass * known, mass * self._rows.T @ self._rows, mass * self._rows.T @ targets)
-        return add_sums([devices, own])
+        return np.asarray(solve_at(add_sums([devices, own]), penalty))
 
     def head(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weight float64 [C, F] and bias [C] for features as they are, at the temperature that suits the server's."""

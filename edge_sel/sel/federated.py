@@ -79,7 +79,7 @@ def solve_sums(sums: DeviceSums, strengths: Sequence[float] = STRENGTHS) -> Solu
     values = xp.where(values > 0, values, xp.zeros_like(values))
     projected = vectors.T @ sums.right
     count = max(float(xp.sum(sums.counts)), 1.0)
-    unit = max(float(xp.mean(values)), 1e-12)
+    unit = unit_of(sums)
     best: tuple[float, float] | None = None
     for strength in strengths:
         inverse = 1 / (values + strength * unit)
@@ -95,12 +95,18 @@ def solve_sums(sums: DeviceSums, strengths: Sequence[float] = STRENGTHS) -> Solu
     return Solution(solution, best[1], best[0])
 
 
-def solve_at(sums: DeviceSums, strength: float) -> Array:
-    """The coefficients of one strength, without a decomposition."""
+def unit_of(sums: DeviceSums) -> float:
+    """What strengths are in units of: the mean diagonal of ``ΦᵀΦ``."""
+    xp = array_namespace(sums.gram)
+    diagonal = float(xp.linalg.trace(sums.gram))
+    return max(diagonal / int(sums.gram.shape[0]), 1e-12)
+
+
+def solve_at(sums: DeviceSums, penalty: float) -> Array:
+    """The coefficients for one λ, not in units of anything."""
     xp = array_namespace(sums.gram)
     size = sums.gram.shape[0]
-    unit = max(float(xp.linalg.trace(sums.gram)) / size, 1e-12)
-    made: Array = xp.linalg.solve(sums.gram + strength * unit * xp.eye(size, dtype=sums.gram.dtype), sums.right)
+    made: Array = xp.linalg.solve(sums.gram + penalty * xp.eye(size, dtype=sums.gram.dtype), sums.right)
     return made
 
 

@@ -28,7 +28,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[],
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
-    """``OrtEngine.session`` that gives a session of the same graph, constants and options again, of the last hundred."""
+    """``OrtEngine.session`` that gives a session of the same graph, constants and options again, of the hundred used last."""
     loaded: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
     def session(engine: Any, graph: bytes, constants: Mapping[str, np.ndarray], *, int8: bool = False) -> Any:
@@ -39,6 +39,7 @@ def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
             loaded[key] = load(engine, graph, kept, int8=int8), kept
             while len(loaded) > 100:
                 loaded.popitem(last=False)
+        loaded.move_to_end(key)
         return loaded[key][0]
 
     return session

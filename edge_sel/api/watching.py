@@ -93,13 +93,17 @@ def watch_home(
             figure = recorder.peek(window)
             return figure.total_j, figure.source
 
+        def rest(seconds: float) -> None:
+            alive()
+            time.sleep(seconds)
+
         supply = partial(read_supply, sysfs_root())
         require_sensors(resolved, recorder, supply())
         clock = clock_through_sleep
         governor = Governor(
             limits_of(resolved, clock()),
             make_reader(clock, lambda: joules()[0], recorder.max_temperature_c, supply, local_minute),
-            sleep=time.sleep, emit=lambda name, **details: tell({"event": name, **details}),
+            sleep=rest, emit=lambda name, **details: tell({"event": name, **details}),
             interrupted=lambda: should_stop() is not None, idle=partial(recorder.phase, "idle"),
         )  # fmt: skip
         written_s = [-1e9]
@@ -117,7 +121,7 @@ def watch_home(
         if home.restored:
             tell({"event": "restored", "why": home.restored})
         watcher = Watcher(learner, options, around, np.random.default_rng(resolved.settings.seed))
-        sessions = _Sessions(learner, config, environ, tell, should_stop) if finetune else None
+        sessions = _Sessions(learner, config, environ, tell, should_stop, alive) if finetune else None
         arrivals = _arrivals(source, home)
         shown = str(source) if isinstance(source, Path) else "frames on stdin"
         tell({"event": "started", "source": shown, "model": learner.observer.number, "kept": len(home.records.kept())})
@@ -164,8 +168,9 @@ class _Sessions:
 
     def __init__(
         self, learner: Learner, config: Path | None, environ: Mapping[str, str] | None,
-        tell: Callable[[dict[str, Any]], None], should_stop: Callable[[], str | None],
+        tell: Callable[[dict[str, Any]], None], should_stop: Callable[[], str | None], alive: Callable[[], None],
     ) -> None:  # fmt: skip
+        self._alive = alive
         self._learner, self._home, self._tell, self._should_stop = learner, learner.home, tell, should_stop
         self._config, self._environ = config, environ
         self._looked_at = -1
@@ -205,7 +210,8 @@ class _Sessions:
         home, out, service = self._home, self._folder(number), self._home.service()
         run = train_round(
             home.pack, home.folder / LABELLED, folder=out, weights=home.model_folder(service), resume=True,
-            new_classes="extend", should_stop=self._should_stop, config=self._config,
+            new_classes="extend", listener=lambda event: self._alive(), should_stop=self._should_stop,
+            config=self._config,
             environ=self._environ,
         )  # fmt: skip
         shipped = None

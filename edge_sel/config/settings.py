@@ -19,7 +19,7 @@ from edge_sel.config.schema import ENV_PREFIX, Told, key, read_toml, schema_of, 
 from edge_sel.errors import UsageError
 
 MAX_SEED = 2**32 - 1
-RESERVED = frozenset({"EDGE_SEL_SYSFS_ROOT", "EDGE_SEL_CIFAR10"})  # read elsewhere, not settings
+RESERVED = frozenset({"EDGE_SEL_SYSFS_ROOT", "EDGE_SEL_CIFAR10", "EDGE_SEL_TOKEN"})  # read elsewhere, not settings
 _MAX_MB = 1_000_000_000
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

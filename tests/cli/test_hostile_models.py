@@ -1,5 +1,6 @@
 """ONNX files of anybody, to classify with or to export: one line each, in little time and memory."""
 
+import functools
 import json
 import time
 
@@ -147,6 +148,11 @@ def _told(**facts):
     return made
 
 
+@functools.cache
+def made(case):
+    return {**CASES, **ONLY_PREDICT}[case]()
+
+
 @pytest.fixture
 def images(tmp_path):
     from PIL import Image
@@ -169,13 +175,13 @@ def one_line(edge_sel, arguments, seconds):
 
 @pytest.mark.parametrize("case", [*CASES, *ONLY_PREDICT])
 def test_what_predict_refuses(case, images, tmp_path, edge_sel):
-    onnx.save(({**CASES, **ONLY_PREDICT})[case](), tmp_path / "m.onnx")
+    onnx.save(made(case), tmp_path / "m.onnx")
     one_line(edge_sel, ["predict", tmp_path / "m.onnx", images], 5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_export_refuses(case, images, tmp_path, edge_sel):
-    onnx.save(CASES[case](), tmp_path / "m.onnx")
+    onnx.save(made(case), tmp_path / "m.onnx")
     known = ["--data", images, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--classes", "a,b"]
     one_line(edge_sel, ["export", tmp_path / "m.onnx", *known, "--out", tmp_path / "m.edgepack"], 5)
     assert not (tmp_path / "m.edgepack").exists()

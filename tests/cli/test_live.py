@@ -115,10 +115,11 @@ def test_every_pass_of_the_closed_form_counts_what_it_sees(tmp_path):
     assert all(0 < cursor <= images for cursor, images in seen)
 
 
-def test_lines_on_a_terminal_end_between_words(here):
+def test_lines_on_a_terminal_end_between_words(digits_folder, here):
     main, other = pty.openpty()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "edge_sel", "finetune", "--plan", "closed_form", "--threads", "1", "--out", "run"]
+    command = [sys.executable, "-m", "edge_sel", "finetune", "--plan", "closed_form", "--threads", "1", "--out", "run",
+               "--data", str(digits_folder)]  # fmt: skip
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": path}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=other, env=environ) as run:
         os.close(other)

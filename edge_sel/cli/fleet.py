@@ -180,7 +180,7 @@ def merge_command(
         say(f"{len(merged.devices)} devices, {merged.images} images; of {merged.judged} images of the server "
             f"{merged.right} are right, before {merged.right_before}")  # fmt: skip
         for device in merged.left_out:
-            say(f"left out: {device[:16]}, without it the server's images are better")
+            say(f"left out: {device[:16]}, its labels contradict those of all others")
         say(f"wrote {out}" if kept else "no pack was written: it would forget too much (--forget allows more)")
     if not kept:
         raise BadInputError("the merged model forgot too much", where=out)

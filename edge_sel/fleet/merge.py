@@ -1,7 +1,7 @@
 """What a server makes of the updates of its devices: one head, in one pass over their sums.
 
 The pack's own sums are one more device, so nothing that the server knew is lost. A device counts for a bounded number
-of images, and one whose sums make the server's own images worse is left out.
+of images, and one whose labels the others' head predicts worse than who says nothing is left out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import numpy as np
 
 from edge_sel.edge.progress import original_weights
 from edge_sel.errors import BadInputError
-from edge_sel.fleet.update import Update, projection_of, require_sums
+from edge_sel.fleet.update import LEAST_OF_CLASS, Update, projection_of, require_sums
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.calibration import best_scales
-from edge_sel.sel.embarrassment import cross_entropy
 from edge_sel.sel.feature_sums import CONSTANT
 from edge_sel.sel.federated import DeviceSums, add_sums, solve_at, solve_sums, unit_of
 
@@ -24,8 +23,9 @@ MOST_WEIGHT = 4.0
 """A device counts for so many times the images of the median device, at most."""
 MOST_LEFT_OUT = 1 / 3
 """Share of the devices that may be left out."""
-WORSE, HARM = 0.1, 0.05
-"""Share of the loss on the server's images, and nats, by which it must be less without a device that is left out."""
+NONSENSE, ODD = 0.8, 1.6
+"""A device is left out if the error of the others' head on its images is more than this, where 1 is the error of who
+says nothing, and more than so many times that of the median device."""
 SERVER_IMAGES = 10.0
 """Of each class that the server counts for, at least."""
 SERVER_SHARE = 0.3
@@ -82,16 +82,14 @@ def merge_updates(pack: Pack, updates: Sequence[Update], *, robust: bool = True,
     chosen = list(range(len(parts)))
     total = add_sums(parts)
     found = solve_sums(total)
-    solution = judge.solve(total, found.strength)
-    while robust and len(chosen) > max(1, (1 - MOST_LEFT_OUT) * len(parts)):
-        loss = judge.loss(solution)
-        without = [judge.loss(judge.solve(_less(total, parts[one]), found.strength)) for one in chosen]
-        worst = int(np.argmin(without))
-        if not without[worst] < min((1 - WORSE) * loss, loss - HARM):
+    while robust and len(chosen) > max(2, (1 - MOST_LEFT_OUT) * len(parts)):
+        errors = [_error_without(judge, total, parts[one], found.strength) for one in chosen]
+        worst = int(np.argmax(errors))
+        if not errors[worst] > max(NONSENSE, ODD * float(np.median(errors))):
             break
         total = _less(total, parts[chosen.pop(worst)])
         found = solve_sums(total)
-        solution = judge.solve(total, found.strength)
+    solution = judge.solve(total, found.strength)
     weight, bias = judge.head(solution)
     labels = judge.labels
     old = pack.linear_head.joined(original_weights(pack, len(classes)))
@@ -124,12 +122,27 @@ def _less(total: DeviceSums, part: DeviceSums) -> DeviceSums:
     return DeviceSums(*(whole - own for whole, own in zip(total, part, strict=True)))
 
 
+def _error_without(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: float) -> float:
+    """Mean squared error of the others' head on a device's images, as its sums tell it; 0 where it cannot be told.
+
+    Formula: ``(n - 2 tr WᵀB + tr WᵀAW) / n``; 1 is the error of who says nothing of any image.
+    """
+    rest = _less(total, part)
+    if ((part.counts > 0) & (rest.counts < LEAST_OF_CLASS) & ~judge.known).any():
+        return 0.0  # nobody else has ever seen one of its classes
+    coefficients = judge.solve(rest, strength)
+    count = float(part.counts.sum())
+    explained = 2 * float((coefficients * part.right).sum()) - float((coefficients * (part.gram @ coefficients)).sum())
+    return (count - explained) / max(count, 1e-9)
+
+
 class _Judge:
     """Adds the server, and looks at the server's own images."""
 
     def __init__(self, pack: Pack, classes: int, *, server: bool) -> None:
         self._sums = sums = require_sums(pack).with_classes(classes)
         self._projection, self._server = projection_of(pack), server
+        self.known = sums.prior.known.astype(bool)
         rows = sums.prior.rows.astype(np.float64)
         self._rows = rows if self._projection is None else np.hstack([rows[:, :-1] @ self._projection, rows[:, -1:]])
         self.features = sums.example_features().astype(np.float64)
@@ -163,8 +176,3 @@ class _Judge:
         even = np.full(len(logits), 1 / len(logits))
         factor = best_scales(logits, self.labels, even, None, None).own
         return factor * weight, factor * bias
-
-    def loss(self, coefficients: np.ndarray) -> float:
-        """On the server's images, nats; 0 without any."""
-        weight, bias = self.head(coefficients)
-        return float(cross_entropy(self.features @ weight.T + bias, self.labels).mean()) if len(self.labels) else 0.0

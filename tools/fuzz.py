@@ -2,6 +2,8 @@
 
     python tools/fuzz.py --seconds 60            # all kinds in turn; --seed N repeats a run, --kind image one kind
     python tools/fuzz.py --kind image --repeat 17  # one input again, with its traceback
+    python tools/fuzz.py --keep                  # add the first input of each new outcome to the corpus
+    python tools/fuzz.py --corpus                # all inputs of the corpus again
 
 Each input is random bytes changed in a good one, made from the seed and its number alone. Inputs are read by a child
 process with 300 MB more memory than it has after its imports (RLIMIT_AS) and 5 s for each; one that dies or takes
@@ -19,12 +21,14 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import sys
 import tempfile
 import time
 import traceback
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -207,57 +211,92 @@ KINDS: dict[str, Reader] = {
 }  # fmt: skip
 
 
-def try_one(kind: str, seed: int, number: int, here: Path) -> str | None:
-    """The traceback of what should not have come; None if all is well."""
+CORPUS = ROOT / "tools/abuse/corpus.txt"
+"""One input a line: kind, seed, number; each had another outcome than those before."""
+Outcome = tuple[str | None, str]
+"""What is wrong, None if nothing is; and a key of what came of it, for the corpus."""
+
+
+def try_one(kind: str, seed: int, number: int, here: Path) -> Outcome:
+    """What became of one input."""
     try:
         KINDS[kind](random.Random(f"{seed} {kind} {number}"), here)
     except EdgeSelError as error:
         told = str(error)
-        return None if told.isprintable() else f"a message that drives the terminal: {told!r}"
+        key = re.sub(r"[^a-zA-Z ]+", "#", error.what)[:60]
+        return None if told.isprintable() else f"a message that drives the terminal: {told!r}", key
     except MemoryError:
-        return f"needs more than {MEMORY_BYTES / 1e6:.0f} MB\n{traceback.format_exc()}"
+        return f"needs more than {MEMORY_BYTES / 1e6:.0f} MB\n{traceback.format_exc()}", "memory"
     except Exception:
-        return traceback.format_exc()
-    return None
+        return traceback.format_exc(), "traceback"
+    return None, "good"
 
 
-def work(pipe: Connection, seed: int, here: Path) -> None:
+def work(pipe: Connection, here: Path) -> None:
     """The child: reads what it is told to, until the pipe closes."""
     faulthandler.enable()
     for kind in KINDS:  # imports, and a first use of what grows only once
-        try_one(kind, seed, -1, here)
+        try_one(kind, 0, -1, here)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
     pipe.send("ready")
     with contextlib.suppress(EOFError):
         while True:
-            kind, number = pipe.recv()
-            pipe.send(try_one(kind, seed, number, here))
+            pipe.send(try_one(*pipe.recv(), here))
 
 
 class Child:
     """A process that reads one input after the other."""
 
-    def __init__(self, seed: int, here: Path) -> None:
+    def __init__(self, here: Path) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=work, args=(theirs, seed, here), daemon=True)
+        self.process = context.Process(target=work, args=(theirs, here), daemon=True)
         self.process.start()
         theirs.close()
         self.pipe.recv()
 
-    def read(self, kind: str, number: int) -> tuple[str | None, bool]:
-        """What is wrong with the answer, if anything, and whether the child is still of use."""
-        self.pipe.send((kind, number))
+    def read(self, kind: str, seed: int, number: int) -> tuple[Outcome, bool]:
+        """What became of it, and whether the child is still of use."""
+        self.pipe.send((kind, seed, number))
         if not self.pipe.poll(LIMIT_S):
             self.process.kill()
-            return SLOW, False
+            return (SLOW, "slow"), False
         try:
             told = self.pipe.recv()
-            return told, told is None  # one that ran out of memory may do so again, whatever it reads
+            return told, told[0] is None  # one that ran out of memory may do so again, whatever it reads
         except (EOFError, ConnectionResetError):
             self.process.join()
-            return f"the process died, status {self.process.exitcode}", False
+            return (f"the process died, status {self.process.exitcode}", "dead"), False
+
+
+class Fuzzer:
+    """Reads inputs, counts them, prints findings and remembers outcomes."""
+
+    def __init__(self, here: Path) -> None:
+        self._here, self._child = here, Child(here)
+        self.counts: Counter[str] = Counter()
+        self.findings = 0
+        self.outcomes: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def read(self, kind: str, seed: int, number: int) -> None:
+        """One input."""
+        (wrong, key), useful = self._child.read(kind, seed, number)
+        if wrong == SLOW:  # once more: the whole machine may have been paused
+            self._child = Child(self._here)
+            (wrong, key), useful = self._child.read(kind, seed, number)
+        self.counts[kind] += 1
+        self.outcomes.setdefault((kind, key), (seed, number))
+        if wrong:
+            self.findings += 1
+            print(f"--kind {kind} --seed {seed} --repeat {number}: {wrong}", flush=True)
+        if not useful:
+            self._child.process.kill()
+            self._child = Child(self._here)
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.process.kill()
 
 
 def main() -> int:
@@ -266,29 +305,31 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--kind", choices=list(KINDS))
     options.add_argument("--repeat", type=int, metavar="NUMBER")
+    options.add_argument("--keep", action="store_true", help="add new outcomes to the corpus")
+    options.add_argument("--corpus", action="store_true", help="read the corpus again, and nothing else")
     given = options.parse_args()
     kinds = [given.kind] if given.kind else list(KINDS)
-    counts, findings = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
+    kept = [line.split() for line in CORPUS.read_text().splitlines()] if CORPUS.exists() else []
     with tempfile.TemporaryDirectory() as folder:
-        child, end, number = Child(given.seed, Path(folder)), time.monotonic() + given.seconds, given.repeat or 0
-        while time.monotonic() < end:
+        fuzzer = Fuzzer(Path(folder))
+        if given.corpus or given.keep:
+            for kind, seed, number in kept:
+                if kind in kinds:
+                    fuzzer.read(kind, int(seed), int(number))
+        end, number = time.monotonic() + given.seconds, given.repeat or 0
+        while time.monotonic() < end and not given.corpus:
             for kind in kinds:
-                wrong, useful = child.read(kind, number)
-                if wrong == SLOW:  # once more: the whole machine may have been paused
-                    wrong, useful = (child := Child(given.seed, Path(folder))).read(kind, number)
-                counts[kind] += 1
-                if wrong:
-                    findings[kind] += 1
-                    print(f"--kind {kind} --seed {given.seed} --repeat {number}: {wrong}", flush=True)
-                if not useful:
-                    child.process.kill()
-                    child = Child(given.seed, Path(folder))
+                fuzzer.read(kind, given.seed, number)
             number += 1
             if given.repeat is not None:
                 break
-        child.process.kill()
-    print(", ".join(f"{kind} {counts[kind]}" for kind in kinds), f"inputs; {sum(findings.values())} findings")
-    return 1 if any(findings.values()) else 0
+        fuzzer.close()
+    if given.keep:
+        lines = [f"{kind} {seed} {number}" for (kind, _), (seed, number) in fuzzer.outcomes.items()]
+        CORPUS.write_text("\n".join(sorted({*lines, *map(" ".join, kept)})) + "\n")
+    counts = ", ".join(f"{kind} {count}" for kind, count in fuzzer.counts.items())
+    print(counts, f"inputs; {fuzzer.findings} findings")
+    return 1 if fuzzer.findings else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python tools/torture.py --faults 40 --seed 3          # 40 runs, evenly spread over all calls and faults
     python tools/torture.py --long 12                     # kills in runs of some twenty seconds, for their joules
     python tools/torture.py --leak 60                     # an hour of sessions in one process
+    python tools/torture.py --links                       # a link of each kind at every name that a run writes
 
 Every run is ``edge-sel finetune`` on the built-in digits, in processes of its own. After each interruption the run is
 resumed until it ends; the part that follows a fault has another one at random. A run is lost if it cannot be brought
@@ -13,7 +14,7 @@ is the share that the run did not book of what they took from their start to the
 from the opening of their books, which Python's start and imports precede, to their closing or their end.
 ``tools/abuse/faults.py`` lists the faults; after ``power``, what was not forced onto the disk is gone.
 
-Exit status 1 if a run was lost, a bit differs, or sessions leak.
+Exit status 1 if a run was lost, a bit differs, sessions leak, or something was written through a link.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from abuse.faults import KINDS, MODES
 from abuse.leak import leaks
+from abuse.links import plant_everywhere
 from abuse.runs import FAULTY, KILLED_AT_RANDOM, LONG, Fault, Verdict, Victim, own_meter, small_field
 
 from edge_sel.power.recorder import EnergyRecorder
@@ -159,16 +161,21 @@ def main() -> None:
         help="how many runs whose disk fails; all without N",
     )
     parser.add_argument("--leak", type=float, metavar="MINUTES", help="sessions in one process for so long")
+    parser.add_argument("--links", action="store_true", help="plant a link at every name")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if not (given.kills or given.long or given.faults or given.leak):
-        parser.error("say what to do: --kills, --long, --faults or --leak")
+    if not (given.kills or given.long or given.faults or given.leak or given.links):
+        parser.error("say what to do: --kills, --long, --faults, --leak or --links")
     well = True
     with tempfile.TemporaryDirectory() as scratch:
         if given.kills or given.long or given.faults:
             rng = np.random.default_rng(given.seed)
             with own_meter() as recorder:
                 well = torture(given.kills, given.long, given.faults, rng, Path(scratch), recorder)
+        if given.links:
+            findings = plant_everywhere(Path(scratch) / "links")
+            print(*findings, sep="\n")
+            well &= not findings
         if given.leak:
             well &= leaks(given.leak * 60, Path(scratch) / "leak")
     raise SystemExit(0 if well else 1)

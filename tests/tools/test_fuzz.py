@@ -17,3 +17,9 @@ def fuzz(*words, code=None):
 def test_every_kind_finds_nothing(seconds):
     result = fuzz("--seconds", seconds)
     assert result.returncode == 0 and "0 findings" in result.stdout, result.stdout + result.stderr
+
+
+def test_the_corpus_finds_nothing():
+    """Inputs that once had an outcome of their own."""
+    result = fuzz("--corpus")
+    assert result.returncode == 0 and " 0 findings" in result.stdout, result.stdout + result.stderr

@@ -123,7 +123,7 @@ def test_only_who_pings_has_a_watchdog_and_only_the_pages_get_the_token():
     for unit in NEW_UNITS:
         name, told = unit.stem.removeprefix("edge-sel-"), lines(unit)
         assert any(line.startswith("WatchdogSec=") for line in told) == (name != "label")
-        assert ("EnvironmentFile=-/etc/edge-sel/label.env" in told) == (name != "watch"), "watch refuses EDGE_SEL_TOKEN"
+        assert ("EnvironmentFile=-/etc/edge-sel/label.env" in told) == (name != "watch"), "watch needs no token"
 
 
 @each

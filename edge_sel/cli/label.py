@@ -100,7 +100,7 @@ def _serve(home: Home, host: str, port: int, threads: int, as_json: bool) -> Non
 
     def ready() -> None:
         notify("READY=1")
-        address = address_of(bound, host, token)
+        address = address_of(bound, host, None if "EDGE_SEL_TOKEN" in os.environ else token)
         if as_json:
             echo_json({"event": "ready", "address": address})
         else:

@@ -136,6 +136,7 @@ def notify(text: str) -> None:
     if not address:
         return
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.setblocking(False)  # nobody may read it
         out.connect("\0" + address[1:] if address.startswith("@") else address)
         out.sendall(text.encode())
 

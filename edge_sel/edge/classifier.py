@@ -130,8 +130,10 @@ def _try_once(file: Path, content: bytes, weight_bytes: int) -> None:
     """A trial costs as much as classifying some images; what was good once, by its hash, is not tried again."""
     folder = cache_folder(os.environ, "tried")
     mark = None if folder is None else folder / sha256(content).hexdigest()
-    if mark is not None and mark.exists():
-        return
+    if mark is not None:
+        with suppress(OSError):  # a cache that may not be read
+            if mark.exists():
+                return
     try_model(file, weight_bytes)
     if mark is not None:
         with suppress(SetupError):  # a device whose cache cannot be written tries it again

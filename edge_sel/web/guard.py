@@ -63,12 +63,13 @@ class Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         cookies = _cookies(headers.get(b"cookie", b""))
+        bearer = headers.get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ")
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         fresh: list[str] = []
         if not self._is_ours(headers.get(b"host", b"").decode("latin-1")):
             return await _refuse(send, 421, "this address leads elsewhere: ask by the address of this machine")
         if self._token is not None and scope["path"] not in self._open:
-            if not _same(given, self._token) and not _same(cookies.get(TOKEN, ""), self._token):
+            if not any(_same(each, self._token) for each in (given, bearer, cookies.get(TOKEN, ""))):
                 return await _refuse(send, 403, "the token is missing or wrong: open the address that was printed")
             if given:
                 fresh.append(f"{TOKEN}={self._token}")

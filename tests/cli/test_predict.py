@@ -139,3 +139,15 @@ def test_bad_input_is_one_line(what, edge_sel, here):
     result = edge_sel("predict", *arguments)
     assert result.code not in (0, 1) and result.out == "" and len(result.err.splitlines()) == 1, result.err
     assert told in result.err
+
+
+def test_a_cache_that_may_not_be_read_is_no_obstacle(run, digits_folder, here, monkeypatch):
+    """A service whose user may not look into the cache once died of it."""
+    from edge_sel.edge import classifier
+
+    class Barred(type(Path())):
+        def exists(self, *given, **more):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(classifier, "cache_folder", lambda *given: Barred(here / "cache"))
+    assert open_classifier(run, 1).classes

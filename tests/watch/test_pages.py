@@ -154,6 +154,8 @@ def test_other_machines_need_the_token(desk):
     assert client(app).get("/").status_code == 403
     for wrong in ("", "x", TOKEN[:-1], TOKEN + "x"):
         assert client(app).get("/", params={"token": wrong}).status_code == 403
+    assert client(app).get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert client(app).get("/", headers={"authorization": "Bearer x"}).status_code == 403
     known = client(app)
     assert known.get("/", params={"token": TOKEN}).status_code == 200
     assert known.get("/api/next").status_code == 200  # by the cookie

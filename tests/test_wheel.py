@@ -25,6 +25,7 @@ DATA = {
     "pack/assets/digits.edgepack",
     "report/page.html",
     "report/style.css",
+    *(f"web/label.{end}" for end in ("css", "html", "js")),
     *(f"reference/published/{name}" for name in PUBLISHED),
 }
 

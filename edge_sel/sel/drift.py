@@ -29,6 +29,10 @@ class Drift(NamedTuple):
 def rank_sum_p(values: Array, others: Array) -> float:
     """One-sided p value that ``values`` float[n] are not larger than ``others`` float[m].
 
+    >>> import numpy
+    >>> round(rank_sum_p(numpy.array([4.0, 5.0, 6.0]), numpy.array([1.0, 2.0, 3.0])), 2)
+    0.04
+
     Formula: ``z = (U - nm/2 - ½) / sqrt(nm/12 ((N + 1) - Σ(t³ - t) / (N (N - 1))))``, U the pairs in which the value is
     larger, ties ½, t sizes of ties.
 

@@ -113,6 +113,9 @@ def solve_at(sums: DeviceSums, penalty: float) -> Array:
 def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
     """Standard deviation of the noise that makes a release (ε, δ)-differentially private, as small as can be.
 
+    >>> round(gaussian_sigma(1.0, 1e-5, 1.0), 3)
+    3.731
+
     Formula: the least σ with ``Φ(Δ/2σ - εσ/Δ) - e^ε Φ(-Δ/2σ - εσ/Δ) <= δ``
 
     Args:

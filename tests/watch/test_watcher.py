@@ -276,3 +276,17 @@ def test_a_class_has_a_name_that_a_folder_can_have(name):
 
 def test_names_of_classes_lose_spaces_only():
     assert check_class_name("  Haus  am   See ") == "Haus am See" and csv_line(["x"])
+
+
+def test_clocks_that_jump_change_what_people_see_and_nothing_else(home, learner, tmp_path):
+    from edge_sel.cli.watch import _time
+
+    write_digits(tmp_path / "camera", 6)
+    jumps = iter([1e18, -5.0, 0.0, 1.7e9, float("inf"), 1.7e9, *[2.0] * 20])
+    around = watching.Surroundings(Clock(), lambda: next(jumps))
+    watcher = watching.Watcher(learner, watching.Options(rate=1.0, learn=False), around, np.random.default_rng(0))
+    watcher.run(FolderArrivals(tmp_path / "camera", home.records).once())
+    shown = [_time(line[2]) for line in home.records.lines()]
+    assert (
+        len(shown) == home.records.counters()["images"] == 6 and shown[0] == "" and shown[3] == "2023-11-14T22:13:20Z"
+    )

@@ -80,16 +80,19 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=name == "work")
     parser.add_argument("--devices", type=int, default=10)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which methods to run; the table shows what was run")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in [*(["paintings"] if given.photos else []), *(["cifar"] if given.cifar else [])]:
         for seed in map(int, given.seeds.split(",")):
-            done = given.work / f"{name}-{given.devices}-{seed}.json"
-            if not done.exists():
-                case = make_paintings(seed, given) if name == "paintings" else make_cifar(seed, given)
-                done.write_text(json.dumps(run(case, given)))
-            rows += json.loads(done.read_text())
+            files = {part: given.work / f"{name}-{given.devices}-{seed}-{part}.json" for part in PARTS}
+            missing = [part for part in given.parts.split(",") if not files[part].exists()]
+            case = None
+            for part in missing:
+                case = case or (make_paintings(seed, given) if name == "paintings" else make_cifar(seed, given))
+                files[part].write_text(json.dumps(PARTS[part](case, given)))
+            rows += [row for file in files.values() if file.exists() for row in json.loads(file.read_text())]
     print(table(rows))
     if given.csv:
         with given.csv.open("w", newline="") as file:
@@ -154,8 +157,8 @@ def make_case(name: str, seed: int, pack: Pack, parts: list[tuple[ImageSet, Imag
 # The methods
 
 
-def run(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """All methods."""
+def run_closed(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Heads on features."""
     rows: list[dict[str, Any]] = []
     pack, devices = case.pack, case.devices
 
@@ -173,10 +176,14 @@ def run(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
     for rounds, head, cpu_s in average_heads(case, shipped):
         size = 4 * (shipped[0].size + shipped[1].size) * 2 * rounds
         add(f"fedavg-head-{rounds}", [head] * len(devices), size, case.feature_s + cpu_s)
-    if case.name == "cifar" and given.checkpoint:
-        for method, size, cpu_s, figures in dense(case, given.checkpoint):
-            rows.append(told(case, method, *figures, size, cpu_s))
     return rows
+
+
+def run_dense(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every weight, in torch; only where there is a checkpoint."""
+    if case.name != "cifar":
+        return []
+    return [told(case, method, *figures, size, cpu_s) for method, size, cpu_s, figures in dense(case, given.checkpoint)]
 
 
 def told(case: Case, method: str, own: float, every: float, clean: float, size: int, cpu_s: float) -> dict[str, Any]:
@@ -368,6 +375,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {method} | {' | '.join(cells)} | {size / 1e6:.2f} M | {cpu_s:.2f} |")
     return "\n".join(lines)
 
+
+PARTS = {"closed": run_closed, "dense": run_dense}
 
 if __name__ == "__main__":
     main()

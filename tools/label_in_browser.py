@@ -4,7 +4,7 @@
 
 HOME is of `edge-sel watch`; the class of an image is the folder below FOLDER that holds a file with the same content.
 It starts `edge-sel label` and a Chromium (`--browser`, else the one on the PATH), answers by keys, by clicks and, on a
-screen like a phone's, by taps. Needs the extras dev and web.
+screen like a phone's, by taps. axe looks whether the page can be used by everybody. Needs the extras dev and web.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def answer_all(address: str, given: argparse.Namespace, truth: dict[str, str]) -
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=given.browser, args=["--no-sandbox"])
         errors: list[str] = []
+        barriers: list[str] = []
         for name, screen, scheme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark")):
             context = browser.new_context(**screen, color_scheme=scheme)
             page = context.new_page()
@@ -81,13 +82,31 @@ def answer_all(address: str, given: argparse.Namespace, truth: dict[str, str]) -
             if pictures:
                 page.screenshot(path=str(pictures / f"label-{name}.png"), full_page=True)
             context.close()
+            barriers += barriers_of(browser, {**screen, "color_scheme": scheme}, address)
         browser.close()
     every = [seconds for part in taken.values() for seconds in part]
     return {
         "labels": len(every), "seconds_per_label": round(median(every), 3) if every else None,
         "worst_s": round(max(every), 3) if every else None, "errors": errors,
+        "barriers": barriers,
         **{f"{way}_s": round(median(part), 3) for way, part in taken.items() if part},
     }  # fmt: skip
+
+
+def barriers_of(browser: Any, screen: dict[str, Any], address: str) -> list[str]:
+    """What axe finds against the rules of WCAG 2.2 A and AA; in a context of its own, as it runs a script in the page."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(**screen, bypass_csp=True)
+    page = context.new_page()
+    page.goto(address)
+    wait_until(page, lambda: "label" in page.inner_text("#count"))
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+    found = Axe().run(page, options=rules).response
+    context.close()
+    if not found["passes"]:
+        raise RuntimeError("axe looked at nothing")
+    return [f"{one['id']}: {one['help']} {[node['target'] for node in one['nodes']]}" for one in found["violations"]]
 
 
 def label_one(page: Any, way: str, home: Path, truth: dict[str, str], taken: dict[str, list[float]]) -> bool:

@@ -94,7 +94,7 @@ def answer_all(address: str, given: argparse.Namespace, truth: dict[str, str]) -
 
 
 def barriers_of(browser: Any, screen: dict[str, Any], address: str) -> list[str]:
-    """What axe finds against the rules of WCAG 2.2 A and AA; in a context of its own, as it runs a script in the page."""
+    """What axe finds against WCAG 2.2 A and AA; in a context of its own, as it runs a script in the page."""
     from axe_playwright_python.sync_playwright import Axe
 
     context = browser.new_context(**screen, bypass_csp=True)
@@ -124,8 +124,8 @@ def label_one(page: Any, way: str, home: Path, truth: dict[str, str], taken: dic
     if place is None:
         page.fill("#name", name)
         page.press("#name", "Enter")
-    elif way == "key" and place < 9:
-        page.keyboard.press(str(place + 1))
+    elif way == "key" and (key := buttons[place].get_attribute("aria-keyshortcuts")):
+        page.keyboard.press(key)
     elif way == "tap":
         buttons[place].tap()
     else:

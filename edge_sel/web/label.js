@@ -61,18 +61,27 @@ function show(told) {
   for (const id of ["none", "skip"]) by(id).disabled = !shown;
 }
 
+// A class whose name is one letter or digit has that key; the others take the digits that are left.
+function keysOf(names) {
+  const own = (name) => /^[0-9a-z]$/i.test(name) && !"nsu".includes(name.toLowerCase()) ? name.toLowerCase() : "";
+  const taken = names.map(own).map((key, place, all) => all.indexOf(key) === place ? key : "");
+  const left = [..."123456789"].filter((digit) => !taken.includes(digit));
+  return taken.map((key) => key || left.shift() || "");
+}
+
 function showClasses(names) {
+  const keys = keysOf(names);
   const had = document.activeElement && document.activeElement.parentElement === by("classes");
   by("classes").replaceChildren(...names.map((name, place) => {
     const button = document.createElement("button");
     button.type = "button";
     button.disabled = !shown;
     button.append(name);
-    if (place < 9) {
+    if (keys[place]) button.setAttribute("aria-keyshortcuts", keys[place]);
+    if (keys[place] && keys[place] !== name.toLowerCase()) {
       const key = document.createElement("kbd");
-      key.textContent = ` ${place + 1}`;
+      key.textContent = ` ${keys[place]}`;
       button.append(key);
-      button.setAttribute("aria-keyshortcuts", String(place + 1));
     }
     button.setAttribute("aria-pressed", String(Boolean(shown) && name === shown.guess));
     button.addEventListener("click", () => say(name));
@@ -112,12 +121,12 @@ function showCurve(fits) {
     return;
   }
   const most = known[known.length - 1][0], least = known[0][0], last = known[known.length - 1];
-  const x = (labels) => 30 + 260 * (labels - least) / Math.max(most - least, 1), y = (share) => 75 - 65 * share;
+  const x = (labels) => 34 + 256 * (labels - least) / Math.max(most - least, 1), y = (share) => 75 - 65 * share;
   for (const share of [0, 0.5, 1]) {
-    curve.append(make("line", {x1: 30, x2: 290, y1: y(share), y2: y(share)}));
-    curve.append(make("text", {x: 26, y: y(share) + 3, "text-anchor": "end"}, `${100 * share} %`));
+    curve.append(make("line", {x1: 34, x2: 290, y1: y(share), y2: y(share)}));
+    curve.append(make("text", {x: 28, y: y(share) + 3, "text-anchor": "end"}, `${100 * share} %`));
   }
-  curve.append(make("text", {x: 30, y: 87}, `${least} labels`));
+  curve.append(make("text", {x: 34, y: 87}, `${least} labels`));
   curve.append(make("text", {x: 290, y: 87, "text-anchor": "end"}, String(most)));
   curve.append(make("polyline", {points: known.map((fit) => `${x(fit[0])},${y(fit[1] / fit[2])}`).join(" ")}));
   const now = Math.round(100 * last[1] / last[2]);
@@ -138,10 +147,9 @@ by("undo").addEventListener("click", () => work("/api/undo", {}));
 document.addEventListener("keydown", (event) => {
   if (event.target === by("name") || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const key = event.key.toLowerCase();
-  if (/^[1-9]$/.test(key)) {
-    const button = by("classes").children[Number(key) - 1];
-    if (button) button.click();
-  } else if (key === "n") by("none").click();
+  const button = [...by("classes").children].find((one) => one.getAttribute("aria-keyshortcuts") === key);
+  if (button) button.click();
+  else if (key === "n") by("none").click();
   else if (key === "s") by("skip").click();
   else if (key === "u") by("undo").click();
 });

@@ -38,8 +38,10 @@ from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import SHIFTS, apply_shift
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
+from edge_sel.fleet.header import Origin
 from edge_sel.fleet.merge import merge_updates
-from edge_sel.fleet.update import Update, features_of, make_update, read_update, write_update
+from edge_sel.fleet.statistics import features_of, make_statistics
+from edge_sel.fleet.update import Update, read_update, write_update
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.sel.ridge import fit_head
 
@@ -228,17 +230,15 @@ def statistics(case: Case, work: Path, add: Callable[[str, list[Head], int, floa
 
     def update(name: str, device: Device, labels: np.ndarray, private: tuple[float, float] | None = None) -> Update:
         path = work / f"{name}.update"
-        write_update(path, make_update(pack, device.rows, labels, classes, name, privacy=private, rng=rng), None)
+        write_update(
+            path, make_statistics(pack, device.rows, labels, classes, Origin(name), privacy=private, rng=rng), None
+        )
         return read_update(path, pack, None)
 
     def merged(method: str, updates: list[Update], *, robust: bool = True, cpu_s: float = 0.0) -> None:
-        found = merge_updates(pack, updates, robust=robust)
-        add(
-            method,
-            [(found.weight, found.bias)] * count,
-            max(update.bytes for update in updates),
-            case.feature_s + cpu_s,
-        )
+        found = merge_updates(pack, updates, OrtEngine(1), robust=robust)
+        head = pack.linear_head.joined(found.weights)
+        add(method, [head] * count, max(update.bytes for update in updates), case.feature_s + cpu_s)
 
     began_s = time.process_time()
     good = [update(f"{at}", device, device.labels) for at, device in enumerate(case.devices)]
@@ -258,7 +258,7 @@ def statistics(case: Case, work: Path, add: Callable[[str, list[Head], int, floa
     try:
         scaled = work / "scaled.update"
         device = case.devices[0]
-        write_update(scaled, make_update(pack, 100 * device.rows, device.labels, classes, "scaled"), None)
+        write_update(scaled, make_statistics(pack, 100 * device.rows, device.labels, classes, Origin("scaled")), None)
         merged("statistics-scaled", [read_update(scaled, pack, None), *good[1:]])
     except EdgeSelError as error:
         print(f"scaled: {error}")

@@ -19,7 +19,7 @@ import numpy as np
 
 from edge_sel.data.folder import load_folder
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.fleet.update import features_of, rows_of
+from edge_sel.fleet.statistics import features_of, rows_of
 from edge_sel.pack.reader import open_pack
 
 COUNTS = (1, 2, 5, 10, 20, 50)

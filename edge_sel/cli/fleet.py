@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -20,9 +19,10 @@ from edge_sel.cli.common import (
     required_keys,
     say,
 )
-from edge_sel.errors import BadInputError, EdgeSelError, UsageError
+from edge_sel.errors import EXIT_STOPPED_RESUMABLE, BadInputError, EdgeSelError, UsageError
 
 if TYPE_CHECKING:
+    from edge_sel.fleet.delta import Rule
     from edge_sel.fleet.update import Update
     from edge_sel.pack.reader import Pack
     from edge_sel.pack.signatures import TrustedKeys
@@ -40,57 +40,60 @@ def group() -> None:
 @click.option("--data", required=True, type=GivenPath(), help="This device's images: DIR/<class>/*.jpg.")
 @click.option("--out", required=True, type=GivenPath(dir_okay=False), help="File to write.")
 @click.option("--key", type=GivenPath(dir_okay=False), help="Private key of this device, to sign it with.")
+@click.option("--kind", type=click.Choice(["statistics", "delta"]), default="statistics", show_default=True,
+              help="Sums of features, for a head; or what training changed, for more than the head.")  # fmt: skip
+@click.option("--plan", default="last", show_default=True, help="What a delta trains.")
+@click.option("--epochs", type=click.IntRange(1), help="Of a delta; by default those of the settings.")
+@click.option("--residual", type=GivenPath(dir_okay=False),
+              help="File for what a delta leaves out; it joins that of the next round.")  # fmt: skip
 @click.option("--epsilon", type=FiniteRange(1e-3, 100), help="Add noise for this ε of differential privacy.")
-@click.option("--delta", default=DELTA, show_default=True, type=FiniteRange(1e-12, 0.5))
+@click.option("--delta", default=DELTA, show_default=True, type=FiniteRange(1e-12, 0.5), help="δ of the same.")
+@click.option("--config", type=GivenPath(dir_okay=False), help="TOML file with settings and limits.")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0, 1024), help="0 for all.")
 @max_pixels_option
 @profile_option
 @require_signature_option
 @json_option
 def update_command(
-    pack: Path, data: Path, out: Path, key: Path | None, epsilon: float | None, delta: float, threads: int,
+    pack: Path, data: Path, out: Path, key: Path | None, kind: Literal["statistics", "delta"], plan: str,
+    epochs: int | None, residual: Path | None, epsilon: float | None, delta: float, config: Path | None, threads: int,
     max_pixels: int, profile: str | None, require_signature: tuple[str, ...] | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write sums of the features of this device's images, for a server to merge."""
-    import numpy as np
+    """Write sums of the features of this device's images, or what training on them changes, for a server to merge.
 
-    from edge_sel.api.inputs import open_profile
-    from edge_sel.data.folder import load_folder
-    from edge_sel.engines.ort import OrtEngine
-    from edge_sel.fleet.update import LEAST_OF_CLASS, features_of, make_update, require_sums, write_update
+    Images that are held out for validation here are not in it. Limits (battery, temperature, quiet hours, …) are
+    settings, as of `finetune`: in --config or in the environment. Where one of them says no, nothing is written (75).
+    """
+    from edge_sel.api.fleet import take_part
+    from edge_sel.files import write_durably
+    from edge_sel.fleet.update import write_update
     from edge_sel.pack.reader import open_pack
     from edge_sel.pack.signatures import read_private_key
-    from edge_sel.power.find import find_meter
-    from edge_sel.power.recorder import EnergyRecorder
 
     opened = open_pack(pack, required_keys(require_signature))
-    require_sums(opened)
     private = None if key is None else read_private_key(key)
-    model, device = opened.manifest.model, open_profile(profile)
-    meter, _ = find_meter(device, on_processor=True)
-    with EnergyRecorder(meter, profile=device) as recorder:
-        window = recorder.start_window("update")
-        images = load_folder(data, model.image_size, classes=model.classes, new_classes="extend", max_pixels=max_pixels)
-        features = features_of(opened, images, OrtEngine(threads))
-        figure = recorder.end_window(window)
-    content = make_update(
-        opened, features, images.labels, images.classes, secrets.token_hex(16), energy=(figure.total_j, figure.source),
-        privacy=None if epsilon is None else (epsilon, delta), rng=np.random.default_rng(secrets.randbits(128)),
+    made = take_part(
+        opened, data, kind=kind, plan=plan, epochs=epochs, residual=residual, config=config, environ=os.environ,
+        privacy=None if epsilon is None else (epsilon, delta), profile=profile, threads=threads, max_pixels=max_pixels,
     )  # fmt: skip
-    write_update(out, content, private)
-    counts = zip(images.classes, images.class_counts().tolist(), strict=True)
-    few = [name for name, count in counts if 0 < count < LEAST_OF_CLASS]
-    sent = int(sum(count for count in images.class_counts().tolist() if count >= LEAST_OF_CLASS))
-    told = {"schema": 1, "update": str(out), "images": sent, "left_out": few,
-            "bytes": len(content), "energy_j": figure.total_j,
-            "energy_source": figure.source, "signed": private is not None}  # fmt: skip
+    if made.declined is None:
+        write_update(out, made.content, private)
+        if residual is not None and made.residual is not None:
+            write_durably(residual, made.residual)
+    told = {"schema": 1, "update": None if made.declined else str(out), "declined": made.declined, "kind": kind,
+            "images": made.images, "left_out": list(made.left_out), "bytes": len(made.content),
+            "energy_j": made.energy_j, "energy_source": made.energy_source, "signed": private is not None}  # fmt: skip
     if as_json:
         echo_json(told)
+    elif made.declined is not None:
+        say(f"no update: {made.declined}")
     else:
         signed = "signed" if private is not None else "not signed"
-        if few:
-            say(f"not sent, as they have fewer than {LEAST_OF_CLASS} images: {', '.join(few)}", err=True)
-        say(f"wrote {out}: sums of {sent} images, {len(content) / 1e6:.1f} MB, {signed}")
+        if made.left_out:
+            say(f"not sent, as they have too few images: {', '.join(made.left_out)}", err=True)
+        say(f"wrote {out}: {kind} of {made.images} images, {len(made.content) / 1e6:.1f} MB, {signed}")
+    if made.declined is not None:
+        raise SystemExit(EXIT_STOPPED_RESUMABLE)
 
 
 _devices_option = click.option(
@@ -116,19 +119,19 @@ def inspect_command(pack: Path, update: Path, devices: tuple[Path, ...], as_json
     from edge_sel.pack.reader import open_pack
 
     found = read_update(update, open_pack(pack), _keys(devices))
-    counts = dict(zip(found.classes, found.sums.counts.tolist(), strict=True))
-    told: dict[str, Any] = {
-        "schema": 1, "images": found.images, "counts": counts, "columns": len(found.sums.gram) - 1,
-        "bytes": found.bytes, "device": found.device, "signed": found.signed, "energy_j": found.energy_j,
-        "energy_source": found.energy_source, "privacy": found.privacy,
-    }  # fmt: skip
     if as_json:
-        echo_json(told)
+        echo_json({"schema": 1, **found.as_dict()})
         return
-    say(f"sums over {found.images} images in {len(found.sums.gram) - 1} columns, {found.bytes / 1e6:.1f} MB")
+    if found.sums is not None:
+        columns = len(found.sums.gram) - 1
+        say(f"sums over {found.images} images in {columns} columns, {found.bytes / 1e6:.1f} MB")
+    if found.delta is not None:
+        told = f"{found.delta.sent} of {found.delta.size} numbers of the plan {found.delta.plan}"
+        say(f"what training on {found.images} images changed: {told}, {found.bytes / 1e6:.1f} MB")
     say(f"device {found.device[:16]}, {'signed' if found.signed else 'its signature was not checked'}")
-    for name, count in counts.items():
-        say(f"  {name}: {count:.0f}")
+    if found.sums is not None:
+        for name, count in zip(found.classes, found.sums.counts.tolist(), strict=True):
+            say(f"  {name}: {count:.0f}")
     private = found.privacy
     say("no noise" if private is None else f"noise for ε = {private['epsilon']:g}, δ = {private['delta']:g}")
 
@@ -140,15 +143,24 @@ def inspect_command(pack: Path, update: Path, devices: tuple[Path, ...], as_json
 @click.option("--min-devices", default=1, show_default=True, type=click.IntRange(1), help="Fewer make no pack.")
 @click.option("--forget", default=0.33, show_default=True, type=FiniteRange(0, 1),
               help="Share of what the server's model knew that may be lost.")  # fmt: skip
+@click.option("--rule", type=click.Choice(["mean", "momentum", "trimmed", "median", "krum"]), default="mean",
+              show_default=True, help="How deltas are combined.")  # fmt: skip
+@click.option("--velocity", type=GivenPath(dir_okay=False),
+              help="File for what --rule momentum keeps from one round to the next.")  # fmt: skip
 @click.option("--key", type=GivenPath(dir_okay=False), help="Private key to sign the new pack with.")
 @_devices_option
 @require_signature_option
 @json_option
 def merge_command(
-    pack: Path, updates: tuple[Path, ...], out: Path, min_devices: int, forget: float, key: Path | None,
-    devices: tuple[Path, ...], require_signature: tuple[str, ...] | None, as_json: bool,
+    pack: Path, updates: tuple[Path, ...], out: Path, min_devices: int, forget: float, rule: Rule,
+    velocity: Path | None, key: Path | None, devices: tuple[Path, ...], require_signature: tuple[str, ...] | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Merge UPDATES of devices into a new pack. One that cannot be used is told in one line; the others count."""
+    from edge_sel.arrays import tensor_bytes
+    from edge_sel.engines.ort import OrtEngine
+    from edge_sel.files import write_durably
+    from edge_sel.fleet.delta import read_velocity
     from edge_sel.fleet.merge import merge_updates, new_pack
     from edge_sel.pack.reader import open_pack
     from edge_sel.pack.sign import sign_file
@@ -165,25 +177,32 @@ def merge_command(
     if len(good) < min_devices:
         what = f"{len(good)} of {len(updates)} updates can be used, {min_devices} are needed"
         raise BadInputError(what, where=refused[0] if refused else None)
-    merged = merge_updates(opened, good)
-    told = {"schema": 1, **merged.told(), "refused": refused, "out": None,
+    before = read_velocity(velocity) if velocity is not None and velocity.exists() else None
+    merged = merge_updates(opened, good, OrtEngine(), rule=rule, velocity=before)
+    told = {"schema": 1, **merged.as_dict(), "refused": refused, "out": None,
             "energy_j": _sum([update.energy_j for update in good])}  # fmt: skip
-    kept = merged.right >= (1 - forget) * merged.right_before
-    if kept:
+    objection = merged.objection(forget)
+    if objection is None:
         new_pack(opened, merged).save(out)
         if private is not None:
             sign_file(out, private)
+        if velocity is not None and merged.velocity:
+            write_durably(velocity, tensor_bytes(merged.velocity))
         told["out"] = str(out)
     if as_json:
         echo_json(told)
     else:
         say(f"{len(merged.devices)} devices, {merged.images} images; of {merged.judged} images of the server "
             f"{merged.right} are right, before {merged.right_before}")  # fmt: skip
+        if merged.error is not None and merged.error_before is not None:
+            say(f"error on the images of each device without its own part: {merged.error:.3f}, "
+                f"without any device {merged.error_before:.3f}")  # fmt: skip
         for device in merged.left_out:
-            say(f"left out: {device[:16]}, its labels contradict those of all others")
-        say(f"wrote {out}" if kept else "no pack was written: it would forget too much (--forget allows more)")
-    if not kept:
-        raise BadInputError("the merged model forgot too much", where=out)
+            say(f"left out: {device[:16]}, it contradicts the others")
+        if objection is None:
+            say(f"wrote {out}")
+    if objection is not None:
+        raise BadInputError(f"the merged model was not written: {objection}", where=out)
 
 
 def _read_all(paths: tuple[Path, ...], pack: Pack, keys: TrustedKeys | None) -> tuple[list[Update], list[str]]:

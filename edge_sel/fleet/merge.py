@@ -1,4 +1,4 @@
-"""What a server makes of the updates of its devices: one head, in one pass over their sums.
+"""What a server makes of the updates of its devices: one model, of statistics in one pass over their sums.
 
 The pack's own sums are one more device, so nothing that the server knew is lost. A device counts for a bounded number
 of images, and one whose labels the others' head predicts worse than who says nothing is left out.
@@ -11,13 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edge_sel.arrays import Arrays
+from edge_sel.data.dataset import normalise
 from edge_sel.edge.progress import original_weights
+from edge_sel.engines.base import Engine
 from edge_sel.errors import BadInputError
-from edge_sel.fleet.update import LEAST_OF_CLASS, Update, projection_of, require_sums
+from edge_sel.fleet.delta import Rule, merge_deltas
+from edge_sel.fleet.header import LEAST_OF_CLASS
+from edge_sel.fleet.statistics import projection_of, require_sums
+from edge_sel.fleet.update import Update
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.calibration import best_scales
 from edge_sel.sel.feature_sums import CONSTANT
-from edge_sel.sel.federated import DeviceSums, add_sums, solve_at, solve_sums, unit_of
+from edge_sel.sel.federated import STRENGTHS, DeviceSums, add_sums, solve_at, solve_sums, unit_of
 
 MOST_WEIGHT = 4.0
 """A device counts for so many times the images of the median device, at most."""
@@ -33,88 +39,147 @@ SERVER_SHARE = 0.3
 
 
 class Merged(NamedTuple):
-    """The new head, and how it came about."""
+    """What all devices together make of a pack, and how it came about."""
 
-    weight: np.ndarray
-    """float32 [C, F]."""
-    bias: np.ndarray
-    """float32 [C]."""
+    kind: str
+    weights: Arrays
+    """Every one; the head has rows for new classes."""
     classes: tuple[str, ...]
-    strength: float
     devices: tuple[str, ...]
     """Fingerprints of those that count."""
     left_out: tuple[str, ...]
     images: int
     right_before: int
-    """Of the server's images that are not in its sums, by the pack's head; ``right`` by the new one, of ``judged``."""
+    """Of the server's images that are in no sums, by the pack's model; ``right`` by the new one, of ``judged``."""
     right: int
     judged: int
+    strength: float | None = None
+    """Of regularisation; of kind ``statistics``."""
+    error_before: float | None = None
+    """Mean squared error on the devices' images, by a head that the server's sums alone give; 1: who says nothing."""
+    error: float | None = None
+    """The same by the head of all others, for each device; None where nobody can tell, as of kind ``delta``."""
+    velocity: Arrays = {}  # noqa: RUF012  (nobody writes to it)
+    """For the next round, of server momentum."""
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """For people and programs."""
         return {
-            "classes": list(self.classes), "strength": self.strength, "devices": list(self.devices),
+            "kind": self.kind, "classes": list(self.classes), "strength": self.strength, "devices": list(self.devices),
             "left_out": list(self.left_out), "images": self.images,
             "server": {"right_before": self.right_before, "right": self.right, "images": self.judged},
+            "on_devices": {"error_before": self.error_before, "error": self.error},
         }  # fmt: skip
 
+    def objection(self, forget: float) -> str | None:
+        """Why it is not to be used; None if nothing is known against it.
 
-def merge_updates(pack: Pack, updates: Sequence[Update], *, robust: bool = True, server: bool = True) -> Merged:
-    """One head of all updates.
+        Args:
+            forget: share of what the pack's model knew of the server's images that may be lost.
+        """
+        if self.right < (1 - forget) * self.right_before:
+            return f"it knows {self.right} of the server's {self.judged} images, the pack's model {self.right_before}"
+        if self.error is not None and self.error_before is not None and self.error >= self.error_before:
+            return f"on the devices' images its error is {self.error:.3f}, without them {self.error_before:.3f}"
+        return None
+
+
+def merge_updates(
+    pack: Pack, updates: Sequence[Update], engine: Engine, *, robust: bool = True, server: bool = True,
+    rule: Rule = "mean", velocity: Arrays | None = None,
+) -> Merged:  # fmt: skip
+    """One model of all updates.
 
     Args:
         pack: that they are of.
-        updates: of different devices.
-        robust: whether devices are bounded and may be left out.
-        server: whether the pack's own sums count.
+        updates: of different devices, of one kind.
+        engine: to look at the server's images.
+        robust: of statistics, whether devices are bounded and may be left out.
+        server: of statistics, whether the pack's own sums count.
+        rule: of deltas.
+        velocity: of the round before, for the rule ``momentum``.
 
     Raises:
-        BadInputError: there are none.
+        BadInputError: there are none, or they are of several kinds or plans.
     """
     if not updates:
         raise BadInputError("no update can be used", fix="collect more of them")
+    kinds = {update.kind if update.delta is None else f"delta of {update.delta.plan}" for update in updates}
+    if len(kinds) > 1:
+        raise BadInputError("updates of several kinds", where=", ".join(sorted(kinds)), fix="merge them apart")
+    if updates[0].kind == "statistics":
+        return _merge_statistics(pack, updates, robust=robust, server=server)
+    return _merge_deltas(pack, updates, engine, rule, velocity)
+
+
+def new_pack(pack: Pack, merged: Merged) -> Pack:
+    """The pack with the new weights and classes."""
+    return pack.with_weights(merged.weights, merged.classes, f"{len(merged.devices)} devices")
+
+
+def _merge_deltas(
+    pack: Pack, updates: Sequence[Update], engine: Engine, rule: Rule, velocity: Arrays | None
+) -> Merged:  # fmt: skip
+    deltas, old = [update.delta for update in updates if update.delta is not None], pack.weights()
+    weights, moved, chosen = merge_deltas(old, deltas, [update.images for update in updates], rule, velocity)
+    anchors, model = pack.anchors, pack.manifest.model
+    before = after = judged = 0
+    if anchors is not None:
+        images = normalise(anchors.images.read(np.arange(len(anchors.images))), model.mean, model.std)
+        judged, labels = len(images), anchors.images.labels
+        before, after = (int((engine.predictor(pack, w)(images).argmax(1) == labels).sum()) for w in (old, weights))
+    return Merged(
+        "delta", weights, model.classes, tuple(updates[at].device for at in chosen),
+        tuple(update.device for at, update in enumerate(updates) if at not in chosen),
+        sum(updates[at].images for at in chosen), before, after, judged, velocity=moved,
+    )  # fmt: skip
+
+
+def _merge_statistics(pack: Pack, updates: Sequence[Update], *, robust: bool, server: bool) -> Merged:
     classes = [*pack.manifest.model.classes]
     for update in updates:
         classes += [name for name in update.classes if name not in classes]
     most = MOST_WEIGHT * float(np.median([update.images for update in updates])) if robust else np.inf
     parts = [_aligned(update, classes, min(1.0, most / update.images)) for update in updates]
     judge = _Judge(pack, len(classes), server=server)
-    chosen = list(range(len(parts)))
-    total = add_sums(parts)
+    chosen, total = list(range(len(parts))), add_sums(parts)
     found = solve_sums(total)
-    while robust and len(chosen) > max(2, (1 - MOST_LEFT_OUT) * len(parts)):
+    while True:
         errors = [_error_without(judge, total, parts[one], found.strength) for one in chosen]
-        worst = int(np.argmax(errors))
-        if not errors[worst] > max(NONSENSE, ODD * float(np.median(errors))):
+        known = [error for error in errors if error is not None]
+        worst = int(np.argmax([-1.0 if error is None else error for error in errors]))
+        nonsense = max(NONSENSE, ODD * float(np.median(known or [0.0])))
+        few = len(chosen) <= max(2, (1 - MOST_LEFT_OUT) * len(parts))
+        if not robust or few or not (errors[worst] or 0.0) > nonsense:
             break
         total = _less(total, parts[chosen.pop(worst)])
         found = solve_sums(total)
-    solution = judge.solve(total, found.strength)
-    weight, bias = judge.head(solution)
-    labels = judge.labels
-    old = pack.linear_head.joined(original_weights(pack, len(classes)))
-    before, after = (int((judge.features @ w.T + b).argmax(1).__eq__(labels).sum()) for w, b in (old, (weight, bias)))
+    weight, bias = judge.head(judge.solve(total, found.strength))
+    start = original_weights(pack, len(classes))
+    old = pack.linear_head.joined(start)
+    before, after = (judge.right(*head) for head in (old, (weight, bias)))
+    judging = [parts[one] for one, error in zip(chosen, errors, strict=True) if error is not None]
+    error = _mean_error(judging, [error for error in errors if error is not None])
+    if len(chosen) == 1:  # there are no others
+        judging, error = [parts[chosen[0]]], found.score
     return Merged(
-        weight.astype(np.float32), bias.astype(np.float32), tuple(classes), found.strength,
-        tuple(updates[one].device for one in chosen),
+        "statistics",
+        {**start, **pack.linear_head.parted(weight.astype(np.float32), bias.astype(np.float32), start)},
+        tuple(classes), tuple(updates[one].device for one in chosen),
         tuple(update.device for one, update in enumerate(updates) if one not in chosen),
-        sum(updates[one].images for one in chosen), before, after, len(labels),
+        sum(updates[one].images for one in chosen), before, after, len(judge.labels), found.strength,
+        judge.error_alone(judging), error,
     )  # fmt: skip
-
-
-def new_pack(pack: Pack, merged: Merged) -> Pack:
-    """The pack with the new head and its classes."""
-    start = original_weights(pack, len(merged.classes))
-    head = pack.linear_head.parted(merged.weight, merged.bias, start)
-    return pack.with_weights({**start, **head}, merged.classes, f"{len(merged.devices)} devices")
 
 
 def _aligned(update: Update, classes: Sequence[str], factor: float) -> DeviceSums:
     """Its sums with the columns of all classes, scaled."""
+    sums = update.sums
+    assert sums is not None
     places = [classes.index(name) for name in update.classes]
-    counts, right = np.zeros(len(classes)), np.zeros((len(update.sums.gram), len(classes)))
-    counts[places], right[:, places] = update.sums.counts, update.sums.right
-    return DeviceSums(factor * counts, factor * update.sums.gram, factor * right)
+    counts, right = np.zeros(len(classes)), np.zeros((len(sums.gram), len(classes)))
+    counts[places], right[:, places] = sums.counts, sums.right
+    return DeviceSums(factor * counts, factor * sums.gram, factor * right)
 
 
 def _less(total: DeviceSums, part: DeviceSums) -> DeviceSums:
@@ -122,18 +187,30 @@ def _less(total: DeviceSums, part: DeviceSums) -> DeviceSums:
     return DeviceSums(*(whole - own for whole, own in zip(total, part, strict=True)))
 
 
-def _error_without(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: float) -> float:
-    """Mean squared error of the others' head on a device's images, as its sums tell it; 0 where it cannot be told.
+def _error_without(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: float) -> float | None:
+    """Mean squared error of the others' head on a device's images, by its sums; None where nobody can tell."""
+    rest = _less(total, part)
+    if rest.counts.sum() < 1:
+        return None
+    if ((part.counts > 0) & (rest.counts < LEAST_OF_CLASS) & ~judge.known).any():
+        return None  # nobody else has ever seen one of its classes
+    return _error_on(part, judge.solve(rest, strength))
+
+
+def _error_on(part: DeviceSums, coefficients: np.ndarray) -> float:
+    """Mean squared error on what a device's sums are of.
 
     Formula: ``(n - 2 tr WᵀB + tr WᵀAW) / n``; 1 is the error of who says nothing of any image.
     """
-    rest = _less(total, part)
-    if ((part.counts > 0) & (rest.counts < LEAST_OF_CLASS) & ~judge.known).any():
-        return 0.0  # nobody else has ever seen one of its classes
-    coefficients = judge.solve(rest, strength)
     count = float(part.counts.sum())
     explained = 2 * float((coefficients * part.right).sum()) - float((coefficients * (part.gram @ coefficients)).sum())
     return (count - explained) / max(count, 1e-9)
+
+
+def _mean_error(parts: Sequence[DeviceSums], errors: Sequence[float]) -> float | None:
+    """Over all images."""
+    counts = [float(part.counts.sum()) for part in parts]
+    return float(np.average(errors, weights=counts)) if parts and sum(counts) > 0 else None
 
 
 class _Judge:
@@ -145,6 +222,9 @@ class _Judge:
         self.known = sums.prior.known.astype(bool)
         rows = sums.prior.rows.astype(np.float64)
         self._rows = rows if self._projection is None else np.hstack([rows[:, :-1] @ self._projection, rows[:, -1:]])
+        targets = sums.prior.targets.astype(np.float64)
+        gram, right = self._rows.T @ self._rows, self._rows.T @ targets
+        self._own = DeviceSums(sums.prior.known.astype(np.float64), gram, right)
         self.features = sums.example_features().astype(np.float64)
         self.labels = sums.examples.labels
 
@@ -157,11 +237,21 @@ class _Judge:
         penalty = strength * unit_of(devices)
         if not self._server:
             return np.asarray(solve_at(devices, penalty))
-        known = self._sums.prior.known
-        mass = max(SERVER_SHARE * float(devices.counts.sum()) / len(known), SERVER_IMAGES)
-        targets = self._sums.prior.targets.astype(np.float64)
-        own = DeviceSums(mass * known, mass * self._rows.T @ self._rows, mass * self._rows.T @ targets)
+        mass = max(SERVER_SHARE * float(devices.counts.sum()) / len(self.known), SERVER_IMAGES)
+        own = DeviceSums(*(mass * part for part in self._own))
         return np.asarray(solve_at(add_sums([devices, own]), penalty))
+
+    def error_alone(self, parts: Sequence[DeviceSums]) -> float | None:
+        """Least mean squared error on the devices' images that the server's sums give alone, at any strength."""
+        unit, found = unit_of(self._own), []
+        for strength in STRENGTHS:
+            coefficients = np.asarray(solve_at(self._own, strength * unit))
+            found.append(_mean_error(parts, [_error_on(part, coefficients) for part in parts]))
+        return min((error for error in found if error is not None), default=None)
+
+    def right(self, weight: np.ndarray, bias: np.ndarray) -> int:
+        """How many of the server's images a head has right."""
+        return int((self.features @ weight.T + bias).argmax(1).__eq__(self.labels).sum())
 
     def head(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weight float64 [C, F] and bias [C] for features as they are, at the temperature that suits the server's."""

@@ -12,6 +12,7 @@ ridge          the head in closed form, of samples and of what the server knew, 
 design         what a head in closed form cannot tell yet, and which sample's label would teach it most
 drift          whether samples still come from where the model learnt
 federated      the head in closed form of many devices, from the sums that each sends
+aggregation    what a server makes of changes that devices made, some of them wrong
 sundew         how much a gradient on each sample is worth, and which get one, held at a target rate
 selection      the same by chance, with losses rescaled so that the gradient stays unbiased, and nobody left out
 hardness       which samples of the data set are worth visiting, remembered or scored anew

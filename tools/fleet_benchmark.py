@@ -14,7 +14,10 @@ update` and `merge`; ``central``: the same sums of all images in one place; ``ce
 weighted by images, batch statistics averaged), in torch; ``fedavg-head-N``: the head alone, on features;
 ``central-dense-N``: N epochs of torch on all images. ``statistics-failing``: a fifth of the devices send nothing;
 ``-flipped-K``: K of ten devices have every label moved by one, with and without the robust merge; ``-scaled``: one
-device's sums times a hundred; ``-private-ε``: with noise.
+device's sums times a hundred; ``-private-ε``: with noise. ``personal``: each device's own head, fitted on top of the
+fleet's. ``delta-N``: rounds of what training the plan ``last`` changes, a quarter of the numbers;
+``-trimmed-flipped-1``: the trimmed mean, where one device has every label moved. Joules are nominal: seconds of this
+machine at the watts of a busy core of a Raspberry Pi 5, by its profile.
 """
 
 from __future__ import annotations
@@ -27,18 +30,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import numpy as np
+from fleet_opponents import Case, Device, Head, average_heads, delta_rounds, dense
 
-from edge_sel.data.dataset import ImageSet, normalise
+from edge_sel.data.dataset import ImageSet
 from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import SHIFTS, apply_shift
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError
-from edge_sel.fleet.header import Origin
+from edge_sel.fleet.header import Origin, usable_rows
 from edge_sel.fleet.merge import merge_updates
 from edge_sel.fleet.statistics import features_of, make_statistics
 from edge_sel.fleet.update import Update, read_update, write_update
@@ -46,33 +50,9 @@ from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.sel.ridge import fit_head
 
 IMAGES, TEST, ALPHA = 200, 200, 0.3
-ROUNDS, DENSE_EPOCHS = (1, 5, 20), 20
+CORE_W = (9.8 - 3.3) / 4
+"""Of a busy core: profiles/raspberry-pi-5.toml."""
 COLUMNS = ("case", "seed", "method", "own", "all", "clean", "bytes", "cpu_s")
-Head = tuple[np.ndarray, np.ndarray]
-
-
-class Device(NamedTuple):
-    """Features and labels of a device, and its images where a network is trained on them."""
-
-    rows: np.ndarray
-    labels: np.ndarray
-    test_rows: np.ndarray
-    test_labels: np.ndarray
-    images: ImageSet
-    test: ImageSet
-
-
-class Case(NamedTuple):
-    """A fleet."""
-
-    name: str
-    seed: int
-    pack: Pack
-    devices: list[Device]
-    clean_rows: np.ndarray
-    clean: ImageSet
-    feature_s: float
-    """Processor seconds that a device takes for its features, mean."""
 
 
 def main() -> None:
@@ -82,6 +62,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=name == "work")
     parser.add_argument("--devices", type=int, default=10)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", default="1,5,20", help="of FedAvg in torch")
+    parser.add_argument("--central-epochs", type=int, default=20, help="of torch on all images; 0 for none")
     parser.add_argument("--parts", default=",".join(PARTS), help="which methods to run; the table shows what was run")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -172,7 +154,8 @@ def run_closed(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
     began_s = time.process_time()
     local = [closed_form(pack, device.rows, device.labels) for device in devices]
     add("local", local, 0, case.feature_s + (time.process_time() - began_s) / len(devices))
-    statistics(case, given.work, add)
+    whole = statistics(case, given.work, add)
+    add("personal", [closed_form(pack, d.rows, d.labels, whole) for d in devices], 0, 0.0)
     every = np.concatenate([device.rows for device in devices]), np.concatenate([device.labels for device in devices])
     add("central-loo", [closed_form(pack, *every)] * len(devices), 0, 0.0)
     for rounds, head, cpu_s in average_heads(case, shipped):
@@ -185,7 +168,14 @@ def run_dense(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Every weight, in torch; only where there is a checkpoint."""
     if case.name != "cifar":
         return []
-    return [told(case, method, *figures, size, cpu_s) for method, size, cpu_s, figures in dense(case, given.checkpoint)]
+    rounds = [int(number) for number in given.rounds.split(",")]
+    found = dense(case, given.checkpoint, rounds, given.central_epochs)
+    return [told(case, method, *figures, size, cpu_s) for method, size, cpu_s, figures in found]
+
+
+def run_delta(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """What training changes, by our own engine."""
+    return [told(case, method, *figures, size, cpu_s) for method, size, cpu_s, figures in delta_rounds(case)]
 
 
 def told(case: Case, method: str, own: float, every: float, clean: float, size: int, cpu_s: float) -> dict[str, Any]:
@@ -213,18 +203,19 @@ def judged(case: Case, heads: list[Head]) -> tuple[float, float, float]:
     )
 
 
-def closed_form(pack: Pack, rows: np.ndarray, labels: np.ndarray) -> Head:
-    """The head of `finetune`."""
+def closed_form(pack: Pack, rows: np.ndarray, labels: np.ndarray, old: Head | None = None) -> Head:
+    """The head of `finetune`, which begins with the pack's or the fleet's."""
+    old = old or pack.linear_head.joined(pack.weights())
     groups, sums = pack.manifest.model.feature_groups(pack.head_features), pack.sums
     fit = fit_head(
-        rows.astype(np.float32), labels, len(pack.manifest.model.classes), old=pack.linear_head.joined(pack.weights()),
+        rows.astype(np.float32), labels, len(pack.manifest.model.classes), old=old,
         groups=groups, shallow=groups[0], standard=sums.standard, prior=sums.prior, examples=sums.examples,
     )  # fmt: skip
     return fit.weight, fit.bias
 
 
-def statistics(case: Case, work: Path, add: Callable[[str, list[Head], int, float], None]) -> None:
-    """One round, and what is done to it."""
+def statistics(case: Case, work: Path, add: Callable[[str, list[Head], int, float], None]) -> Head:
+    """One round, and what is done to it; the head of the round."""
     pack, count, rng = case.pack, len(case.devices), np.random.default_rng([case.seed, 6])
     classes = pack.manifest.model.classes
 
@@ -235,18 +226,25 @@ def statistics(case: Case, work: Path, add: Callable[[str, list[Head], int, floa
         )
         return read_update(path, pack, None)
 
-    def merged(method: str, updates: list[Update], *, robust: bool = True, cpu_s: float = 0.0) -> None:
+    def merged(method: str, updates: list[Update], *, robust: bool = True, cpu_s: float = 0.0) -> Head:
+        began_s = time.process_time()
         found = merge_updates(pack, updates, OrtEngine(1), robust=robust)
+        print(f"{method}: merged in {time.process_time() - began_s:.2f} CPU s, left out {len(found.left_out)}")
         head = pack.linear_head.joined(found.weights)
         add(method, [head] * count, max(update.bytes for update in updates), case.feature_s + cpu_s)
+        return head
 
     began_s = time.process_time()
     good = [update(f"{at}", device, device.labels) for at, device in enumerate(case.devices)]
     made_s = (time.process_time() - began_s) / count
-    merged("statistics", good, cpu_s=made_s)
+    whole = merged("statistics", good, cpu_s=made_s)
     merged("statistics-plain", good, robust=False, cpu_s=made_s)
-    every = case.devices[0]._replace(rows=np.concatenate([device.rows for device in case.devices]))
-    merged("central", [update("all", every, np.concatenate([device.labels for device in case.devices]))], robust=False)
+    used = [usable_rows(d.labels, np.isfinite(d.rows).all(1), len(classes)) for d in case.devices]  # are sent
+    every = case.devices[0]._replace(
+        rows=np.concatenate([device.rows[rows] for device, rows in zip(case.devices, used, strict=True)])
+    )
+    labels = np.concatenate([device.labels[rows] for device, rows in zip(case.devices, used, strict=True)])
+    merged("central", [update("all", every, labels)], robust=False)
     merged("statistics-failing", good[: count - max(1, count // 5)])
     for bad in (max(1, round(0.1 * count)), round(0.3 * count)):
         flipped = [
@@ -265,106 +263,17 @@ def statistics(case: Case, work: Path, add: Callable[[str, list[Head], int, floa
     for epsilon in (8.0, 2.0):
         private = [update(f"p{at}", d, d.labels, (epsilon, 1e-5)) for at, d in enumerate(case.devices)]
         merged(f"statistics-private-{epsilon:g}", private)
-
-
-def average_heads(case: Case, start: Head) -> list[tuple[int, Head, float]]:
-    """FedAvg of the head on standardised features: one epoch of SGD a round and device."""
-    mean_, scale = (part.astype(np.float32) for part in case.pack.sums.standard)
-    scale = scale * np.sqrt(len(scale) / 2)
-    weight, bias = start[0] / np.where(scale == 0, 1, scale), start[1] + start[0] @ mean_
-    rng, found, spent_s = np.random.default_rng(case.seed), [], 0.0
-    rows = [(device.rows - mean_) * scale for device in case.devices]
-    total = sum(len(device.labels) for device in case.devices)
-    for number in range(1, max(ROUNDS) + 1):
-        sums = np.zeros_like(weight), np.zeros_like(bias)
-        began_s = time.process_time()
-        for x, device in zip(rows, case.devices, strict=True):
-            w, b = weight.copy(), bias.copy()
-            for batch in np.array_split(rng.permutation(len(x)), max(1, len(x) // 32)):
-                logits = x[batch] @ w.T + b
-                odds = np.exp(logits - logits.max(1, keepdims=True))
-                error = odds / odds.sum(1, keepdims=True) - np.eye(len(b))[device.labels[batch]]
-                w -= 0.01 / len(batch) * error.T @ x[batch]
-                b -= 0.01 / len(batch) * error.sum(0)
-            share = len(device.labels) / total
-            sums = sums[0] + share * w, sums[1] + share * b
-        spent_s += (time.process_time() - began_s) / len(rows)
-        weight, bias = sums
-        if number in ROUNDS:
-            found.append((number, (weight * scale, bias - (weight * scale) @ mean_), spent_s))
-    return found
-
-
-def dense(case: Case, checkpoint: Path) -> list[tuple[str, int, float, tuple[float, float, float]]]:
-    """FedAvg of every weight, and training on all images in one place, in torch."""
-    import torch
-    from torch.nn import functional
-
-    from edge_sel.server.warmup import load
-
-    torch.set_num_threads(1)
-    torch.manual_seed(case.seed)
-    model, _ = load(checkpoint)
-    info = case.pack.manifest.model
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def tensors(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = normalise(images.read(np.arange(len(images))), info.mean, info.std)
-        return torch.from_numpy(pixels), torch.from_numpy(images.labels)
-
-    data = [tensors(device.images) for device in case.devices]
-    tests = [tensors(device.test) for device in case.devices]
-    clean = tensors(case.clean)
-
-    def epoch(x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        model.train()
-        for rows in torch.randperm(len(x)).split(32):
-            if len(rows) < 2:
-                continue
-            optimizer.zero_grad()
-            functional.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimizer.step()
-
-    def figures() -> tuple[float, float, float]:
-        model.eval()
-        with torch.no_grad():
-            own = [(model(x).argmax(1) == y).float() for x, y in tests]
-            known = float((model(clean[0]).argmax(1) == clean[1]).float().mean())
-        return mean(float(each.mean()) for each in own), float(torch.cat(own).mean()), known
-
-    def optimizer() -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-
-    found, whole, spent_s = [], dict(start), 0.0
-    size = sum(value.numel() * 4 for value in start.values())
-    for number in range(1, max(ROUNDS) + 1):
-        parts, began_s = [], time.process_time()
-        for x, y in data:
-            model.load_state_dict(whole)
-            epoch(x, y, optimizer())
-            parts.append({name: value.clone() for name, value in model.state_dict().items()})
-        spent_s += (time.process_time() - began_s) / len(data)
-        whole = {
-            name: (sum(part[name].double() for part in parts) / len(parts)).to(start[name].dtype) for name in start
-        }
-        if number in ROUNDS:
-            model.load_state_dict(whole)
-            found.append((f"fedavg-{number}", 2 * size * number, spent_s, figures()))
-    model.load_state_dict(start)
-    every = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
-    central, began_s = optimizer(), time.process_time()
-    for _ in range(DENSE_EPOCHS):
-        epoch(*every, central)
-    found.append((f"central-dense-{DENSE_EPOCHS}", 0, time.process_time() - began_s, figures()))
-    return found
+    return whole
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: mean and deviation over seeds."""
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows):
-        heads = "| method | own images | all devices | clean | bytes of a device | CPU s of a device |"
-        lines += [f"\n### {case}\n", heads, "|---|---|---|---|---|---|"]
+        heads = (
+            "| method | own images | all devices | clean | MB of a device | CPU s of a device | nominal J of a device |"
+        )
+        lines += [f"\n### {case}\n", heads, "|---|---|---|---|---|---|---|"]
         for method in dict.fromkeys(row["method"] for row in rows if row["case"] == case):
             part = [row for row in rows if row["case"] == case and row["method"] == method]
             cells = []
@@ -372,11 +281,11 @@ def table(rows: list[dict[str, Any]]) -> str:
                 values = [row[key] for row in part]
                 cells.append(f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}")
             size, cpu_s = mean(row["bytes"] for row in part), mean(row["cpu_s"] for row in part)
-            lines.append(f"| {method} | {' | '.join(cells)} | {size / 1e6:.2f} M | {cpu_s:.2f} |")
+            lines.append(f"| {method} | {' | '.join(cells)} | {size / 1e6:.2f} | {cpu_s:.2f} | {cpu_s * CORE_W:.1f} |")
     return "\n".join(lines)
 
 
-PARTS = {"closed": run_closed, "dense": run_dense}
+PARTS = {"closed": run_closed, "dense": run_dense, "delta": run_delta}
 
 if __name__ == "__main__":
     main()

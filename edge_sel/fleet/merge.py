@@ -23,7 +23,7 @@ from edge_sel.fleet.update import Update
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.calibration import best_scales
 from edge_sel.sel.feature_sums import CONSTANT
-from edge_sel.sel.federated import STRENGTHS, DeviceSums, add_sums, solve_at, solve_sums, unit_of
+from edge_sel.sel.federated import STRENGTHS, DeviceSums, add_sums, solve_at, solve_from, solve_sums, unit_of
 
 MOST_WEIGHT = 4.0
 """A device counts for so many times the images of the median device, at most."""
@@ -34,8 +34,10 @@ NONSENSE, ODD = 0.8, 1.6
 says nothing, and more than so many times that of the median device."""
 SERVER_IMAGES = 10.0
 """Of each class that the server counts for, at least."""
-SERVER_SHARE = 0.3
+SERVER_SHARE = 1.0
 """Else it counts for this share of the images that the devices have of a class on average."""
+ALONE, PRIVATE = 0.05, 100.0
+"""Strengths of regularisation where devices add noise: of the server's own head, and of what moves from it."""
 
 
 class Merged(NamedTuple):
@@ -142,6 +144,8 @@ def _merge_statistics(pack: Pack, updates: Sequence[Update], *, robust: bool, se
     most = MOST_WEIGHT * float(np.median([update.images for update in updates])) if robust else np.inf
     parts = [_aligned(update, classes, min(1.0, most / update.images)) for update in updates]
     judge = _Judge(pack, len(classes), server=server)
+    if any(update.privacy for update in updates):
+        return _merged_head(pack, judge, judge.moved(add_sums(parts)), updates, classes, list(range(len(parts))))
     chosen, total = list(range(len(parts))), add_sums(parts)
     found = solve_sums(total)
     while True:
@@ -154,21 +158,26 @@ def _merge_statistics(pack: Pack, updates: Sequence[Update], *, robust: bool, se
             break
         total = _less(total, parts[chosen.pop(worst)])
         found = solve_sums(total)
-    weight, bias = judge.head(judge.solve(total, found.strength))
-    start = original_weights(pack, len(classes))
-    old = pack.linear_head.joined(start)
-    before, after = (judge.right(*head) for head in (old, (weight, bias)))
     judging = [parts[one] for one, error in zip(chosen, errors, strict=True) if error is not None]
     error = _mean_error(judging, [error for error in errors if error is not None])
     if len(chosen) == 1:  # there are no others
         judging, error = [parts[chosen[0]]], found.score
+    merged = _merged_head(pack, judge, judge.solve(total, found.strength), updates, classes, chosen)
+    return merged._replace(strength=found.strength, error_before=judge.error_alone(judging), error=error)
+
+
+def _merged_head(
+    pack: Pack, judge: _Judge, coefficients: np.ndarray, updates: Sequence[Update], classes: Sequence[str],
+    chosen: Sequence[int],
+) -> Merged:  # fmt: skip
+    weight, bias = judge.head(coefficients)
+    start = original_weights(pack, len(classes))
+    before, after = (judge.right(*head) for head in (pack.linear_head.joined(start), (weight, bias)))
+    head = pack.linear_head.parted(weight.astype(np.float32), bias.astype(np.float32), start)
     return Merged(
-        "statistics",
-        {**start, **pack.linear_head.parted(weight.astype(np.float32), bias.astype(np.float32), start)},
-        tuple(classes), tuple(updates[one].device for one in chosen),
+        "statistics", {**start, **head}, tuple(classes), tuple(updates[one].device for one in chosen),
         tuple(update.device for one, update in enumerate(updates) if one not in chosen),
-        sum(updates[one].images for one in chosen), before, after, len(judge.labels), found.strength,
-        judge.error_alone(judging), error,
+        sum(updates[one].images for one in chosen), before, after, len(judge.labels),
     )  # fmt: skip
 
 
@@ -240,6 +249,16 @@ class _Judge:
         mass = max(SERVER_SHARE * float(devices.counts.sum()) / len(self.known), SERVER_IMAGES)
         own = DeviceSums(*(mass * part for part in self._own))
         return np.asarray(solve_at(add_sums([devices, own]), penalty))
+
+    def moved(self, devices: DeviceSums) -> np.ndarray:
+        """The server's own head, moved a little towards the devices' sums by class; ``ΦᵀΦ`` is taken from the server.
+
+        These sums are noisy, and the devices' features may have another ``ΦᵀΦ``: strong regularisation bears both.
+        """
+        count = max(float(devices.counts.sum()), 1.0)
+        gram = count / max(float(self._own.counts.sum()), 1.0) * self._own.gram
+        start = np.asarray(solve_at(self._own, ALONE * unit_of(self._own)))
+        return np.asarray(solve_from(DeviceSums(devices.counts, gram, devices.right), start, PRIVATE))
 
     def error_alone(self, parts: Sequence[DeviceSums]) -> float | None:
         """Least mean squared error on the devices' images that the server's sums give alone, at any strength."""

@@ -79,6 +79,14 @@ def longest_row(pack: Pack) -> float:
     return CLIP * float(np.sqrt((rows**2).sum(1)).max(initial=1e-6))
 
 
+def private_row(pack: Pack) -> float:
+    """What rows are clipped to where noise is added: the length of a usual image of the server's."""
+    rows = require_sums(pack).examples.features.astype(np.float64)
+    projection = projection_of(pack)
+    rows = rows if projection is None else rows @ projection
+    return float(np.median(np.sqrt((rows**2).sum(1)))) if len(rows) else 1.0
+
+
 def features_of(
     pack: Pack, images: ImageSet, engine: Engine, between: Callable[[int], None] = lambda left: None
 ) -> np.ndarray:
@@ -97,7 +105,7 @@ def make_statistics(
     pack: Pack, features: np.ndarray, labels: np.ndarray, classes: Sequence[str], origin: Origin, *,
     privacy: tuple[float, float] | None = None, rng: np.random.Generator | None = None,
 ) -> bytes:  # fmt: skip
-    """The content of an update.
+    """The content of an update. With noise it holds sums by class alone: ``ΦᵀΦ`` would need too much of it.
 
     Args:
         pack: that the device has.
@@ -112,47 +120,45 @@ def make_statistics(
         DataError: there are too few images; classes of which there are too few are left out.
     """
     used = usable_rows(labels, np.isfinite(features).all(1), len(classes))
-    sums = device_sums(rows_of(pack, features[used]), labels[used], len(classes))
+    rows = rows_of(pack, features[used])
     if privacy is not None:
         assert rng is not None
-        sums = _with_noise(sums, gaussian_sigma(*privacy, sums_sensitivity(longest_row(pack))), rng)
-    size = len(sums.gram)
-    tensors = {"counts": sums.counts, "gram": sums.gram[np.triu_indices(size)], "right": sums.right}
+        sums = device_sums(np.asarray(clip_rows(rows, private_row(pack))), labels[used], len(classes))
+        sigma = gaussian_sigma(*privacy, sums_sensitivity(private_row(pack)))
+        tensors = {name: value + rng.normal(0, sigma, value.shape)
+                   for name, value in (("counts", sums.counts), ("right", sums.right))}  # fmt: skip
+    else:
+        sums = device_sums(rows, labels[used], len(classes))
+        triangle = sums.gram[np.triu_indices(len(sums.gram))]
+        tensors = {"counts": sums.counts, "gram": triangle, "right": sums.right}
     noise: Privacy | None = None if privacy is None else {"epsilon": privacy[0], "delta": privacy[1]}
     return update_bytes(pack, "statistics", origin, tensors, classes, int(used.sum()), privacy=noise)
 
 
-def _with_noise(sums: DeviceSums, sigma: float, rng: np.random.Generator) -> DeviceSums:
-    """Gaussian noise on all that is sent: a symmetric matrix has that of its triangle."""
-    noise = np.triu(rng.normal(0, sigma, sums.gram.shape))
-    return DeviceSums(
-        sums.counts + rng.normal(0, sigma, sums.counts.shape), sums.gram + noise + np.triu(noise, 1).T,
-        sums.right + rng.normal(0, sigma, sums.right.shape),
-    )  # fmt: skip
-
-
 def sums_of(tensors: Arrays, header: Header, pack: Pack) -> DeviceSums:
-    """ValueError unless they are sums of so many clipped rows."""
-    size = min(pack.head_features, COLUMNS) + 1
-    classes = len(header["classes"])
-    shapes = {"counts": (classes,), "gram": (size * (size + 1) // 2,), "right": (size, classes)}
+    """ValueError unless they are sums of so many clipped rows; without ``ΦᵀΦ``, which is 0 then, if noise was added."""
+    size, classes = min(pack.head_features, COLUMNS) + 1, len(header["classes"])
+    asked = header["privacy"]
+    shapes: dict[str, tuple[int, ...]] = {"counts": (classes,), "right": (size, classes)}
+    if asked is None:
+        shapes["gram"] = (size * (size + 1) // 2,)
     if {name: array.shape for name, array in tensors.items()} != shapes:
         raise ValueError("its sums are of other features")
     if any(array.dtype.kind != "f" or not np.isfinite(array).all() for array in tensors.values()):
         raise ValueError("it holds numbers that are not finite")
     gram = np.zeros((size, size))
-    gram[np.triu_indices(size)] = tensors["gram"].astype(np.float64)
-    gram += np.triu(gram, 1).T
-    sums = DeviceSums(tensors["counts"].astype(np.float64), gram, tensors["right"].astype(np.float64))
-    images, length = header["images"], longest_row(pack)
-    asked = header["privacy"]
     if asked is None:
-        _check_sums(sums, images, length, SLACK)
-    else:  # with noise nothing fits exactly, but it is not larger than that explains
-        sigma = gaussian_sigma(asked["epsilon"], asked["delta"], sums_sensitivity(length))
-        most = 8 * sigma + images * (length**2 + CONSTANT**2)
-        if max(np.abs(gram).max(), np.abs(sums.right).max(), np.abs(sums.counts).max()) > most:
-            raise ValueError("its numbers are larger than so many images and the noise explain")
+        gram[np.triu_indices(size)] = tensors["gram"].astype(np.float64)
+        gram += np.triu(gram, 1).T
+    sums = DeviceSums(tensors["counts"].astype(np.float64), gram, tensors["right"].astype(np.float64))
+    if asked is None:
+        _check_sums(sums, header["images"], longest_row(pack), SLACK)
+        return sums
+    # with noise nothing fits exactly, but it is not larger than that explains
+    sigma = gaussian_sigma(asked["epsilon"], asked["delta"], sums_sensitivity(private_row(pack)))
+    most = 8 * sigma + header["images"] * max(private_row(pack), CONSTANT, 1.0)
+    if max(np.abs(sums.right).max(), np.abs(sums.counts).max()) > most:
+        raise ValueError("its numbers are larger than so many images and the noise explain")
     return sums
 
 

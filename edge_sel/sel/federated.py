@@ -95,6 +95,15 @@ def solve_sums(sums: DeviceSums, strengths: Sequence[float] = STRENGTHS) -> Solu
     return Solution(solution, best[1], best[0])
 
 
+def solve_from(sums: DeviceSums, start: Array, strength: float) -> Array:
+    """The coefficients that move least from others, float64[D + 1, C]; ``strength`` in units of the mean diagonal.
+
+    Formula: ``W = W_0 + (A + λI)⁻¹(B - A W_0)``, ``A = ΦᵀΦ``, ``B = ΦᵀT``
+    """
+    moved: Array = start + solve_at(sums._replace(right=sums.right - sums.gram @ start), strength * unit_of(sums))
+    return moved
+
+
 def unit_of(sums: DeviceSums) -> float:
     """What strengths are in units of: the mean diagonal of ``ΦᵀΦ``."""
     xp = array_namespace(sums.gram)
@@ -144,6 +153,5 @@ def _normal(value: float) -> float:
 
 
 def sums_sensitivity(length: float) -> float:
-    """How far one sample, clipped to this length, moves the counts, the triangle of ``ΦᵀΦ`` and ``ΦᵀT`` together."""
-    whole = length**2 + CONSTANT**2
-    return sqrt(whole**2 + whole + 1)
+    """How far one sample, clipped to this length, moves the counts and ``ΦᵀT`` together."""
+    return sqrt(length**2 + CONSTANT**2 + 1)

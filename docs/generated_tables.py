@@ -22,7 +22,7 @@ def settings_table() -> str:
     assert finetune is not None
     flags = {option.name: option.opts[0] for option in finetune.params}
     rows = (
-        (f"`{flags[name]}`", f"`{name}`", _told(default), f"{_sentence(spec.help)} {_sentence(spec.allowed())}")
+        (f"`{flags[name]}`", f"`{name}`", _shown(default), f"{_sentence(spec.help)} {_sentence(spec.allowed())}")
         for (name, spec), default in zip(schema_of(Settings).items(), vars(Settings()).values(), strict=True)
     )
     return _table(("flag", "TOML key", "default", "what it is, and what it may be"), rows)
@@ -37,11 +37,11 @@ def profile_keys_table() -> str:
 def profiles_table() -> str:
     """Every profile that comes with edge-sel."""
     profiles = [load_profile(name) for name in list_profiles()]
-    rows = ((f"`{p.name}`", f"{p.idle_w:g}", f"{p.max_w:g}", ", ".join(p.meters), _told(p.max_c)) for p in profiles)
+    rows = ((f"`{p.name}`", f"{p.idle_w:g}", f"{p.max_w:g}", ", ".join(p.meters), _shown(p.max_c)) for p in profiles)
     return _table(("profile", "idle, W", "busy, W", "meters, in the order tried", "limit, °C"), rows)
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     return f"{value:_g}".replace("_", " ") if isinstance(value, float) else str(value)

@@ -50,8 +50,8 @@ def in_order(numbered: Iterable[Path]) -> list[Path]:
 
 def device_tree(sysfs: Path, root: Path, file: str) -> list[str]:
     """What a file of the device tree says; containers may hide one of the two places where it is."""
-    told = (sysfs_text(folder / file) for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"))
-    return [text for text in told if text]
+    names = (sysfs_text(folder / file) for folder in (sysfs / "firmware/devicetree/base", root / "proc/device-tree"))
+    return [text for text in names if text]
 
 
 def board_model(sysfs: Path, root: Path = Path("/")) -> str | None:

@@ -177,9 +177,9 @@ def total_costs(costs: Costs, plans: Collection[str] | None = None) -> dict[Cand
     In joules; in processor seconds if the joules of any are not known.
     """
     chosen = [costs[plan] for plan in costs if plans is None or plan in plans]
-    shared = [c for c in (chosen[0] if chosen else ()) if all(c in told for told in chosen)]
-    joules = all(told[c].energy_j is not None for told in chosen for c in shared)
-    return {c: sum((told[c].energy_j or 0.0) if joules else told[c].cpu_s for told in chosen) for c in shared}
+    shared = [c for c in (chosen[0] if chosen else ()) if all(c in of_plan for of_plan in chosen)]
+    joules = all(of_plan[c].energy_j is not None for of_plan in chosen for c in shared)
+    return {c: sum((of_plan[c].energy_j or 0.0) if joules else of_plan[c].cpu_s for of_plan in chosen) for c in shared}
 
 
 def choose(totals: Mapping[Candidate, float], batch_size: int, given: Mapping[str, Any]) -> Candidate | None:
@@ -233,9 +233,9 @@ def machine(profile: str, cores: int, root: Path = Path("/")) -> dict[str, Any]:
     """
     from edge_sel.engines.native import ort
 
-    told = processor_model(root) or board_model(sysfs_root(root=root), root)
+    model = processor_model(root) or board_model(sysfs_root(root=root), root)
     return {
-        "processor": told or platform.processor() or platform.machine(),
+        "processor": model or platform.processor() or platform.machine(),
         "cores": cores,
         "onnxruntime": ort.__version__,
         "profile": profile,
@@ -259,8 +259,8 @@ def write_tuning(path: Path, costs: Costs, here: Mapping[str, Any], meter: Mappi
         with hold_lock(path.with_name(f".{path.name}.lock"), wait=True):  # another tune may be adding its plans
             known, _ = read_tuning(path, here, meter)
             plans = {
-                plan: [{**candidate._asdict(), **cost._asdict()} for candidate, cost in told.items()]
-                for plan, told in {**(known or {}), **costs}.items()
+                plan: [{**candidate._asdict(), **cost._asdict()} for candidate, cost in measured.items()]
+                for plan, measured in {**(known or {}), **costs}.items()
             }
             body = {"schema": SCHEMA, "machine": dict(here), "meter": dict(meter), "plans": plans}
             write_durably(path, (json.dumps(body, indent=1) + "\n").encode())
@@ -285,22 +285,22 @@ def read_tuning(
             return None, f"it was measured elsewhere ({'; '.join(different)}): {path}"
         if meter is not None and body["meter"] != meter:
             return None, f"another meter measured it: {path}"
-        return {plan: dict(map(_entry, told)) for plan, told in body["plans"].items()}, None
+        return {plan: dict(map(_entry, entries)) for plan, entries in body["plans"].items()}, None
     except (FileNotFoundError, PermissionError):  # a service may not even look into a home
         return None, None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"it cannot be read ({type(error).__name__}: {error}): {path}"
 
 
-def _entry(told: Mapping[str, Any]) -> tuple[Candidate, Cost]:
+def _entry(entry: Mapping[str, Any]) -> tuple[Candidate, Cost]:
     """One candidate of a file.
 
     Raises:
         ValueError: a value is not what ``write_tuning`` writes.
         KeyError: one is missing.
     """
-    candidate = Candidate(*(told[key] for key in Candidate._fields))
-    cost = Cost(*(told[key] for key in Cost._fields))
+    candidate = Candidate(*(entry[key] for key in Candidate._fields))
+    cost = Cost(*(entry[key] for key in Cost._fields))
     counts = (candidate.threads, candidate.batch_size, cost.rounds)
     if type(candidate.spinning) is not bool or not all(type(count) is int and count > 0 for count in counts):
         raise ValueError(f"not a candidate: {candidate}")

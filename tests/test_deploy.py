@@ -112,18 +112,20 @@ def test_no_two_units_share_a_folder_that_systemd_removes(unit):
 
 def test_only_the_pages_have_a_network_and_only_on_this_machine():
     for unit in UNITS:
-        told = lines(unit)
+        settings = lines(unit)
         page = unit.stem in ("edge-sel-label", "edge-sel-serve")
-        assert ("PrivateNetwork=yes" in told) != page, unit
-        assert not page or {"IPAddressAllow=localhost", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"} <= {*told}
+        assert ("PrivateNetwork=yes" in settings) != page, unit
+        assert not page or {"IPAddressAllow=localhost", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"} <= {
+            *settings
+        }
         assert not page or variables(unit)["HOST"] == "127.0.0.1"
 
 
 def test_only_who_pings_has_a_watchdog_and_only_the_pages_get_the_token():
     for unit in NEW_UNITS:
-        name, told = unit.stem.removeprefix("edge-sel-"), lines(unit)
-        assert any(line.startswith("WatchdogSec=") for line in told) == (name != "label")
-        assert ("EnvironmentFile=-/etc/edge-sel/label.env" in told) == (name != "watch"), "watch needs no token"
+        name, settings = unit.stem.removeprefix("edge-sel-"), lines(unit)
+        assert any(line.startswith("WatchdogSec=") for line in settings) == (name != "label")
+        assert ("EnvironmentFile=-/etc/edge-sel/label.env" in settings) == (name != "watch"), "watch needs no token"
 
 
 @each

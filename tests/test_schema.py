@@ -36,7 +36,7 @@ class Point:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("{", "is no JSON"),
         (b"\xff", "is no JSON"),
@@ -58,10 +58,10 @@ class Point:
         (json.dumps({"number": 1, "inner": {"names": ["x" * 70_000]}}), "inner.names[0] is 'xxx"),
     ],
 )
-def test_what_is_refused(text, told):
+def test_what_is_refused(text, expected):
     with pytest.raises(SchemaError) as caught:
         read_as(Outer, text)
-    assert str(caught.value).startswith(told) and len(str(caught.value)) < 220
+    assert str(caught.value).startswith(expected) and len(str(caught.value)) < 220
 
 
 def test_more_values_than_memory_is_meant_for(monkeypatch):

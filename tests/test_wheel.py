@@ -108,11 +108,11 @@ def test_metadata(wheel):
         names = archive.namelist()
         metadata = archive.read(next(n for n in names if n.endswith(".dist-info/METADATA"))).decode()
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
-    told = message_from_string(metadata)
-    assert told["Version"] == edge_sel.__version__ and told["License-Expression"] == "MIT"
-    assert told["Requires-Python"] == ">=3.10" and told.get_payload().strip()
+    fields = message_from_string(metadata)
+    assert fields["Version"] == edge_sel.__version__ and fields["License-Expression"] == "MIT"
+    assert fields["Requires-Python"] == ">=3.10" and fields.get_payload().strip()
     assert "edge-sel = edge_sel.__main__:main" in scripts
-    needed = [line for line in told.get_all("Requires-Dist") if "extra ==" not in line]
+    needed = [line for line in fields.get_all("Requires-Dist") if "extra ==" not in line]
     assert {"numpy", "onnxruntime", "click", "pillow"} <= {line.partition(">")[0].strip() for line in needed}
     assert not any(name in line for line in needed for name in ("torch", "pandas", "matplotlib", "scikit"))
 
@@ -124,12 +124,12 @@ def test_it_works_from_anywhere(installed, tmp_path):
     )
     script = installed / "bin" / "edge-sel"
     assert call(script, "--version", **here).strip().endswith(edge_sel.__version__)
-    told = json.loads(call(script, "finetune", "--json", "--out", "run", **here))
-    assert told["stopped"] == "done" and told["shipped"] is True
-    assert str(installed) in told["pack"]
+    result = json.loads(call(script, "finetune", "--json", "--out", "run", **here))
+    assert result["stopped"] == "done" and result["shipped"] is True
+    assert str(installed) in result["pack"]
     assert (tmp_path / "run" / "model.onnx").is_file()
     resumed = json.loads(call(script, "finetune", "--json", "--out", "run", "--resume", **here))
-    assert resumed == told
+    assert resumed == result
 
 
 def test_profiles_are_found_when_installed(installed, tmp_path):
@@ -156,5 +156,5 @@ def test_a_device_installs_little(wheel, tmp_path):
     grown = size() - empty
     print(f"a device installs {grown / 1e6:.0f} MB")
     assert grown <= 300e6
-    told = json.loads(call(tmp_path / "venv" / "bin" / "edge-sel", "finetune", "--json", cwd=tmp_path))
-    assert told["shipped"] is True
+    result = json.loads(call(tmp_path / "venv" / "bin" / "edge-sel", "finetune", "--json", cwd=tmp_path))
+    assert result["shipped"] is True

@@ -126,10 +126,10 @@ def compare(
     row: dict[str, float] = {}
     for engine, worker in workers.items():
         assert worker.stdout
-        told = worker.stdout.readline()
-        if not told:
+        line = worker.stdout.readline()
+        if not line:
             raise SystemExit(f"bench_engines: {engine} cannot make a step of {plan}")
-        row[f"{engine}_start_s"], row[f"{engine}_loss"] = json.loads(told)
+        row[f"{engine}_start_s"], row[f"{engine}_loss"] = json.loads(line)
     times: dict[str, list[list[float]]] = {engine: [] for engine in workers}
     for _ in range(steps):
         for engine, worker in workers.items():

@@ -75,9 +75,9 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, object]:
         for name, seconds in zip(taken, np.diff(began_s).tolist(), strict=True):
             taken[name].append(seconds)
     total = [sum(parts) for parts in zip(*taken.values(), strict=True)]
-    told = {f"{name}_cpu_s": round(median(parts), 3) for name, parts in taken.items()}
+    summary = {f"{name}_cpu_s": round(median(parts), 3) for name, parts in taken.items()}
     home.close()
-    return {"labels": given.labels, "kept": given.kept, "features": observer.width, **told,
+    return {"labels": given.labels, "kept": given.kept, "features": observer.width, **summary,
             "all_cpu_s": round(median(total), 3), "worst_cpu_s": round(max(total), 3), "n": given.repeats}  # fmt: skip
 
 

@@ -47,20 +47,20 @@ def finetune(meter: str | None, epochs: int) -> dict[str, float]:
     from edge_sel.config.settings import resolve
     from edge_sel.edge.build import build_session
     from edge_sel.edge.open import RunInputs
-    from edge_sel.edge.train.ladder import fixed_ladder
+    from edge_sel.edge.train.schedule import fixed_schedule
     from edge_sel.engines.by_name import choose_engine
     from edge_sel.pack.reader import builtin_pack
 
     resolved = resolve(flags={"epochs": epochs, "threads": 1})
     pack = builtin_pack()
     images, test, source = load_images(pack, None, None, resolved.settings)
-    ladder = fixed_ladder(pack, resolved.settings.plan, epochs)
+    schedule = fixed_schedule(pack, resolved.settings.plan, epochs)
     engine, recorder = choose_engine("auto", 1), open_recorder(meter)
     with tempfile.TemporaryDirectory() as scratch:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         with recorder:
             given = RunInputs(
-                pack, images, engine, resolved, recorder, Path(scratch), test=test, ladder=ladder, source=source
+                pack, images, engine, resolved, recorder, Path(scratch), test=test, schedule=schedule, source=source
             )
             build_session(given).run()
         return {"wall_s": time.perf_counter() - began_s, "cpu_s": time.process_time() - began_cpu_s}
@@ -103,16 +103,16 @@ def asleep(meter: str, seconds: float) -> dict[str, float]:
     with open_recorder(meter) as recorder:
         window = recorder.start_window("asleep")
         time.sleep(1.1)  # whatever is imported or read for the first time has been
-        told_s, began_s, began_cpu_s = recorder.cost().cpu_s, time.perf_counter(), time.process_time()
+        reported_s, began_s, began_cpu_s = recorder.cost().cpu_s, time.perf_counter(), time.process_time()
         time.sleep(seconds)
         cpu_s, wall_s = time.process_time() - began_cpu_s, time.perf_counter() - began_s
-        told_s = recorder.cost().cpu_s - told_s
+        reported_s = recorder.cost().cpu_s - reported_s
         figure = recorder.end_window(window)
     return {
         "seconds": wall_s,
         "samples": figure.samples,
         "percent": 100 * cpu_s / wall_s,
-        "told_percent": 100 * told_s / wall_s,
+        "told_percent": 100 * reported_s / wall_s,
     }
 
 

@@ -116,8 +116,8 @@ def benchmark(arguments: argparse.Namespace, profile: Profile) -> None:
                 continue
             row = run(key, cell, start, threads, profile, work, again=arguments.again)
             results.append(work / "results.jsonl", row)
-            told = row.get("failed") or f"{100 * row['accuracy']:.2f} %, {row['cpu_s']:.1f} s, {row['gross_j']:.0f} J"
-            print(f"[{number + 1}/{len(plan)}] {shift}, seed {seed}, {name}: {told}", file=sys.stderr, flush=True)
+            text = row.get("failed") or f"{100 * row['accuracy']:.2f} %, {row['cpu_s']:.1f} s, {row['gross_j']:.0f} J"
+            print(f"[{number + 1}/{len(plan)}] {shift}, seed {seed}, {name}: {text}", file=sys.stderr, flush=True)
 
 
 def run(

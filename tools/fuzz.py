@@ -222,9 +222,9 @@ def try_one(kind: str, seed: int, number: int, here: Path) -> Outcome:
     try:
         KINDS[kind](random.Random(f"{seed} {kind} {number}"), here)
     except EdgeSelError as error:
-        told = str(error)
+        message = str(error)
         key = re.sub(r"[^a-zA-Z ]+", "#", error.what)[:60]
-        return None if told.isprintable() else f"a message that drives the terminal: {told!r}", key
+        return None if message.isprintable() else f"a message that drives the terminal: {message!r}", key
     except MemoryError:
         return f"needs more than {MEMORY_BYTES / 1e6:.0f} MB\n{traceback.format_exc()}", "memory"
     except Exception:
@@ -263,8 +263,8 @@ class Child:
             self.process.kill()
             return (SLOW, "slow"), False
         try:
-            told = self.pipe.recv()
-            return told, told[0] is None  # one that ran out of memory may do so again, whatever it reads
+            answer = self.pipe.recv()
+            return answer, answer[0] is None  # one that ran out of memory may do so again, whatever it reads
         except (EOFError, ConnectionResetError):
             self.process.join()
             return (f"the process died, status {self.process.exitcode}", "dead"), False

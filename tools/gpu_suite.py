@@ -136,21 +136,24 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "jobs.json"
-    told = json.loads(record.read_text()) if record.exists() else {}
+    outcomes = json.loads(record.read_text()) if record.exists() else {}
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environ |= {"EDGE_SEL_CIFAR10": images} if images else {}
     for job in jobs:
-        done = told.get(job.name, {}).get("status") == "done" and job.name not in again
+        done = outcomes.get(job.name, {}).get("status") == "done" and job.name not in again
         if done or (only and job.name not in only):
             continue
         left_s = until_s - time.monotonic() - GRACE_S
         if left_s < job.least_s:
             print(f"{job.name:10} not begun: {max(left_s, 0):.0f} s are left, it wants {job.least_s:.0f}", flush=True)
             continue
-        told[job.name] = run(job, options.out, environ, left_s)
-        write_json(record, told)
-        took = format_duration(told[job.name]["seconds"])
-        print(f"{job.name:10} {told[job.name]['status']} after {took} (status {told[job.name]['exit']})", flush=True)
+        outcomes[job.name] = run(job, options.out, environ, left_s)
+        write_json(record, outcomes)
+        took = format_duration(outcomes[job.name]["seconds"])
+        print(
+            f"{job.name:10} {outcomes[job.name]['status']} after {took} (status {outcomes[job.name]['exit']})",
+            flush=True,
+        )
     table = [sys.executable, str(ROOT / "tools" / "reference_table.py"), str(options.out / "reference")]
     subprocess.run([*table, "--csv", str(options.out / "reference.csv")], env=environ, check=False)
     if options.pack:

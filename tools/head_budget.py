@@ -135,7 +135,7 @@ def fine_tune(work: Path, plan: str, choice: str, seed: int) -> dict[str, Any]:
         sys.exit(result.output)
     run = json.loads(result.stdout)
     if choice == "guilty":
-        shares = [told["share_of_norm"] for epoch in run["epochs"] for told in epoch["guilty"].values()]
+        shares = [head["share_of_norm"] for epoch in run["epochs"] for head in epoch["guilty"].values()]
     return {"accuracy": run["after"]["test"]["accuracy"], "loss": run["after"]["test"]["loss"],
             "before": run["accuracy"]["before"], "share": mean(shares) if shares else None}  # fmt: skip
 

@@ -57,8 +57,8 @@ def requirements(lines: Iterable[str]) -> dict[str, Requirement]:
 def needed() -> dict[str, metadata.Distribution]:
     """Every package that a device needs on this machine, by name, sorted: with the extra for signatures, no other."""
     found: dict[str, metadata.Distribution] = {}
-    told = project()["project"]
-    waiting = list(requirements([*told["dependencies"], *told["optional-dependencies"]["sign"]]))
+    settings = project()["project"]
+    waiting = list(requirements([*settings["dependencies"], *settings["optional-dependencies"]["sign"]]))
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -69,15 +69,15 @@ def needed() -> dict[str, metadata.Distribution]:
 
 def licence(found: metadata.Distribution) -> str:
     """The SPDX expression of a package; what it says in its own words if nothing else is known."""
-    told = found.metadata
-    if expression := told.get("License-Expression"):
+    headers = found.metadata
+    if expression := headers.get("License-Expression"):
         return str(expression)
-    classified = [c.rpartition(" :: ")[2] for c in told.get_all("Classifier", []) if c.startswith("License ::")]
-    for words in [told.get("License") or "", *classified]:
+    classified = [c.rpartition(" :: ")[2] for c in headers.get_all("Classifier", []) if c.startswith("License ::")]
+    for words in [headers.get("License") or "", *classified]:
         name = OLD_NAMES.get(words.strip().lower(), words.strip())
         if name in PERMISSIVE:
             return name
-    return "; ".join(classified) or (told.get("License") or "unknown").strip().splitlines()[0]
+    return "; ".join(classified) or (headers.get("License") or "unknown").strip().splitlines()[0]
 
 
 def is_permissive(expression: str) -> bool:

@@ -46,13 +46,13 @@ def trained(images: ImageSet) -> Source:
 def kept(images: ImageSet) -> Source:
     """The weights of the pack that is there."""
     pack = open_pack(OUT)
-    told = pack.manifest.model
-    model = build(OPTIONS.model, len(told.classes), told.image_size)
+    spec = pack.manifest.model
+    model = build(OPTIONS.model, len(spec.classes), spec.image_size)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in pack.weights().items()}, strict=False)
     _, held = stratified_split(images.labels, OPTIONS.validation_fraction, np.random.default_rng(OPTIONS.seed))
     training = dict(pack.manifest.provenance["training"])
     held_out = tuple(images.ids[row] for row in held)
-    info = WarmupInfo(OPTIONS.model, told.classes, told.image_size, told.mean, told.std, training, held_out)
+    info = WarmupInfo(OPTIONS.model, spec.classes, spec.image_size, spec.mean, spec.std, training, held_out)
     return from_module(model.eval(), info)
 
 

@@ -153,10 +153,10 @@ def rows_of(model: str, size: int, work: Path) -> list[dict[str, Any]]:
     rows, named = [], Path(model).name if model.endswith(".onnx") else model
     found["reason"] = found["reason"].replace(model, named)  # no path of this machine
     for plan in PLANS:
-        told = found["plans"].get(plan)
+        measured = found["plans"].get(plan)
         why = next((part for part in found["reason"].split("; ") if f"plan {plan} " in part), found["reason"])
-        rows.append({"model": named, "size": size, "plan": plan, "result": "ok" if told else why, **(told or {}),
-                     **figures})  # fmt: skip
+        rows.append({"model": named, "size": size, "plan": plan, "result": "ok" if measured else why,
+                     **(measured or {}), **figures})  # fmt: skip
     return rows
 
 
@@ -221,7 +221,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         mine = {row["plan"]: row for row in rows if (row["model"], row["size"]) == key}
         good = [row for row in mine.values() if row["result"] == "ok"]
         missing = sorted({row["result"] for row in mine.values()} - {"ok"})
-        told = ", ".join(row["plan"] for row in good) or missing[0]
+        plans = ", ".join(row["plan"] for row in good) or missing[0]
         worst = max(good, key=lambda row: float(row["error_to_float64"]), default=None)
         errors = f"{worst['error_to_float64']}, {worst['error_of_torch']}" if worst else ""
         speeds = [ratio(mine[plan], "ort_cpu_ms_1", "torch_cpu_ms_1") for plan in ("full", "last", "head")]
@@ -230,7 +230,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         closed = " | ".join(one.get(column) or "" for column in ("closed_form", "new_head"))
         costs = [", ".join(str(one.get(f"{what}_{unit}") or "") for unit in ("s", "mb")).strip(", ")
                  for what in ("export", "dry_run")]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, (*key, size, told, closed, errors, *speeds, memory, *costs)))} |")
+        lines.append(f"| {' | '.join(map(str, (*key, size, plans, closed, errors, *speeds, memory, *costs)))} |")
     return "\n".join(lines)
 
 

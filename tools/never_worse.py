@@ -223,8 +223,8 @@ def main() -> None:
             rows.append(row)
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            told = row.get("failed") or f"{100 * row['gain']:+.2f} points, {row['evidence']['why']}"
-            print(f"{condition}, seed {seed}: {told}", file=sys.stderr, flush=True)
+            text = row.get("failed") or f"{100 * row['gain']:+.2f} points, {row['evidence']['why']}"
+            print(f"{condition}, seed {seed}: {text}", file=sys.stderr, flush=True)
     show(rows)
 
 

@@ -99,12 +99,12 @@ def run(case: str, system: str, seed: int, given: argparse.Namespace) -> dict[st
     if given.again:
         return took
     predict, classes = predictor(system, pack, out)
-    told = {"test": share_right(predict, classes, test)}
+    scores = {"test": share_right(predict, classes, test)}
     old = given.photos / "animals" / "photos-test"
     if kind == "new":
-        told["test"] = share_right(predict, classes, old, KEPT_BACK)
-    told["server"] = share_right(predict, classes, old, [name for name in classes_of(old) if name in known(pack)])
-    return {**took, **told}
+        scores["test"] = share_right(predict, classes, old, KEPT_BACK)
+    scores["server"] = share_right(predict, classes, old, [name for name in classes_of(old) if name in known(pack)])
+    return {**took, **scores}
 
 
 def server_pack(kind: str, given: argparse.Namespace) -> Path:
@@ -212,9 +212,9 @@ def predictor(system: str, pack: Path, out: Path) -> tuple[Predict, list[str]]:
     if system in ("shipped", *OURS):
         found = open_classifier(pack if system == "shipped" else out / "run", threads=2)
         return found.probabilities, list(found.classes)
-    told = json.loads((out / "classes.json").read_text())
+    names = json.loads((out / "classes.json").read_text())
     if system.startswith("torch") and system != "torch-head":
-        return torch_predictor(pack, out, len(told)), told
+        return torch_predictor(pack, out, len(names)), names
     head = np.load(out / "head.npz")
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -224,7 +224,7 @@ def predictor(system: str, pack: Path, out: Path) -> tuple[Predict, list[str]]:
         made: np.ndarray = features @ head["weight"].T + head["bias"]
         return made
 
-    return predict, told
+    return predict, names
 
 
 def share_right(predict: Predict, classes: list[str], folder: Path, only: Any = ()) -> float:

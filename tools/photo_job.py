@@ -130,10 +130,10 @@ def measure(command: list[str], threads: int) -> dict[str, float]:
         printed = process.stdout.read()
         _, _, used = os.wait4(process.pid, 0)
         process.returncode = 0
-    told = json.loads(printed)
-    if told["exit"] != 0:
-        raise SystemExit(f"photo_job: exit status {told['exit']}: {' '.join(command)}")
-    return {"cpu_s": told["cpu_s"], "memory_mb": used.ru_maxrss / 1024, "net_j": told["energy"]["net_j"]}
+    result = json.loads(printed)
+    if result["exit"] != 0:
+        raise SystemExit(f"photo_job: exit status {result['exit']}: {' '.join(command)}")
+    return {"cpu_s": result["cpu_s"], "memory_mb": used.ru_maxrss / 1024, "net_j": result["energy"]["net_j"]}
 
 
 def command_of(who: str, name: str, plan: str, options: argparse.Namespace) -> list[str]:

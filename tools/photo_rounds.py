@@ -41,8 +41,8 @@ def main() -> None:
                 made = edge_sel.train_round(pack, images, weights=weights, test=test, seed=seed, **asked)
                 found.setdefault((name, each), []).append(made.accuracy_after or 0.0)
                 ships[name] += made.shipped
-                told = f"{made.accuracy_before:.3f} -> {made.accuracy_after:.3f}, ships: {made.shipped}"
-                print(f"seed {seed}, {each} a class, {name}: {told}", flush=True)
+                text = f"{made.accuracy_before:.3f} -> {made.accuracy_after:.3f}, ships: {made.shipped}"
+                print(f"seed {seed}, {each} a class, {name}: {text}", flush=True)
             service = made
     for (name, each), values in sorted(found.items()):
         print(f"{name}, {each} a class: {fmean(values):.3f} (n = {len(values)})")

@@ -72,19 +72,19 @@ def run_case(checkout: Path, case: Case, out: Path) -> dict[str, Any]:
         _stop_inside(command, checkout, env, case, out / "events.jsonl")
         subprocess.run([*command, "--resume"], cwd=checkout, env=env, check=True, stdout=subprocess.DEVNULL)
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    told: dict[str, Any] = {name: _hash(out / name) for name in ("weights.safetensors", "model.onnx")}
-    told["history.csv"] = _table(out / "history.csv")
+    hashes: dict[str, Any] = {name: _hash(out / name) for name in ("weights.safetensors", "model.onnx")}
+    hashes["history.csv"] = _table(out / "history.csv")
     for key in RESULTS:
-        told[key] = _timeless(run[key])
-    return told
+        hashes[key] = _timeless(run[key])
+    return hashes
 
 
 def _stop_inside(command: list[str], checkout: Path, env: dict[str, str], case: Case, events: Path) -> None:
     assert case.stop is not None
     running = subprocess.Popen(command, cwd=checkout, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while running.poll() is None:
-        told = events.read_text(encoding="utf-8") if events.exists() else ""
-        if told.count('"checkpoint"') >= case.stop_after:
+        text = events.read_text(encoding="utf-8") if events.exists() else ""
+        if text.count('"checkpoint"') >= case.stop_after:
             running.send_signal(case.stop)
             break
         time.sleep(0.002)

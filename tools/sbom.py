@@ -34,30 +34,30 @@ INSIDE = {
 def inside(name: str) -> dict[str, Any]:
     """A file in the wheel."""
     kind, terms, origin = INSIDE[name]
-    told = {
+    component = {
         "type": kind,
         "bom-ref": name,
         "name": f"edge_sel/{name}",
         "hashes": [{"alg": "SHA-256", "content": hashlib.sha256((PACKAGE / name).read_bytes()).hexdigest()}],
         "licenses": [{"license": {"id": terms}}],
     }
-    return told if origin is None else {**told, "externalReferences": [{"type": "website", "url": origin}]}
+    return component if origin is None else {**component, "externalReferences": [{"type": "website", "url": origin}]}
 
 
 def beside(line: str, scope: str) -> dict[str, Any]:
     """A package that the wheel asks for."""
     asked = Requirement(line)
     name = canonicalize_name(asked.name)
-    told: dict[str, Any] = {"type": "library", "bom-ref": name, "name": name, "isExternal": True}
-    told |= {"versionRange": f"vers:pypi/{asked.specifier}", "scope": scope, "purl": f"pkg:pypi/{name}"}
-    return told if asked.marker is None else {**told, "description": f"only where {asked.marker}"}
+    component: dict[str, Any] = {"type": "library", "bom-ref": name, "name": name, "isExternal": True}
+    component |= {"versionRange": f"vers:pypi/{asked.specifier}", "scope": scope, "purl": f"pkg:pypi/{name}"}
+    return component if asked.marker is None else {**component, "description": f"only where {asked.marker}"}
 
 
 def bill() -> dict[str, Any]:
     """All of it."""
-    told = project()["project"]
-    asked = [beside(line, "required") for line in sorted(told["dependencies"])]
-    asked += [beside(line, "optional") for line in sorted(told["optional-dependencies"]["sign"])]
+    metadata = project()["project"]
+    asked = [beside(line, "required") for line in sorted(metadata["dependencies"])]
+    asked += [beside(line, "optional") for line in sorted(metadata["optional-dependencies"]["sign"])]
     own = {"type": "library", "bom-ref": "edge-sel", "name": "edge-sel", "version": __version__}
     own |= {"licenses": [{"license": {"id": "MIT"}}], "purl": f"pkg:pypi/edge-sel@{__version__}"}
     return {

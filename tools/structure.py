@@ -70,18 +70,18 @@ def place_of(path: str) -> str:
 
 def code_lines(text: str) -> int:
     """Lines with code on them: no docstrings, no comments, nothing empty."""
-    told: set[int] = set()
+    docstrings: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         for statement in getattr(node, "body", []) if isinstance(getattr(node, "body", []), list) else []:
             value = statement.value if isinstance(statement, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):  # of attributes too
-                told |= {*range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)}
+                docstrings |= {*range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)}
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     used: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in skipped:
             used |= {*range(token.start[0], token.end[0] + 1)}
-    return len(used - told)
+    return len(used - docstrings)
 
 
 def counts(sources: Sources) -> tuple[Counter[str], Counter[str]]:

@@ -70,10 +70,10 @@ def with_second(faults: Sequence[Fault], count: int, rng: np.random.Generator) -
 
 def share_missing(booked: Iterable[float | None], spent: Iterable[float | None]) -> str:
     """How much of what was spent nobody has booked."""
-    told, took = list(booked), list(spent)
-    if None in told or None in took or not sum(took):  # type: ignore[arg-type]
+    recorded, took = list(booked), list(spent)
+    if None in recorded or None in took or not sum(took):  # type: ignore[arg-type]
         return "unknown"
-    return f"{1 - sum(told) / sum(took):.1%}"  # type: ignore[arg-type]
+    return f"{1 - sum(recorded) / sum(took):.1%}"  # type: ignore[arg-type]
 
 
 def row(what: str, verdicts: Sequence[Verdict]) -> str:

@@ -79,9 +79,9 @@ def main() -> None:
     process.terminate()
     process.wait()
     took_s = time.monotonic() - began_s
-    told = verdict(home, given.images, labels, memory) | {"kills": kills, "seconds": round(took_s)}
-    print(json.dumps(told))
-    sys.exit(0 if told["lost"] == told["twice"] == told["labels_lost"] == 0 else 1)
+    summary = verdict(home, given.images, labels, memory) | {"kills": kills, "seconds": round(took_s)}
+    print(json.dumps(summary))
+    sys.exit(0 if summary["lost"] == summary["twice"] == summary["labels_lost"] == 0 else 1)
 
 
 def start(camera: Path, home: Path) -> subprocess.Popen[bytes]:

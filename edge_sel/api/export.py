@@ -105,14 +105,14 @@ def export(
         require_training()
     target = Path(out)
     refuse_foreign(target)
-    told: dict[str, Any] = {
+    options: dict[str, Any] = {
         "classes": classes,
         "new_head": new_head,
         "image_size": image_size,
         "mean": mean,
         "std": std,
     }
-    opened = open_given(source, images, weights=weights, **told)
+    opened = open_given(source, images, weights=weights, **options)
     info = opened.info
     read = _read(images, opened, limit_per_class, max_pixels)
     if rehearsals is None:

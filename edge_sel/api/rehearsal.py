@@ -1,4 +1,4 @@
-"""The ladder on images that the server made up: what each stage gained there is the pack's table of gains.
+"""The schedule on images that the server made up: what each stage gained there is the pack's table of gains.
 
 It runs the sessions that a device runs, without a meter and in a folder that is thrown away.
 """
@@ -20,8 +20,8 @@ from edge_sel.data.folder import load_folder
 from edge_sel.data.split import stratified_split
 from edge_sel.edge.build import build_session
 from edge_sel.edge.open import RunInputs
-from edge_sel.edge.train.auto_ladder import BODY_EPOCHS, body_of, clean_loss, head_stage
-from edge_sel.edge.train.ladder import FixedLadder, PlannedStage, outcome_of, stages_of
+from edge_sel.edge.train.auto_schedule import BODY_EPOCHS, body_of, clean_loss, head_stage
+from edge_sel.edge.train.schedule import FixedSchedule, PlannedStage, outcome_of, stages_of
 from edge_sel.engines.base import Engine
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import DataError
@@ -149,7 +149,14 @@ def _run(
     training, validation = field
     with TemporaryDirectory() as folder, EnergyRecorder(None, background=False) as recorder:
         given = RunInputs(
-            pack, training, engine, resolved, recorder, Path(folder), validation=validation, ladder=FixedLadder(stages)
+            pack,
+            training,
+            engine,
+            resolved,
+            recorder,
+            Path(folder),
+            validation=validation,
+            schedule=FixedSchedule(stages),
         )
         history = build_session(given).run()["epochs"]
     clean = clean_loss(pack.manifest.calibration)

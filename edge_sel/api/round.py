@@ -27,7 +27,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.build import build_session
 from edge_sel.edge.features.shared import SharedFeatures
 from edge_sel.edge.host import Host, Listener, Notice, local_minute
-from edge_sel.edge.open import RunInputs, hold_run, named_ladder, open_meters
+from edge_sel.edge.open import RunInputs, hold_run, named_schedule, open_meters
 from edge_sel.edge.outputs.earlier import Earlier, exhausted, look_into
 from edge_sel.edge.outputs.model_files import Learnt, read_learnt
 from edge_sel.edge.outputs.openmetrics import MetricsFile
@@ -234,7 +234,7 @@ def train_round(
         tuned = _find_tuning(untuned, exported, device.name, out if resume else None, environ, listener)
         resolved = layers(tuned=tuned)
         asked = resolved.settings
-        ladder = named_ladder(opened, asked)  # a plan that the pack lacks is told first
+        schedule = named_schedule(opened, asked)  # a plan that the pack lacks is told first
         if out is not None and not resume:
             refuse_used(out)
         earlier = look_into(out) if out is not None and resume else Earlier()
@@ -258,7 +258,7 @@ def train_round(
             supply=meters.supply, minute=local_minute, throttling=ThrottleReader(sysfs_root()).read,
         )  # fmt: skip
         given = RunInputs(
-            opened, read.images, engine, resolved, meters.recorder, out, test=read.test, ladder=ladder, host=host,
+            opened, read.images, engine, resolved, meters.recorder, out, test=read.test, schedule=schedule, host=host,
             limits=meters.limits, source=read.source, expert=trained, learnt=learnt, shared=shared, resume=resume,
             opened=meters, notices=notices,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from edge_sel.edge.host import local_minute
 from edge_sel.edge.limits import limits_of, require_sensors
 from edge_sel.edge.memory import limited_memory
 from edge_sel.edge.outputs.openmetrics import write_metrics
-from edge_sel.edge.train.auto_ladder import BODY_EPOCHS, GENERIC, LEAST_GAIN, clean_loss, expected_gain
+from edge_sel.edge.train.auto_schedule import BODY_EPOCHS, GENERIC, LEAST_GAIN, clean_loss, expected_gain
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.power.battery import read_supply
@@ -146,11 +146,11 @@ def _beside(
     tell: Callable[[dict[str, Any]], None],
 ) -> Iterator[list[Arrival]]:  # fmt: skip
     """The same files; when there is nothing to do, a full session if one is due."""
-    told = ""
+    reported = ""
     for part in files:
-        if arrivals.why_polling != told:
-            told = arrivals.why_polling
-            tell({"event": "polling", "why": told})
+        if arrivals.why_polling != reported:
+            reported = arrivals.why_polling
+            tell({"event": "polling", "why": reported})
         if sessions is not None and not part:
             sessions.run_if_due()
         yield part

@@ -152,8 +152,8 @@ def examine(profile: str | None, root: Path = Path("/")) -> Entry:
     engines = {name: attempt(f"engine {name}", look, UNKNOWN) for name, look in ENGINES.items()}
     report["engines"] = [{"name": name, "usable": usable, "why": why} for name, (usable, why) in engines.items()]
     report["thermal"] += attempt("psutil's temperatures", sensors, list[Entry]())
-    told = attempt("hints", lambda: find_hints(report, device, root, sysfs), list[str]())
-    return {**report, "hints": told, "failed": failed}
+    hints = attempt("hints", lambda: find_hints(report, device, root, sysfs), list[str]())
+    return {**report, "hints": hints, "failed": failed}
 
 
 def disk() -> Entry:
@@ -219,11 +219,11 @@ def ort() -> tuple[bool, str]:
         return False, str(error) or type(error).__name__
     from edge_sel.engines.ort import why_no_cuda
 
-    told = f"onnxruntime {onnxruntime.__version__} runs a training graph on the processor"
+    found = f"onnxruntime {onnxruntime.__version__} runs a training graph on the processor"
     if CUDA in onnxruntime.get_available_providers():
         why = why_no_cuda()
-        told += ", and on the GPU" if why is None else f"; not on a GPU, though it is built for one: {why}"
-    return True, told
+        found += ", and on the GPU" if why is None else f"; not on a GPU, though it is built for one: {why}"
+    return True, found
 
 
 def ort_training() -> tuple[bool, str]:

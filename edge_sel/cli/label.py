@@ -60,9 +60,9 @@ def _import(home: Home, table: Path, threads: int, as_json: bool) -> None:
     found = import_labels(home, table, time.time)
     candidate = learner.candidate()
     look = None if candidate is None else learner.decide(candidate)
-    told: dict[str, Any] = {**found._asdict(), "moved": moved.labelled, "look": look and look._asdict()}
+    summary: dict[str, Any] = {**found._asdict(), "moved": moved.labelled, "look": look and look._asdict()}
     if as_json:
-        echo_json(told)
+        echo_json(summary)
         return
     left_out = f"{found.unknown} of images that are not there, {found.refused} with names no class has"
     say(f"{found.labelled} labels, {left_out}")

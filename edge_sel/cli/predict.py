@@ -143,9 +143,9 @@ def _show_json(model: Path, classifier: Classifier, found: Classified, skipped: 
         best, probability = _best(classifier, row)
         figures = dict(zip(classifier.classes, row, strict=True))
         images.append({"path": name, "class": best, "probability": probability, "probabilities": figures})
-    told = [asdict(each) for each in skipped]
+    left_out = [asdict(each) for each in skipped]
     echo_json(
-        {"schema": 1, "model": str(model), "classes": classifier.classes, "images": images, "skipped_images": told}
+        {"schema": 1, "model": str(model), "classes": classifier.classes, "images": images, "skipped_images": left_out}
     )
 
 
@@ -183,9 +183,9 @@ def evaluate_command(
         pack = open_pack(model, keys)
         if weights is not None:
             pack = pack_of_run(pack, weights)
-        told, signers = pack.manifest.model, pack.signers
+        spec, signers = pack.manifest.model, pack.signers
         predict = choose_engine(engine, threads).predictor(pack, pack.weights())
-        found = Classifier(told.classes, told.image_size, told.mean, told.std, predict)
+        found = Classifier(spec.classes, spec.image_size, spec.mean, spec.std, predict)
     images = load_folder(data, found.image_size, classes=found.classes, max_pixels=max_pixels)
     result = evaluate(found.logits, images, found)
     figures = result.to_json(found.classes)

@@ -143,20 +143,20 @@ class LiveLine:
 
     def _watts(self, step: Mapping[str, Any], now_s: float) -> list[str]:
         spent, degrees = step["spent"](), step["temp_c"]()
-        told = []
+        parts = []
         if spent is not None and spent.total_j is not None:
             if self._energy is not None and now_s > self._energy[0]:
-                told.append(format_power(max(0.0, spent.total_j - self._energy[1]) / (now_s - self._energy[0])))
+                parts.append(format_power(max(0.0, spent.total_j - self._energy[1]) / (now_s - self._energy[0])))
             if self._energy is None or now_s - self._energy[0] >= 1.0:
                 self._energy = now_s, spent.total_j
-            told.append(f"{format_energy(spent.total_j)} {spent.source} so far")
-        return told if degrees is None else [*told, f"{degrees:.0f} °C"]
+            parts.append(f"{format_energy(spent.total_j)} {spent.source} so far")
+        return parts if degrees is None else [*parts, f"{degrees:.0f} °C"]
 
 
 def event_line(event: dict[str, Any]) -> str:
     """One event on one line; empty where there is nothing to tell."""
-    told = _EVENTS.get(event["event"], "")
-    return told.format_map(event) if isinstance(told, str) else told(event)
+    template = _EVENTS.get(event["event"], "")
+    return template.format_map(event) if isinstance(template, str) else template(event)
 
 
 def _evaluated_line(event: dict[str, Any]) -> str:
@@ -166,23 +166,23 @@ def _evaluated_line(event: dict[str, Any]) -> str:
 
 def _expert_line(event: dict[str, Any]) -> str:
     verdict = "begins with it" if event["taken"] else "ignored"
-    told = f"{format_percent(event['instead_of'])} → {format_percent(event['accuracy'])}"
-    return f"expert: {told} on the validation images, {verdict}"
+    change = f"{format_percent(event['instead_of'])} → {format_percent(event['accuracy'])}"
+    return f"expert: {change} on the validation images, {verdict}"
 
 
 def _tuned_line(event: dict[str, Any]) -> str:
-    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event["settings"].items())
-    return f"tuned by `edge-sel tune`: {told}"
+    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in event["settings"].items())
+    return f"tuned by `edge-sel tune`: {settings}"
 
 
 def verdict_line(event: dict[str, Any]) -> str:
     """What ships and why; where the validation images alone seem to say otherwise, the evidence comes first."""
     verdict = "the new model ships" if event["shipped"] else "the original model stays"
     before, after = event["before"], event["after"]
-    told = f"{format_percent(before)} → {format_percent(after)}"
+    change = f"{format_percent(before)} → {format_percent(after)}"
     if _contradicts(before, after, shipped=event["shipped"]):
-        return f"{verdict}: {event['why']}; the validation images alone are too few to tell: {told}"
-    return f"validation: {told}, {verdict} ({event['why']})"
+        return f"{verdict}: {event['why']}; the validation images alone are too few to tell: {change}"
+    return f"validation: {change}, {verdict} ({event['why']})"
 
 
 def _contradicts(before: float | None, after: float | None, *, shipped: bool) -> bool:
@@ -234,8 +234,8 @@ _EVENTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "engine_changed": "continues with the engine {now}; it began with {before}",
     "device": "computes on the processor: {why}",
     "backbone_precision": "frozen backbone of {plan} in {precision}: {why}",
-    "stage_begun": lambda event: "" if event["why"] == "as told" else f"ladder: {event['plan']} ({event['why']})",
-    "stages_ended": lambda event: "" if event["why"] == "no more plans" else f"ladder: ends ({event['why']})",
+    "stage_begun": lambda event: "" if event["why"] == "as told" else f"schedule: {event['plan']} ({event['why']})",
+    "stages_ended": lambda event: "" if event["why"] == "no more plans" else f"schedule: ends ({event['why']})",
     "reverted": "{plan} did not improve the model on the validation set: undone",
     "epoch": epoch_line,
     "governor": governor_line,

@@ -90,7 +90,7 @@ def command(
             tell=(lambda line: None) if as_json else note,
         )
         costs = {name: bench.measure(name, tried) for name in names}
-    known = all(cost.energy_j is not None for told in costs.values() for cost in told.values())
+    known = all(cost.energy_j is not None for measured in costs.values() for cost in measured.values())
     by = {"name": found.name, "source": found.source} if found and known else {"name": None, "source": "unavailable"}
     tuning.write_tuning(path, costs, here := tuning.machine(device.name, cores), by)
     choice = tuning.choose(tuning.total_costs(costs), settings.batch_size, {})
@@ -100,7 +100,9 @@ def command(
         "engine": "ort",
         "machine": here,
         "meter": by,
-        "plans": {n: [{**c._asdict(), **cost._asdict()} for c, cost in told.items()] for n, told in costs.items()},
+        "plans": {
+            n: [{**c._asdict(), **cost._asdict()} for c, cost in measured.items()] for n, measured in costs.items()
+        },
         "choice": None if choice is None else choice._asdict(),
         "saved": saved_by(choice, tuning.Candidate(cores, False, settings.batch_size), costs),
         "file": str(path),
@@ -115,19 +117,19 @@ def saved_by(choice: Candidate | None, usual: Candidate, costs: Costs) -> float 
     """The share of joules that the choice takes less than usual; None where both were not measured with every plan."""
     from edge_sel.tuning import weight
 
-    if choice is None or not all(choice in told and usual in told for told in costs.values()):
+    if choice is None or not all(choice in measured and usual in measured for measured in costs.values()):
         return None
-    took, usually = (sum(weight(told[c]) for told in costs.values()) for c in (choice, usual))
+    took, usually = (sum(weight(measured[c]) for measured in costs.values()) for c in (choice, usual))
     return 1 - took / usually
 
 
 def trained_plans(pack: Pack, plans: tuple[str, ...]) -> list[str]:
-    """Those of the plans that have training steps; of ``auto`` every such plan that the ladder may choose.
+    """Those of the plans that have training steps; of ``auto`` every such plan that the schedule may choose.
 
     Raises:
         UsageError: the pack does not have one of them, or none of them trains.
     """
-    from edge_sel.edge.train.auto_ladder import body_of
+    from edge_sel.edge.train.auto_schedule import body_of
     from edge_sel.pack.plan_kinds import HEAD, plan_kind
 
     known = pack.manifest.plans
@@ -158,7 +160,7 @@ def print_costs(result: Mapping[str, Any]) -> None:
     from edge_sel.cli.show import plain_console, plain_table
 
     console = plain_console(soft_wrap=True)
-    told = {
+    words = {
         "measured": f"gross joules measured by {result['meter']['name']}",
         "modelled": f"gross joules modelled by {result['meter']['name']}, from time, processor time and the profile",
         "unavailable": "no meter works here: compared by processor time",
@@ -178,7 +180,7 @@ def print_costs(result: Mapping[str, Any]) -> None:
             ]
             for row in measured
         ]
-        console.print(plain_table(f"{name}, one sample: {told}", columns, rows, left=()))
+        console.print(plain_table(f"{name}, one sample: {words}", columns, rows, left=()))
     if choice is None:
         console.print("nothing fits into memory: a finetune keeps its defaults")
         return

@@ -91,7 +91,7 @@ def _watch(folder: Path, home: Home, as_json: bool, options: dict[str, Any]) -> 
     def tell(event: dict[str, Any]) -> None:
         if as_json:
             echo_json(event)
-        elif (line := _told(event)) is not None:
+        elif (line := _event_line(event)) is not None:
             say(line, err=event["event"] in ("unreadable", "cannot_write", "restored", "polling"))
         if event["event"] == "started":
             notify("READY=1")
@@ -106,7 +106,7 @@ def _watch(folder: Path, home: Home, as_json: bool, options: dict[str, Any]) -> 
     return 0 if why in ("done", "signal") else EXIT_STOPPED_RESUMABLE
 
 
-def _told(event: dict[str, Any]) -> str | None:
+def _event_line(event: dict[str, Any]) -> str | None:
     """An event in words; None for one that says nothing to people."""
     kind = event["event"]
     if kind == "started":

@@ -104,9 +104,9 @@ def detect_profile(root: Path = Path("/"), environ: Mapping[str, str] = os.envir
 def _board(sysfs: Path, root: Path) -> str | None:
     """The profile of a board that its device tree names."""
     for file in ("compatible", "model"):
-        for told in device_tree(sysfs, root, file):
+        for name in device_tree(sysfs, root, file):
             for pattern, profile in _BOARDS:
-                if re.search(pattern, told, re.IGNORECASE):
+                if re.search(pattern, name, re.IGNORECASE):
                     return profile
     return None
 

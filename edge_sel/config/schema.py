@@ -21,7 +21,7 @@ ENV_PREFIX = "EDGE_SEL_"
 _LONGEST_TOML = 10**6
 _MOST_DOTS = 1000
 """The parser's memory grows with the square of the dots in one key."""
-Told = list[tuple[str, Any, str]]
+GivenValues = list[tuple[str, Any, str]]
 """Key or variable, value, origin."""
 
 
@@ -100,7 +100,7 @@ def schema_of(dataclass: Any) -> dict[str, KeySpec]:
     return known
 
 
-def validate(given: Told, known: Mapping[str, KeySpec]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def validate(given: GivenValues, known: Mapping[str, KeySpec]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """The good values, their origins, and a line for each mistake; a later value replaces an earlier one."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from edge_sel import units
 from edge_sel.config.profiles import MAX_BATCH, MAX_THREADS, METERS, Profile
-from edge_sel.config.schema import ENV_PREFIX, Told, key, read_toml, schema_of, validate
+from edge_sel.config.schema import ENV_PREFIX, GivenValues, key, read_toml, schema_of, validate
 from edge_sel.errors import UsageError
 
 MAX_SEED = 2**32 - 1
@@ -152,7 +152,7 @@ def resolve_one(name: str, environ: Mapping[str, str], flag: Any) -> Any:
         UsageError: it is not what it must be.
     """
     variable = f"{ENV_PREFIX}{name.upper()}"
-    given: Told = [(variable, environ.get(variable), f"env:{variable}"), (name, flag, "flag")]
+    given: GivenValues = [(variable, environ.get(variable), f"env:{variable}"), (name, flag, "flag")]
     values, _, mistakes = validate(given, {name: schema_of(Settings)[name]})
     if mistakes:
         raise UsageError("; ".join(mistakes))
@@ -168,7 +168,7 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """The settings from all layers, weakest first; a flag that is None was not given."""
-    given: Told = []
+    given: GivenValues = []
     if profile is not None:
         at = f"profile:{profile.name}"
         given += [("threads", profile.threads, at), ("batch_size", profile.batch_size, at)]

@@ -19,9 +19,9 @@ from edge_sel.edge.outputs.session_folder import SessionFolder
 from edge_sel.edge.outputs.summary import run_facts
 from edge_sel.edge.progress import original_weights, start_progress
 from edge_sel.edge.session import Session
-from edge_sel.edge.train.auto_ladder import AutoLadder, auto_ladder
+from edge_sel.edge.train.auto_schedule import AutoSchedule, auto_schedule
 from edge_sel.edge.train.gate import Gate, intensities
-from edge_sel.edge.train.ladder import trainable_by
+from edge_sel.edge.train.schedule import trainable_by
 
 VALIDATION_CAP = 500
 """Most images in the validation set: beyond this an evaluation costs more than its precision is worth."""
@@ -61,7 +61,7 @@ def build_session(given: RunInputs) -> Session:
     return Session(
         given=given,
         split=split,
-        ladder=given.ladder or _auto_ladder(given, split),
+        schedule=given.schedule or _auto_schedule(given, split),
         gate=gate,
         judge=Judge(given, split, pause_if_due, progress.batch_limit),
         ledger=ledger,
@@ -75,9 +75,9 @@ def build_session(given: RunInputs) -> Session:
     )
 
 
-def _auto_ladder(given: RunInputs, split: SplitImages) -> AutoLadder:
+def _auto_schedule(given: RunInputs, split: SplitImages) -> AutoSchedule:
     engine, images = given.engine.name, len(split.training)
-    return auto_ladder(trainable_by(given.pack, engine), given.settings, images=images, headless=engine == "torch")
+    return auto_schedule(trainable_by(given.pack, engine), given.settings, images=images, headless=engine == "torch")
 
 
 def _split(given: RunInputs) -> SplitImages:

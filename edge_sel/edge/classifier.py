@@ -87,8 +87,8 @@ def open_classifier(path: str | PathLike[str], threads: int = 0, trusted: Truste
     if path.is_dir() and any((path / name).exists() for name in ("run.json", JOURNAL)):
         raise BadInputError("the run has no model.onnx", where=path, fix="let it end: finetune --resume")
     pack = open_pack(path, trusted)
-    told = pack.manifest.model
-    return Classifier(told.classes, told.image_size, told.mean, told.std, engine.predictor(pack, pack.weights()))
+    spec = pack.manifest.model
+    return Classifier(spec.classes, spec.image_size, spec.mean, spec.std, engine.predictor(pack, pack.weights()))
 
 
 def _of_model(file: Path, engine: OrtEngine) -> Classifier:

@@ -83,21 +83,21 @@ OPENING = "opening"
 TOTALS = ("total_j", "net_j", "seconds", "source", "uncertainty_j")
 
 
-def beyond(told: Mapping[str, Any], booked: Spent) -> Spent:
+def beyond(line: Mapping[str, Any], booked: Spent) -> Spent:
     """What a run has spent, as its journal tells, beyond what is booked; nothing if it tells of nothing more.
 
     Raises:
         KeyError, TypeError: the journal is another version's.
     """
-    seconds = float(told["seconds"]) - booked.seconds
+    seconds = float(line["seconds"]) - booked.seconds
     if seconds <= 0:
         return Spent()
     return Spent(
-        total_j=_less(told["total_j"], booked.total_j),
-        net_j=_less(told["net_j"], booked.net_j),
+        total_j=_less(line["total_j"], booked.total_j),
+        net_j=_less(line["net_j"], booked.net_j),
         seconds=seconds,
-        source=told["source"],
-        uncertainty_j=_less(told["uncertainty_j"], booked.uncertainty_j),
+        source=line["source"],
+        uncertainty_j=_less(line["uncertainty_j"], booked.uncertainty_j),
     )
 
 

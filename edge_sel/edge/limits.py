@@ -166,17 +166,17 @@ class Ceiling(Limit):
         self._seen_s = now_s
         self._learn(now_s, temp_c, working=not paused)
         margin_c = min(self._rise_c_per_s * (forecast.step_s + SENSOR_LAG_S), self.max_c / 2)
-        told = f"{temp_c:.1f} °C of {self.max_c:.0f} °C"
+        text = f"{temp_c:.1f} °C of {self.max_c:.0f} °C"
         cool_c = self.max_c - margin_c - (0.0 if ending else HYSTERESIS_C)
         if temp_c >= self.max_c - margin_c or (self._hot_since_s is not None and temp_c > cool_c):
             if self._hot_since_s is None:
                 self._hot_since_s, self._duty = now_s, max(LEAST_DUTY, self._duty / 2)
             if now_s - self._hot_since_s > LONGEST_PAUSE_S:
-                return Decision("stop", f"{told} after {format_duration(LONGEST_PAUSE_S)} of pause")
-            return Decision("pause", told, 1.0, self._duty)
+                return Decision("stop", f"{text} after {format_duration(LONGEST_PAUSE_S)} of pause")
+            return Decision("pause", text, 1.0, self._duty)
         self._hot_since_s = None
         pressure = (temp_c - (self.max_c - margin_c - PRESSURE_BAND_C)) / PRESSURE_BAND_C
-        return Decision("go", told, min(max(pressure, 0.0), 1.0), self._duty)
+        return Decision("go", text, min(max(pressure, 0.0), 1.0), self._duty)
 
     def _learn(self, now_s: float, temp_c: float, *, working: bool) -> None:
         if self._last is None or now_s - self._last[0] > 10 * SENSOR_LAG_S:
@@ -205,10 +205,10 @@ class BatteryFloor(Limit):
             return GO
         if readings.battery is None:
             return Decision("stop", "the battery no longer tells its charge")
-        told = f"{readings.battery:.0%}, the floor is {self.floor:.0%}"
+        text = f"{readings.battery:.0%}, the floor is {self.floor:.0%}"
         if readings.battery <= self.floor:
-            return Decision("stop", told)
-        return Decision("go", told, max(0.0, 1 - (readings.battery - self.floor) / 0.1))
+            return Decision("stop", text)
+        return Decision("go", text, max(0.0, 1 - (readings.battery - self.floor) / 0.1))
 
 
 class MainsOnly(Limit):
@@ -269,14 +269,14 @@ class PowerCap(Limit):
         self._last = (readings.now_s, readings.spent_j)
         full_j = self.cap_w * BURST_S
         level = self._over_j / full_j
-        told = f"{format_energy(self._over_j)} above an average of {format_power(self.cap_w)}"
+        text = f"{format_energy(self._over_j)} above an average of {format_power(self.cap_w)}"
         if level >= 1 or (self._full_since_s is not None and level > 0.5 and not ending):
             self._full_since_s = readings.now_s if self._full_since_s is None else self._full_since_s
             if readings.now_s - self._full_since_s > LONGEST_PAUSE_S:
                 return Decision("stop", "the device draws more than the cap while it does nothing")
-            return Decision("pause", told, 1.0)
+            return Decision("pause", text, 1.0)
         self._full_since_s = None
-        return Decision("go", told, min(1.0, max(0.0, 2 * level)))
+        return Decision("go", text, min(1.0, max(0.0, 2 * level)))
 
 
 def _spread(left: float, ahead: float | None, shown: Callable[[float], str]) -> Decision:

@@ -90,15 +90,15 @@ class Shortage:
     """Tells by the event ``memory_short`` that a limit has become lower, each time once."""
 
     def __init__(self, limit: BatchLimit, emit: Callable[..., Any]) -> None:
-        self._limit, self._emit, self._told = limit, emit, limit.images
+        self._limit, self._emit, self._reported = limit, emit, limit.images
 
     def __call__(self) -> bool:
         """Whether it has since the last call: the batch size must not be lost then."""
-        told, self._told = self._told, self._limit.images
-        if told != self._told:
+        reported, self._reported = self._reported, self._limit.images
+        if reported != self._reported:
             import_onnx()  # while there is room: it would not do to find none at the end
-            self._emit("memory_short", batch_limit=self._told)
-        return told != self._told
+            self._emit("memory_short", batch_limit=self._reported)
+        return reported != self._reported
 
 
 # --- The process

@@ -22,7 +22,7 @@ from edge_sel.edge.limits import Limit, limits_of, require_sensors
 from edge_sel.edge.memory import limited_memory
 from edge_sel.edge.outputs.earlier import JOURNAL, Earlier
 from edge_sel.edge.outputs.model_files import Learnt, Served
-from edge_sel.edge.train.ladder import FixedLadder, Ladder, fixed_ladder, trainable_by
+from edge_sel.edge.train.schedule import FixedSchedule, Schedule, fixed_schedule, trainable_by
 from edge_sel.engines.base import Engine
 from edge_sel.errors import EdgeSelError, SetupError, UsageError
 from edge_sel.files import cannot_write, open_no_link
@@ -197,7 +197,7 @@ def _taken_back(book: Bookkeeper, *, new: bool) -> Iterator[None]:
         raise
 
 
-def named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
+def named_schedule(pack: Pack, settings: Settings) -> FixedSchedule | None:
     """The plans that the user named; None for ``auto``.
 
     Raises:
@@ -206,15 +206,15 @@ def named_ladder(pack: Pack, settings: Settings) -> FixedLadder | None:
     pack = trainable_by(pack, settings.engine)
     if settings.plan == "auto":
         return None
-    ladder = fixed_ladder(pack, settings.plan, settings.epochs)
-    refused = [kind for stage in ladder.stages if (kind := plan_kind(stage.plan)).needs_features]
+    schedule = fixed_schedule(pack, settings.plan, settings.epochs)
+    refused = [kind for stage in schedule.stages if (kind := plan_kind(stage.plan)).needs_features]
     if settings.engine == "torch" and refused:
         raise UsageError(
             f"{refused[0].words} needs features, which the torch engine does not give",
             where=f"--plan {settings.plan}",
             fix="--engine ort, or --plan bn,head",
         )
-    return ladder
+    return schedule
 
 
 def _may_use_gpu(settings: Settings) -> bool:
@@ -254,7 +254,7 @@ class RunInputs:
         out: the run's folder; None for a run in memory, of which nothing is written.
         test: images that no decision looks at, for before/after; None for none.
         validation: what every decision looks at, all ``images`` being trained on; None for a part of them.
-        ladder: which plans, in which order; None for ``--plan auto``.
+        schedule: which plans, in which order; None for ``--plan auto``.
         host: clocks, sensors and signals of the device.
         limits: what the governor holds the run to.
         source: what ``images`` are, for the report.
@@ -274,7 +274,7 @@ class RunInputs:
     out: Path | None
     test: ImageSet | None = None
     validation: ImageSet | None = None
-    ladder: Ladder | None = None
+    schedule: Schedule | None = None
     host: Host = field(default_factory=Host)
     limits: Sequence[Limit] = ()
     source: str = ""

@@ -237,7 +237,7 @@ class Progress:
         stage: where the current stage stands.
         stages_done: finished stages.
         history: an entry for every finished epoch.
-        decisions: what the ladder chose, stage by stage, and why.
+        decisions: what the schedule chose, stage by stage, and why.
         before: figures of the model as it came; empty before it was looked at.
         latest_validation: figures of the validation set after the latest epoch.
         best_validation: those of ``weights``.

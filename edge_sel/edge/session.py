@@ -20,7 +20,7 @@ from edge_sel.edge.progress import Progress, StageState, extend_head, original_w
 from edge_sel.edge.ship import decide, keep_if_better
 from edge_sel.edge.train.closed_form_stage import ClosedFormStage
 from edge_sel.edge.train.gate import Gate
-from edge_sel.edge.train.ladder import Ladder, outcome_of, stages_of
+from edge_sel.edge.train.schedule import Schedule, outcome_of, stages_of
 from edge_sel.edge.train.sel_stage import SelStage
 from edge_sel.edge.train.stage import (
     EpochDone,
@@ -61,7 +61,7 @@ class Session:
     Attributes:
         given: to the run.
         split: its images by what they are for.
-        ladder: which plans, in which order.
+        schedule: which plans, in which order.
         gate: picks the images that are worth a gradient.
         judge: looks at the model with the images that were held back.
         ledger: keeps what the run has spent.
@@ -79,7 +79,7 @@ class Session:
 
     given: RunInputs
     split: SplitImages
-    ladder: Ladder
+    schedule: Schedule
     gate: Gate
     judge: Judge
     ledger: EnergyLedger
@@ -113,8 +113,8 @@ class Session:
         return summary
 
     def _run(self) -> dict[str, Any]:
-        told = "resumed" if self.progress.before else "started"
-        self.emit(told, images=len(self.split.training), validation=len(self.split.validation))
+        event = "resumed" if self.progress.before else "started"
+        self.emit(event, images=len(self.split.training), validation=len(self.split.validation))
         if not self.progress.before:
             self._look_first()
         limit = self.governor.at_boundary(None)
@@ -185,19 +185,19 @@ class Session:
     # Training
 
     def _train(self) -> Stop | None:
-        """Stage after stage until the ladder ends; None then, or what stopped it."""
+        """Stage after stage until the schedule ends; None then, or what stopped it."""
         while self._begin_stage():
             if stop := self._run_stage():
                 return stop
         return None
 
     def _begin_stage(self) -> bool:
-        """Make the ladder's next stage the current one, unless a checkpoint was saved inside one; False at the end."""
+        """Make the schedule's next stage current, unless a checkpoint was saved inside one; False at its end."""
         progress, stage = self.progress, self.progress.stage
         if stage.plan:
             why = "goes on"
         else:
-            planned, why, expected = self.ladder.decide(progress.history, progress.stages_done)
+            planned, why, expected = self.schedule.decide(progress.history, progress.stages_done)
             plan, epochs = planned or (None, 0)
             decision: dict[str, Any] = {
                 "training_stage": progress.stages_done, "plan": plan, "epochs": epochs, "why": why
@@ -295,7 +295,7 @@ class Session:
 
     def _govern(self, stage: TrainingStage) -> str | None:
         """Wait as long as the limits want; the reason if one of them ends the run."""
-        planned = self.ladder.planned(self.progress.stages_done)
+        planned = self.schedule.planned(self.progress.stages_done)
         scores = self.given.settings.curriculum != "off"
         ahead = work_of(self.pack, planned, len(self.split.training), self.gate.planned_rate, scores=scores)
         reason = self.governor.at_boundary(stage.work_left() + ahead)
@@ -361,7 +361,7 @@ class Session:
         ended: dict[str, Any] = {"shipped": shipped, "evidence": evidence, "stopped": stopped}
         ended |= trouble_block(self.progress, self.split.training, figure, throttled, self.given.settings)
         if self.given.shared is not None:
-            ended["feature_store"] = self.given.shared.told()
+            ended["feature_store"] = self.given.shared.as_dict()
         ended["outputs"] = {} if after is None else self.folder.digests()
         if judged is not None:
             ended |= insight_block(

@@ -13,7 +13,7 @@ from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.evidence import ENOUGH, Evidence, compare, less_accurate
 from edge_sel.edge.judge import Judge
 from edge_sel.edge.progress import NO_LOGITS, Predictions, Progress, changed_in, original_weights
-from edge_sel.edge.train.auto_ladder import NONSENSE
+from edge_sel.edge.train.auto_schedule import NONSENSE
 from edge_sel.pack.plan_kinds import plan_kind
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.embarrassment import cross_entropy
@@ -102,9 +102,11 @@ def decide(progress: Progress, judge: Judge) -> Verdict:
         rehearsed = any(entry.get("rehearsed") and entry.get("kept", True) for entry in progress.history)
         memory = _look_back(progress.weights, judge, settings.forget, rehearsed=rehearsed)
         if memory is not None:
-            told = f"{memory.right} of {memory.images} images of the server are right, before {memory.right_before}"
+            counts = f"{memory.right} of {memory.images} images of the server are right, before {memory.right_before}"
             ships = not memory.forgot
-            why = f"{why}; {told}" if ships else f"better here, but it forgot too much: {told} (--forget allows more)"
+            why = (
+                f"{why}; {counts}" if ships else f"better here, but it forgot too much: {counts} (--forget allows more)"
+            )
     return Verdict(ships, {**evidence._asdict(), "level": level, "anchors": memory and memory._asdict(), "why": why})
 
 
@@ -227,8 +229,8 @@ def _why(evidence: Evidence, level: float) -> str:
         return "nothing that was tried made it better"
     if evidence.p_worse <= 1 - level:
         return f"worse: {seen}"
-    enough, told = evidence.images_needed, ""
+    enough, more = evidence.images_needed, ""
     if enough is not None and enough > evidence.images:
         some = f"about {enough}" if enough <= MANY else f"more than {MANY}"
-        told = f"; {some} images would show such a gain"
-    return f"not shown to be better: {seen}{told}"
+        more = f"; {some} images would show such a gain"
+    return f"not shown to be better: {seen}{more}"

@@ -37,8 +37,8 @@ def require_training() -> None:
                          fix="docs/howto/engines.md says how, or --engine ort")  # fmt: skip
     fix = FIX.format(" ".join(found))
     if len(found) > 1:
-        told = " and ".join(f"{name} {version}" for name, version in found.items())
-        raise SetupError("two runtimes are installed over each other", where=told, fix=fix)
+        versions = " and ".join(f"{name} {version}" for name, version in found.items())
+        raise SetupError("two runtimes are installed over each other", where=versions, fix=fix)
     if version != VERSION:
         raise SetupError(f"onnxruntime-training {version} is installed, {VERSION} is needed", fix=fix)
 

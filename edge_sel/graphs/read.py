@@ -41,8 +41,8 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     if len(inputs) != 1 or len(graph.output) != 1 or graph.output[0].name != LOGITS:
         raise GraphError("a forward graph needs one image input and one output named logits", where=graph.name)
     known, batched = infer_any_batch(model)
-    told = {v.name: shape_of(v.type) for v in graph.value_info if v.type.tensor_type.HasField("shape")}
-    shapes = told | known.shapes
+    declared = {v.name: shape_of(v.type) for v in graph.value_info if v.type.tensor_type.HasField("shape")}
+    shapes = declared | known.shapes
     initializers |= known.values
     if parameters is None:
         parameters = {name for name, value in initializers.items() if "." in name and value.dtype.kind == "f"}

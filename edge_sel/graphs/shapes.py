@@ -175,11 +175,11 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray:
 
 def _fixed(kind: onnx.TypeProto, fixed: Mapping[str, int]) -> onnx.TypeProto:
     """The type with symbolic axes at their sizes, or open."""
-    told = kind.tensor_type
-    if not told.HasField("shape"):
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape"):
         return kind
-    dims = [dim.dim_value if dim.HasField("dim_value") else fixed.get(dim.dim_param) for dim in told.shape.dim]
-    return helper.make_tensor_type_proto(told.elem_type, dims)
+    dims = [dim.dim_value if dim.HasField("dim_value") else fixed.get(dim.dim_param) for dim in tensor.shape.dim]
+    return helper.make_tensor_type_proto(tensor.elem_type, dims)
 
 
 @cache

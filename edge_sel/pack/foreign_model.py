@@ -168,8 +168,8 @@ class _Surveyor:
     def _outside(self, tensor: Message, name: str) -> int:
         """Bytes of the file beside the model that holds it."""
         entries = [read_fields(entry, 4) for entry in _all(tensor, 13)]
-        told = {_text(entry, 1): _text(entry, 2).decode("utf-8", "replace") for entry in entries}
-        location = PurePath(told.get(b"location", ""))
+        fields = {_text(entry, 1): _text(entry, 2).decode("utf-8", "replace") for entry in entries}
+        location = PurePath(fields.get(b"location", ""))
         if self._folder is None:
             raise WireError(f"tensor {name} stands in another file")
         if not location.name or location.is_absolute() or ".." in location.parts:

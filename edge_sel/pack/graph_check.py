@@ -172,7 +172,7 @@ class _Description:
         for slot in OPTIMIZER_STATE[optimizer]:
             state |= {f"{slot}::{name}": self._of(name) for name in plan.trainable}
         inputs, outputs = {**self._begin(plan), **state, **self._head}, {**self._scores}
-        outputs |= {f"new::{name}": told for name, told in state.items()}
+        outputs |= {f"new::{name}": value for name, value in state.items()}
         if plan.trainable:
             inputs |= {"sample_weight": (FLOAT, (None,)), **dict.fromkeys(OPTIMIZER_SCALARS[optimizer], scalar)}
             outputs["kept"] = scalar
@@ -252,7 +252,7 @@ def _check(form: GraphForm, expected: Expected, weights: Mapping[str, TensorPlac
             raise WireError(f"operator {node.op[:40]} is not one that a pack may use")
         place = SIZED_BY.get(node.op)
         size = constants.get(node.inputs[place]) if place is not None and place < len(node.inputs) else None
-        if size is not None and _told_elements(node.op, size) > MOST_ELEMENTS:
+        if size is not None and _declared_elements(node.op, size) > MOST_ELEMENTS:
             raise WireError(f"operator {node.op} makes a tensor of more than {MOST_ELEMENTS} elements")
 
 
@@ -264,7 +264,7 @@ def _check_values(what: str, values: list[Value], needed: Declared, optional: De
     for name, value in found.items():
         kind, dims = needed[name] if name in needed else optional[name]
         if value.kind != kind or len(value.dims) != len(dims) or not all(
-            mine is None or mine == told for mine, told in zip(dims, value.dims, strict=True)
+            mine is None or mine == other for mine, other in zip(dims, value.dims, strict=True)
         ):  # fmt: skip
             raise WireError(f"{what} {name} is of another type or shape than the manifest says")
 
@@ -278,16 +278,16 @@ def _check_tensor(tensor: Tensor, expected: Expected, weights: Mapping[str, Tens
     location, offset, length = tensor.external
     if location == WEIGHTS and name in weights and name in expected.outside:
         place = weights[name]
-        told: tuple[object, ...] = (_KINDS.get(place.kind.str[1:]), place.shape, place.offset, place.length)
+        declared: tuple[object, ...] = (_KINDS.get(place.kind.str[1:]), place.shape, place.offset, place.length)
     elif location == SUPPLIED and name in expected.supplied:
-        told = (*expected.supplied[name], 0, size)
+        declared = (*expected.supplied[name], 0, size)
     else:
         raise WireError(f"initializer {name} points outside of the pack's weights")
-    if (tensor.kind, tensor.shape, offset, length) != told:
+    if (tensor.kind, tensor.shape, offset, length) != declared:
         raise WireError(f"initializer {name} does not match the pack's weights")
 
 
-def _told_elements(op: str, size: Tensor) -> int:
+def _declared_elements(op: str, size: Tensor) -> int:
     """How many elements a constant operand asks for, at least."""
     if size.external or size.kind != INT64:
         return 0

@@ -336,8 +336,8 @@ def _external(tensor: list[Field]) -> tuple[str, int, int]:
         fields = _ENTRY.read(entry, 2)
         entries[as_text(_content(fields, 1))] = as_text(_content(fields, 2))
     numbers = [entries.get(key, "") for key in ("offset", "length")]
-    told = entries.keys() == {"location", "offset", "length"} and len(_all(tensor, 13)) == len(entries)
-    if not told or not all(n.isascii() and n.isdigit() and len(n) < 16 for n in numbers):
+    known = entries.keys() == {"location", "offset", "length"} and len(_all(tensor, 13)) == len(entries)
+    if not known or not all(n.isascii() and n.isdigit() and len(n) < 16 for n in numbers):
         raise WireError("a tensor outside of the graph lacks location, offset or length")
     return entries["location"], int(numbers[0]), int(numbers[1])
 

@@ -113,8 +113,8 @@ def add_signature(
     held = [*(each for each in others if each.key != name), KeySignature(name, key.sign(_PREFIX[kind] + message))]
     if len(held) > MOST_SIGNATURES:
         raise UsageError(f"it has {MOST_SIGNATURES} signatures already", where=where, fix=f"make the {kind} again")
-    told = [{"key": each.key, "signature": base64.b64encode(each.value).decode()} for each in held]
-    return (json.dumps({"format": FORMAT, "signatures": told}, indent=1) + "\n").encode()
+    entries = [{"key": each.key, "signature": base64.b64encode(each.value).decode()} for each in held]
+    return (json.dumps({"format": FORMAT, "signatures": entries}, indent=1) + "\n").encode()
 
 
 def read_signatures(content: bytes, where: object) -> tuple[KeySignature, ...]:
@@ -179,9 +179,9 @@ def make_key(private: Path, public: Path) -> str:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     key = Ed25519PrivateKey.generate()
-    told = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    pem = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
     kept = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-    write_new(public, told, mode=0o644)
+    write_new(public, pem, mode=0o644)
     try:
         write_new(private, kept, mode=0o600)
     except BaseException:

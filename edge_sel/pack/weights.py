@@ -134,11 +134,11 @@ def _class_names(notes: Mapping[str, str], pack: Pack) -> tuple[str, ...]:
     """Those in the header of the file; without any the pack's."""
     known = pack.manifest.model.classes
     try:
-        told = read_as(list[str], notes["classes"]) if "classes" in notes else list(known)
+        names = read_as(list[str], notes["classes"]) if "classes" in notes else list(known)
     except SchemaError as error:
         raise ValueError("its classes are not names") from error
-    if not all(name.isprintable() for name in told):
+    if not all(name.isprintable() for name in names):
         raise ValueError("its classes are not names")
-    if not len(known) <= len(set(told)) == len(told) <= MOST_CLASSES or tuple(told[: len(known)]) != known:
+    if not len(known) <= len(set(names)) == len(names) <= MOST_CLASSES or tuple(names[: len(known)]) != known:
         raise ValueError("its classes are not the pack's, nor these and more")
-    return tuple(told)
+    return tuple(names)

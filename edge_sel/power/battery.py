@@ -73,8 +73,8 @@ class BatteryMeter:
                 raise _not_the_systems(f"the charger {charger.name} is plugged in")
         feeding = [battery for battery, state in states.items() if state == "Discharging"]
         if not feeding:
-            told = ", ".join(f"{battery.name} is {state!r}" for battery, state in states.items())
-            raise _not_the_systems(f"no battery discharges ({told})")
+            text = ", ".join(f"{battery.name} is {state!r}" for battery, state in states.items())
+            raise _not_the_systems(f"no battery discharges ({text})")
         return Reading(now_s, None, math.fsum(map(_power_w, feeding)))
 
     def level(self) -> float | None:
@@ -125,10 +125,10 @@ def read_supply(sysfs: Path) -> Supply:
     try:
         import psutil
 
-        told = psutil.sensors_battery() if sysfs == Path("/sys") else None
+        reading = psutil.sensors_battery() if sysfs == Path("/sys") else None
     except Exception:  # psutil lacks it here
-        told = None
-    return Supply(None, None) if told is None else Supply(told.percent / 100, told.power_plugged)
+        reading = None
+    return Supply(None, None) if reading is None else Supply(reading.percent / 100, reading.power_plugged)
 
 
 def _not_the_systems(why: str) -> MeterError:

@@ -80,8 +80,8 @@ def find_meter(
 def why_none(probes: Iterable[Probe]) -> str:
     """What is wrong with each meter that does not work, and how to fix it."""
     unusable = [probe for probe in probes if not probe.usable]
-    told = [f"{probe.name}: {probe.why}" + (f"; {probe.fix}" if probe.fix else "") for probe in unusable]
-    return ", ".join(told) or NO_METER
+    reasons = [f"{probe.name}: {probe.why}" + (f"; {probe.fix}" if probe.fix else "") for probe in unusable]
+    return ", ".join(reasons) or NO_METER
 
 
 def _try(

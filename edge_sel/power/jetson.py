@@ -143,8 +143,8 @@ class JetsonMeter:
         total_w = self._used[0].watts()
         for name, watts in self.readings():
             if watts is not None and 0 < 1.2 * total_w < watts - OFFSET_MW / 1e3:
-                told = f"{name} reports {watts:.1f} W and the whole, {self._used[0].name}, {total_w:.1f} W"
-                raise MeterError(f"the names of two power rails seem to be swapped: {told}", MODELLED)
+                text = f"{name} reports {watts:.1f} W and the whole, {self._used[0].name}, {total_w:.1f} W"
+                raise MeterError(f"the names of two power rails seem to be swapped: {text}", MODELLED)
 
     def _total(self, channels: list[Rail], boards: list[Rail]) -> list[Rail]:
         times = Counter(rail.name for rail in channels)
@@ -196,5 +196,5 @@ def _ina238_rails(sysfs: Path) -> list[Rail]:
 
 def _refresh_s(rails: list[Rail]) -> float:
     """The longest time between two values of the chips, where they tell it in milliseconds."""
-    told = [sysfs_text(rail.files[0].parent / "update_interval") for rail in rails]
-    return max((int(text) / 1e3 for text in told if text.isdecimal()), default=0.0)
+    intervals = [sysfs_text(rail.files[0].parent / "update_interval") for rail in rails]
+    return max((int(text) / 1e3 for text in intervals if text.isdecimal()), default=0.0)

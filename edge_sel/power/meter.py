@@ -82,9 +82,9 @@ class Probe:
 def read_checked(meter: Meter, now_s: float) -> Reading:
     """The meter's reading; MeterError if it says nothing, or what no device can draw."""
     reading = meter.read(now_s)
-    told = [value for value in reading[1:] if value is not None]
-    if (reading.energy_j is None and reading.power_w is None) or not all(map(math.isfinite, told)):
+    values = [value for value in reading[1:] if value is not None]
+    if (reading.energy_j is None and reading.power_w is None) or not all(map(math.isfinite, values)):
         raise MeterError(f"{meter.name} gave no usable value")
-    if min(told) < 0:
+    if min(values) < 0:
         raise MeterError(f"{meter.name} gave a negative value")
     return reading

@@ -108,10 +108,10 @@ class NvmlMeter:
         found = []
         for number, handle in self._handles.items() if self._open else ():
             bits = self._clock_reasons(handle)
-            told = [reason for bit, reason in _REASONS.items() if bits & bit]
+            reasons = [reason for bit, reason in _REASONS.items() if bits & bit]
             if bits & _HW_SLOWDOWN and not bits & 0xC0:
-                told.append("slowdown by the hardware")
-            found += [reason if len(self._handles) == 1 else f"GPU {number}: {reason}" for reason in told]
+                reasons.append("slowdown by the hardware")
+            found += [reason if len(self._handles) == 1 else f"GPU {number}: {reason}" for reason in reasons]
         return found
 
     def close(self) -> None:

@@ -50,9 +50,9 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     """How many processors' time this process may take, by its control group and those above; None if as it likes."""
     quotas = []
     for folder in _group_folders(root, "cpu"):
-        told = sysfs_text(folder / "cpu.max").split()
-        told = told or [sysfs_text(folder / f"cpu.cfs_{word}_us") for word in ("quota", "period")]
-        quota, period = (int(word) if word.isdecimal() else 0 for word in [*told, "", ""][:2])
+        limits = sysfs_text(folder / "cpu.max").split()
+        limits = limits or [sysfs_text(folder / f"cpu.cfs_{word}_us") for word in ("quota", "period")]
+        quota, period = (int(word) if word.isdecimal() else 0 for word in [*limits, "", ""][:2])
         if quota and period:
             quotas.append(quota / period)
     return min(quotas, default=None)
@@ -69,8 +69,8 @@ def memory_left(root: Path = Path("/")) -> int | None:
             limit, taken = sysfs_text(folder / most), sysfs_text(folder / used)
             if limit.isdecimal() and taken.isdecimal():
                 lines = sysfs_text(folder / "memory.stat").splitlines()
-                told = dict(line.split(maxsplit=1) for line in lines if " " in line)
-                lefts.append(max(0, int(limit) - int(taken) + int(told.get(droppable, 0))))
+                statistics = dict(line.split(maxsplit=1) for line in lines if " " in line)
+                lefts.append(max(0, int(limit) - int(taken) + int(statistics.get(droppable, 0))))
                 break
     return min(lefts, default=None)
 

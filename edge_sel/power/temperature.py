@@ -55,11 +55,11 @@ class ZoneReader:
 
     def read(self) -> list[Zone]:
         """The zones that have a temperature now, in the kernel's order."""
-        told, failed = self._patience.run({folder.name: self._reader(folder) for folder in self._folders})
+        readings, failed = self._patience.run({folder.name: self._reader(folder) for folder in self._folders})
         zones: list[Zone] = []
         self.skipped = []
         for folder in self._folders:
-            name, temp_c = self._names.get(folder, folder.name), told.get(folder.name)
+            name, temp_c = self._names.get(folder, folder.name), readings.get(folder.name)
             why = failed.get(folder.name)
             if temp_c is not None:
                 if COLDEST_C < temp_c < HOTTEST_C:
@@ -166,7 +166,7 @@ class Patience:
 
     def run(self, jobs: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
         """What the jobs gave, and why the others gave nothing."""
-        told: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         failed = {name: why for name in jobs if (why := self._too_slow(name))}
         waiting = {name: job for name, job in jobs.items() if name not in failed}
         deadline_s = time.monotonic() + self._timeout_s
@@ -177,16 +177,16 @@ class Patience:
             helpers += [_Helper({name: waiting[name]}) for name in behind]
         for helper in helpers:
             helper.done.wait(max(0.0, deadline_s - time.monotonic()))
-            told |= helper.told.copy()
+            results |= helper.results.copy()
             failed |= helper.failed.copy()
         for name in waiting:
-            if name in told or name in failed:
+            if name in results or name in failed:
                 self._strikes.pop(name, None)
                 continue
             failed[name] = "its reading hangs"
             self._slow[name] = next(helper for helper in reversed(helpers) if name in helper.jobs)
             self._strikes[name] = self._strikes.get(name, 0) + 1
-        return told, failed
+        return results, failed
 
     def _too_slow(self, name: str) -> str | None:
         if name in self._slow and self._slow[name].is_alive():
@@ -201,7 +201,7 @@ class _Helper(threading.Thread):
         super().__init__(daemon=True)
         self.jobs = jobs
         self.seen: set[str] = set()
-        self.told: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
         self.alone = False
         self.done = threading.Event()
@@ -221,7 +221,7 @@ class _Helper(threading.Thread):
             self.seen.add(name)
             self.name = name
             try:
-                self.told[name] = job()
+                self.results[name] = job()
             except ValueError as error:
                 self.failed[name] = str(error)
             except OSError as error:  # switched off, or gone

@@ -69,9 +69,9 @@ class ThrottleReader:
 
     def read(self) -> list[Throttle]:
         """The state now and the counts so far, in a fixed order; equal parts with equal reasons are one."""
-        told, _ = self._patience.run(self._jobs)
+        readings, _ = self._patience.run(self._jobs)
         merged: dict[tuple[str, str], Throttle] = {}
-        for found in (throttle for name in self._jobs for throttle in told.get(name, ())):
+        for found in (throttle for name in self._jobs for throttle in readings.get(name, ())):
             known = merged.setdefault(found[:2], found)
             if known is not found:
                 states = [now for now in (known.now, found.now) if now is not None]
@@ -92,14 +92,14 @@ def new_throttling(before: Iterable[Throttle], after: Iterable[Throttle]) -> lis
     for part, reason in {**old, **new}:
         nothing = Throttle(part, reason, None, None)
         then, now = (reading.get((part, reason), nothing) for reading in (old, new))
-        told = []
+        parts = []
         if then.count is not None and now.count is not None:
             times = now.count - (then.count if now.count >= then.count else 0)
-            told += ["at least once" if times == 1 else f"{times} times"] if times else []
-        told += ["at the beginning"] if then.now else []
-        told += ["at the end"] if now.now else []
-        if told:
-            lines.append(f"{part}: {reason}, {' and '.join(told)}")
+            parts += ["at least once" if times == 1 else f"{times} times"] if times else []
+        parts += ["at the beginning"] if then.now else []
+        parts += ["at the end"] if now.now else []
+        if parts:
+            lines.append(f"{part}: {reason}, {' and '.join(parts)}")
     return lines
 
 

@@ -96,9 +96,9 @@ def _front_chart(
         quiet_grid(axes, "both")
 
     rows = [[point.name, *point.cells, "yes" if n in front else ""] for n, point in enumerate(points)]
-    told = summary.format(on=len(front), of=len(points), names=", ".join(points[n].name for n in front))
+    text = summary.format(on=len(front), of=len(points), names=", ".join(points[n].name for n in front))
     table = Table(title, [*columns, "on the front"], rows)
-    return Chart(title, charts.draw(paint, size=(10.4, 4.2)), told, table, wide=True)
+    return Chart(title, charts.draw(paint, size=(10.4, 4.2)), text, table, wide=True)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -147,8 +147,8 @@ def reference_part(folder: Path, records: Sequence[Record], charts: Charts) -> P
         Section("Edge joules beside reference joules", [_per_epoch(results, records)]),
     ]
     machines = dict.fromkeys(
-        ", ".join(str(told[key]) for key in ("device", "gpu", "torch") if told.get(key))
-        for told in (result.get("environment") or {} for result in results)
+        ", ".join(str(environment[key]) for key in ("device", "gpu", "torch") if environment.get(key))
+        for environment in (result.get("environment") or {} for result in results)
     )
     return Part("Against the reference", f"{folder}: {'; '.join(filter(None, machines))}", sections)
 

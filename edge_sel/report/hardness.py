@@ -174,10 +174,10 @@ def _images(record: Record, thumbnails: Thumbnails) -> list[Block]:
 
 
 def _caption(image: dict[str, Any]) -> str:
-    told = f"{image['path']}: {image['label']}"
+    caption = f"{image['path']}: {image['label']}"
     if image.get("predicted") and image["predicted"] != image["label"]:
-        told += f", predicted {image['predicted']}"
-    return f"{told}, loss {image['loss']:.2f}" if image.get("loss") is not None else told
+        caption += f", predicted {image['predicted']}"
+    return f"{caption}, loss {image['loss']:.2f}" if image.get("loss") is not None else caption
 
 
 class Thumbnails:

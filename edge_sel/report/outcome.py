@@ -41,8 +41,8 @@ def _reason(record: Record) -> str:
 def _accuracy(record: Record) -> Card:
     past, evidence = record.past, record.result.get("evidence")
     before, after, on = past.before, past.after, past.on
-    if before is None and (told := record.result.get("accuracy")):
-        before, on = told["before"], told["on"]
+    if before is None and (measured := record.result.get("accuracy")):
+        before, on = measured["before"], measured["on"]
     if after is None and record.epochs:
         after, on = record.epochs[-1].get("validation_acc"), "validation"
         before = record.epochs[0].get("best_acc", before)
@@ -146,7 +146,7 @@ def _pack(path: str) -> str:
 
 def changes_blocks(record: Record, charts: Charts) -> list[Block]:
     """From the weights, then from the decisions."""
-    return _weights(record, charts) + _heads(record) + _ladder(record)
+    return _weights(record, charts) + _heads(record) + _schedule(record)
 
 
 def _weights(record: Record, charts: Charts) -> list[Block]:
@@ -186,11 +186,11 @@ def _weights(record: Record, charts: Charts) -> list[Block]:
 
 def _heads(record: Record) -> list[Block]:
     rows = [
-        [str(epoch["epoch"]), weight, f"{told['chosen']} of {told['of']}",
-         ", ".join(map(str, told.get("chosen_heads", ()))) or words.NONE, words.percent(told["share_of_norm"]),
-         ", ".join(f"{norm:.3g}" for norm in told.get("heads", ())) or words.NONE]
+        [str(epoch["epoch"]), weight, f"{head['chosen']} of {head['of']}",
+         ", ".join(map(str, head.get("chosen_heads", ()))) or words.NONE, words.percent(head["share_of_norm"]),
+         ", ".join(f"{norm:.3g}" for norm in head.get("heads", ())) or words.NONE]
         for epoch in record.epochs
-        for weight, told in (epoch.get("guilty") or {}).items()
+        for weight, head in (epoch.get("guilty") or {}).items()
     ]  # fmt: skip
     if not rows:
         return []
@@ -199,7 +199,7 @@ def _heads(record: Record) -> list[Block]:
     return [Table(title, columns, rows[:MOST_ROWS])]
 
 
-def _ladder(record: Record) -> list[Block]:
+def _schedule(record: Record) -> list[Block]:
     decisions = record.result.get("decisions") or []
     rows = []
     for decision in decisions:

@@ -101,7 +101,7 @@ def _part(record: Record, charts: Charts, thumbnails: Thumbnails) -> Part:
         try:
             blocks = make(record, charts) or [Text("The files of this run do not contain this yet.")]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-            told = "This part cannot be read from the files of this run: another version wrote them "
-            blocks = [Text(f"{told}({type(error).__name__}: {error}).")]
+            text = "This part cannot be read from the files of this run: another version wrote them "
+            blocks = [Text(f"{text}({type(error).__name__}: {error}).")]
         sections.append(Section(title, blocks))
     return Part(record.name, str(record.past.folder), sections)

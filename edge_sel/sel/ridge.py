@@ -197,8 +197,8 @@ class _Data:
         known = xp.where(xp.isfinite(features), features, xp.full_like(features, nan))  # of an infinity NumPy warns
         of_samples = xp.astype(known, xp.float64) @ weight.T + bias
         if said is not None:
-            told = xp.astype(said, xp.float64)
-            of_samples = xp.where(xp.isnan(told), of_samples, told)
+            logits = xp.astype(said, xp.float64)
+            of_samples = xp.where(xp.isnan(logits), of_samples, logits)
         return of_samples, of_examples
 
     def candidates(

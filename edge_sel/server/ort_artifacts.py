@@ -104,8 +104,8 @@ def make_artifacts(forward: Forward, plan: Plan, optimizer: str) -> tuple[dict[s
                 additional_output_names=[forward.logits, *statistics],
             )  # fmt: skip
         except Exception as error:  # of its C++ side, which has no common exception type
-            told = str(error).splitlines()[-1] if str(error) else type(error).__name__
-            raise GraphError("onnxruntime-training cannot differentiate this graph", where=told[:200]) from error
+            message = str(error).splitlines()[-1] if str(error) else type(error).__name__
+            raise GraphError("onnxruntime-training cannot differentiate this graph", where=message[:200]) from error
         files = {name: (Path(folder) / name).read_bytes() for name in OFFICIAL}
     step, evaluation, update = (onnx.load_from_string(files[name]) for name in OFFICIAL[:3])
     _add_mask(step, plan)

@@ -168,8 +168,8 @@ def check_parity(
             exact = _errors(alone(batch), expected, expected, info).ours
             _require_explained(info, seen[info.name], exact, forward, (engine.name, reference.name))
         for info in mine:
-            told = min(seen[info.name], key=lambda errors: max(errors.ours.values()))
-            report[info.name] = Agreement(max(told.ours.values()), max(told.reference.values()))
+            best = min(seen[info.name], key=lambda errors: max(errors.ours.values()))
+            report[info.name] = Agreement(max(best.ours.values()), max(best.reference.values()))
     return {name: report[name] for name in pack.manifest.plans}
 
 

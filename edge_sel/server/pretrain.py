@@ -89,11 +89,11 @@ def pretrain(
     train, held = np.arange(len(images)), np.empty(0, np.int64)
     if options.validation_fraction:
         train, held = stratified_split(images.labels, options.validation_fraction, np.random.default_rng(options.seed))
-    teacher, told = None, dict[str, object]()
+    teacher, provenance = None, dict[str, object]()
     if options.teacher is not None:  # its path may be private: the checkpoint has its name
         teacher = open_teacher(options.teacher, images, train, device, options.precision)
-        told = {"teacher": teacher.name, "teacher_accuracy": teacher.accuracy(held)}
-        seen = f"accuracy {told['teacher_accuracy']:.4f} on held-out images, {teacher.spent():.0f} s"
+        provenance = {"teacher": teacher.name, "teacher_accuracy": teacher.accuracy(held)}
+        seen = f"accuracy {provenance['teacher_accuracy']:.4f} on held-out images, {teacher.spent():.0f} s"
         note(f"teacher {teacher.name}: {seen}")
     torch.manual_seed(options.seed)  # of the initial weights
     generator = torch.Generator().manual_seed(options.seed)  # of the order and the augmentation
@@ -122,7 +122,7 @@ def pretrain(
         camera_accuracy = accuracy_on(model, loader.through_cameras(held))
         figures = {"images": len(train), "finished_epochs": epoch, "validation_accuracy": accuracy}
         figures |= {"camera_accuracy": camera_accuracy, "parameters": parameter_count(model)}
-        training = {**asdict(options), **told, **figures}
+        training = {**asdict(options), **provenance, **figures}
         info = WarmupInfo(options.model, images.classes, images.size, mean, std, training, held_out)
         warmup.save(out, model, info)  # after every epoch: a run that dies leaves its last one
         taught_s = teacher.spent() if teacher else 0.0

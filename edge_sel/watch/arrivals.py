@@ -62,10 +62,10 @@ class FolderArrivals:
     why_polling: str = ""
 
     def __iter__(self) -> Iterator[list[Arrival]]:
-        told = self._told()
+        changes = self._changes()
         scanned_s, period_s = -1e9, 0.0
         changed: set[str] = set()
-        for paths in told:
+        for paths in changes:
             changed |= paths
             now_s = self.clock()
             if now_s - scanned_s >= period_s:
@@ -85,7 +85,7 @@ class FolderArrivals:
         """What is there now."""
         return self._scan()
 
-    def _told(self) -> Iterator[set[str]]:
+    def _changes(self) -> Iterator[set[str]]:
         """Sets of paths that have changed; empty ones at ticks."""
         try:
             from watchfiles import watch

@@ -247,12 +247,12 @@ def _open_model(model: Path, trusted: TrustedKeys | None) -> tuple[Pack, Path | 
     """The pack, and the folder of the run if the model is one: that says which pack it was."""
     if not (model / "run.json").is_file():
         return open_pack(model, trusted), None
-    told, why = read_result(model)
-    if told is None:
+    result, why = read_result(model)
+    if result is None:
         raise BadInputError(
             f"the run cannot be read, {why}", where=model / "run.json", fix="name a pack, or another run"
         )
-    pack = open_pack(Path(told["pack"]), trusted)
+    pack = open_pack(Path(result["pack"]), trusted)
     return pack, model if (model / WEIGHTS).is_file() else None  # of a run that did not ship there are none
 
 
@@ -277,9 +277,9 @@ def open_home(folder: Path, trusted: TrustedKeys | None = None) -> Home:
         PackError: its pack is damaged.
         SetupError: the records cannot be opened.
     """
-    told = _read_home(folder)
+    content = _read_home(folder)
     pack = open_pack(folder / PACK, trusted)
-    if pack.digest != told["pack"]:
+    if pack.digest != content["pack"]:
         raise BadInputError("the pack in the home is another one", where=folder / PACK)
     restored = ""
     try:

@@ -264,8 +264,8 @@ class Learner:
             level = self._level(number)
             better, weights = evidence.better(level) and candidate.fit.changed, self._weights(candidate)
             why = _words(evidence, better)
-            if better and (told := self._forgotten(candidate)):
-                better, why = False, f"better here, but {told}"
+            if better and (forgotten := self._forgotten(candidate)):
+                better, why = False, f"better here, but {forgotten}"
             shipped = self._ship(candidate, weights, why) if better else None
             p = min(evidence.p_loss, evidence.p_right)
             self.home.records.add_look(

@@ -31,8 +31,8 @@ def status_of(home: Home) -> dict[str, Any]:
 
 def metrics_text(home: Home) -> str:
     """OpenMetrics text of ``status_of``."""
-    told = status_of(home)
-    counters, drift = told["counters"], told["drift"] if isinstance(told["drift"], dict) else {}
+    status = status_of(home)
+    counters, drift = status["counters"], status["drift"] if isinstance(status["drift"], dict) else {}
     joules = counters["millijoules"] / 1000 if "millijoules" in counters else None
     images = [({"outcome": name}, counters.get(name, 0)) for name in OUTCOMES]
     kept, labelled = len(home.records.kept()), len({label.image for label in home.records.labels()})
@@ -42,11 +42,11 @@ def metrics_text(home: Home) -> str:
         Family("edge_sel_watch_images_kept", "gauge", "", "Images that are kept for people.", [({}, kept)]),
         Family("edge_sel_watch_images_labelled", "gauge", "", "Of these, those with a label.", [({}, labelled)]),
         Family("edge_sel_watch_energy_joules", "counter", "joules", "Gross energy while it watched.",
-               [({"source": told["energy_source"]}, joules)]),
+               [({"source": status["energy_source"]}, joules)]),
         Family("edge_sel_watch_drift", "gauge", "", "1 where the images no longer look like the server's.",
                [({}, float(drift["seen"]) if "seen" in drift else None)]),
         Family("edge_sel_watch_novel_ratio", "gauge", "ratio", "Share of new images in the latest test of drift.",
                [({}, drift.get("novel"))]),
-        Family("edge_sel_watch_model", "gauge", "", "Number of the model in service.", [({}, told["model"])]),
+        Family("edge_sel_watch_model", "gauge", "", "Number of the model in service.", [({}, status["model"])]),
         Family("edge_sel_watch_info", "gauge", "", "The version of edge-sel.", [({"version": __version__}, 1.0)]),
     ])  # fmt: skip

@@ -124,7 +124,7 @@ class Watcher:
         self._pending: dict[str, _Pending] = {}
         self._known, self._labelled = self._taught(), self.home.records.latest_label()
         self._learnt_at, self._kept_since, self._different = -1, 0, 0
-        self._cared_s, self._booked_j, self._full_told = -1e9, 0.0, False
+        self._cared_s, self._booked_j, self._full_reported = -1e9, 0.0, False
 
     def run(self, arrivals: Iterable[list[Arrival]]) -> str:
         """Until a signal or a limit ends it, or the stream does; says which."""
@@ -256,7 +256,7 @@ class Watcher:
         while True:
             try:
                 self.home.records.add(seen, counters)
-                self._full_told = False
+                self._full_reported = False
                 return
             except DatabaseError as error:
                 self._trouble(str(error))
@@ -264,9 +264,9 @@ class Watcher:
                     return
 
     def _trouble(self, why: str) -> None:
-        if not self._full_told:
+        if not self._full_reported:
             self.around.tell({"event": "cannot_write", "why": why})
-        self._full_told = True
+        self._full_reported = True
 
     # What is done from time to time
 
@@ -331,9 +331,9 @@ class Watcher:
         drift = drift_of(self._observer, np.stack(list(self._window)).astype(np.float64), self._rng)
         self._different = 0
         seen = drift.seen(DRIFT_LEVEL)
-        told = {**drift._asdict(), "level": DRIFT_LEVEL, "seen": seen}
-        self.home.records.note("drift", json.dumps(told))
-        self.around.tell({"event": "drift", **told})
+        summary = {**drift._asdict(), "level": DRIFT_LEVEL, "seen": seen}
+        self.home.records.note("drift", json.dumps(summary))
+        self.around.tell({"event": "drift", **summary})
 
 
 def drift_of(observer: Observer, units: np.ndarray, rng: np.random.Generator) -> Drift:

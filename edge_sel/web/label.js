@@ -7,15 +7,15 @@ async function ask(path, body) {
   const options = body === undefined ? {} : {
     method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
   };
-  let answer, told;
+  let answer, state;
   try {
     answer = await fetch(path, options);
-    told = await answer.json();
+    state = await answer.json();
   } catch (error) {
     throw new Error("The device does not answer. Is it still on?");
   }
-  if (!answer.ok) throw new Error(told.error || "That did not work.");
-  return told;
+  if (!answer.ok) throw new Error(state.error || "That did not work.");
+  return state;
 }
 
 async function work(path, body) {
@@ -34,12 +34,12 @@ async function work(path, body) {
 
 const say = (name) => shown && work("/api/label", {image: shown.number, name: name});
 
-function show(told) {
-  shown = told.image;
-  by("progress").max = Math.max(told.kept, 1);
-  by("progress").value = told.labelled;
-  by("count").textContent = `${told.labelled} of ${told.kept} have a label`;
-  by("verdict").textContent = `${told.verdict} (model ${told.model} is in service)`;
+function show(state) {
+  shown = state.image;
+  by("progress").max = Math.max(state.kept, 1);
+  by("progress").value = state.labelled;
+  by("count").textContent = `${state.labelled} of ${state.kept} have a label`;
+  by("verdict").textContent = `${state.verdict} (model ${state.model} is in service)`;
   const picture = by("picture");
   if (shown) {
     picture.hidden = false;
@@ -53,11 +53,11 @@ function show(told) {
     picture.hidden = true;
     picture.removeAttribute("src");
     by("guess").textContent = "";
-    by("question").textContent = told.kept ? "Nothing is left to ask." : "No image was kept yet.";
+    by("question").textContent = state.kept ? "Nothing is left to ask." : "No image was kept yet.";
   }
-  showClasses(told.classes);
-  showDisputed(told.disputed);
-  showCurve(told.curve);
+  showClasses(state.classes);
+  showDisputed(state.disputed);
+  showCurve(state.curve);
   for (const id of ["none", "skip"]) by(id).disabled = !shown;
 }
 

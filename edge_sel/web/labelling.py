@@ -130,17 +130,17 @@ class Desk:
             image = self._teacher.next_image(person) if number is None else self._teacher.shown(number)
             given = collect_labels(self.home, self._learner.observer.classes)
             kept, labelled = self._teacher.left()
-            told: dict[str, Any] = {
+            answer: dict[str, Any] = {
                 "classes": list(given.classes), "kept": kept, "labelled": labelled, "disputed": list(given.disputed),
                 "verdict": self._verdict, "model": self.home.service(), "curve": self.home.records.fits(),
                 "image": None,
             }  # fmt: skip
             if image is not None:
                 guess, probability = self._teacher.guess(image.number, self._candidate)
-                told["image"] = {
+                answer["image"] = {
                     "number": image.number, "guess": guess, "probability": probability, "novelty": image.novelty,
                 }  # fmt: skip
-            return told
+            return answer
 
     def say(self, person: str, image: int, name: str | None) -> None:
         """This person says what an image shows.
@@ -214,9 +214,9 @@ def _verdict(candidate: Candidate | None) -> str:
     if candidate is None or candidate.evidence is None:
         return "too few labels to say anything"
     evidence = candidate.evidence
-    told = f"{candidate.given} labels: {100 * evidence.gain:+.1f} points against the model in service"
+    text = f"{candidate.given} labels: {100 * evidence.gain:+.1f} points against the model in service"
     more = labels_needed(evidence)
-    return f"{told}; about {more} more would show it" if more else told
+    return f"{text}; about {more} more would show it" if more else text
 
 
 def label_app(desk: Desk, token: str | None) -> App:

@@ -129,7 +129,7 @@ def serve_model_app(service: ModelService, token: str | None) -> App:
             if request.headers.get("content-type", "").startswith("application/json"):
                 asked: _Asked = await run_in_threadpool(read_as, _Asked, body)
                 body = base64.b64decode(asked["image"], validate=True)
-            told = await run_in_threadpool(service.classify, body)
+            answer = await run_in_threadpool(service.classify, body)
         except ClientDisconnect:
             status, why = 413, "the body is too large"
         except binascii.Error:
@@ -138,7 +138,7 @@ def serve_model_app(service: ModelService, token: str | None) -> App:
             status, why = 400, str(error)
         else:
             service.answered += 1
-            return JSONResponse(told)
+            return JSONResponse(answer)
         service.refused += 1
         return JSONResponse({"error": why}, status)
 
@@ -147,8 +147,8 @@ def serve_model_app(service: ModelService, token: str | None) -> App:
 
     async def model(request: Request) -> Response:
         serving = service.serving
-        told = {"classes": list(serving.classifier.classes), "model": serving.number}
-        return JSONResponse({**told, "image_size": list(serving.classifier.image_size)})
+        answer = {"classes": list(serving.classifier.classes), "model": serving.number}
+        return JSONResponse({**answer, "image_size": list(serving.classifier.image_size)})
 
     async def metrics(request: Request) -> Response:
         text = await run_in_threadpool(service.metrics)

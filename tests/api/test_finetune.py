@@ -88,9 +88,9 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_bad_input_is_one_line_and_leaves_nothing(what, tmp_path, images, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given, kind, told = WRONG[what]
+    given, kind, message = WRONG[what]
     given = {"pack": None, "images": images, **SHORT, **given}
-    with pytest.raises(kind, match=told) as caught:
+    with pytest.raises(kind, match=message) as caught:
         edge_sel.finetune(given.pop("pack"), given.pop("images"), out="run", **given)
     assert len(str(caught.value).splitlines()) == 1 and tree(tmp_path) == {}
 

@@ -12,8 +12,8 @@ from edge_sel.data.builtin import load_digits
 from edge_sel.edge.build import build_session
 from edge_sel.edge.open import RunInputs
 from edge_sel.edge.train import sel_stage
-from edge_sel.edge.train.auto_ladder import clean_loss
-from edge_sel.edge.train.ladder import FixedLadder, PlannedStage
+from edge_sel.edge.train.auto_schedule import clean_loss
+from edge_sel.edge.train.schedule import FixedSchedule, PlannedStage
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.manifest_json import from_json, to_json
 from tests.edge.sessions import digits, no_meter, of_counts, pack
@@ -58,10 +58,10 @@ def test_the_body_is_tried_in_every_field_for_one_epoch_and_for_three():
 )
 def test_rows_are_what_a_device_would_have_seen(without, stages, tmp_path):
     settings = resolve(flags={"backbone_precision": "fp32"})
-    planned = FixedLadder([PlannedStage(stages[0], 1), PlannedStage(stages[1], 3)])
+    planned = FixedSchedule([PlannedStage(stages[0], 1), PlannedStage(stages[1], 3)])
     given = RunInputs(
         lesser(without), digits(), OrtEngine(threads=1), settings, no_meter(), tmp_path, validation=judges(),
-        ladder=planned,
+        schedule=planned,
     )  # fmt: skip
     result = build_session(given).run()
     assert result["images"] == {"train": 120, "validation": 80, "test": 0}, "nothing is held back"

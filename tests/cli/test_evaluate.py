@@ -43,10 +43,10 @@ def test_an_extended_model_is_evaluated_with_its_own_classes(edge_sel, here, dig
 
 
 def test_a_pack_is_inspected_and_verified(edge_sel):
-    told = json.loads(edge_sel("pack", "inspect", PACK, "--json").out)
-    assert told["schema"] == 1 and len(told["model"]["classes"]) == 10
+    result = json.loads(edge_sel("pack", "inspect", PACK, "--json").out)
+    assert result["schema"] == 1 and len(result["model"]["classes"]) == 10
     shown = edge_sel("pack", "inspect", PACK).out
-    assert told["plans"] and all(plan in shown for plan in told["plans"])
+    assert result["plans"] and all(plan in shown for plan in result["plans"])
     verified = edge_sel("pack", "verify", PACK)
     assert verified.code == 0 and "every hash and graph is good" in verified.out
 

@@ -224,7 +224,7 @@ def test_throttling_now_and_since_the_start_is_told(machine, capsys):
     assert "Raspberry Pi" not in text and "slowed by heat since it was started, 7 times" in text
 
 
-Found = namedtuple("Found", "quota allowed threads told")
+Found = namedtuple("Found", "quota allowed threads hint")
 QUOTAS = [
     Found(1.5, 4, None, "--threads 1"), Found(2.7, 4, None, "--threads 2"), Found(0.2, 4, None, "--threads 1"),
     Found(4.0, 4, None, None), Found(6.0, 4, None, None), Found(None, 4, None, None),
@@ -242,17 +242,17 @@ def test_threads_beyond_the_quota(machine, monkeypatch, tmp_path, found):
         machine.put("sys/fs/cgroup/cpu.max", f"{round(100_000 * found.quota)} 100000")
     report = machine.report(str(profile))
     assert report["cpus"] == {"count": 8, "allowed": found.allowed, "quota": found.quota}
-    told = [hint for hint in report["hints"] if "--threads" in hint]
-    assert len(told) == (found.told is not None) and all(found.told in hint for hint in told)
+    hints = [hint for hint in report["hints"] if "--threads" in hint]
+    assert len(hints) == (found.hint is not None) and all(found.hint in hint for hint in hints)
 
 
-@pytest.mark.parametrize(("free", "told"), [(499_999_999, True), (500_000_000, False)])
-def test_a_disk_that_is_nearly_full_is_told(machine, monkeypatch, tmp_path, free, told):
+@pytest.mark.parametrize(("free", "expected"), [(499_999_999, True), (500_000_000, False)])
+def test_a_disk_that_is_nearly_full_is_told(machine, monkeypatch, tmp_path, free, expected):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     report = machine.report()
     assert report["disk"] == {"path": str(tmp_path), "free_bytes": free}
-    assert any(str(tmp_path) in hint and "free" in hint for hint in report["hints"]) == told
+    assert any(str(tmp_path) in hint and "free" in hint for hint in report["hints"]) == expected
 
 
 @pytest.mark.parametrize("moved", [False, True])

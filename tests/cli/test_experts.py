@@ -53,15 +53,15 @@ def expert(edge_sel, here, signed, server_images):
     return here / "expert.safetensors"
 
 
-def told(out):
+def expert_events(out):
     return [event for event in events(out) if event["event"] == "expert"]
 
 
 def test_the_whole_way(edge_sel, here, expert, dark_digits):
     plain = edge_sel("finetune", PACK, "--data", dark_digits, "--out", "plain", "--json")
     given = edge_sel("finetune", PACK, "--data", dark_digits, "--out", "run", "--expert", expert, "--json")
-    assert plain.code == given.code == 0 and told(here / "plain") == []
-    (event,) = told(here / "run")
+    assert plain.code == given.code == 0 and expert_events(here / "plain") == []
+    (event,) = expert_events(here / "run")
     before = json.loads(given.out)["before"]["validation"]["accuracy"]
     assert event["instead_of"] == before == json.loads(plain.out)["before"]["validation"]["accuracy"]
     assert event["taken"] is True and event["accuracy"] >= before
@@ -110,7 +110,7 @@ def test_a_worse_expert_is_ignored(edge_sel, here, worse, dark_digits):
     run = edge_sel("finetune", PACK, "--data", dark_digits, "--out", "with", "--expert", worse)
     assert run.code == 0 and "expert: " in run.err and "ignored" in run.err
     assert edge_sel("finetune", PACK, "--data", dark_digits, "--out", "without", "--json").code == 0
-    assert [event["taken"] for event in told(here / "with")] == [False]
+    assert [event["taken"] for event in expert_events(here / "with")] == [False]
     names = ("weights.safetensors", "model.onnx")
     assert all((here / "with" / name).read_bytes() == (here / "without" / name).read_bytes() for name in names)
     assert outcome(here / "with")["accuracy"] == outcome(here / "without")["accuracy"]
@@ -123,7 +123,11 @@ def test_classes_of_the_device_with_an_expert(edge_sel, here, expert, dark_digit
     given = ["finetune", PACK, "--data", "data", "--out", "run", "--expert", expert, "--json"]
     refused(edge_sel(*given), BAD_INPUT, "nine")
     result = edge_sel(*given, "--new-classes", "extend", "--out", "extended")
-    assert result.code == 0 and json.loads(result.out)["classes"][-1] == "nine" and len(told(here / "extended")) == 1
+    assert (
+        result.code == 0
+        and json.loads(result.out)["classes"][-1] == "nine"
+        and len(expert_events(here / "extended")) == 1
+    )
 
 
 # Refused

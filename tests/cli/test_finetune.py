@@ -40,12 +40,12 @@ def test_with_no_argument_it_trains_on_the_built_in_images(here):
 def test_json_is_all_there_is_on_stdout(edge_sel, here):
     result = edge_sel("finetune", "--json", "--out", "run", *SHORT)
     assert result.code == 0 and result.err == ""
-    told = json.loads(result.out, parse_constant=pytest.fail)
+    summary = json.loads(result.out, parse_constant=pytest.fail)
     assert result.out.count("\n") == 1
-    assert told == json.loads((here / "run" / "run.json").read_text())
-    assert told["schema"] == 1 and told["stopped"] == "done" and told["run"] == "run"
-    assert told["energy"]["source"] in ("measured", "modelled")
-    assert all(epoch["energy_source"] in ("measured", "modelled") for epoch in told["epochs"])
+    assert summary == json.loads((here / "run" / "run.json").read_text())
+    assert summary["schema"] == 1 and summary["stopped"] == "done" and summary["run"] == "run"
+    assert summary["energy"]["source"] in ("measured", "modelled")
+    assert all(epoch["energy_source"] in ("measured", "modelled") for epoch in summary["epochs"])
 
 
 def test_without_torch_and_the_other_big_ones(here, tmp_path):
@@ -91,8 +91,8 @@ def test_a_run_that_made_it_worse_says_so(edge_sel, digits_folder):
     assert "evidence: nothing that was tried made it better" in result.out
     assert "held out for validation" in result.err and "valid." in result.out
     assert "validation_" not in result.out + result.err
-    told = json.loads(edge_sel("finetune", PACK, "--data", digits_folder, *arguments, "--resume", "--json").out)
-    assert told["shipped"] is False
+    summary = json.loads(edge_sel("finetune", PACK, "--data", digits_folder, *arguments, "--resume", "--json").out)
+    assert summary["shipped"] is False
 
 
 def test_an_automatic_plan_tells_what_it_decides(edge_sel, here, digits_folder):
@@ -100,11 +100,11 @@ def test_an_automatic_plan_tells_what_it_decides(edge_sel, here, digits_folder):
         "finetune", PACK, "--data", digits_folder, "--plan", "auto", "--threads", 1, "--gate", "off", "--out", "run"
     )
     assert result.code == 0, result.err
-    told = events(here / "run")
-    decided = [(event["plan"], event["why"]) for event in told if event["event"] == "stage_begun"]
-    ends = [("ends", event["why"]) for event in told if event["event"] == "stages_ended"]
-    shown = [line for line in result.err.splitlines() if line.startswith("ladder: ")]
-    assert shown == [f"ladder: {plan} ({why})" for plan, why in [*decided, *ends]]
+    found = events(here / "run")
+    decided = [(event["plan"], event["why"]) for event in found if event["event"] == "stage_begun"]
+    ends = [("ends", event["why"]) for event in found if event["event"] == "stages_ended"]
+    shown = [line for line in result.err.splitlines() if line.startswith("schedule: ")]
+    assert shown == [f"schedule: {plan} ({why})" for plan, why in [*decided, *ends]]
     assert decided[0][0] == "closed_form" and len(ends) == 1
     summary = json.loads((here / "run" / "run.json").read_text())
     assert summary["plan"] == "auto"
@@ -214,9 +214,9 @@ def test_a_flag_overrules_the_environment_and_that_the_file(edge_sel, here, monk
 
 def test_accuracy_is_told_on_the_test_images_where_there_are_any(edge_sel, digits_folder):
     arguments = ["finetune", PACK, "--data", digits_folder, "--test", digits_folder, "--out", "run", "--json", *SHORT]
-    told = json.loads(edge_sel(*arguments).out)
-    assert told["accuracy"]["on"] == "test" and told["images"]["test"] == 120
-    assert told["source"] == str(digits_folder)
+    result = json.loads(edge_sel(*arguments).out)
+    assert result["accuracy"]["on"] == "test" and result["images"]["test"] == 120
+    assert result["source"] == str(digits_folder)
 
 
 def test_resuming_a_finished_run_changes_nothing(edge_sel, here):

@@ -21,8 +21,8 @@ def test_new_classes_extend_those_of_the_pack(edge_sel, here, digits_folder):
         (here / "data" / "star").mkdir(exist_ok=True)
         Image.new("RGB", (16, 16), (200, number, 30)).save(here / "data" / "star" / f"{number}.png")
     arguments = ["finetune", PACK, "--data", "data", "--out", "run", "--new-classes", "extend", "--json", *SHORT]
-    told = json.loads(edge_sel(*arguments).out)
-    assert told["classes"] == [*map(str, range(10)), "star"]
+    result = json.loads(edge_sel(*arguments).out)
+    assert result["classes"] == [*map(str, range(10)), "star"]
 
 
 def chunk(kind, content):
@@ -67,16 +67,16 @@ def test_a_mixed_folder_trains_on_every_image_and_names_the_files_that_are_none(
     before = tree(mixed)
     result = edge_sel("finetune", PACK, "--data", mixed, "--out", "run", "--json", *SHORT)
     assert result.code == 0, result.err
-    told = json.loads(result.out)
-    skipped = {entry["path"]: entry["reason"] for entry in told["skipped_images"]}
+    summary = json.loads(result.out)
+    skipped = {entry["path"]: entry["reason"] for entry in summary["skipped_images"]}
     assert skipped.keys() == {
         "1/truncated.jpg", "2/text.jpg", "3/empty.png", "4/huge.png", "5/notes.txt", "loose.png",
     }  # fmt: skip
     assert all(skipped.values())
     assert "truncated" in skipped["1/truncated.jpg"] and "empty" in skipped["3/empty.png"]
     assert "megapixels" in skipped["4/huge.png"]
-    again = told["duplicates"]["left_out"]
-    assert told["images"]["train"] + told["images"]["validation"] + len(again) == 120 + 6
+    again = summary["duplicates"]["left_out"]
+    assert summary["images"]["train"] + summary["images"]["validation"] + len(again) == 120 + 6
     assert again and set(again) <= {
         f"7/{name}" for name in ("cmyk.jpg", "sixteen.png", "palette.png", "moving.gif")
     } | {path.relative_to(mixed).as_posix() for path in (mixed / "7").iterdir()}

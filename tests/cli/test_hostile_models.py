@@ -25,8 +25,8 @@ def model(nodes, *, image=("n", 3, 8, 8), weights=(), opset=18, functions=(), do
     made = helper.make_model(
         graph, opset_imports=[helper.make_opsetid(domain, opset)], functions=list(functions), ir_version=9
     )
-    told = {"classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.5] * 3, **facts}
-    helper.set_model_props(made, {key: v if isinstance(v, str) else json.dumps(v) for key, v in told.items()})
+    facts_given = {"classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.5] * 3, **facts}
+    helper.set_model_props(made, {key: v if isinstance(v, str) else json.dumps(v) for key, v in facts_given.items()})
     return made
 
 
@@ -131,9 +131,9 @@ CASES = {
 ONLY_PREDICT = {
     "three logits of two classes": lambda: classifier(classes=3, outputs=[value("logits", ["n", 3])]),
     "logits of another number than declared": lambda: classifier(classes=3),
-    "classes nested deeply": lambda: _told(classes="[" * 60_000),
-    "a mean of 10^400": lambda: _told(mean="[0, 0, 1" + "0" * 400 + "]"),
-    "a deviation of 0": lambda: _told(std="[0, 0.5, 0.5]"),
+    "classes nested deeply": lambda: _with_facts(classes="[" * 60_000),
+    "a mean of 10^400": lambda: _with_facts(mean="[0, 0, 1" + "0" * 400 + "]"),
+    "a deviation of 0": lambda: _with_facts(std="[0, 0.5, 0.5]"),
     "images of no size": lambda: classifier(image=("n", 3, 0, 8)),
     "images of any size": lambda: classifier(image=("n", 3, "h", "w")),
     "no numbers": lambda: classifier(scale=np.nan),
@@ -141,7 +141,7 @@ ONLY_PREDICT = {
 }  # fmt: skip
 
 
-def _told(**facts):
+def _with_facts(**facts):
     made = classifier()
     for entry in made.metadata_props:
         entry.value = facts.get(entry.key, entry.value)
@@ -168,8 +168,8 @@ def one_line(edge_sel, arguments, seconds):
     before, began = psutil.Process().memory_info().rss, time.process_time()
     found = edge_sel(*arguments)
     took, grown = time.process_time() - began, psutil.Process().memory_info().rss - before
-    told = found.err.strip()
-    assert found.code in (2, 3, 4) and told.startswith("edge-sel: ") and "\n" not in told, found
+    message = found.err.strip()
+    assert found.code in (2, 3, 4) and message.startswith("edge-sel: ") and "\n" not in message, found
     assert took < seconds and grown < 300 << 20, (took, grown)
 
 

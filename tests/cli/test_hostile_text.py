@@ -72,11 +72,11 @@ def test_runs_shows_what_a_stranger_wrote_as_text(edge_sel, here, result):
     folder.mkdir(parents=True)
     for way in (("plan",), ("stopped",), ("run",)):
         (folder / "run.json").write_text(json.dumps(spoiled(result, way)))
-        told = edge_sel("runs")
-        assert told.code == 0 and not CONTROLS & {*told.out}
+        shown = edge_sel("runs")
+        assert shown.code == 0 and not CONTROLS & {*shown.out}
     (folder / "run.json").write_text(json.dumps({**result, "classes": [EVIL], "epochs": EVIL}))
-    told = edge_sel("runs")
-    assert "damaged" in told.out and not CONTROLS & {*told.out}
+    shown = edge_sel("runs")
+    assert "damaged" in shown.out and not CONTROLS & {*shown.out}
 
 
 @pytest.mark.parametrize("text", FORMULAS)
@@ -90,14 +90,14 @@ def test_no_spreadsheet_takes_a_cell_for_a_formula(text, tmp_path):
 
 
 def test_predict_as_csv(edge_sel, here, digits_folder, run_with_classes):
-    told = edge_sel("predict", run_with_classes, digits_folder, "--csv")
-    rows = list(csv.reader(io.StringIO(told.out)))
-    assert told.code == 0 and len({len(row) for row in rows}) == 1
+    shown = edge_sel("predict", run_with_classes, digits_folder, "--csv")
+    rows = list(csv.reader(io.StringIO(shown.out)))
+    assert shown.code == 0 and len({len(row) for row in rows}) == 1
     cells = [cell for row in rows for cell in row]
-    assert not any(cell.startswith(("=", "@", "+", "-")) for cell in cells) and not CONTROLS & {*told.out}
+    assert not any(cell.startswith(("=", "@", "+", "-")) for cell in cells) and not CONTROLS & {*shown.out}
     assert any(cell.startswith("'=cmd") for cell in cells)
-    told = edge_sel("predict", run_with_classes, digits_folder)
-    assert told.code == 0 and not CONTROLS & {*told.out} and len(told.out.splitlines()) == len(rows) - 1
+    shown = edge_sel("predict", run_with_classes, digits_folder)
+    assert shown.code == 0 and not CONTROLS & {*shown.out} and len(shown.out.splitlines()) == len(rows) - 1
 
 
 @pytest.fixture

@@ -169,13 +169,13 @@ def test_a_cap_below_what_the_idle_device_draws(edge_sel, board, here):
 def test_a_budget_that_is_spent_and_raised(edge_sel, here):
     result = edge_sel("finetune", "--json", *SHORT, "--energy-budget", "1mJ")
     assert result.code == EXIT_STOPPED_RESUMABLE == 75 and result.err == ""
-    told = json.loads(result.out)
-    assert told["stopped"] == "budget" and told == json.loads((here / "run" / "run.json").read_text())
-    assert (here / "run" / "model.onnx").exists() and told["epochs"] == []
+    summary = json.loads(result.out)
+    assert summary["stopped"] == "budget" and summary == json.loads((here / "run" / "run.json").read_text())
+    assert (here / "run" / "model.onnx").exists() and summary["epochs"] == []
     refused(edge_sel("finetune", *SHORT, "--energy-budget", "1MJ"), USAGE, "--resume")
     result = edge_sel("finetune", "--json", *SHORT, "--resume", "--energy-budget", "1MJ")
-    told = json.loads(result.out)
-    assert result.code == 0 and told["stopped"] == "done" and len(told["epochs"]) == 1
+    summary = json.loads(result.out)
+    assert result.code == 0 and summary["stopped"] == "done" and len(summary["epochs"]) == 1
 
 
 def test_what_a_person_sees(edge_sel, here):
@@ -185,8 +185,8 @@ def test_what_a_person_sees(edge_sel, here):
         r"governor: ends the run for the energy budget \(.* of 1 mJ spent, .* kept for the end\)", result.err
     )
     assert "stopped (budget); the same command with --resume --out run continues" in result.out
-    told = [json.loads(line) for line in (here / "run" / "events.jsonl").read_text().splitlines()]
-    (decision,) = [event for event in told if event["event"] == "governor"]
+    recorded = [json.loads(line) for line in (here / "run" / "events.jsonl").read_text().splitlines()]
+    (decision,) = [event for event in recorded if event["event"] == "governor"]
     assert decision["action"] == "stop" and decision["limit"] == "energy budget"
 
 
@@ -208,10 +208,10 @@ def test_a_battery_that_is_low_already(edge_sel, board):
 def test_a_budget_from_a_file_is_lifted_by_a_flag(edge_sel, here):
     Path("mine.toml").write_text('energy_budget_j = "1mJ"\ndeadline_s = 3600\n')
     result = edge_sel("finetune", "--json", *SHORT, "--config", "mine.toml")
-    told = json.loads(result.out)
-    assert result.code == 75 and told["stopped"] == "budget"
-    assert told["settings"]["energy_budget_j"] == {"value": 0.001, "origin": "file:mine.toml"}
-    assert told["settings"]["deadline_s"]["value"] == 3600.0
+    summary = json.loads(result.out)
+    assert result.code == 75 and summary["stopped"] == "budget"
+    assert summary["settings"]["energy_budget_j"] == {"value": 0.001, "origin": "file:mine.toml"}
+    assert summary["settings"]["deadline_s"]["value"] == 3600.0
     lifted = edge_sel("finetune", "--json", *SHORT, "--config", "mine.toml", "--resume", "--energy-budget", "none")
     assert lifted.code == 0
 

@@ -57,10 +57,10 @@ def test_a_young_line_stays_and_costs_nothing(live):
 
 def test_what_is_not_known_is_left_out(live):
     live.begin("bn")
-    told = live.line(
+    text = live.line(
         step(1000.0, None, candidates=0, passed=0, epochs=1, plan_epoch=0, temp_c=lambda: None, spent=lambda: None)
     )
-    assert told == "bn: epoch 1, 128 of 400 images seen"
+    assert text == "bn: epoch 1, 128 of 400 images seen"
 
 
 def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
@@ -95,8 +95,8 @@ def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
                 break
         out = run.stdout.read()
     assert run.returncode == 0
-    told = shown.decode()
-    assert re.search(r"full: epoch \d of 3, \d+ of \d+ images seen, gate holds back \d+%", told)
+    text = shown.decode()
+    assert re.search(r"full: epoch \d of 3, \d+ of \d+ images seen, gate holds back \d+%", text)
     assert b"\x1b[2K" not in out and "images seen" not in out.decode() and "accuracy on" in out.decode()
 
 
@@ -131,6 +131,6 @@ def test_lines_on_a_terminal_end_between_words(digits_folder, here):
                 break
     assert run.returncode == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "\n").splitlines()
-    told = [line for line in lines if "images seen" not in line]
-    assert any(line.startswith("epoch 1 closed_form") for line in told) and max(map(len, told)) <= 80
-    assert not any(re.search(r"(trai|wei|vali|impro)$", line.strip()) for line in told)
+    lines_seen = [line for line in lines if "images seen" not in line]
+    assert any(line.startswith("epoch 1 closed_form") for line in lines_seen) and max(map(len, lines_seen)) <= 80
+    assert not any(re.search(r"(trai|wei|vali|impro)$", line.strip()) for line in lines_seen)

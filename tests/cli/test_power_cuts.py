@@ -25,8 +25,8 @@ def arguments(digits_folder):
 
 
 def spent_j(here):
-    told, _ = read_journal(here / "run" / JOURNAL)
-    return told["total_j"] if told and told["total_j"] else 0.0
+    last_line, _ = read_journal(here / "run" / JOURNAL)
+    return last_line["total_j"] if last_line and last_line["total_j"] else 0.0
 
 
 def kill_when(what, arguments, here):
@@ -45,8 +45,8 @@ def test_joules_survive_a_kill_and_count_towards_the_budget(arguments, here):
     kill_when(lambda: list_checkpoints(here / "run" / "checkpoints"), arguments, here)  # after a cut there is one soon
     second_j = look_into(here / "run").spent().total_j
     assert second_j > first_j
-    told = [event for event in events(here / "run") if event["event"] == "lost"]
-    assert told[-1]["cut"] and first_j <= told[-1]["energy_j"] < second_j
+    losses = [event for event in events(here / "run") if event["event"] == "lost"]
+    assert losses[-1]["cut"] and first_j <= losses[-1]["energy_j"] < second_j
     # With less than that, nothing is opened any more.
     began_s = time.monotonic()
     result = run(*arguments, "--out", "run", "--resume", "--energy-budget", "2J", cwd=here)
@@ -56,7 +56,7 @@ def test_joules_survive_a_kill_and_count_towards_the_budget(arguments, here):
     result = run(*arguments, "--out", "run", "--resume", "--energy-budget", f"{second_j + 30:.0f}J", cwd=here)
     energy = json.loads(result.stdout)["energy"]
     assert result.returncode == 75, result.stderr
-    assert energy["lost_j"] >= told[-1]["energy_j"] and energy["total_j"] > second_j
+    assert energy["lost_j"] >= losses[-1]["energy_j"] and energy["total_j"] > second_j
     before = tree(here / "run")
     again = run(*arguments, "--out", "run", "--resume", "--energy-budget", f"{second_j + 30:.0f}J", cwd=here)
     assert again.returncode == 75 and json.loads(again.stdout)["stopped"] == "budget"
@@ -84,10 +84,10 @@ def test_a_run_that_was_stopped_in_order_is_not_said_to_be_cut(arguments, here):
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=PATIENCE_S)
     ended = look_into(here / "run")
-    assert ended.ended and ended.told["total_j"] > 0
+    assert ended.ended and ended.last_line["total_j"] > 0
     kill_when(lambda: len([e for e in events(here / "run") if e["event"] == "lost"]) == 1, arguments, here)
     (lost,) = [event for event in events(here / "run") if event["event"] == "lost"]
-    assert lost["cut"] is False and lost["energy_j"] < ended.told["total_j"], "only to open it again"
+    assert lost["cut"] is False and lost["energy_j"] < ended.last_line["total_j"], "only to open it again"
 
 
 def test_a_second_process_is_refused_in_one_line(arguments, here):

@@ -57,9 +57,9 @@ def test_probabilities_of_a_pack_are_the_softmax_of_its_logits(edge_sel, digits_
     images = load_folder(digits_folder, model.image_size, classes=model.classes)
     logits = OrtEngine(1).predictor(pack, pack.weights())(normalise(images.read(np.arange(5)), model.mean, model.std))
     files = [digits_folder / images.ids[row] for row in range(5)]
-    told = predicted(edge_sel, PACK, *files)
-    assert told["classes"] == list(model.classes)
-    for row, image in zip(logits.astype(np.float64), told["images"], strict=True):
+    summary = predicted(edge_sel, PACK, *files)
+    assert summary["classes"] == list(model.classes)
+    for row, image in zip(logits.astype(np.float64), summary["images"], strict=True):
         expected = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
         np.testing.assert_allclose(list(image["probabilities"].values()), expected, atol=1e-5)
         assert image["class"] == model.classes[row.argmax()] and image["probability"] == pytest.approx(
@@ -108,8 +108,8 @@ def test_what_cannot_be_read_is_skipped_and_told(edge_sel, here, digits_folder):
     result = edge_sel("predict", PACK, "some", "missing.png")
     assert result.code == 0 and result.out.startswith("some/good.png: ") and len(result.out.splitlines()) == 1
     assert len(result.err.splitlines()) == 3 and "missing.png: missing" in result.err
-    told = predicted(edge_sel, PACK, "some", "missing.png")
-    assert [each["path"] for each in told["skipped_images"]] == ["some/notes.txt", "some/damaged.jpg", "missing.png"]
+    summary = predicted(edge_sel, PACK, "some", "missing.png")
+    assert [each["path"] for each in summary["skipped_images"]] == ["some/notes.txt", "some/damaged.jpg", "missing.png"]
 
 
 BAD = {
@@ -135,10 +135,10 @@ def test_bad_input_is_one_line(what, edge_sel, here):
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), "foreign.onnx"
     )
     (here / "broken.onnx").write_bytes(b"not a model")
-    arguments, told = BAD[what]
+    arguments, message = BAD[what]
     result = edge_sel("predict", *arguments)
     assert result.code not in (0, 1) and result.out == "" and len(result.err.splitlines()) == 1, result.err
-    assert told in result.err
+    assert message in result.err
 
 
 def test_a_cache_that_may_not_be_read_is_no_obstacle(run, digits_folder, here, monkeypatch):

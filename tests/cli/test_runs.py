@@ -32,17 +32,21 @@ def runs(edge_sel, here, digits_folder):
 
 
 def test_each_run_with_its_verdict_accuracy_and_joules(edge_sel, runs):
-    told = {run["folder"].rpartition("/")[2]: run for run in json.loads(edge_sel("runs", "--json").out)["runs"]}
-    assert {name: run["verdict"] for name, run in told.items()} == {
+    result = {run["folder"].rpartition("/")[2]: run for run in json.loads(edge_sel("runs", "--json").out)["runs"]}
+    assert {name: run["verdict"] for name, run in result.items()} == {
         "good": "shipped", "stopped": "stopped", "cut": "unfinished", "damaged": "damaged", "refused": "damaged",
     }  # fmt: skip
     summary = json.loads((runs / "good" / "run.json").read_text())
-    good = told["good"]
+    good = result["good"]
     assert (good["before"], good["after"], good["on"]) == tuple(
         summary["accuracy"][key] for key in ("before", "after", "on")
     )
     assert (good["energy_j"], good["energy_source"]) == (summary["energy"]["total_j"], "modelled")
-    assert told["stopped"]["why"] == "deadline" and told["cut"]["energy_j"] > 0 and told["damaged"]["energy_j"] is None
+    assert (
+        result["stopped"]["why"] == "deadline"
+        and result["cut"]["energy_j"] > 0
+        and result["damaged"]["energy_j"] is None
+    )
 
 
 def test_the_table_fits_eighty_columns(edge_sel, runs, monkeypatch):

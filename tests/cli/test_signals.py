@@ -63,9 +63,9 @@ def test_a_signal_stops_at_a_step_and_the_resumed_run_ends_the_same(number, argu
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == EXIT_STOPPED_RESUMABLE == 75, err
-    told = json.loads(out)
-    assert told["stopped"] == "signal" and told["shipped"] is False
-    assert 2 <= len(told["epochs"]) < 81
+    result = json.loads(out)
+    assert result["stopped"] == "signal" and result["shipped"] is False
+    assert 2 <= len(result["epochs"]) < 81
     assert len(list_checkpoints(here / "run" / "checkpoints")) >= 1
     assert not (here / "run" / "run.json").exists() and not (here / "run" / "model.onnx").exists()
     assert "stopped (signal)" in run("runs", "run", cwd=here).stdout
@@ -73,7 +73,7 @@ def test_a_signal_stops_at_a_step_and_the_resumed_run_ends_the_same(number, argu
     assert refused.returncode == 4 and "the run has no model.onnx" in refused.stderr
     resumed = run(*arguments, "--out", "run", "--resume", cwd=here)
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["epochs"][:2] == told["epochs"][:2]
+    assert json.loads(resumed.stdout)["epochs"][:2] == result["epochs"][:2]
     assert (here / "run" / "weights.safetensors").read_bytes() == uninterrupted[0]
     assert (here / "run" / "model.onnx").read_bytes() == uninterrupted[1]
 

@@ -21,9 +21,9 @@ def keys(edge_sel, here):
     """Two pairs, old and new; their fingerprints."""
     found = {}
     for name in ("old", "new"):
-        told = edge_sel("pack", "keygen", name)
-        assert told.code == 0 and told.err == ""
-        found[name] = told.out.split()[-1]
+        shown = edge_sel("pack", "keygen", name)
+        assert shown.code == 0 and shown.err == ""
+        found[name] = shown.out.split()[-1]
     return found
 
 
@@ -31,8 +31,8 @@ def keys(edge_sel, here):
 def signed(edge_sel, here, keys):
     """A pack that the old key signed."""
     shutil.copy(PACK, here / "a.edgepack")
-    told = edge_sel("pack", "sign", "a.edgepack", "--key", "old.key.pem")
-    assert told.out == f"a.edgepack: signed by {keys['old']}\n"
+    shown = edge_sel("pack", "sign", "a.edgepack", "--key", "old.key.pem")
+    assert shown.out == f"a.edgepack: signed by {keys['old']}\n"
     return here / "a.edgepack"
 
 
@@ -53,8 +53,8 @@ def test_verify_says_who_signed_and_what_that_is_worth(edge_sel, keys, signed, u
     assert keys["old"] in unchecked and "not checked" in unchecked
     checked = edge_sel("pack", "verify", signed, "--require-signature", "old.pub.pem").out.splitlines()[-1]
     assert checked == f"signed by {keys['old']}, checked"
-    told = json.loads(edge_sel("pack", "inspect", signed, "--json").out)
-    assert told["signers"] == {"pack": {"fingerprints": [keys["old"]], "checked": False}}
+    result = json.loads(edge_sel("pack", "inspect", signed, "--json").out)
+    assert result["signers"] == {"pack": {"fingerprints": [keys["old"]], "checked": False}}
 
 
 DEVICE = [
@@ -94,8 +94,8 @@ def test_a_run_names_its_signer(edge_sel, here, keys, signed, digits_folder):
     plain = edge_sel("finetune", signed, *data, "--out", "plain")
     assert f"pack signed by {keys['old']}, not checked" in plain.out
     assert signers(here / "plain")["pack"] == {"fingerprints": [keys["old"]], "checked": False}
-    told = edge_sel("evaluate", signed, "--data", digits_folder, "--json", "--require-signature", "old.pub.pem")
-    assert json.loads(told.out)["signers"]["pack"]["checked"] is True
+    shown = edge_sel("evaluate", signed, "--data", digits_folder, "--json", "--require-signature", "old.pub.pem")
+    assert json.loads(shown.out)["signers"]["pack"]["checked"] is True
 
 
 @pytest.mark.sampled(2)
@@ -113,8 +113,8 @@ def test_a_file_of_settings_may_name_several_keys(text, edge_sel, here, keys, si
 @pytest.mark.slow
 def test_a_key_is_replaced_without_a_gap(edge_sel, keys, signed):
     """First the packs have both signatures, then the devices the new key."""
-    told = edge_sel("pack", "sign", signed, "--key", "new.key.pem")
-    assert told.out.endswith(f"signed by {keys['new']}, 2 signatures in all\n")
+    shown = edge_sel("pack", "sign", signed, "--key", "new.key.pem")
+    assert shown.out.endswith(f"signed by {keys['new']}, 2 signatures in all\n")
     for name in ("old", "new"):
         assert edge_sel("pack", "verify", signed, "--require-signature", f"{name}.pub.pem").code == 0
     both = ["--require-signature", "new.pub.pem", "--require-signature", "old.pub.pem"]
@@ -201,8 +201,8 @@ def test_an_expert_needs_a_signature_too(edge_sel, here, keys, signed, digits_fo
     edge_sel("pack", "sign", "e.safetensors", "--key", "new.key.pem")
     refused(edge_sel(*words), BAD_INPUT, "the expert is signed by", "not by a required key")
     edge_sel("pack", "sign", "e.safetensors", "--key", "old.key.pem")
-    told = edge_sel(*words)
-    assert told.code == 0 and f"expert signed by {keys['old']}, checked" in told.out
+    shown = edge_sel(*words)
+    assert shown.code == 0 and f"expert signed by {keys['old']}, checked" in shown.out
     assert signers(here / "run")["expert"] == {"fingerprints": [keys["old"]], "checked": True}
     (here / f"e.safetensors.{SIGNATURES}").unlink()
     refused(edge_sel(*words, "--resume"), BAD_INPUT, "the expert is not signed")

@@ -36,8 +36,8 @@ def test_a_run_ends_well_whatever_becomes_of_its_streams(streams, here):
     assert (here / "run" / "model.onnx").exists() and (here / "run" / "run.json").exists()
     assert "Traceback" not in result.stderr
     if streams.endswith(">/dev/full"):
-        told = result.stderr.splitlines()
-        assert ("stdout is incomplete (No space left on device)" in told[-1]) if told else "2>" in streams
+        lines = result.stderr.splitlines()
+        assert ("stdout is incomplete (No space left on device)" in lines[-1]) if lines else "2>" in streams
 
 
 @pytest.mark.sampled(3)

@@ -32,10 +32,10 @@ def cache(here, monkeypatch):
 def remember(best: Candidate, **other: str) -> Path:
     """As if ``best`` had been found to be by far the best for the built-in pack."""
     path = tuning_file(builtin_pack().digest, "ort", os.environ)
-    told = {Candidate(1, False, size): Cost(1.0, 0.1, 0.1, 3) for size in (16, 32, 64)}
-    told[best] = Cost(0.1, 0.1, 0.1, 3)
+    costs = {Candidate(1, False, size): Cost(1.0, 0.1, 0.1, 3) for size in (16, 32, 64)}
+    costs[best] = Cost(0.1, 0.1, 0.1, 3)
     here = machine(detect_profile(), usable_cores()) | other
-    write_tuning(path, {"first": told}, here, {"name": "psutil", "source": "modelled"})
+    write_tuning(path, {"first": costs}, here, {"name": "psutil", "source": "modelled"})
     return path
 
 
@@ -46,16 +46,16 @@ def settings(out: Path) -> dict[str, tuple[object, str]]:
 
 @pytest.mark.slow
 def test_tune_measures_and_finetune_uses_it(edge_sel, here, cache):
-    told = json.loads(edge_sel("tune", "--seconds", 0.03, "--json").out, parse_constant=pytest.fail)
-    assert told["schema"] == 1 and told["engine"] == "ort" and list(told["plans"]) == ["last2"]
-    assert told["meter"]["source"] in ("measured", "modelled")
-    rows = told["plans"]["last2"]
+    summary = json.loads(edge_sel("tune", "--seconds", 0.03, "--json").out, parse_constant=pytest.fail)
+    assert summary["schema"] == 1 and summary["engine"] == "ort" and list(summary["plans"]) == ["last2"]
+    assert summary["meter"]["source"] in ("measured", "modelled")
+    rows = summary["plans"]["last2"]
     assert {row["batch_size"] for row in rows} == {16, 32, 64} and {row["threads"] for row in rows} >= {1}
     assert all(row["energy_j"] > 0 and row["time_s"] > 0 and row["rounds"] >= 1 for row in rows)
-    assert Path(told["file"]).is_relative_to(cache) and Path(told["file"]).is_file()
+    assert Path(summary["file"]).is_relative_to(cache) and Path(summary["file"]).is_file()
     result = edge_sel(*RUN, "--out", "run")
     assert result.code == 0 and result.err == ""
-    assert settings(here / "run") == {key: (value, "tuned") for key, value in told["choice"].items()}
+    assert settings(here / "run") == {key: (value, "tuned") for key, value in summary["choice"].items()}
 
 
 def test_of_auto_the_head_is_measured_only_where_it_takes_steps():

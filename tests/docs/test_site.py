@@ -109,15 +109,15 @@ def emitted() -> set[str]:
 def test_events_are_those_of_the_code():
     text = (DOCS / "reference" / "events.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert told | {"step", "tuned", "tuning_ignored", "waiting", "meter_lost"} == emitted()
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert listed | {"step", "tuned", "tuning_ignored", "waiting", "meter_lost"} == emitted()
 
 
 def test_exit_statuses_are_those_of_the_code():
     text = (DOCS / "reference" / "exit_status.md").read_text(encoding="utf-8")
-    told = {int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    listed = {int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.EdgeSelError)]
-    assert told == {0, 1, errors.EXIT_INTERRUPTED, *(kind.exit_code for kind in kinds)}
+    assert listed == {0, 1, errors.EXIT_INTERRUPTED, *(kind.exit_code for kind in kinds)}
 
 
 def test_files_of_a_run_are_described(tmp_path):

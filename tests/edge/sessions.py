@@ -25,7 +25,7 @@ from edge_sel.edge.host import Host
 from edge_sel.edge.limits import Limit
 from edge_sel.edge.open import RunInputs
 from edge_sel.edge.session import Session
-from edge_sel.edge.train.ladder import fixed_ladder
+from edge_sel.edge.train.schedule import fixed_schedule
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.pack.anchors import ANCHORS
 from edge_sel.pack.reader import Pack, builtin_pack
@@ -178,7 +178,7 @@ def session(
     named, epochs = settings.settings.plan, settings.settings.epochs
     given = RunInputs(
         base, images, engine or LoadsOnce(threads=1), settings, recorder or no_meter(), out, test=test,
-        ladder=None if auto else fixed_ladder(base, named, epochs),
+        schedule=None if auto else fixed_schedule(base, named, epochs),
         host=replace(host or Host(clock=Ticks()), should_stop=should_stop, listener=listener), limits=limits,
         expert=expert, resume=resume,
     )  # fmt: skip

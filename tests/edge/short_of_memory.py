@@ -62,7 +62,7 @@ class CutTape(Tape):
             shutil.copytree(self.out, self.to)
 
 
-def told(tape: Tape) -> list[int]:
+def batch_limits(tape: Tape) -> list[int]:
     return [event["batch_limit"] for event in tape.of("memory_short")]
 
 
@@ -77,9 +77,9 @@ def run(
         try:
             result = made.run()
         except EdgeSelError as error:
-            return {"error": str(error), "status": error.exit_code, "told": told(tape)}
+            return {"error": str(error), "status": error.exit_code, "batch_limits": batch_limits(tape)}
     return {
-        "told": told(tape), "limit": result["batch_limit"], "stopped": result["stopped"],
+        "batch_limits": batch_limits(tape), "limit": result["batch_limit"], "stopped": result["stopped"],
         "resumed": bool(tape.of("resumed")), "boundaries": len(tape.of("step")),
     }  # fmt: skip
 

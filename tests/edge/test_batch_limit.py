@@ -89,9 +89,13 @@ def test_where_few_images_do_not_fit_training_makes_room():
 
 @linux
 def test_a_run_goes_on_in_smaller_batches_and_says_so(tmp_path):
-    told = short("run", 40, tmp_path / "run")
-    assert told["stopped"] == "done" and told["told"][0] == 128 and told["limit"] == told["told"][-1] < 256
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_limit"] == told["limit"]
+    outcome = short("run", 40, tmp_path / "run")
+    assert (
+        outcome["stopped"] == "done"
+        and outcome["batch_limits"][0] == 128
+        and outcome["limit"] == outcome["batch_limits"][-1] < 256
+    )
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_limit"] == outcome["limit"]
     kinds = [event["event"] for event in events(tmp_path / "run")]
     first = kinds.index("memory_short")
     assert kinds[first + 1] == "checkpoint", "whoever is killed now goes on with this batch"
@@ -103,33 +107,33 @@ def test_a_run_cut_after_the_shortage_goes_on_with_its_batch_and_ends_with_the_s
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     uninterrupted = short("run", 40, whole, cut=str(cut))
     resumed = short("run", 0, cut, resume=True)
-    assert uninterrupted["told"] != [] and resumed["resumed"] and resumed["told"] == []
+    assert uninterrupted["batch_limits"] != [] and resumed["resumed"] and resumed["batch_limits"] == []
     assert resumed["limit"] == uninterrupted["limit"] and outcome(cut) == outcome(whole)
 
 
 @linux
 def test_below_the_smallest_batch_the_run_ends_with_one_line(tmp_path):
-    told = short("run", 30, tmp_path / "run", floor=128)
-    assert told["told"] == [128] and "128 images" in told["error"]
-    assert told["status"] == SetupError.exit_code and "a training step" in told["error"]
-    assert "\n" not in told["error"]
+    outcome = short("run", 30, tmp_path / "run", floor=128)
+    assert outcome["batch_limits"] == [128] and "128 images" in outcome["error"]
+    assert outcome["status"] == SetupError.exit_code and "a training step" in outcome["error"]
+    assert "\n" not in outcome["error"]
 
 
 @pytest.mark.sampled(2)
 @linux
 @pytest.mark.parametrize("changed", [{"curriculum": "staged"}, {"plan": "full-c25"}], ids=["scoring", "probing"])
 def test_what_comes_before_the_steps_is_done_in_smaller_batches_too(changed, tmp_path):
-    told = short("run", 30, tmp_path / "run", **changed)
-    assert told["stopped"] == "done" and 0 < told["limit"] < 256
+    outcome = short("run", 30, tmp_path / "run", **changed)
+    assert outcome["stopped"] == "done" and 0 < outcome["limit"] < 256
 
 
 @linux
 def test_inference_tells_the_same_in_smaller_batches(tmp_path):
-    told = short("inference", 6, tmp_path)
-    assert 0 < told["limit"] < 400 and told["close"]
+    outcome = short("inference", 6, tmp_path)
+    assert 0 < outcome["limit"] < 400 and outcome["close"]
 
 
 @linux
 def test_statistics_are_the_mean_over_the_parts(tmp_path):
-    told = short("statistics", 8, tmp_path)
-    assert 0 < told["limit"] < 200 and told["rows"] == list(range(400)) and told["first mean"]
+    outcome = short("statistics", 8, tmp_path)
+    assert 0 < outcome["limit"] < 200 and outcome["rows"] == list(range(400)) and outcome["first mean"]

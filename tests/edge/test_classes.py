@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from edge_sel.data.folder import load_folder
 from edge_sel.data.shifts import write_folder
 from edge_sel.edge.progress import extend_head
-from edge_sel.edge.train.ladder import fixed_ladder
+from edge_sel.edge.train.schedule import fixed_schedule
 from edge_sel.errors import DataError, UsageError
 from tests.edge.sessions import StopAt, digits, of_counts, outcome, pack, session
 
@@ -124,19 +124,19 @@ def test_two_images_of_a_class_are_enough(counts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("counts", "told"), [((5,), "one class only \\(0\\)"), ((0, 7), "one class only \\(1\\)"), ((5, 1), "1: 1")]
+    ("counts", "expected"), [((5,), "one class only \\(0\\)"), ((0, 7), "one class only \\(1\\)"), ((5, 1), "1: 1")]
 )
-def test_one_class_or_one_image_of_a_class_is_refused(counts, told, tmp_path):
-    with pytest.raises(DataError, match=told) as caught:
+def test_one_class_or_one_image_of_a_class_is_refused(counts, expected, tmp_path):
+    with pytest.raises(DataError, match=expected) as caught:
         session(tmp_path / "out", images=of_counts(*counts)).run()
     assert caught.value.exit_code == 4
     assert not (tmp_path / "out").exists()
 
 
 def test_plans_in_the_order_named():
-    ladder = fixed_ladder(pack(), " bn, last-c25 ,head,", 4)
-    assert [(r.plan, r.epochs) for r in ladder.stages] == [("bn", 1), ("last-c25", 4), ("head", 4)]
-    assert ladder.decide([], 1)[0].plan == "last-c25" and ladder.decide([], 3)[0] is None
+    schedule = fixed_schedule(pack(), " bn, last-c25 ,head,", 4)
+    assert [(r.plan, r.epochs) for r in schedule.stages] == [("bn", 1), ("last-c25", 4), ("head", 4)]
+    assert schedule.decide([], 1)[0].plan == "last-c25" and schedule.decide([], 3)[0] is None
 
 
 def test_a_budget_needs_the_plan_whose_gradients_choose_its_channels():
@@ -144,10 +144,10 @@ def test_a_budget_needs_the_plan_whose_gradients_choose_its_channels():
     kept = {name: info for name, info in base.manifest.plans.items() if name != "last"}
     without = base.with_manifest(replace(base.manifest, plans=kept))
     with pytest.raises(UsageError, match="no plan last"):
-        fixed_ladder(without, "bn,last-c25", 1)
+        fixed_schedule(without, "bn,last-c25", 1)
 
 
 @pytest.mark.parametrize("plans", ["", " , ", "bn,lst", "bn;head"])
 def test_unknown_plans_are_refused_with_the_packs_own(plans):
     with pytest.raises(UsageError, match="full-c25"):
-        fixed_ladder(pack(), plans, 1)
+        fixed_schedule(pack(), plans, 1)

@@ -100,8 +100,8 @@ def test_a_budget_holds_over_all_parts(tmp_path_factory, joules, budget_j):
     steps = Steps(world)
     for _ in range(40):
         try:
-            if (told := exhausted(look_into(out), out, budget_j)) is not None:
-                assert told["stopped"] == "budget"
+            if (why := exhausted(look_into(out), out, budget_j)) is not None:
+                assert why["stopped"] == "budget"
                 break
         except BudgetSpentError:
             break
@@ -113,9 +113,9 @@ def test_a_budget_holds_over_all_parts(tmp_path_factory, joules, budget_j):
 
 def test_an_exhausted_run_is_seen_without_opening_it(world, tmp_path):
     first = governed(tmp_path, world, EnergyBudget(200.0), **OPEN)
-    told = exhausted(look_into(tmp_path), tmp_path, 200.0)
-    assert told["stopped"] == "budget" and told["after"] == first["after"]
-    assert told["energy"]["total_j"] == pytest.approx(world.energy_j)
+    why = exhausted(look_into(tmp_path), tmp_path, 200.0)
+    assert why["stopped"] == "budget" and why["after"] == first["after"]
+    assert why["energy"]["total_j"] == pytest.approx(world.energy_j)
     assert exhausted(look_into(tmp_path), tmp_path, 400.0) is None
     assert exhausted(look_into(tmp_path), tmp_path, None) is None
     (tmp_path / "model.onnx").unlink()
@@ -171,8 +171,8 @@ def test_a_journal_of_nothing_is_passed_over(content, world, tmp_path):
 def test_a_journal_that_cannot_be_written_stops_nothing(world, tmp_path):
     (tmp_path / JOURNAL).mkdir(parents=True)
     assert governed(tmp_path, world, resume=True, **OPEN)["stopped"] == "done"
-    told = [event["event"] for event in events(tmp_path)]
-    assert told.count("journal_damaged") == told.count("journal_stopped") == 1
+    names = [event["event"] for event in events(tmp_path)]
+    assert names.count("journal_damaged") == names.count("journal_stopped") == 1
 
 
 def test_what_is_withdrawn_stays_withdrawn(tmp_path):

@@ -40,8 +40,8 @@ def test_an_output_that_is_gone_or_damaged_is_restored(name, how, tmp_path):
     tape = Tape()
     resumed(tmp_path, tape)
     assert outcome(tmp_path) == expected
-    told = "outputs_damaged" if name == "weights.safetensors" else "restored"
-    assert [event["files"] for event in tape.of(told)] == [[name]]
+    notice = "outputs_damaged" if name == "weights.safetensors" else "restored"
+    assert [event["files"] for event in tape.of(notice)] == [[name]]
     assert (tmp_path / "model.onnx").read_bytes() == before["model.onnx"]
     tape = Tape()
     resumed(tmp_path, tape)

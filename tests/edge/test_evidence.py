@@ -17,8 +17,8 @@ def rng(seed=0):
 def model(truth, knows, seed, classes=10, sure=3.0):
     """Logits of a model that knows a share of the images' true classes; the others it guesses."""
     chance = rng(seed)
-    told = np.where(chance.random(len(truth)) < knows, truth, chance.integers(0, classes, len(truth)))
-    return sure * np.eye(classes)[told] + chance.normal(0, 0.5, (len(truth), classes))
+    given = np.where(chance.random(len(truth)) < knows, truth, chance.integers(0, classes, len(truth)))
+    return sure * np.eye(classes)[given] + chance.normal(0, 0.5, (len(truth), classes))
 
 
 def labels(count, seed=0, classes=10):
@@ -53,10 +53,10 @@ def test_a_model_is_never_better_than_itself(seed, count, level):
 def test_less_sure_is_not_better_however_many_labels_are_wrong(share):
     """It has less loss on such labels, and knows nothing more."""
     truth = labels(500)
-    logits, told = model(truth, 0.9, 1, sure=8.0), swapped(truth, share)
+    logits, given = model(truth, 0.9, 1, sure=8.0), swapped(truth, share)
     softer = logits / 4
-    cross_entropy = [(-z[range(500), told] + np.log(np.exp(z).sum(1))).mean() for z in (logits, softer)]
-    assert cross_entropy[1] < cross_entropy[0] and not better(logits, softer, told, level=0.8)
+    cross_entropy = [(-z[range(500), given] + np.log(np.exp(z).sum(1))).mean() for z in (logits, softer)]
+    assert cross_entropy[1] < cross_entropy[0] and not better(logits, softer, given, level=0.8)
 
 
 @pytest.mark.sampled(3)

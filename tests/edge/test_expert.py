@@ -51,10 +51,10 @@ def uninterrupted():
 def test_a_better_one_is_begun_with(tmp_path):
     tape = Tape()
     result = session(tmp_path, expert=good(), listener=tape, **{**AUTO, "plan": "bn"}).run()
-    (told,) = tape.of("expert")
+    (taken,) = tape.of("expert")
     before = result["before"]["validation"]["accuracy"]
-    assert told["taken"] is True and told["accuracy"] > told["instead_of"] == before
-    assert result["epochs"][0]["best_acc"] == told["accuracy"], "the first stage begins with it"
+    assert taken["taken"] is True and taken["accuracy"] > taken["instead_of"] == before
+    assert result["epochs"][0]["best_acc"] == taken["accuracy"], "the first stage begins with it"
     assert [event["event"] for event in tape.events][:3] == ["started", "evaluated", "expert"]
     assert result["accuracy"]["validation_before"] == before, "what the pack's own weights did is told all the same"
 

@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_version_is_one_line(tmp_path):
     path.unlink()
     del scalars["stage/cursor"]
     save_checkpoint(tmp_path / "checkpoints", tensors, scalars, identity)
-    told = len(events(tmp_path)), history(tmp_path)
+    before = len(events(tmp_path)), history(tmp_path)
     with pytest.raises(UsageError, match="another version of edge-sel") as caught:
         session(tmp_path, resume=True)
-    assert "\n" not in str(caught.value) and (len(events(tmp_path)), history(tmp_path)) == told
+    assert "\n" not in str(caught.value) and (len(events(tmp_path)), history(tmp_path)) == before

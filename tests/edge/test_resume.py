@@ -262,8 +262,8 @@ def test_another_engine_goes_on_where_the_first_was_stopped(case, first, second,
     start(case, tmp_path, engine=other_engine(first), should_stop=StopAt(4)).run()
     tape = Tape()
     start(case, tmp_path, engine=other_engine(second), resume=True, listener=tape).run()
-    (told,) = tape.of("engine_changed")
-    assert (told["before"], told["now"]) == (first, second)
+    (event,) = tape.of("engine_changed")
+    assert (event["before"], event["now"]) == (first, second)
     got, expected = load_file(tmp_path / "weights.safetensors"), load(uninterrupted(case)[0]["weights"])
     original = pack().weights()
     for name, value in expected.items():

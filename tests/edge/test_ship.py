@@ -73,12 +73,12 @@ def test_nothing_ships_that_was_learnt_from(case, plans, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("needed", "told"), [(20, ""), (4000, "about 4000 images"), (10**9, "more than 100000 images")]
+    ("needed", "expected"), [(20, ""), (4000, "about 4000 images"), (10**9, "more than 100000 images")]
 )
-def test_how_many_images_would_show_it_is_told_where_somebody_could_have_them(needed, told):
+def test_how_many_images_would_show_it_is_told_where_somebody_could_have_them(needed, expected):
     why = _why(Evidence(300, 0.01, -0.02, 0.04, 0.4, 0.4, 0.6, needed), 0.9)
     assert why.startswith("not shown to be better: +1.0 points (-2.0 to +4.0) on 300 images")
-    assert why.endswith(f"; {told} would show such a gain" if told else "300 images")
+    assert why.endswith(f"; {expected} would show such a gain" if expected else "300 images")
 
 
 def test_a_real_shift_ships_with_its_evidence(tmp_path):
@@ -155,8 +155,8 @@ def test_a_model_that_forgot_the_servers_world_does_not_ship_unless_told(tmp_pat
     memory = kept["evidence"]["anchors"]
     assert not kept["shipped"] and "--forget" in kept["evidence"]["why"] and memory["forgot"]
     assert memory["right"] < memory["right_before"] and kept["after"]["validation"]["accuracy"] > 0.7
-    told = session(tmp_path / "told", images=images, forget=1.0, **CLOSED).run()
-    assert told["shipped"] and told["evidence"]["anchors"]["right"] < memory["right_before"] / 2
+    result = session(tmp_path / "result", images=images, forget=1.0, **CLOSED).run()
+    assert result["shipped"] and result["evidence"]["anchors"]["right"] < memory["right_before"] / 2
 
 
 def test_new_statistics_forget_little_as_half_of_the_anchors_is_learnt_from(tmp_path):

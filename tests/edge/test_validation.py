@@ -57,7 +57,7 @@ def test_a_run_that_improves_the_model_ships_it(tmp_path):
 class Stop(Limit):
     """Ends the run at the boundary after its first step, so that its weights are judged as they are then."""
 
-    name = stopped = "told"
+    name = stopped = "test"
     looks = 0
 
     def check(self, readings, forecast, *, paused, ending):
@@ -73,11 +73,11 @@ class Stop(Limit):
 @pytest.mark.parametrize("limited", [False, True], ids=["done", "stopped by a limit"])
 def test_whatever_did_not_lower_the_loss_is_undone(limited, before, after, tmp_path, monkeypatch):
     """Also where a limit ended the plan before its time. Numbers are the logit of the right class, others have 0."""
-    told = iter([before])
+    values = iter([before])
 
     def evaluate(predict, images, model, pause_if_due, *, batch_size) -> Evaluation:
         logits = np.eye(len(images.classes), dtype=np.float32)[images.labels]
-        value = next(told, after)
+        value = next(values, after)
         logits[logits > 0] = value
         return evaluate_logits(logits, images.labels)
 
@@ -86,7 +86,7 @@ def test_whatever_did_not_lower_the_loss_is_undone(limited, before, after, tmp_p
     whole = pack().with_manifest(replace(pack().manifest, plans=plans))  # no head in closed form: no features judge
     with np.errstate(invalid="ignore"):
         result = session(tmp_path, base=whole, plan="bn", limits=[Stop()] if limited else []).run()
-    assert result["stopped"] == ("told" if limited else "done")
+    assert result["stopped"] == ("test" if limited else "done")
     better = after == 1.1 or not np.isfinite(before)
     (entry,) = result["epochs"] if not limited else ({"kept": None},)
     assert entry["kept"] in (better, None)

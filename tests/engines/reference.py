@@ -39,8 +39,8 @@ def forward_of(pack: Pack) -> Forward:
     model = build(info.name, len(info.classes), info.image_size)
     own = {n: torch.tensor(v) for n, v in pack.weights().items() if n in model.state_dict()}
     model.load_state_dict(own, strict=False)
-    told = WarmupInfo(info.name, info.classes, info.image_size, info.mean, info.std, {})
-    return from_module(model.eval(), told).forward
+    info_without = WarmupInfo(info.name, info.classes, info.image_size, info.mean, info.std, {})
+    return from_module(model.eval(), info_without).forward
 
 
 class Step(NamedTuple):

@@ -153,5 +153,5 @@ def test_a_wrong_block_size_is_noticed():
 def test_any_name_of_a_node_is_read(name):
     assert read_depthwise_gradient(name) is None
     assert read_depthwise_gradient(f"depthwise_gradient:{name}") is None
-    told = DepthwiseGradient("x", name, (3, 3), (1, 2), (1, 1), (0, 1))
-    assert read_depthwise_gradient(told.name()) == told
+    gradient = DepthwiseGradient("x", name, (3, 3), (1, 2), (1, 1), (0, 1))
+    assert read_depthwise_gradient(gradient.name()) == gradient

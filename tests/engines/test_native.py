@@ -33,9 +33,9 @@ def imported(folder: Path, *, before: str = "pass") -> str:
     """The standard error of a process that imports a runtime which writes all of these lines, after other code."""
     package = folder / "onnxruntime"
     package.mkdir()
-    told = "\n".join((*REMARKS, *OTHERS)) + "\n"
+    remarks = "\n".join((*REMARKS, *OTHERS)) + "\n"
     (package / "__init__.py").write_text(
-        f"import os\ntry: os.write(2, {told.encode()!r})\nexcept OSError: pass\nname = 'this one'\n"
+        f"import os\ntry: os.write(2, {remarks.encode()!r})\nexcept OSError: pass\nname = 'this one'\n"
     )
     code = f"import os, sys, tempfile; sys.path.insert(0, sys.argv[1]); {before}; "
     code += "from edge_sel.engines.native import ort; print(ort.name)"
@@ -54,8 +54,8 @@ def test_a_closed_standard_error_is_no_reason_to_fail(tmp_path):
 
 def test_without_a_folder_for_temporary_files_everything_is_passed_on(tmp_path):
     """As on a read-only root."""
-    told = imported(tmp_path, before="tempfile.tempdir = '/no/such/folder'")
-    assert told == "\n".join((*REMARKS, *OTHERS)) + "\n"
+    remarks = imported(tmp_path, before="tempfile.tempdir = '/no/such/folder'")
+    assert remarks == "\n".join((*REMARKS, *OTHERS)) + "\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the runtime keeps its number in another folder")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edge_sel.edge.train.ladder import trainable_by
+from edge_sel.edge.train.schedule import trainable_by
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import PackError, SetupError, UsageError
@@ -137,12 +137,12 @@ def test_the_parity_check_finds_what_frozen_batch_normalisation_would_be(packs, 
     def check(made, engine):
         return check_parity(made, forward, batches, engine, reference=reference, twin=twin)
 
-    told: list[str] = []
-    assert ort_artifacts.add_artifacts(affine, forward, check, told.append)[1].parameters.keys() == {"affine"}
-    assert not told
+    messages: list[str] = []
+    assert ort_artifacts.add_artifacts(affine, forward, check, messages.append)[1].parameters.keys() == {"affine"}
+    assert not messages
     monkeypatch.setattr(ort_artifacts, "_frozen_statistics", left_to_the_runtime)
-    assert not ort_artifacts.add_artifacts(affine, forward, check, told.append)[1].parameters
-    assert len(told) == 1 and "affine" in told[0]
+    assert not ort_artifacts.add_artifacts(affine, forward, check, messages.append)[1].parameters
+    assert len(messages) == 1 and "affine" in messages[0]
 
 
 def test_a_pack_with_artifacts_opens_without_the_runtime(packs, tmp_path):

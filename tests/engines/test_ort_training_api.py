@@ -45,10 +45,10 @@ def test_two_runtimes_over_each_other(installed, other):
     installed(**{other: "1.31.1", "onnxruntime_training": VERSION})
     with pytest.raises(SetupError) as caught:
         require_training()
-    told, name = str(caught.value), other.replace("_", "-")
-    assert f"{name} 1.31.1 and onnxruntime-training {VERSION}" in told
-    assert f"pip uninstall -y {name} onnxruntime-training && pip install --no-deps onnxruntime-training==" in told
-    assert "\n" not in told
+    message, name = str(caught.value), other.replace("_", "-")
+    assert f"{name} 1.31.1 and onnxruntime-training {VERSION}" in message
+    assert f"pip uninstall -y {name} onnxruntime-training && pip install --no-deps onnxruntime-training==" in message
+    assert "\n" not in message
 
 
 def test_another_version(installed):

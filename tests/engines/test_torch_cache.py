@@ -40,6 +40,6 @@ def test_every_step_and_every_score_sees_the_weights_as_they_are():
     batch = Batch(images, labels, np.ones(4, np.float32))
     before = trainer.score(images, labels).losses
     for _ in range(3):
-        told = trainer.step(batch, Hyper(learning_rate=0.5)).losses
+        stepped = trainer.step(batch, Hyper(learning_rate=0.5)).losses
     after = trainer.score(images, labels).losses
-    assert after.mean() < told.mean() < before.mean()
+    assert after.mean() < stepped.mean() < before.mean()

@@ -54,7 +54,7 @@ def test_training_graphs_are_standard_onnx_with_symbolic_batch_and_classes(net_o
         **({"sample_weight": [BATCH]} if planned.trainable else {}),
         **{n: [] for n in scalars},
         **{n: shape(n) for n in (*changing, *slots, *head_names(forward))},
-        **{f"{told}::{n}": [count] for n, count in planned.channels.items() for told in ("index", "steps")},
+        **{f"{kind}::{n}": [count] for n, count in planned.channels.items() for kind in ("index", "steps")},
     }
     convolutions = [n for n in planned.trainable if len(state[n]) == 4] if not planned.channels else []
     kept = {"kept": []} if planned.trainable else {}

@@ -40,8 +40,8 @@ def builtin_files() -> tuple[Files, dict[str, Any]]:
 
 def sealed(files: Files, body: dict[str, Any]) -> Files:
     """All files with a manifest whose sizes, hashes and digest are right."""
-    told = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()}
-    body = {**body, "files": told}
+    listed = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()}
+    body = {**body, "files": listed}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     manifest = json.dumps({**body, "digest": hashlib.sha256(canonical).hexdigest()}).encode()
     return {**files, MANIFEST: manifest}

@@ -84,14 +84,14 @@ def test_openssl_reads_the_keys(pair):
     """An implementation that is not ours to sign with, where there is one."""
     private, public = pair
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             ["openssl", "pkey", "-in", private, "-pubout"], capture_output=True, check=False, timeout=20
         )
     except FileNotFoundError:
         pytest.skip("no openssl here")
-    if b"unsupported" in told.stderr.lower():
+    if b"unsupported" in result.stderr.lower():
         pytest.skip("an openssl without Ed25519")
-    assert told.stdout == public.read_bytes()
+    assert result.stdout == public.read_bytes()
 
 
 OTHERS = {

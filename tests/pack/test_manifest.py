@@ -27,8 +27,8 @@ def test_the_manifest_round_trips_through_json(contents, digits_pack):
 
 def test_what_a_training_did_not_measure_is_unknown(contents):
     """Of a checkpoint without held-out images the accuracy is NaN, which JSON has not."""
-    told = {"training": {"validation_accuracy": float("nan"), "epochs": 3}}
-    manifest = from_json(to_json(replace(contents[0], provenance=told)), "here")
+    measured = {"training": {"validation_accuracy": float("nan"), "epochs": 3}}
+    manifest = from_json(to_json(replace(contents[0], provenance=measured)), "here")
     assert manifest.provenance == {"training": {"validation_accuracy": None, "epochs": 3}}
 
 

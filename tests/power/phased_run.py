@@ -50,8 +50,8 @@ def require_sums(figure: EnergyFigure) -> None:
     assert sum(part.seconds for part in parts) == pytest.approx(figure.seconds, abs=1e-9)
     assert all(part.cpu_s >= 0 for part in parts)
     for part in parts:
-        told = [part.total_j, part.uncertainty_j]
-        assert told == [None, None] or all(value is not None and value >= 0 for value in told)
+        sums = [part.total_j, part.uncertainty_j]
+        assert sums == [None, None] or all(value is not None and value >= 0 for value in sums)
         assert part.net_j is None or part.net_j >= 0
     if figure.total_j is None:
         assert all((part.total_j, part.net_j, part.uncertainty_j) == (None, None, None) for part in parts)

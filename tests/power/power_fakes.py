@@ -177,26 +177,26 @@ class FakeNvml:
         return self.gpus[index]
 
     def nvmlDeviceGetMigMode(self, handle: FakeGpu) -> list[int]:
-        return [told(handle.mig), 0]
+        return [answered(handle.mig), 0]
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: FakeGpu) -> int:
-        return told(handle.energy_mj)
+        return answered(handle.energy_mj)
 
     def nvmlDeviceGetPowerUsage(self, handle: FakeGpu) -> int:
-        return told(handle.power_mw)
+        return answered(handle.power_mw)
 
     def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int) -> int:
         assert sensor == self.NVML_TEMPERATURE_GPU
-        return told(handle.temperature)
+        return answered(handle.temperature)
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: FakeGpu) -> int:
-        return told(handle.reasons)
+        return answered(handle.reasons)
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: FakeGpu) -> int:
-        return told(handle.old_reasons)
+        return answered(handle.old_reasons)
 
 
-def told(value: Any) -> int:
+def answered(value: Any) -> int:
     if isinstance(value, Exception):
         raise value
     return int(value)

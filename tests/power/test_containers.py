@@ -174,8 +174,8 @@ def hint(tmp_path: Path, container: Container | None = DOCKER, *, wanted: bool =
 def test_a_container_is_told_how_to_see_the_hosts_sensors(tmp_path):
     assert MOUNT in hint(tmp_path, wanted=True)
     assert hint(tmp_path) == hint(tmp_path, None, wanted=True) == ""
-    told = hint(tmp_path, Container("lxc", ""), wanted=True)
-    assert MOUNT not in told and "/host/sys" in told
+    text = hint(tmp_path, Container("lxc", ""), wanted=True)
+    assert MOUNT not in text and "/host/sys" in text
 
 
 @pytest.mark.parametrize(("vendor", "kind", "gpu"), [("0x10de", "0x030200", True), ("0x10de", "0x040300", False), ("0x1002", "0x030000", False)])  # fmt: skip

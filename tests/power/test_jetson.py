@@ -59,9 +59,9 @@ def test_the_meter_of_a_board_is_found(board, tmp_path: Path) -> None:
 def test_every_rail_is_told_without_those_not_connected_and_the_sum_of_shunts(tmp_path: Path) -> None:
     agx_orin(tmp_path)
     write(tmp_path / "bus/i2c/drivers/ina3221/1-0041/hwmon/hwmon4/in3_label", "")
-    told = dict(JetsonMeter(tmp_path).readings())
+    rails = dict(JetsonMeter(tmp_path).readings())
     expected = {"VDD_GPU_SOC": 3.8, "VDD_CPU_CV": 1.9, "VIN_SYS_5V0": 4.0, "VDDQ_VDD2_1V8AO": 0.5}
-    assert told == pytest.approx(expected)
+    assert rails == pytest.approx(expected)
 
 
 def test_the_driver_has_other_files_beside_the_chips(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_what_the_kernel_refuses_is_told(error: OSError, tmp_path: Path, monkeyp
         raise error
 
     monkeypatch.setattr("edge_sel.power.jetson.read_sysfs", refuse)
-    with pytest.raises(MeterError, match=f"VDD_IN cannot be read: {error.strerror}") as told:
+    with pytest.raises(MeterError, match=f"VDD_IN cannot be read: {error.strerror}") as caught:
         meter.read(1.0)
-    assert ("as root" in str(told.value)) == isinstance(error, PermissionError)
+    assert ("as root" in str(caught.value)) == isinstance(error, PermissionError)
 
 
 def test_zero_watts_are_an_error(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ CAP, SLOW, SW_HEAT, HW_HEAT, BRAKE = (
 
 
 @pytest.mark.parametrize(
-    ("bits", "told"),
+    ("bits", "expected"),
     [
         (0, []),
         (IDLE | SET | SYNC | DISPLAY, []),
@@ -184,8 +184,8 @@ CAP, SLOW, SW_HEAT, HW_HEAT, BRAKE = (
         (SLOW, ["slowdown by the hardware"]),
     ],
 )
-def test_why_the_clocks_are_held_down(bits: int, told: list[str]) -> None:
-    assert open_meter(FakeGpu(reasons=bits)).throttle_reasons() == told
+def test_why_the_clocks_are_held_down(bits: int, expected: list[str]) -> None:
+    assert open_meter(FakeGpu(reasons=bits)).throttle_reasons() == expected
 
 
 @pytest.mark.parametrize("error", [pynvml.NVMLError_NotSupported(), pynvml.NVMLError_GpuIsLost()])

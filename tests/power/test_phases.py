@@ -176,9 +176,9 @@ def test_after_the_end_time_stands_still() -> None:
 def test_phases_are_plain_numbers_in_json() -> None:
     run = Run()
     run.phase("train", 0.5, cpu_s=0.5)
-    told = json.loads(json.dumps(run.end().to_json()))
-    assert set(told["phases"]["train"]) == {"total_j", "net_j", "seconds", "cpu_s", "uncertainty_j"}
-    assert told["phases"]["train"]["total_j"] == pytest.approx(5.0)
+    answer = json.loads(json.dumps(run.end().to_json()))
+    assert set(answer["phases"]["train"]) == {"total_j", "net_j", "seconds", "cpu_s", "uncertainty_j"}
+    assert answer["phases"]["train"]["total_j"] == pytest.approx(5.0)
 
 
 OPERATIONS = st.lists(

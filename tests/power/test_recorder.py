@@ -145,9 +145,9 @@ def test_no_meter_is_unavailable_through_to_json() -> None:
     window = recorder.start_window("epoch 1")
     clock.sleep(5.0)
     figure = recorder.end_window(window)
-    told = json.loads(json.dumps(figure.to_json()))
-    assert told["total_j"] is told["net_j"] is told["mean_power_w"] is told["uncertainty_j"] is None
-    assert (told["source"], told["meter"], told["seconds"]) == ("unavailable", None, 5.0)
+    answer = json.loads(json.dumps(figure.to_json()))
+    assert answer["total_j"] is answer["net_j"] is answer["mean_power_w"] is answer["uncertainty_j"] is None
+    assert (answer["source"], answer["meter"], answer["seconds"]) == ("unavailable", None, 5.0)
     assert recorder.measure_idle(3.0, sleep=clock.sleep) is None
 
 

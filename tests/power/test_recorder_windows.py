@@ -85,11 +85,11 @@ def test_memory_does_not_grow_with_samples_laps_and_phases() -> None:
 
 
 def test_why_the_meter_s_device_was_slowed_down_is_kept_per_window() -> None:
-    clock, told = Clock(), iter([["power cap"], ["heat", "power cap"], RuntimeError, []])
+    clock, reasons_of = Clock(), iter([["power cap"], ["heat", "power cap"], RuntimeError, []])
 
     class Throttled(FakeMeter):
         def throttle_reasons(self) -> list[str]:
-            reasons = next(told)
+            reasons = next(reasons_of)
             if isinstance(reasons, list):
                 return reasons
             raise reasons

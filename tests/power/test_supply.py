@@ -80,7 +80,7 @@ def test_plugging_in_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda root: None, lambda root: charger(root, 1), lambda root: charger(root, 0)])
 def test_without_a_battery_nothing_is_told(tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does another machine's psutil answer for a tree that is not this machine's."""
-    monkeypatch.setattr(psutil, "sensors_battery", lambda: told(50, False), raising=False)
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: psutil_reading(50, False), raising=False)
     make(tmp_path)
     assert read_supply(tmp_path) == NOTHING
 
@@ -114,7 +114,7 @@ def test_the_tree_of_sysfs_may_be_elsewhere(tmp_path: Path) -> None:
 # Where there is no sysfs
 
 
-def told(percent: float, plugged: bool | None) -> Any:
+def psutil_reading(percent: float, plugged: bool | None) -> Any:
     return SimpleNamespace(percent=percent, power_plugged=plugged)
 
 
@@ -132,9 +132,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("answer", "supply"),
     [
-        (told(80, True), (0.8, True)),
-        (told(35, False), (0.35, False)),
-        (told(35, None), (0.35, None)),
+        (psutil_reading(80, True), (0.8, True)),
+        (psutil_reading(35, False), (0.35, False)),
+        (psutil_reading(35, None), (0.35, None)),
         (None, NOTHING),
     ],
 )

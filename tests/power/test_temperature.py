@@ -16,8 +16,8 @@ def sensors(**found: list[tuple[str, float | None]]) -> dict[str, list[SimpleNam
 
 
 def test_the_hottest_possible_sensor_counts() -> None:
-    told = sensors(coretemp=[("Core 0", 55.0), ("Core 1", 61.5)], cv=[("", -256.0)], bad=[("", 200.0), ("", None)])
-    assert hottest_c(lambda: told) == 61.5
+    readings = sensors(coretemp=[("Core 0", 55.0), ("Core 1", 61.5)], cv=[("", -256.0)], bad=[("", 200.0), ("", None)])
+    assert hottest_c(lambda: readings) == 61.5
     assert hottest_c(lambda: sensors(thermal=[("PMIC-Die", 100.0), ("CPU-therm", 44.0)])) == 44.0
 
 

@@ -65,7 +65,7 @@ def test_a_raspberry_pi_tells_four_bits_now_and_ever(
 ) -> None:
     put(tmp_path, **{PI: bits})
     reasons = ["under-voltage", "processor frequency capped", "throttled", "soft temperature limit"]
-    assert read(tmp_path) == [Throttle("Raspberry Pi", *told) for told in zip(reasons, now, ever, strict=True)]
+    assert read(tmp_path) == [Throttle("Raspberry Pi", *one) for one in zip(reasons, now, ever, strict=True)]
 
 
 @pytest.mark.parametrize(("alarm", "bits", "now", "count"), [(1, 0, True, 0), (0, 50005, True, 1), (0, 0, False, 0)])
@@ -191,7 +191,7 @@ def happened(before: tuple[bool | None, int | None], after: tuple[bool | None, i
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "expected"),
     [
         ((None, 3), (None, 3), None),
         ((None, 3), (None, 4), "at least once"),
@@ -207,9 +207,9 @@ def happened(before: tuple[bool | None, int | None], after: tuple[bool | None, i
     ],
 )
 def test_what_happened_between(
-    before: tuple[bool | None, int | None], after: tuple[bool | None, int | None], told: str | None
+    before: tuple[bool | None, int | None], after: tuple[bool | None, int | None], expected: str | None
 ) -> None:
-    assert happened(before, after) == ([] if told is None else [f"part: why, {told}"])
+    assert happened(before, after) == ([] if expected is None else [f"part: why, {expected}"])
 
 
 def test_of_what_only_one_reading_has_the_state_counts() -> None:

@@ -42,8 +42,8 @@ def test_every_zone_is_told_in_the_kernels_order(tmp_path: Path) -> None:
 
 
 def test_a_nano_has_zones_that_are_no_temperature_of_the_chip(tmp_path: Path) -> None:
-    told = {"AO-therm": 39_500, "CPU-therm": 31_000, "PMIC-Die": 100_000, "thermal-fan-est": 90_000}
-    for number, (name, temp) in enumerate(told.items()):
+    zones = {"AO-therm": 39_500, "CPU-therm": 31_000, "PMIC-Die": 100_000, "thermal-fan-est": 90_000}
+    for number, (name, temp) in enumerate(zones.items()):
         zone(tmp_path, number, name, temp)
     reader = ZoneReader(tmp_path, timeout_s=SOON_S)
     assert reader.hottest_c() == 39.5
@@ -63,10 +63,10 @@ def test_what_is_no_temperature_is_left_out(temp: object, tmp_path: Path) -> Non
     assert reader.hottest_c() == 45.0
 
 
-@pytest.mark.parametrize("temp, told", [(-39_999, -39.999), (149_999, 149.999), (0, 0.0)])
-def test_temperatures_between_40_below_and_150_count(temp: int, told: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("temp, expected", [(-39_999, -39.999), (149_999, 149.999), (0, 0.0)])
+def test_temperatures_between_40_below_and_150_count(temp: int, expected: float, tmp_path: Path) -> None:
     zone(tmp_path, 0, "cpu-thermal", temp)
-    assert ZoneReader(tmp_path, timeout_s=SOON_S).read() == [Zone("cpu-thermal", told)]
+    assert ZoneReader(tmp_path, timeout_s=SOON_S).read() == [Zone("cpu-thermal", expected)]
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EIO, errno.ENODATA, errno.EACCES])
@@ -216,8 +216,8 @@ def test_jobs_behind_one_that_hangs_are_done_and_only_once() -> None:
     jobs |= {name: lambda name=name: done.append(name) for name in ("third", "fourth")}
     patience = Patience(0.5)
     try:
-        told, failed = patience.run(jobs)
-        assert (set(told), failed) == ({"first", "third", "fourth"}, {"stuck": "its reading hangs"})
+        result, failed = patience.run(jobs)
+        assert (set(result), failed) == ({"first", "third", "fourth"}, {"stuck": "its reading hangs"})
         (thread,) = (thread for thread in threading.enumerate() if thread.name == "stuck")
     finally:
         gate.set()

@@ -28,7 +28,7 @@ def _work(rank: int, port: int, out: str) -> None:
             SuiteOptions(SMALL_BATCHES, "digits", Path(out), device="cpu", epochs=2),
             recorder,
         )
-    told = [
+    rows = [
         (
             r["system"],
             r["summary"]["test_full"],
@@ -37,7 +37,7 @@ def _work(rank: int, port: int, out: str) -> None:
         )
         for r in results
     ]
-    Path(out, f"{rank}.json").write_text(json.dumps(told))
+    Path(out, f"{rank}.json").write_text(json.dumps(rows))
     parallel.finish()
 
 

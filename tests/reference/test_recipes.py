@@ -97,8 +97,8 @@ def test_only_the_source_s_model_and_length_are_without_a_label():
 
     published = {"model": "wrn-28-10", "epochs": 300}
     assert label("baseline") == label("dihcl-exp", **published) == label("spl", **published) == ""
-    told = [label("baseline", epochs=29), label("ast", model="resnet-c"), label("sel-95", image_size=64)]
-    assert all("NOT comparable" in text for text in [*told, label("dihcl-exp"), label("mcl", epochs=300)])
+    labels = [label("baseline", epochs=29), label("ast", model="resnet-c"), label("sel-95", image_size=64)]
+    assert all("NOT comparable" in text for text in [*labels, label("dihcl-exp"), label("mcl", epochs=300)])
     assert label("baseline", small) == small.label
 
 

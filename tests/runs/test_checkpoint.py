@@ -46,12 +46,12 @@ def latest(folder: Path) -> float:
 def test_round_trip_is_exact(tensors, scalars, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     save_checkpoint(folder, tensors, scalars, {"seed": 1})
-    loaded, told, identity, _ = load_checkpoint(folder)
+    loaded, loaded_scalars, identity, _ = load_checkpoint(folder)
     assert loaded.keys() == tensors.keys()
     for name, value in tensors.items():
         assert (loaded[name].dtype, loaded[name].shape) == (value.dtype, value.shape)
         assert loaded[name].tobytes() == value.tobytes()
-    assert repr(told) == repr(scalars)  # repr, because NaN is not equal to itself
+    assert repr(loaded_scalars) == repr(scalars)  # repr, because NaN is not equal to itself
     assert identity == {"seed": 1}
 
 

@@ -49,14 +49,15 @@ def test_a_stale_file_is_no_obstacle(content, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [("", "another process"), ("7 elsewhere", "process 7 of another machine"), ("x", "another")]
+    ("content", "expected"),
+    [("", "another process"), ("7 elsewhere", "process 7 of another machine"), ("x", "another")],
 )
-def test_an_owner_that_has_not_said_who_it_is(content, told, tmp_path):
+def test_an_owner_that_has_not_said_who_it_is(content, expected, tmp_path):
     path = tmp_path / "lock"
     path.write_text(content)
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BusyError, match=told), hold_lock(path):
+        with pytest.raises(BusyError, match=expected), hold_lock(path):
             pass
 
 

@@ -14,8 +14,8 @@ def seen(count, accuracy, seed):
     """True classes, and logits of a model that is right about so many of them."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, CLASSES, count)
-    told = np.where(rng.random(count) < accuracy, truth, rng.integers(0, CLASSES, count))
-    return truth, 3.0 * np.eye(CLASSES)[told] + rng.normal(0, 1, (count, CLASSES))
+    given = np.where(rng.random(count) < accuracy, truth, rng.integers(0, CLASSES, count))
+    return truth, 3.0 * np.eye(CLASSES)[given] + rng.normal(0, 1, (count, CLASSES))
 
 
 def swapped(truth, share, seed):

@@ -164,8 +164,8 @@ def test_a_layer_that_tells_nothing_is_not_used_and_one_that_does_is():
     rng = np.random.default_rng(0)
     chance = np.concatenate([features, 5 * rng.normal(size=(80, 400))], 1).astype(np.float32)
     assert fit_head(chance, labels, CLASSES, groups=(8, 400), shallow=8).features == 8
-    told = np.concatenate([rng.normal(size=(80, 8)), features], 1).astype(np.float32)
-    assert fit_head(told, labels, CLASSES, groups=(8, 8), shallow=8).features == 16
+    noisy = np.concatenate([rng.normal(size=(80, 8)), features], 1).astype(np.float32)
+    assert fit_head(noisy, labels, CLASSES, groups=(8, 8), shallow=8).features == 16
 
 
 # The server

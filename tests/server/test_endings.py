@@ -91,9 +91,9 @@ CASES = [(ending, kind) for kind in KINDS for ending in ENDINGS]
 @pytest.mark.parametrize(("ending", "kind"), CASES)
 def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, exported, tmp_path):
     source = opened(ending, kind, tmp_path, exported, new_head=True)
-    told: list[str] = []
-    made = export_pack(source, stripes(120, 0), tmp_path / "pack", plans=("bn", "head"), now=NOW, note=told.append)
-    assert not [line for line in told if line.startswith("plan ")]
+    messages: list[str] = []
+    made = export_pack(source, stripes(120, 0), tmp_path / "pack", plans=("bn", "head"), now=NOW, note=messages.append)
+    assert not [line for line in messages if line.startswith("plan ")]
     assert {RIDGE, CLOSED} <= {*open_pack(tmp_path / "pack").plan_names}
     assert made.calibration.accuracy > 0.8, "logits of heads that did not see the image"
     run = edge_sel.finetune(tmp_path / "pack", stripes(150, 1, field=True), out=tmp_path / "run",

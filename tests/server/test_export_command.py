@@ -39,15 +39,15 @@ def run(warm, data, tmp_path):
 
 
 def test_without_rehearsals_there_is_no_table(run):
-    gains, told = run("--rehearsals", 0)
-    assert gains == () and "rehearsing" not in told
+    gains, text = run("--rehearsals", 0)
+    assert gains == () and "rehearsing" not in text
 
 
 def test_a_rehearsal_in_each_place_and_one_as_it_is(run):
-    gains, told = run("--rehearsals", 1, "--plans", "bn,head,affine")
-    assert "rehearsing on 15 images, judged by 9, which training may have seen" in told
+    gains, text = run("--rehearsals", 1, "--plans", "bn,head,affine")
+    assert "rehearsing on 15 images, judged by 9, which training may have seen" in text
     assert gains and {row.kind for row in gains} == {"body"}, "what comes before is asked of nobody"
-    assert "rehearsal 2:" in told and "rehearsal 3" not in told
+    assert "rehearsal 2:" in text and "rehearsal 3" not in text
 
 
 def with_held_out(warm, path, held_out):
@@ -63,8 +63,8 @@ def test_it_is_judged_by_what_training_never_saw(run, warm, data, tmp_path, monk
     half = with_held_out(warm, tmp_path / "half.safetensors", ids[::2])
     assert "judged by 9, which training may have seen" in run("--rehearsals", 1, checkpoint=half)[1]
     monkeypatch.setattr(rehearsal, "LEAST_UNSEEN", 12)
-    told = run("--rehearsals", 1, checkpoint=half)[1]
-    assert "rehearsing on 12 images, judged by 12, which training never saw" in told
+    text = run("--rehearsals", 1, checkpoint=half)[1]
+    assert "rehearsing on 12 images, judged by 12, which training never saw" in text
 
 
 @pytest.mark.parametrize(("seen", "count"), [(12, 12), (0, 15)], ids=["half held out", "nothing else there"])

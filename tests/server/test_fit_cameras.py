@@ -26,8 +26,8 @@ def test_pictures_of_the_fitted_place_are_nearer_than_those_of_any_random_one(on
     wanted = signature_of(apply_shift("low_light", load_digits("test"), seed=3))
     lines = []
     place = fit_place(wanted, images, 0, lines.append)
-    told = [float(word) for line in lines for word in line.replace(",", " ").split() if word[0].isdigit()]
-    without, random, fitted = told
+    figures = [float(word) for line in lines for word in line.replace(",", " ").split() if word[0].isdigit()]
+    without, random, fitted = figures
     assert fitted < 0.9 * random and random < without
     pixels = images.read(np.arange(200))
     seen = measure(look(place, pixels, torch.Generator().manual_seed(9)))

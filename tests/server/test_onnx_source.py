@@ -267,9 +267,9 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_file_that_cannot_be_trained_is_one_line(bad, tmp_path):
-    change, kind, told = BAD[bad]
+    change, kind, message = BAD[bad]
     path = files.changed(plain(tmp_path / "net.onnx"), change)
-    with pytest.raises(kind, match=told) as error:
+    with pytest.raises(kind, match=message) as error:
         open_source(str(path), ASKED)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
@@ -329,9 +329,9 @@ def test_from_a_file_to_a_fine_tuned_model_without_torch(tmp_path):
     write_folder(noise_images(60), data)
     dry = without_torch("export", path, "--dry-run", "--json")
     assert dry.returncode == 0, dry.stderr
-    told = json.loads(dry.stdout)
-    assert {plan["name"] for plan in told["plans"] if plan["trainable"]} >= {"bn", "head", "full"}
-    assert all(plan["flops"] > 0 and plan["activation_bytes"] > 0 for plan in told["plans"] if plan["name"] == "full")
+    result = json.loads(dry.stdout)
+    assert {plan["name"] for plan in result["plans"] if plan["trainable"]} >= {"bn", "head", "full"}
+    assert all(plan["flops"] > 0 and plan["activation_bytes"] > 0 for plan in result["plans"] if plan["name"] == "full")
     given = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3", "--plans", "bn,head", "--out", tmp_path / "m.edgepack")
     made = without_torch("export", path, "--data", data, *given)
     assert made.returncode == 0 and "rehearsals: simulated cameras need torch" in made.stderr, made.stderr

@@ -62,8 +62,8 @@ def pretrained(data, hub, out, *words):
 def test_a_new_head_on_a_backbone_of_timm_knows_the_classes_of_the_images(data, hub, tmp_path):
     code, out, err = pretrained(data, hub, tmp_path / "w.safetensors", "--teacher", f"timm:{MODEL}")
     assert code == 0, err
-    told = json.loads(out)
-    assert told["teacher"] == f"timm:{MODEL}" and told["teacher_accuracy"] > 0.9
+    result = json.loads(out)
+    assert result["teacher"] == f"timm:{MODEL}" and result["teacher_accuracy"] > 0.9
     assert f"teacher timm:{MODEL}: accuracy" in err and (tmp_path / "w.safetensors").exists()
 
 

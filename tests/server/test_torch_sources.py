@@ -143,9 +143,9 @@ def test_files_that_are_no_weights_are_one_line(net, tmp_path, capsys):
         "more.pth": ({**state, "neck.weight": torch.zeros(1)}, "neck.weight"),
         "headless.pth": ({n: v for n, v in state.items() if "classifier" not in n}, "no weights for the model's head"),
     }
-    for name, (content, told) in cases.items():
+    for name, (content, message) in cases.items():
         torch.save(content, tmp_path / name)
-        with pytest.raises(BadInputError, match=told) as error:
+        with pytest.raises(BadInputError, match=message) as error:
             open_source(f"{net}:make_model", asked(weights=tmp_path / name))
         assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
@@ -157,14 +157,14 @@ def test_files_that_are_no_weights_are_one_line(net, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     (
         ("detector", r"returns \(2, 4, 16, 16\) for two images"), ("text", "returns str, not a torch module"),
         ("broken", "the function fails.*first line"), ("nothing", "no function nothing"), ("FILE", "no function FILE"),
     ),
 )  # fmt: skip
-def test_functions_that_make_no_classifier_are_one_line(function, told, net):
-    with pytest.raises(BadInputError, match=told) as error:
+def test_functions_that_make_no_classifier_are_one_line(function, message, net):
+    with pytest.raises(BadInputError, match=message) as error:
         open_source(f"{net}:{function}", ASKED)
     assert "\n" not in str(error.value)
 
@@ -206,9 +206,9 @@ def test_class_names_of_a_file(tmp_path):
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffüber\r\nbee hive\r\n\r\n".encode())
     assert read_classes(path) == ("über", "bee hive")
-    for content, told in (("a\n\nb\n", "line 2"), ("", "no class name"), ("a\nb\na\n", "class a occurs twice")):
+    for content, message in (("a\n\nb\n", "line 2"), ("", "no class name"), ("a\nb\na\n", "class a occurs twice")):
         path.write_text(content)
-        with pytest.raises(BadInputError, match=told):
+        with pytest.raises(BadInputError, match=message):
             read_classes(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadInputError, match="cannot be read"):
@@ -222,9 +222,9 @@ def invoke(*arguments):
 @pytest.mark.slow
 def test_a_dry_run_says_what_each_plan_needs(net, warm, tmp_path):
     result = invoke(f"{net}:make_model", "--dry-run", "--image-size", 16, "--json")
-    told = json.loads(result.output)
-    assert told["classes"] == 3 and told["image_size"] == [16, 16]
-    plans = {plan["name"]: plan for plan in told["plans"]}
+    summary = json.loads(result.output)
+    assert summary["classes"] == 3 and summary["image_size"] == [16, 16]
+    plans = {plan["name"]: plan for plan in summary["plans"]}
     parameters = sum(p.numel() for p in made(net).parameters())
     assert plans["full"]["parameters"] == parameters and plans["head"]["parameters"] == 39
     assert plans["full"]["activation_bytes"] > plans["head"]["activation_bytes"] > 0

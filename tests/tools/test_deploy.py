@@ -19,17 +19,17 @@ def settings() -> dict[str, str]:
 
 
 def test_it_is_nobody_important_in_an_empty_folder():
-    told = settings()
-    assert told["User"] not in ("", "root") and told["CapabilityBoundingSet"] == ""
-    assert told["WorkingDirectory"] == f"/run/{told['RuntimeDirectory']}", "made empty at every start"
+    unit = settings()
+    assert unit["User"] not in ("", "root") and unit["CapabilityBoundingSet"] == ""
+    assert unit["WorkingDirectory"] == f"/run/{unit['RuntimeDirectory']}", "made empty at every start"
 
 
 def test_what_it_writes_to_is_made_for_it():
-    told = settings()
-    assert told["ProtectSystem"] == "strict" and "ReadWritePaths" not in told
+    unit = settings()
+    assert unit["ProtectSystem"] == "strict" and "ReadWritePaths" not in unit
     text = UNIT.read_text()
-    assert f"OUT=/var/lib/{told['StateDirectory']}/" in text
-    assert "XDG_CACHE_HOME=/var/cache\n" in text and told["CacheDirectory"] == "edge-sel"
+    assert f"OUT=/var/lib/{unit['StateDirectory']}/" in text
+    assert "XDG_CACHE_HOME=/var/cache\n" in text and unit["CacheDirectory"] == "edge-sel"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")

@@ -47,8 +47,8 @@ def run(code, out, seconds=60.0):
 
 
 def test_a_job_that_prints_json_leaves_it_and_any_other_its_log(tmp_path):
-    told = run("print('{\"ratio\": 8}'); import sys; sys.stderr.write('on the way')", tmp_path)
-    assert told["status"] == "done" and json.loads((tmp_path / "it.json").read_text()) == {"ratio": 8}
+    outcome = run("print('{\"ratio\": 8}'); import sys; sys.stderr.write('on the way')", tmp_path)
+    assert outcome["status"] == "done" and json.loads((tmp_path / "it.json").read_text()) == {"ratio": 8}
     assert "on the way" in (tmp_path / "it.log").read_text()
     assert run("print('words')", tmp_path)["status"] == "done"
     assert (tmp_path / "it.log").read_text().count("$ ") == 2 and "words" in (tmp_path / "it.log").read_text()
@@ -62,8 +62,8 @@ def test_what_fails_and_what_is_not_there_are_told(tmp_path):
 
 def test_at_the_end_of_the_budget_a_job_is_asked_to_save(tmp_path):
     began_s = time.monotonic()
-    told = run(SAVING, tmp_path, 3.0)
-    assert told["status"] == "unfinished" and told["exit"] == 75 and time.monotonic() - began_s < 30
+    outcome = run(SAVING, tmp_path, 3.0)
+    assert outcome["status"] == "unfinished" and outcome["exit"] == 75 and time.monotonic() - began_s < 30
     assert "saved" in (tmp_path / "it.log").read_text()
 
 
@@ -72,8 +72,8 @@ def test_one_that_does_not_listen_is_ended_with_all_that_it_started(tmp_path, mo
     ignoring = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     child = f"{ignoring}; time.sleep(60)"
     began_s = time.monotonic()
-    told = run(f"{ignoring}; subprocess.run([sys.executable, '-c', {child!r}])", tmp_path, 2.0)
-    assert told["status"] == "unfinished" and told["exit"] == -9 and time.monotonic() - began_s < 20
+    result = run(f"{ignoring}; subprocess.run([sys.executable, '-c', {child!r}])", tmp_path, 2.0)
+    assert result["status"] == "unfinished" and result["exit"] == -9 and time.monotonic() - began_s < 20
 
 
 def test_the_jobs_are_named_once_and_their_systems_exist(tmp_path):
@@ -129,10 +129,13 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(tmp_path):
     given = ["--smoke", "--out", tmp_path / "gpu", "--pack", tmp_path / "gpu.tar.gz"]
     first = suite(*given, "--budget", "45s")
     assert first.returncode == 0, first.stderr
-    told = json.loads((tmp_path / "gpu" / "jobs.json").read_text())
-    assert told["nvml"]["status"] == "failed" and "nvml" in (tmp_path / "gpu" / "nvml.log").read_text()
+    result = json.loads((tmp_path / "gpu" / "jobs.json").read_text())
+    assert result["nvml"]["status"] == "failed" and "nvml" in (tmp_path / "gpu" / "nvml.log").read_text()
     second = suite(*given, "--budget", "4m")
-    told = json.loads((tmp_path / "gpu" / "jobs.json").read_text())
-    assert second.returncode == 0 and {name for name, of in told.items() if of["status"] != "done"} <= {"card", "nvml"}
+    result = json.loads((tmp_path / "gpu" / "jobs.json").read_text())
+    assert second.returncode == 0 and {name for name, of in result.items() if of["status"] != "done"} <= {
+        "card",
+        "nvml",
+    }
     assert (tmp_path / "gpu" / "reference.csv").exists() and (tmp_path / "gpu.tar.gz").exists()
     assert json.loads((tmp_path / "gpu" / "airbench.json").read_text())["accuracy"]["mean"] > 0.5

@@ -52,11 +52,11 @@ def plainness(candidate):
 
 
 @given(some, decided)
-def test_no_choice_is_dominated(totals, told):
-    found = choose(totals, 32, told)
-    fixed = {key: value for key, value in told.items() if key != "batch_size"}
+def test_no_choice_is_dominated(totals, expected):
+    found = choose(totals, 32, expected)
+    fixed = {key: value for key, value in expected.items() if key != "batch_size"}
     able = {c: cost for c, cost in totals.items() if all(getattr(c, key) == value for key, value in fixed.items())}
-    if "batch_size" in told:
+    if "batch_size" in expected:
         nearest = min(map(away, totals))
         able = {c: cost for c, cost in able.items() if away(c) == nearest}
     else:
@@ -120,7 +120,7 @@ def test_what_the_user_gave_is_not_tuned(flags, expected):
     assert tuned_settings(resolve(flags=flags), COSTS, "bn,first") == expected
 
 
-def test_the_ladder_that_decides_counts_every_plan():
+def test_the_schedule_that_decides_counts_every_plan():
     assert tuned_settings(resolve(), COSTS, "auto")["threads"] == 1
     assert tuned_settings(resolve(), COSTS, "full") == {}
 
@@ -215,9 +215,9 @@ def test_the_machine_is_named_by_its_processor_or_its_board(tmp_path):
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 108.00\n")
     (tmp_path / "proc/device-tree/model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\0")
-    told = machine("raspberry-pi-5", 4, tmp_path)
-    assert told["processor"] == "Raspberry Pi 5 Model B Rev 1.0"
-    assert (told["cores"], told["profile"]) == (4, "raspberry-pi-5") and set(told) == set(HERE)
+    name = machine("raspberry-pi-5", 4, tmp_path)
+    assert name["processor"] == "Raspberry Pi 5 Model B Rev 1.0"
+    assert (name["cores"], name["profile"]) == (4, "raspberry-pi-5") and set(name) == set(HERE)
     (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n")
     assert machine("p", 4, tmp_path)["processor"] == "AMD EPYC"
 

@@ -74,12 +74,12 @@ def test_watch_label_learn_serve_roll_back(watched, tmp_path):
         (image, _), *_ = write_digits(camera, 1, 230)  # while it watches
         until(lambda: ask(page + "api/status")["counters"]["images"] == 156)
         assert ask(served + "predict", image.read_bytes(), "image/png")["model"] == 0
-        told = ask(page + "api/refresh", {})
+        answer = ask(page + "api/refresh", {})
         cookieless = 0
-        while told["model"] == 0 and told["image"] is not None and cookieless < 150:
-            number = told["image"]["number"]
-            name = truth.get(str(number), told["image"]["guess"])
-            told = ask(page + "api/label", {"image": number, "name": name})
+        while answer["model"] == 0 and answer["image"] is not None and cookieless < 150:
+            number = answer["image"]["number"]
+            name = truth.get(str(number), answer["image"]["guess"])
+            answer = ask(page + "api/label", {"image": number, "name": name})
             cookieless += 1
         until(lambda: ask(page + "api/next")["model"] == 1)
         until(lambda: ask(served + "predict", image.read_bytes(), "image/png")["model"] == 1)
@@ -126,8 +126,8 @@ def test_systemd_is_told_and_two_watchers_of_one_home_are_refused(tmp_path):
         notify.settimeout(60)
         own = {**os.environ, "NOTIFY_SOCKET": str(address)}
         with running("watch", camera, "--home", home, "--model", PACK, "--json", "--threads", 1, env=own):
-            told = {notify.recv(200) for _ in range(4)}
-            assert {b"READY=1", b"WATCHDOG=1"} <= told
+            messages = {notify.recv(200) for _ in range(4)}
+            assert {b"READY=1", b"WATCHDOG=1"} <= messages
             second = edge_sel("watch", camera, "--home", home)
             assert second.returncode == 2 and "watches with this home" in second.stderr
 

@@ -63,9 +63,9 @@ def page(desk) -> TestClient:
 
 
 def test_a_label_is_asked_given_taken_back_and_given_anew(page, desk):
-    told = page.get("/api/next").json()
-    number = told["image"]["number"]
-    assert told["labelled"] == 0 and told["image"]["guess"] in told["classes"]
+    answer = page.get("/api/next").json()
+    number = answer["image"]["number"]
+    assert answer["labelled"] == 0 and answer["image"]["guess"] in answer["classes"]
     after = page.post("/api/label", json={"image": number, "name": "4"}).json()
     assert after["labelled"] == 1 and after["image"]["number"] != number
     assert page.post("/api/undo", json={}).json()["labelled"] == 0
@@ -78,10 +78,10 @@ def test_a_label_is_asked_given_taken_back_and_given_anew(page, desk):
 
 def test_a_candidate_follows_the_labels(page, desk):
     for _ in range(12):
-        told = page.get("/api/next").json()
-        page.post("/api/label", json={"image": told["image"]["number"], "name": told["image"]["guess"]})
-    told = page.get("/api/next").json()
-    assert told["labelled"] == 12 and len(told["curve"]) >= 2 and "labels" in told["verdict"]
+        answer = page.get("/api/next").json()
+        page.post("/api/label", json={"image": answer["image"]["number"], "name": answer["image"]["guess"]})
+    answer = page.get("/api/next").json()
+    assert answer["labelled"] == 12 and len(answer["curve"]) >= 2 and "labels" in answer["verdict"]
 
 
 def test_two_people_have_images_of_their_own(desk):
@@ -172,8 +172,8 @@ def test_other_machines_need_the_token(desk):
 def test_status_and_metrics(page, desk):
     from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-    told = page.get("/api/status").json()
-    assert told["counters"]["images"] == 150 and told["model"] == 0
+    answer = page.get("/api/status").json()
+    assert answer["counters"]["images"] == 150 and answer["model"] == 0
     families = {family.name: family for family in text_string_to_metric_families(page.get("/metrics").text)}
     outcomes = {sample.labels["outcome"]: sample.value for sample in families["edge_sel_watch_images"].samples}
     assert sum(outcomes.values()) == 150 and families["edge_sel_watch_model"].samples[0].value == 0

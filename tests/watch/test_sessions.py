@@ -49,12 +49,12 @@ def watch(home, folder, until, seconds=60.0, **options):
 def test_a_session_begins_where_labels_promise_something_and_its_model_is_served(labelled, tmp_path):
     write_digits(tmp_path / "camera", 2, 300)
     events = watch(labelled, tmp_path / "camera", "session_ended", finetune=True, no_learning=True)
-    told = {event["event"]: event for event in events}
-    assert told["session"]["labels"] == 50 and told["session_ended"]["energy_j"] > 0
+    by_name = {event["event"]: event for event in events}
+    assert by_name["session"]["labels"] == 50 and by_name["session_ended"]["energy_j"] > 0
     summary = json.loads((labelled.folder / "runs" / "0001" / "run.json").read_text())
-    assert summary["stopped"] == "done" and (told["session_ended"]["shipped"] is not None) == summary["shipped"]
+    assert summary["stopped"] == "done" and (by_name["session_ended"]["shipped"] is not None) == summary["shipped"]
     if summary["shipped"]:
-        assert labelled.service() == told["session_ended"]["shipped"] == 1
+        assert labelled.service() == by_name["session_ended"]["shipped"] == 1
         assert open_classifier(labelled.model_folder(1), 1).classes == labelled.pack.manifest.model.classes
     again = watch(labelled, tmp_path / "camera", "started", finetune=True, no_learning=True)
     assert "session" not in {event["event"] for event in again}  # no label has come since

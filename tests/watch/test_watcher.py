@@ -108,7 +108,7 @@ def test_a_file_that_is_being_written_is_read_when_it_is_whole(home, learner, tm
     around = watching.Surroundings(clock, lambda: 1.0, should_stop=lambda: "signal" if len(ticks) > 30 else None)
     watcher = watching.Watcher(learner, watching.Options(learn=False), around, np.random.default_rng(0))
     arrivals = FolderArrivals(tmp_path / "camera", home.records, clock=clock, sleep=sleep, poll_s=0.5)
-    arrivals._told = lambda: (set() for _ in iter(lambda: sleep(0.5), 1))
+    arrivals._changes = lambda: (set() for _ in iter(lambda: sleep(0.5), 1))
     arrivals.why_polling = "a test"
     assert watcher.run(arrivals) == "signal"
     assert home.records.counters()["images"] == 1 and "unreadable" not in home.records.counters()

@@ -38,9 +38,9 @@ def plant_everywhere(folder: Path) -> list[str]:
                 place.hardlink_to(victim)
             else:
                 place.symlink_to(victim)
-            told = _finetune(here / "run")
-            if "Traceback" in told:
-                findings.append(f"{name}, {kind}: {told[-300:]}")
+            printed = _finetune(here / "run")
+            if "Traceback" in printed:
+                findings.append(f"{name}, {kind}: {printed[-300:]}")
             if (victim.read_bytes() if victim.exists() else None) != (None if kind == "dangling" else MINE):
                 findings.append(f"{name}, {kind}: the file that it leads to was written")
     print(f"links at {len(names)} names, {len(KINDS)} kinds: {len(findings)} findings")

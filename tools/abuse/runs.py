@@ -167,9 +167,9 @@ class Victim:
         command += ["finetune", *self._images, "--out", str(out), "--resume", *ALWAYS.split(), *self._options.split()]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGE_SEL_")}
         env = {**kept, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(self._scratch), "OMP_NUM_THREADS": "1"}
-        with (self._scratch / "stderr").open("w+", encoding="utf-8") as told:
+        with (self._scratch / "stderr").open("w+", encoding="utf-8") as errors:
             whole, metered, seen = self._watch(), None, b""
-            process = subprocess.Popen(command, cwd=self._scratch, env=env, stdout=subprocess.DEVNULL, stderr=told)
+            process = subprocess.Popen(command, cwd=self._scratch, env=env, stdout=subprocess.DEVNULL, stderr=errors)
             while process.poll() is None:
                 if kill_after_s is not None and whole.seconds() > kill_after_s:
                     process.kill()
@@ -180,8 +180,8 @@ class Victim:
                 else:
                     time.sleep(LOOK_S)
             took = (metered.end() if isinstance(metered, Watch) else metered) or Spent(0.0, 0.0)
-            told.seek(0)
-            return Part(process.returncode, whole.end(), took, (told.read().strip().splitlines() or [""])[-1])
+            errors.seek(0)
+            return Part(process.returncode, whole.end(), took, (errors.read().strip().splitlines() or [""])[-1])
 
     def _watch(self) -> Watch:
         return Watch(self._recorder)
@@ -228,8 +228,8 @@ class Victim:
         return verdict
 
     def _booked(self, verdict: Verdict, out: Path) -> None:
-        told = json.loads((out / "run.json").read_text(encoding="utf-8"))
-        verdict.booked_s, verdict.booked_j = told["time_s"], told["energy"]["total_j"]
+        result = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        verdict.booked_s, verdict.booked_j = result["time_s"], result["energy"]["total_j"]
 
 
 def differing_bits(one: bytes, other: bytes) -> int:

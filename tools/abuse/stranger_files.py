@@ -99,11 +99,11 @@ def read_run_folder(rng: random.Random, here: Path) -> None:
     earlier.cuts(30.0), earlier.spent(), tuned_at_start(folder)
     for record in read_records([here / "runs"]):
         _ = record.name, record.epochs, record.classes, record.settings
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         if earlier.result is not None and {"energy", "accuracy", "run"} <= earlier.result.keys():
             with contextlib.suppress(KeyError):  # a result of which a part is missing, which only its own run prints
                 print_result(earlier.result)
-    if any(ord(sign) < 32 and sign != "\n" for sign in told.getvalue()):
+    if any(ord(sign) < 32 and sign != "\n" for sign in printed.getvalue()):
         raise AssertionError("it drives the terminal")
     with contextlib.suppress(EdgeSelError):
         exhausted(earlier, folder, 1.0)

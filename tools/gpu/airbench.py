@@ -166,11 +166,11 @@ def main() -> None:
     sets = load_sets("digits" if options.digits else options.images, find_scale("full"), 32)
     images, test = Images(sets.train, device, half), Images(sets.test, device, half)
     runs = [timed(images, test, epochs=options.epochs, seed=seed) for seed in range(-1, options.runs)][1:]
-    told = {"runs": runs, "epochs": options.epochs, "environment": environment(device)}
+    summary = {"runs": runs, "epochs": options.epochs, "environment": environment(device)}
     for key in ("accuracy", "seconds", "energy_j"):
         values = [run[key] for run in runs if isinstance(run[key], float)]
-        told[key] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)} if values else None
-    print(json.dumps(told, indent=1))
+        summary[key] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)} if values else None
+    print(json.dumps(summary, indent=1))
 
 
 if __name__ == "__main__":

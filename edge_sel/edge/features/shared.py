@@ -61,7 +61,7 @@ class SharedFeatures:
             with suppress(sqlite3.Error):
                 connection.close()
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """For ``run.json``."""
         return {"folder": str(self.folder), "found": self.found, "added": self.added, "stopped": self.stopped or None}
 
@@ -76,8 +76,8 @@ class SharedFeatures:
                 marks = ",".join("?" * len(part))
                 found = self._ask(f"SELECT key, hash, row FROM features WHERE key IN ({marks})", part)
                 used = []
-                for key, told, content in found:
-                    if isinstance(content, bytes) and len(content) == size and told == _hash(key, content):
+                for key, digest, content in found:
+                    if isinstance(content, bytes) and len(content) == size and digest == _hash(key, content):
                         rows[places[key]] = np.frombuffer(content, kind).reshape(shape)
                         there[places[key]] = True
                         used.append(key)

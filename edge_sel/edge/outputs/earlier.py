@@ -26,7 +26,7 @@ class Earlier:
     Attributes:
         result: the content of ``run.json``; None if there is no such file, or no result in it.
         trouble: why a ``run.json`` that is there cannot be read; empty if it can, or there is none.
-        told: the last line of the journal.
+        last_line: of the journal.
         journal_damaged: a line before the last one is damaged.
         booked: what was spent by the newest checkpoint; None if there is no checkpoint.
         forecast: the governor's latest forecast.
@@ -34,7 +34,7 @@ class Earlier:
 
     result: dict[str, Any] | None = None
     trouble: str = ""
-    told: dict[str, Any] | None = None
+    last_line: dict[str, Any] | None = None
     journal_damaged: bool = False
     booked: Spent | None = None
     forecast: Mapping[str, float | None] = field(default_factory=dict)
@@ -42,33 +42,33 @@ class Earlier:
     @property
     def began(self) -> bool:
         """Whether there is a checkpoint to continue from, or spending to count."""
-        return self.booked is not None or self.told is not None
+        return self.booked is not None or self.last_line is not None
 
     @property
     def ended(self) -> bool:
         """Whether the last process ended in order; otherwise it was killed or lost power."""
-        return self.told is None or self.told["at"] == "end"
+        return self.last_line is None or self.last_line["at"] == "end"
 
     def cuts(self, every_s: float) -> int:
         """How many processes in a row were killed or lost power; one that ran for ``every_s`` seconds starts at 1."""
-        if self.told is None or self.ended:
+        if self.last_line is None or self.ended:
             return 0
-        return 1 + (0 if self.told["up_s"] >= every_s else int(self.told["cuts"]))
+        return 1 + (0 if self.last_line["up_s"] >= every_s else int(self.last_line["cuts"]))
 
     def spent(self) -> Spent:
         """By all processes of the run so far."""
         booked = self.booked or Spent()
-        return booked if self.told is None else booked.plus_phase(LOST, beyond(self.told, booked))
+        return booked if self.last_line is None else booked.plus_phase(LOST, beyond(self.last_line, booked))
 
 
 def look_into(out: Path) -> Earlier:
     """Read result, journal and checkpoint; any of them may be missing or damaged."""
     result, trouble = read_result(out)
-    told, journal_damaged = read_journal(out / JOURNAL)
+    last_line, journal_damaged = read_journal(out / JOURNAL)
     try:
-        told = None if told is None else checked(JournalLine, told)
+        last_line = None if last_line is None else checked(JournalLine, last_line)
     except SchemaError:
-        told, journal_damaged = None, True
+        last_line, journal_damaged = None, True
     loaded, booked, forecast = load_checkpoint(out / "checkpoints"), None, {}
     if loaded is not None:
         scalars, start = loaded[1], "run_spent/"
@@ -77,9 +77,9 @@ def look_into(out: Path) -> Earlier:
             booked, forecast = unflatten(Spent, {}, inner), dict(scalars["forecast"])
         except (KeyError, TypeError, ValueError):  # another version's: told when the run is continued
             pass
-    if told is not None:  # it knows the steps since the checkpoint, too
-        forecast |= {name: value for name, value in told["forecast"].items() if value}
-    return Earlier(result, trouble, told, journal_damaged, booked, forecast)
+    if last_line is not None:  # it knows the steps since the checkpoint, too
+        forecast |= {name: value for name, value in last_line["forecast"].items() if value}
+    return Earlier(result, trouble, last_line, journal_damaged, booked, forecast)
 
 
 def read_result(out: Path) -> tuple[dict[str, Any] | None, str]:
@@ -186,7 +186,7 @@ def _read(folder: Path) -> Iterator[PastRun]:
         return  # a run of `edge-sel reference`
     if result is None:
         saved, known = earlier.booked is not None, earlier.began
-        signalled = saved and earlier.told is not None and earlier.ended
+        signalled = saved and earlier.last_line is not None and earlier.ended
         verdict: PastVerdict = "stopped" if signalled else "unfinished"
         why = "signal" if signalled else ""
         if earlier.trouble and not saved:  # --resume refuses it, too

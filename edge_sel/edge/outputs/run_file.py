@@ -372,9 +372,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         with suppress(SchemaError):
-            told = parse_json(line)
-            event = checked(_Event, told)
-            found.append({**event, **checked(_EVENTS.get(event["event"], _Event), told)})
+            content = parse_json(line)
+            event = checked(_Event, content)
+            found.append({**event, **checked(_EVENTS.get(event["event"], _Event), content)})
     return found
 
 

@@ -218,7 +218,7 @@ class SessionFolder:
             return booked
         if not self.earlier.began:
             return booked if opening is None else booked.plus_phase(OPENING, opening)
-        more = Spent() if self.earlier.told is None else beyond(self.earlier.told, booked)
+        more = Spent() if self.earlier.last_line is None else beyond(self.earlier.last_line, booked)
         undone = not self.earlier.ended or self.found is None or bool(self.broken)
         # Of a process that ended in order, the checkpoint lacks what it took to write it.
         spent = booked.plus_phase(LOST if undone else "checkpoint", more) if more.seconds else booked

@@ -12,8 +12,8 @@ from edge_sel.config.settings import Settings
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.open import RunInputs, SplitImages
 from edge_sel.edge.progress import Progress, original_weights
-from edge_sel.edge.train.auto_ladder import body_of, price_j
-from edge_sel.edge.train.ladder import PlannedStage
+from edge_sel.edge.train.auto_schedule import body_of, price_j
+from edge_sel.edge.train.schedule import PlannedStage
 from edge_sel.edge.train.work import work_of
 from edge_sel.files import finite
 from edge_sel.pack.reader import Pack

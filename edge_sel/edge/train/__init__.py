@@ -1,1 +1,1 @@
-"""Training on the device: the ladder of stages, a stage's steps, the gate before them."""
+"""Training on the device: the schedule of stages, a stage's steps, the gate before them."""

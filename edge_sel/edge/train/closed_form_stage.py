@@ -136,7 +136,7 @@ class ClosedFormStage(TrainingStage):
                 self._take_statistics()
         self._fit((yield from self._features_of(np.arange(len(self.images)))))
         done = self._end_epoch(0, self._plan.kind.trained_by)
-        yield EpochDone({**done.figures, **self._told})
+        yield EpochDone({**done.figures, **self._figures})
 
     def _features_of(self, images: np.ndarray) -> Generator[StageEvent, None, np.ndarray]:
         """Returns float16 [n, F]."""
@@ -296,11 +296,11 @@ class ClosedFormStage(TrainingStage):
         head, state, totals = self.pack.linear_head, self.state, self.state.totals
         labels = self.images.labels
         used, rehearsal = np.arange(len(labels)), self._rehearsal()
-        self._told: dict[str, Any] = {"statistics": OLD if self._start is self._begun else NEW}
+        self._figures: dict[str, Any] = {"statistics": OLD if self._start is self._begun else NEW}
         with self.phase("fit"):
             fit = self._fit_with(features, used, rehearsal)
             doubts = find_label_errors(fit.left_out, labels)
-            self._told["doubted"] = float((doubts >= 0).mean())
+            self._figures["doubted"] = float((doubts >= 0).mean())
             if not self.settings.drop_suspicious:  # who asks for it has reason to doubt the labels
                 doubts = surest_label_errors(fit.left_out, labels)
             self.memory.looks_like = doubts
@@ -309,7 +309,7 @@ class ClosedFormStage(TrainingStage):
                 used, labels = good, labels[good]
                 fit = self._fit_with(features, good, rehearsal)
         found = {"prior": fit.prior, "ridge": fit.ridge, "old": fit.kept, "features": fit.features}
-        self._told |= {"head": found, "rehearsed": len(rehearsal[1])}
+        self._figures |= {"head": found, "rehearsed": len(rehearsal[1])}
         self._head = head.parted(fit.weight, fit.bias, self._start)
         if features.nbytes <= MOST_FITTED_BYTES and not changed_in(self._start, self.pack):
             self.fitted = FittedSamples(features[used], labels)

@@ -20,7 +20,7 @@ from edge_sel.edge.memory import BatchLimit
 from edge_sel.edge.open import RunInputs, SplitImages
 from edge_sel.edge.progress import EpochTotals, StageState, TrainingMemory
 from edge_sel.edge.train.gate import Gate
-from edge_sel.edge.train.ladder import PlannedStage
+from edge_sel.edge.train.schedule import PlannedStage
 from edge_sel.edge.train.work import STATISTICS_IMAGES, features_asked, stage_work_left, work_done
 from edge_sel.engines.base import Batch, Hyper, StepResult, Trainer
 from edge_sel.pack.reader import Pack

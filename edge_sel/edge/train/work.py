@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_sel.edge.features.cache import copies
 from edge_sel.edge.progress import EpochTotals, StageState
-from edge_sel.edge.train.ladder import PlannedStage
+from edge_sel.edge.train.schedule import PlannedStage
 from edge_sel.pack.manifest import PlanInfo
 from edge_sel.pack.plan_kinds import BN, CLOSED, CLOSED_FORM, STATISTICS
 from edge_sel.pack.reader import Pack

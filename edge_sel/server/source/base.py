@@ -136,8 +136,8 @@ def read_classes(given: Path | Sequence[str]) -> tuple[str, ...]:
         try:
             lines = given.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            told = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise BadInputError(f"the class names cannot be read ({told})", where=given) from error
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise BadInputError(f"the class names cannot be read ({reason})", where=given) from error
     names = [line.strip() for line in lines]
     while names and not names[-1]:
         names.pop()

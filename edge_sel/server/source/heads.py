@@ -176,8 +176,8 @@ def deepened(source: Source, model: nn.Module | None = None) -> Source:
     if deep is forward:
         return source
     weights = {name: deep.initializers[name] for name in (f"{DEEP_HEAD}.weight", f"{DEEP_HEAD}.bias")}
-    told = tuple(replace(tap, name=named[tap.name]) for tap in taps)
-    return replace(source, forward=deep, weights={**source.weights, **weights}, taps=told)
+    renamed = tuple(replace(tap, name=named[tap.name]) for tap in taps)
+    return replace(source, forward=deep, weights={**source.weights, **weights}, taps=renamed)
 
 
 def outputs_of(forward: Forward, names: Sequence[str], image: np.ndarray) -> Arrays:

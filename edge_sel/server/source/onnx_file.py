@@ -146,8 +146,8 @@ def image_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
                          fix="export the model with a float32 image as input")  # fmt: skip
     dims = dimensions(image)
     if len(dims) != 4 or 3 not in (dims[1], dims[3]):
-        told = "×".join(str(size or "?") for size in dims) or "unknown shape"
-        raise GraphError(f"the input is no batch of colour images ({told})", where=f"{path}: {image.name}",
+        shape = "×".join(str(size or "?") for size in dims) or "unknown shape"
+        raise GraphError(f"the input is no batch of colour images ({shape})", where=f"{path}: {image.name}",
                          fix="its shape must be [N, 3, H, W] or [N, H, W, 3]")  # fmt: skip
     return image
 
@@ -301,9 +301,9 @@ def choose_logits(model: onnx.ModelProto, batch: int | None, classes: int | None
         found = {name: count for name, count in found.items() if count == classes}
     if len(found) != 1:
         sizes = {value.name: shapes.get(value.name, ()) for value in graph.output}
-        told = ", ".join(f"{name} {'×'.join(str(size or '?') for size in shape)}" for name, shape in sizes.items())
+        listed = ", ".join(f"{name} {'×'.join(str(size or '?') for size in shape)}" for name, shape in sizes.items())
         what = "several outputs may be the logits" if found else "no output is a batch of logits [N, classes]"
-        raise GraphError(f"{what}; this is not a plain classifier", where=f"{path}: {told}",
+        raise GraphError(f"{what}; this is not a plain classifier", where=f"{path}: {listed}",
                          fix="export the classifier alone, with its logits as the one output")  # fmt: skip
     chosen = next(iter(found))
     if producers[chosen].op_type == "Sigmoid":

@@ -144,7 +144,7 @@ def _logits_of_file(original: onnx.ModelProto, name: str, pixels: np.ndarray, pa
         session = OrtEngine().session(shown.SerializeToString(), {})
         rows = [session.run([name], {image.name: np.repeat(row[None], batch, 0)})[0][:1] for row in pixels]
     except Exception as error:  # of onnxruntime, or ours around it
-        told = (getattr(error, "where", None) or str(error) or repr(error)).splitlines()[0]
-        raise GraphError("onnxruntime cannot run the file", where=f"{path}: {told}",
+        reason = (getattr(error, "where", None) or str(error) or repr(error)).splitlines()[0]
+        raise GraphError("onnxruntime cannot run the file", where=f"{path}: {reason}",
                          fix="export it with a dynamic batch axis, in float32") from error  # fmt: skip
     return np.concatenate(rows).reshape(len(pixels), -1)

@@ -17,7 +17,7 @@ from edge_sel.pack.graph_form import WireError
 
 MEMORY_BYTES, MEMORY_PER_WEIGHT_BYTE = 1 << 30, 24
 CPU_S, CPU_S_PER_MB = 60.0, 3.0
-_TOLD = 7
+_REFUSED = 7
 """Status of a process that has told an error of ours."""
 _ERRORS = {kind.__name__: kind for kind in (BadInputError, GraphError, UsageError)}
 
@@ -46,7 +46,7 @@ def require_readable(path: Path, image_size: tuple[int, int] | None, classes: in
     cpu_s = CPU_S + CPU_S_PER_MB * found.weight_bytes / 1e6
     asked = json.dumps([image_size, classes])
     reason, status = run_limited(__name__, asked, path.absolute(), memory_bytes, cpu_s)
-    if status == _TOLD:
+    if status == _REFUSED:
         kind, what, where, fix = json.loads(reason)
         raise _ERRORS.get(kind, GraphError)(what, where=where, fix=fix)
     if reason:
@@ -68,7 +68,7 @@ def main(asked: str, path: str, memory_bytes: int, cpu_s: float) -> int:
     except EdgeSelError as error:
         where = None if error.where is None else str(error.where)
         print(json.dumps([type(error).__name__, error.what, where, error.fix]), file=sys.stderr)
-        return _TOLD
+        return _REFUSED
     except MemoryError:
         print("it takes too much memory", file=sys.stderr)
         return 1

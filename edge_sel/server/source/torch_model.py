@@ -40,7 +40,7 @@ from edge_sel.server.warmup import load
 
 _USUAL_CLASSES = 1000
 """Of published models; a dry run without images shows these."""
-_TOLD = ("classes", "num_classes")
+_CLASS_COUNT = ("classes", "num_classes")
 """Parameters by which a function that makes a model may be told the number of classes."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema", "net")
 """Keys under which training scripts put the weights beside what else they keep."""
@@ -82,11 +82,11 @@ def from_factory(path: Path, function: str, info: WarmupInfo, asked: Asked) -> S
         UsageError: the model has another number of logits than there are classes.
     """
     make, where = _function(path, function), f"{path}:{function}"
-    told = next((name for name in _TOLD if name in inspect.signature(make).parameters), None)
+    parameter = next((name for name in _CLASS_COUNT if name in inspect.signature(make).parameters), None)
 
     def build(name: str, classes: int, image_size: tuple[int, int]) -> nn.Module:
         try:
-            model = make(**({told: classes} if told and classes else {}))
+            model = make(**({parameter: classes} if parameter and classes else {}))
         except Exception as error:  # whatever a user's function may raise
             raise BadInputError("the function fails", where=f"{where}: {error!r}"[:300]) from error
         if not isinstance(model, nn.Module):
@@ -94,7 +94,7 @@ def from_factory(path: Path, function: str, info: WarmupInfo, asked: Asked) -> S
         return prepare(model).eval()
 
     if asked.weights is not None:
-        if told is None:
+        if parameter is None:
             raise BadInputError("the function takes no number of classes", where=where,
                                 fix="give it a parameter `classes`, or load the weights in it")  # fmt: skip
         return _with_weights(build, info, asked, asked.weights)

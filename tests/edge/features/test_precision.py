@@ -198,13 +198,16 @@ def run(out, **given):
     return session(out, base=flipping(pack()), images=digits(COUNT), **given)
 
 
-def told(out):
+def precision_events(out):
     return [event for event in events(out) if event["event"] == "backbone_precision"]
 
 
 def test_a_session_chooses_once_a_training_stage(tmp_path):
     run(tmp_path / "auto", plan="bn,last,head", host=timed(FASTER)).run()
-    assert [(e["plan"], e["precision"]) for e in told(tmp_path / "auto")] == [("last", "int8"), ("head", "int8")]
+    assert [(e["plan"], e["precision"]) for e in precision_events(tmp_path / "auto")] == [
+        ("last", "int8"),
+        ("head", "int8"),
+    ]
     run(tmp_path / "int8", plan="bn,last,head", backbone_precision="int8").run()
     run(tmp_path / "fp32", plan="bn,last,head", backbone_precision="fp32").run()
     auto, int8, fp32 = (outcome(tmp_path / name) for name in ("auto", "int8", "fp32"))
@@ -222,22 +225,22 @@ def test_a_resumed_training_stage_keeps_its_choice(boundary, tmp_path):
     run(tmp_path / "one", host=timed(FASTER)).run()
     out = tmp_path / "two"
     run(out, should_stop=StopAt(boundary), host=timed(FASTER)).run()
-    assert len(told(out)) == 1
+    assert len(precision_events(out)) == 1
     with pytest.raises(Killed):
         run(out, listener=KillAt(2), checkpoint_every_s=0.1, resume=True, host=timed(SLOWER)).run()
     run(out, resume=True, host=timed(SLOWER)).run()
-    assert len(told(out)) == 1 and outcome(out) == outcome(tmp_path / "one")
+    assert len(precision_events(out)) == 1 and outcome(out) == outcome(tmp_path / "one")
 
 
 def test_the_next_training_stage_chooses_anew(tmp_path):
     run(tmp_path, plan="last,head", host=timed(FASTER, SLOWER)).run()
-    assert [event["precision"] for event in told(tmp_path)] == ["int8", "fp32"]
+    assert [event["precision"] for event in precision_events(tmp_path)] == ["int8", "fp32"]
 
 
 def test_the_sessions_clock_decides(tmp_path):
     for int8_s, name in ((FASTER, "int8"), (SLOWER, "fp32")):
         run(tmp_path / name, plan="last", host=timed(int8_s)).run()
-        assert [event["precision"] for event in told(tmp_path / name)] == [name]
+        assert [event["precision"] for event in precision_events(tmp_path / name)] == [name]
 
 
 def test_a_choice_outlives_a_kill_before_its_first_use(tmp_path):
@@ -246,7 +249,7 @@ def test_a_choice_outlives_a_kill_before_its_first_use(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / "two", plan="last", listener=KillAt(1), host=timed(FASTER)).run()
     run(tmp_path / "two", plan="last", resume=True, host=timed(SLOWER)).run()
-    assert len(told(tmp_path / "two")) == 1 and outcome(tmp_path / "two") == outcome(tmp_path / "one")
+    assert len(precision_events(tmp_path / "two")) == 1 and outcome(tmp_path / "two") == outcome(tmp_path / "one")
 
 
 def test_a_finished_run_whose_files_are_lost_is_made_again_with_its_choices(tmp_path):

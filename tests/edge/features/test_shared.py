@@ -39,7 +39,7 @@ def test_what_was_written_is_found_by_whoever_opens_it_next(store):
     rows, found = known(again).read(EVERY, PLAIN, (3, 5))
     assert found.tolist() == [True] * 30 + [False] * 10
     np.testing.assert_array_equal(rows[:30], ROWS[:30])
-    assert again.told() == {"folder": str(store.folder), "found": 30, "added": 0, "stopped": None}
+    assert again.as_dict() == {"folder": str(store.folder), "found": 30, "added": 0, "stopped": None}
     assert store.folder.stat().st_mode & 0o777 == 0o700 and (store.folder / FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -189,10 +189,10 @@ def test_a_second_run_with_twenty_images_more_computes_twenty(tmp_path):
 
 def test_who_names_a_folder_that_cannot_be_used_is_told(tmp_path):
     (tmp_path / "a file").write_text("x")
-    told = []
-    asked = {**ASKED, "plan": "ridge", "feature_store": str(tmp_path / "a file"), "warn": told.append}
+    messages = []
+    asked = {**ASKED, "plan": "ridge", "feature_store": str(tmp_path / "a file"), "warn": messages.append}
     assert edge_sel.train_round(pack(), digits(120), **asked).done
-    assert len(told) == 1 and "no features were kept" in told[0] and "a file" in told[0]
+    assert len(messages) == 1 and "no features were kept" in messages[0] and "a file" in messages[0]
 
 
 def test_in_python_nothing_is_written_unless_asked_for():

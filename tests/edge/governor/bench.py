@@ -63,5 +63,5 @@ class Bench:
         self.work(seconds, watts)
         return self.governor.at_boundary(left)
 
-    def told(self, key="action"):
+    def reported(self, key="action"):
         return [event[key] for event in self.events]

@@ -149,8 +149,8 @@ def test_a_lost_sensor_ends_a_run_that_was_to_be_watched(seen_before):
 def test_a_sensor_that_answers_now_and_then_is_not_lost():
     limit = settled()
     for second in range(600):
-        told = 50.0 if second % 25 == 0 else None
-        assert ask(limit, SETTLED_S + second, temp_c=told).action == "go"
+        reading = 50.0 if second % 25 == 0 else None
+        assert ask(limit, SETTLED_S + second, temp_c=reading).action == "go"
 
 
 def test_without_a_sensor_the_ceiling_of_a_profile_does_not_hold():

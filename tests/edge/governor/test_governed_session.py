@@ -40,13 +40,13 @@ def test_limits_that_never_bind_change_no_bit(given, world, tmp_path):
 
 
 def test_the_same_world_gives_the_same_run(tmp_path):
-    told = []
+    samples = []
     for out in ("one", "two"):
         world = World()
         tape = Steps(world)
         governed(tmp_path / out, world, Ceiling(70.0), EnergyBudget(300.0), listener=tape, **GATED)
-        told.append((tape.when, tape.of("governor"), outcome(tmp_path / out)))
-    assert told[0] == told[1] and len(told[0][1]) > 5
+        samples.append((tape.when, tape.of("governor"), outcome(tmp_path / out)))
+    assert samples[0] == samples[1] and len(samples[0][1]) > 5
 
 
 # Degrees
@@ -134,13 +134,13 @@ def test_a_power_cap_pauses_and_changes_no_bit(cap_w, world, tmp_path):
 
 def test_a_signal_in_quiet_hours_stops_before_a_stage_begins(world, tmp_path):
     """Nothing goes on, and nothing says that it does."""
-    told = []
+    messages = []
     result = governed(
-        tmp_path, world, QuietHours(0, 24 * 60 - 1), listener=told.append,
+        tmp_path, world, QuietHours(0, 24 * 60 - 1), listener=messages.append,
         should_stop=lambda: "signal" if world.now_s >= 100.0 else None, **OPEN,
     )  # fmt: skip
     assert result["stopped"] == "signal" and not result["epochs"] and list_checkpoints(tmp_path / "checkpoints")
-    assert not [event for event in told if event["event"] == "stage_begun" or event.get("action") == "resume"]
+    assert not [event for event in messages if event["event"] == "stage_begun" or event.get("action") == "resume"]
     assert governed(tmp_path, world, resume=True, **OPEN)["stopped"] == "done"
     assert outcome(tmp_path) == free()[1]
 

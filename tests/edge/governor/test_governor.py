@@ -28,15 +28,15 @@ from tests.edge.governor.bench import PAUSE, STOP, Bench, Scripted
 def test_stop_beats_pause_beats_go(order):
     bench = Bench(*(Scripted(decision, name=decision.action) for decision in order))
     assert bench.step(1.0) == "by stop"
-    assert bench.slept == [] and bench.told() == ["stop"]
+    assert bench.slept == [] and bench.reported() == ["stop"]
     bench = Bench(*(Scripted(decision, GO, name=decision.action) for decision in order if decision is not STOP))
     assert bench.step(1.0) is None
-    assert bench.told() == ["pause", "resume"] and bench.told("limit") == ["pause"] * 2
+    assert bench.reported() == ["pause", "resume"] and bench.reported("limit") == ["pause"] * 2
 
 
 def test_the_first_of_equals_is_named():
     bench = Bench(Scripted(STOP, name="one"), Scripted(STOP, name="two"))
-    assert bench.step(1.0) == "by one" and bench.told("limit") == ["one"]
+    assert bench.step(1.0) == "by one" and bench.reported("limit") == ["one"]
 
 
 def test_the_highest_pressure_and_the_least_duty_win():
@@ -56,7 +56,7 @@ def test_the_highest_pressure_and_the_least_duty_win():
 def test_a_stop_during_a_pause_ends_it():
     bench = Bench(Scripted(PAUSE), Scripted(GO, GO, GO, STOP, name="late"))
     assert bench.step(1.0) == "by late"
-    assert bench.told() == ["pause", "stop"] and bench.told("limit") == ["script", "late"]
+    assert bench.reported() == ["pause", "stop"] and bench.reported("limit") == ["script", "late"]
     assert sum(bench.slept) == 3 * POLL_S
 
 
@@ -64,7 +64,7 @@ def test_one_pause_after_another_is_one_pause():
     """It ends when nobody wants it any more."""
     bench = Bench(Scripted(PAUSE, GO), Scripted(GO, PAUSE, PAUSE, GO))
     assert bench.step(1.0) is None
-    assert bench.told() == ["pause", "resume"]
+    assert bench.reported() == ["pause", "resume"]
     assert bench.events[-1]["paused_s"] == sum(bench.slept) == 3 * POLL_S
 
 
@@ -90,7 +90,7 @@ def test_every_decision_is_told_with_limit_and_reason():
     bench = Bench(Scripted(*script))
     reasons = [bench.step(1.0) for _ in range(5)]
     assert reasons == [None] * 4 + ["by script"]
-    assert bench.told() == ["pressure", "pause", "pressure", "duty", "resume", "duty", "stop"]
+    assert bench.reported() == ["pressure", "pause", "pressure", "duty", "resume", "duty", "stop"]
     assert all(event["limit"] == "script" for event in bench.events)
     whys = [event.get("why") for event in bench.events]
     assert whys == ["warm", "hot", "after", "after", None, "", "far too much"]
@@ -107,7 +107,7 @@ def test_nothing_is_told_twice_while_nothing_changes(decision):
 def test_a_long_pause_is_told_once():
     bench = Bench(Scripted(*[PAUSE] * 500, GO))
     bench.step(1.0)
-    assert bench.told() == ["pause", "resume"] and bench.events[-1]["paused_s"] == 500 * POLL_S
+    assert bench.reported() == ["pause", "resume"] and bench.events[-1]["paused_s"] == 500 * POLL_S
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60))
@@ -120,7 +120,7 @@ def test_pressure_moves_in_steps_and_stays_near_what_is_wanted(wanted):
         assert 0 <= now <= 1 and abs(now - value) <= PRESSURE_STEP + 1e-9
         if value == 0.0:
             assert now == 0.0, "nothing is saved once nobody asks for it"
-    changes = [0.0, *bench.told("pressure")]
+    changes = [0.0, *bench.reported("pressure")]
     assert all(one != two for one, two in pairwise(changes)), "each one is a change"
     assert all(round(value, 1) == value for value in changes)
 
@@ -129,7 +129,7 @@ def test_what_flickers_is_not_told():
     bench = Bench(Scripted(*[Decision(pressure=p) for p in (0.31, 0.38, 0.27, 0.34, 0.39, 0.22)]))
     for left in range(6):
         bench.step(float(6 - left))
-    assert bench.told("pressure") == [0.3]
+    assert bench.reported("pressure") == [0.3]
 
 
 def test_who_lets_go_is_whoever_pressed():

@@ -146,7 +146,7 @@ def test_a_ceiling_below_what_the_idle_device_has(max_c, after_s):
 
 def test_the_tool_tells_of_the_hour_with_limits_and_without():
     result = CliRunner().invoke(tool().main, ["--minutes", "5", "--max-temp", "60C", "--power-cap", "5W", "--json"])
-    told = json.loads(result.output)
-    assert told["free"]["decisions"] == [] and told["held"]["hottest_c"] < 61 < told["free"]["hottest_c"]
+    summary = json.loads(result.output)
+    assert summary["free"]["decisions"] == [] and summary["held"]["hottest_c"] < 61 < summary["free"]["hottest_c"]
     shown = CliRunner().invoke(tool().main, ["--minutes", "5"]).output
     assert shown.count("\n") == 2 and "without limits" in shown and "hottest" in shown

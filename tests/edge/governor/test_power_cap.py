@@ -56,15 +56,15 @@ def test_the_cap_is_used(power_w):
 
 def test_a_full_bucket_is_rested_off_to_the_half():
     """Ten watts for ten seconds are a full one; below the half of it work may go on, and it presses the gate before."""
-    limit, told = PowerCap(10.0), []
+    limit, messages = PowerCap(10.0), []
     for now_s, spent_j in enumerate([0, 50, 109, 119, 129, 139, 141, 141, 141, 142, 142]):
         decision = ask(limit, float(now_s), spent_j=float(spent_j))
-        told.append((decision.action, round(decision.pressure, 2)))
-    assert told[:3] == [("go", 0.0), ("go", 0.8), ("go", 1.0)]
-    assert told[3:6] == [("go", 1.0)] * 3, "as much as the cap leaves the level where it is"
+        messages.append((decision.action, round(decision.pressure, 2)))
+    assert messages[:3] == [("go", 0.0), ("go", 0.8), ("go", 1.0)]
+    assert messages[3:6] == [("go", 1.0)] * 3, "as much as the cap leaves the level where it is"
     assert ask(limit, 10.5, spent_j=220.0).why == "115 J above an average of 10 W"
-    told = [ask(limit, 10.5 + later_s, spent_j=220.0, paused=True).action for later_s in (2, 4, 6, 6.6)]
-    assert told == ["pause", "pause", "pause", "go"]
+    messages = [ask(limit, 10.5 + later_s, spent_j=220.0, paused=True).action for later_s in (2, 4, 6, 6.6)]
+    assert messages == ["pause", "pause", "pause", "go"]
 
 
 def test_a_device_that_idles_above_the_cap_is_left_alone():

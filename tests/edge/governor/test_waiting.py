@@ -14,7 +14,7 @@ def test_an_interruption_ends_a_pause_at_once(after_s):
     bench = Bench(Scripted(PAUSE), interrupt_s=1001.0 + after_s)
     assert bench.step(1.0) is None, "the run's own end, not the limit's"
     assert 0 <= bench.now_s - (1001.0 + after_s) <= POLL_S
-    assert max(bench.slept, default=0) <= POLL_S and bench.told() == ["pause"]
+    assert max(bench.slept, default=0) <= POLL_S and bench.reported() == ["pause"]
 
 
 def test_after_a_step_it_rests_for_the_duty():
@@ -64,7 +64,7 @@ def test_breathing_waits_only_where_rest_is_what_helps():
     bench = Bench(never, hot)
     bench.governor.pause_if_due()
     assert never.asked == [] and bench.slept == [POLL_S] * 2 and bench.idle == ["begin", "end"]
-    assert bench.told() == ["pause", "resume"] and bench.told("limit") == ["heat"] * 2
+    assert bench.reported() == ["pause", "resume"] and bench.reported("limit") == ["heat"] * 2
     assert all(ending for *_, ending in hot.asked)
     bench.step(1.0)
     assert not hot.asked[-1][-1] and len(never.asked) == 2
@@ -74,13 +74,13 @@ def test_breathing_ends_when_the_limit_gives_up():
     bench = Bench(Scripted(PAUSE, PAUSE, STOP, rests=True))
     for _ in range(3):
         bench.governor.pause_if_due()
-    assert bench.slept == [POLL_S] * 2 and bench.told() == ["pause"]
+    assert bench.slept == [POLL_S] * 2 and bench.reported() == ["pause"]
 
 
 def test_breathing_leaves_the_gate_alone():
     bench = Bench(Scripted(Decision(pressure=0.9, duty=0.5, why="warm"), rests=True))
     bench.governor.pause_if_due()
-    assert bench.governor.pressure == 0.0 and bench.told() == ["duty"]
+    assert bench.governor.pressure == 0.0 and bench.reported() == ["duty"]
 
 
 def test_breathing_is_no_step():

@@ -72,13 +72,13 @@ def samples(path: Path) -> dict[str, float]:
     text = path.read_text(encoding="utf-8")
     assert text.endswith("\n# EOF\n") and text.count("# EOF") == 1 and "\n\n" not in text
     found: dict[str, float] = {}
-    family, kind, told = "", "", set()
+    family, kind, families = "", "", set()
     for line in text.splitlines()[:-1]:
         if meta := META.fullmatch(line):
             word, name, rest = meta.groups()
             if word == "HELP":
-                assert name not in told, f"{name} twice"
-                told.add(family := name)
+                assert name not in families, f"{name} twice"
+                families.add(family := name)
             assert name == family, line
             if word == "TYPE":
                 kind = rest

@@ -84,11 +84,11 @@ def test_a_resumed_run_counts_what_it_does_itself(tmp_path):
 def test_images_go_up_inside_an_epoch_where_steps_tell_them(tmp_path):
     bench = Bench(tmp_path)
     bench.tell("started")
-    told = []
+    counts = []
     for event in ("step", 16), ("step", 32), ("epoch", 40), ("step", 0), ("step", 16), ("epoch", 24):
         bench.wait(2.0)
-        told.append(bench.tell(event[0], step=1, trained=event[1])["edge_sel_images_trained_total"])
-    assert told == [16, 32, 40, 40, 56, 64]
+        counts.append(bench.tell(event[0], step=1, trained=event[1])["edge_sel_images_trained_total"])
+    assert counts == [16, 32, 40, 40, 56, 64]
 
 
 def test_what_is_unknown_has_no_line(tmp_path):

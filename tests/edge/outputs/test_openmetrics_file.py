@@ -58,8 +58,8 @@ def test_never_reads_the_meter(tmp_path):
 def test_any_name_of_a_run_is_escaped_in_its_label(tmp_path, run):
     bench = Bench(tmp_path, run=run)
     labels = next(key for key in bench.tell("started") if key.startswith("edge_sel_info"))
-    told = re.match(r'edge_sel_info\{run="((?:[^"\\]|\\.)*)",plan="",version=', labels)
-    assert told and re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), told[1]) == run
+    run_label = re.match(r'edge_sel_info\{run="((?:[^"\\]|\\.)*)",plan="",version=', labels)
+    assert run_label and re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), run_label[1]) == run
 
 
 def test_a_name_that_is_no_utf_8_stops_nothing(tmp_path):

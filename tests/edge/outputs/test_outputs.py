@@ -196,15 +196,15 @@ def test_odd_class_names_do_not_break_the_table(tmp_path):
 
 def test_events_come_in_order_with_the_reasons_of_each_stage(finished):
     _, out = finished
-    told = events(out)
-    kinds = [event["event"] for event in told]
+    found = events(out)
+    kinds = [event["event"] for event in found]
     assert kinds[:3] == ["started", "evaluated", "stage_begun"] and kinds[-2:] == ["decided", "finished"]
     assert kinds.count("epoch") == 3
-    stages = [(event["plan"], event["why"]) for event in told if event["event"] == "stage_begun"]
+    stages = [(event["plan"], event["why"]) for event in found if event["event"] == "stage_begun"]
     assert stages == [("bn", "as told"), ("last-c25", "as told")]
-    assert [event["why"] for event in told if event["event"] == "stages_ended"] == ["no more plans"]
-    assert [event["epoch"] for event in told if event["event"] == "epoch"] == [1, 2, 3]
-    times = [event["t_s"] for event in told]
+    assert [event["why"] for event in found if event["event"] == "stages_ended"] == ["no more plans"]
+    assert [event["epoch"] for event in found if event["event"] == "epoch"] == [1, 2, 3]
+    times = [event["t_s"] for event in found]
     assert times == sorted(times)
     assert all(strict(line) for line in (out / "events.jsonl").read_text().splitlines())
 
@@ -220,9 +220,9 @@ def test_events_of_a_resumed_run_follow_the_earlier_ones(tmp_path):
     session(tmp_path, should_stop=StopAt(5)).run()
     earlier = events(tmp_path)
     session(tmp_path, resume=True).run()
-    told = events(tmp_path)
-    assert told[: len(earlier)] == earlier and earlier[-1]["event"] == "stopped"
-    assert told[len(earlier)]["event"] == "resumed"
+    found = events(tmp_path)
+    assert found[: len(earlier)] == earlier and earlier[-1]["event"] == "stopped"
+    assert found[len(earlier)]["event"] == "resumed"
 
 
 @pytest.mark.parametrize("half", ['{"t_s": 1, "ev', "{"])

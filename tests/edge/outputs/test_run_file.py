@@ -55,7 +55,7 @@ def spoil(run, *path, value):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "expected"),
     [
         (("energy", "total_j"), HUGE, "has a number of 401 digits"),
         (("accuracy", "before"), HUGE, "has a number of 401 digits"),
@@ -75,16 +75,16 @@ def spoil(run, *path, value):
         (("identity",), 7, "identity is 7, not an object"),
     ],
 )  # fmt: skip
-def test_one_bad_result_is_told_and_hides_no_other_run(path, value, told, run):
+def test_one_bad_result_is_told_and_hides_no_other_run(path, value, expected, run):
     spoil(run, *path, value=value)
     with pytest.raises(SchemaError) as caught:
         read_run_file(run / "run.json")
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(expected)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     (run / "journal.jsonl").unlink()
     bad, good = past_runs(run.parent)
     assert (bad.verdict, good.verdict in ("shipped", "kept")) == ("damaged", True)
-    assert bad.why.startswith(f"run.json: {told}")
+    assert bad.why.startswith(f"run.json: {expected}")
 
 
 @pytest.mark.parametrize("missing", ["accuracy", "energy", "plan", "time_s", "shipped"])
@@ -96,7 +96,7 @@ def test_a_result_without_what_is_listed_is_told(missing, run):
     assert bad.verdict == "damaged" and bad.why == f"run.json has no {missing}"
 
 
-def told(entry):
+def journal_line(entry):
     text = json.dumps(entry)
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
 
@@ -114,11 +114,11 @@ JOURNAL = {
     ids=lambda spoilt: next(iter(spoilt)),
 )  # fmt: skip
 def test_a_journal_whose_checksum_is_right_and_whose_numbers_are_not(spoilt, run):
-    (run / "journal.jsonl").write_text(told(JOURNAL))
-    assert look_into(run).told["seconds"] == 1e6
-    (run / "journal.jsonl").write_text(told({**JOURNAL, **spoilt}))
+    (run / "journal.jsonl").write_text(journal_line(JOURNAL))
+    assert look_into(run).last_line["seconds"] == 1e6
+    (run / "journal.jsonl").write_text(journal_line({**JOURNAL, **spoilt}))
     earlier = look_into(run)
-    assert earlier.told is None and earlier.journal_damaged
+    assert earlier.last_line is None and earlier.journal_damaged
 
 
 def test_a_journal_that_is_nested_deeply(run):

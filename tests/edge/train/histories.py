@@ -1,11 +1,11 @@
-"""Automatic ladders, and histories made by hand for them."""
+"""Automatic schedules, and histories made by hand for them."""
 
 import itertools
 
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.auto_ladder import BODY, AutoLadder
-from edge_sel.edge.train.ladder import loss_in, was_kept
+from edge_sel.edge.train.auto_schedule import BODY, AutoSchedule
+from edge_sel.edge.train.schedule import loss_in, was_kept
 from edge_sel.pack.manifest import GainRow
 
 PLANS = ("bn", "head", "ridge", "closed_form", "affine", "last", "last2", "first", "full")
@@ -37,7 +37,7 @@ def work(stage):
 
 def made(*without, gains=TABLE, statistics=True, min_gain_per_kj=10.0, target=None, clean=CLEAN):
     plans = [name for name in PLANS if name not in without]
-    return AutoLadder(
+    return AutoSchedule(
         plans,
         statistics and "bn" in plans,
         gains,
@@ -49,7 +49,7 @@ def made(*without, gains=TABLE, statistics=True, min_gain_per_kj=10.0, target=No
     )
 
 
-LADDER = made("closed_form")
+SCHEDULE = made("closed_form")
 """Of a pack or an engine without that."""
 ONLY_BODY = made("closed_form", "head", "ridge")
 
@@ -86,8 +86,8 @@ def lived(*stages, before=BEFORE, **figures):
     return history
 
 
-def decide(*stages, ladder=LADDER, **figures):
-    return ladder.decide(lived(*stages, **figures), len(stages))
+def decide(*stages, schedule=SCHEDULE, **figures):
+    return schedule.decide(lived(*stages, **figures), len(stages))
 
 
 AFTER_BN = ("bn", (0.7, MUCH))
@@ -106,7 +106,7 @@ ROWS = st.builds(
     st.floats(-0.5, 3.0),
     st.floats(-0.1, 0.3),
 )
-LADDERS = st.builds(
+SCHEDULES = st.builds(
     lambda without, gains, statistics, min_gain_per_kj, target: made(
         *without, gains=gains, statistics=statistics, min_gain_per_kj=min_gain_per_kj, target=target
     ),
@@ -118,11 +118,11 @@ LADDERS = st.builds(
 )
 
 
-def decisions_of(ladder, outcomes):
+def decisions_of(schedule, outcomes):
     """Every (history, decision) of an automatic run whose epochs come to ``outcomes``, over and over."""
     history, before, outcomes = [], outcomes[0][:2], itertools.cycle(outcomes)
     for number in itertools.count():
-        decision = ladder.decide(history, number)
+        decision = schedule.decide(history, number)
         yield list(history), decision
         if decision.stage is None:
             return

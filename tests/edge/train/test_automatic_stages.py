@@ -7,7 +7,7 @@ import pytest
 
 from edge_sel.data.dataset import ImageSet
 from edge_sel.edge.limits import EnergyBudget
-from edge_sel.edge.train.auto_ladder import auto_ladder
+from edge_sel.edge.train.auto_schedule import auto_schedule
 from edge_sel.engines.ort import OrtEngine
 from tests.edge.sessions import (
     KillAt,
@@ -42,11 +42,11 @@ def test_training_stages_are_as_decided(base):
 def test_decisions_are_the_events(base):
     result, _, tape, _ = automatic_run(base)
     *stages, end = result["decisions"]
-    told = [
+    decided = [
         {"training_stage": n, **{key: e[key] for key in ("plan", "epochs", "why")}}
         for n, e in enumerate(tape.of("stage_begun"))
     ]
-    assert [{key: stage[key] for key in ("training_stage", "plan", "epochs", "why")} for stage in stages] == told
+    assert [{key: stage[key] for key in ("training_stage", "plan", "epochs", "why")} for stage in stages] == decided
     assert all(decision["why"] for decision in result["decisions"])
     (ended,) = tape.of("stages_ended")
     assert (end["training_stage"], end["plan"], end["epochs"], end["why"]) == (len(stages), None, 0, ended["why"])
@@ -57,10 +57,10 @@ def test_decisions_follow_from_the_history(base):
     """From what run.json tells; nothing else is needed."""
     result = json.loads(json.dumps(automatic_run(base)[0]))
     settings = resolved(**AUTO).settings
-    ladder = auto_ladder(PACKS[base], settings, images=result["images"]["train"])
+    schedule = auto_schedule(PACKS[base], settings, images=result["images"]["train"])
     for decision in result["decisions"]:
         before = [epoch for epoch in result["epochs"] if epoch["training_stage"] < decision["training_stage"]]
-        stage, why, expected = ladder.decide(before, decision["training_stage"])
+        stage, why, expected = schedule.decide(before, decision["training_stage"])
         assert (*(stage or (None, 0)), why) == (decision["plan"], decision["epochs"], decision["why"])
         assert decision.get("expected") == (expected and expected._asdict())
 
@@ -123,7 +123,7 @@ def test_a_price_is_about_what_the_stage_then_takes(tmp_path):
         assert decision["came"]["energy_j"] == pytest.approx(decision["expected"]["energy_j"], rel=0.1)
 
 
-def test_epochs_are_the_ladders_not_the_settings(tmp_path):
+def test_epochs_are_the_schedules_not_the_settings(tmp_path):
     session(tmp_path, images=MANY, base=PACKS["body only"], **AUTO, epochs=7).run()
     assert outcome(tmp_path)["weights"] == automatic_run("body only")[1]["weights"]
 
@@ -210,11 +210,11 @@ def test_a_training_stage_is_ended_without_asking_again(tmp_path):
     kinds = [event["event"] for event in tape.events if event["event"] in ("step", "epoch")]
     boundary = kinds[: kinds.index("epoch") + 2].count("step") + 1  # one more than those of the first training stage
     session(tmp_path, images=MANY, base=PACKS[base], should_stop=StopAt(boundary), **AUTO).run()
-    told = len(events(tmp_path))
+    length = len(events(tmp_path))
     resumed_result = session(tmp_path, images=MANY, base=PACKS[base], **AUTO, resume=True).run()
     assert resumed_result["decisions"] == result["decisions"]
     first, *resumed = [
-        event for event in events(tmp_path)[told:] if event["event"] in ("stage_begun", "epoch", "stages_ended")
+        event for event in events(tmp_path)[length:] if event["event"] in ("stage_begun", "epoch", "stages_ended")
     ]
     second = result["decisions"][1]
     assert second["why"] != first["why"] == "goes on"
@@ -247,10 +247,12 @@ def test_a_resumed_run_decides_from_the_joules_of_its_history(tmp_path):
     world = World()
     governed(tmp_path, world, should_stop=StopAt(5), **given)
     result = governed(tmp_path, world, resume=True, **given)
-    ladder = auto_ladder(given["base"], resolved(**AUTO, min_gain_per_kj=0).settings, images=result["images"]["train"])
+    schedule = auto_schedule(
+        given["base"], resolved(**AUTO, min_gain_per_kj=0).settings, images=result["images"]["train"]
+    )
     for decision in result["decisions"][1:]:
         before = [epoch for epoch in result["epochs"] if epoch["training_stage"] < decision["training_stage"]]
-        assert ladder.decide(before, decision["training_stage"]).expected._asdict() == decision["expected"]
+        assert schedule.decide(before, decision["training_stage"]).expected._asdict() == decision["expected"]
         assert decision["expected"]["energy_j"] > 0
 
 

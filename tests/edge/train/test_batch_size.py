@@ -40,6 +40,6 @@ def test_a_run_takes_such_steps_each_as_much_shorter(tmp_path, monkeypatch):
     plans = {**manifest.plans, "last2": replace(PLAN, step_bytes=STEP_BYTES // 8)}
     base = pack().with_manifest(replace(manifest, plans=plans))
     asked = {"plan": "last2", "epochs": 1, "gate": "off", "curriculum": "off", "batch_size": 32}
-    told = session(tmp_path, base=base, **asked).run()
-    assert sum(taken) == told["epochs"][-1]["trained"] and {*taken} == {8} and {*shares} == {0.25}
-    assert told["batch_limit"] is None, "memory was not short"
+    result = session(tmp_path, base=base, **asked).run()
+    assert sum(taken) == result["epochs"][-1]["trained"] and {*taken} == {8} and {*shares} == {0.25}
+    assert result["batch_limit"] is None, "memory was not short"

@@ -42,20 +42,20 @@ def run(out, base: Pack, plan: str, **more):
 @pytest.mark.slow
 def test_of_heads_each_ones_gradient_norm_and_who_was_chosen(transformer, tmp_path):
     for epoch in run(tmp_path / "run", transformer, "last-h34"):
-        ((name, told),) = epoch["guilty"].items()
+        ((name, guilty),) = epoch["guilty"].items()
         assert name in transformer.plan("last-h34").heads
-        assert (told["of"], told["chosen"]) == (HEADS, 1) and len(told["heads"]) == HEADS
-        assert told["chosen_heads"] == [int(np.argmax(told["heads"]))]
-        assert told["share_of_norm"] == pytest.approx(max(told["heads"]) / np.linalg.norm(told["heads"]))
+        assert (guilty["of"], guilty["chosen"]) == (HEADS, 1) and len(guilty["heads"]) == HEADS
+        assert guilty["chosen_heads"] == [int(np.argmax(guilty["heads"]))]
+        assert guilty["share_of_norm"] == pytest.approx(max(guilty["heads"]) / np.linalg.norm(guilty["heads"]))
 
 
 def test_of_channels_what_share_of_the_norm_the_chosen_ones_hold(tmp_path):
     limited = pack().plan("last-c25").channels
     for epoch in run(tmp_path / "run", pack(), "last-c25"):
-        assert {name: told["chosen"] for name, told in epoch["guilty"].items()} == limited
-        for told in epoch["guilty"].values():
-            assert told.keys() == {"of", "chosen", "share_of_norm"}
-            assert (told["chosen"] / told["of"]) ** 0.5 < told["share_of_norm"] < 1  # more than an equal share
+        assert {name: guilty["chosen"] for name, guilty in epoch["guilty"].items()} == limited
+        for guilty in epoch["guilty"].values():
+            assert guilty.keys() == {"of", "chosen", "share_of_norm"}
+            assert (guilty["chosen"] / guilty["of"]) ** 0.5 < guilty["share_of_norm"] < 1  # more than an equal share
 
 
 def test_a_plan_without_a_budget_chooses_nothing(tmp_path):

@@ -14,7 +14,7 @@ from edge_sel.edge.governor import Governor
 from edge_sel.edge.limits import Deadline
 from edge_sel.edge.progress import Progress
 from edge_sel.edge.train import closed_form_stage
-from edge_sel.edge.train.ladder import PlannedStage
+from edge_sel.edge.train.schedule import PlannedStage
 from edge_sel.edge.train.work import probed_images, stage_work
 from edge_sel.errors import UsageError
 from edge_sel.pack.plan_kinds import CLOSED, RIDGE
@@ -225,11 +225,11 @@ def test_it_is_undone_where_it_does_harm(tmp_path, monkeypatch):
 @PLACES
 def test_the_work_left_of_the_pass_is_exact(place, tmp_path, monkeypatch):
     """100 images in batches of 16."""
-    told = []
-    monkeypatch.setattr(Governor, "at_boundary", lambda self, left: told.append(left))
+    lefts = []
+    monkeypatch.setattr(Governor, "at_boundary", lambda self, left: lefts.append(left))
     governed(tmp_path, World(), Deadline(1e9), **{**GIVEN, **place, "batch_size": 16, "plan": RIDGE})
     image = pack().plan(RIDGE).flops_train + pack().backbone(RIDGE).flops
-    assert told[1:] == pytest.approx([*((100 - 16 * n) * image for n in range(1, 7)), 0.0])
+    assert lefts[1:] == pytest.approx([*((100 - 16 * n) * image for n in range(1, 7)), 0.0])
 
 
 def test_the_work_of_a_trial_is_foreseen():

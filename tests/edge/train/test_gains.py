@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.auto_ladder import DOUBT, GENERIC, expected_gain, trust
+from edge_sel.edge.train.auto_schedule import DOUBT, GENERIC, expected_gain, trust
 from edge_sel.pack.manifest import GainRow
 from edge_sel.pack.plan_kinds import plan_kind
 

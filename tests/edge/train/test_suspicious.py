@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_sel.cli.show import DOUBTFUL
-from edge_sel.edge.train.auto_ladder import NONSENSE
+from edge_sel.edge.train.auto_schedule import NONSENSE
 from tests.edge.recording import Recording
 from tests.edge.sessions import StopAt, Tape, outcome, session
 from tests.edge.test_ship import CLOSED, clean, noise, with_labels
@@ -25,10 +25,10 @@ def swapped(count=240, share=0.2):
 def test_they_are_told_by_name_with_what_they_look_like(tmp_path):
     images, hit = swapped()
     run = session(tmp_path, images=images, **CLOSED)
-    told = run.run()["suspicious"]
+    result = run.run()["suspicious"]
     bad = {images.ids[row] for row in hit} & {*run.split.training.ids}
-    found = {entry["path"]: entry for entry in told["files"]}
-    assert not told["dropped"] and told["share"] == len(found) / len(run.split.training) > DOUBTFUL
+    found = {entry["path"]: entry for entry in result["files"]}
+    assert not result["dropped"] and result["share"] == len(found) / len(run.split.training) > DOUBTFUL
     assert len(bad & {*found}) > 0.8 * len(bad) and len(bad & {*found}) > 0.8 * len(found)
     truth = clean(240).labels  # an image is named by its number
     right = [entry["looks_like"] == images.classes[truth[int(path)]] for path, entry in found.items() if path in bad]
@@ -40,8 +40,8 @@ def test_good_labels_are_left_in_peace(tmp_path):
 
 
 def test_nobody_has_looked_where_there_is_no_closed_form(tmp_path):
-    told = session(tmp_path, images=swapped()[0], plan="bn").run()["suspicious"]
-    assert told["share"] is None and told["files"] == []
+    result = session(tmp_path, images=swapped()[0], plan="bn").run()["suspicious"]
+    assert result["share"] is None and result["files"] == []
 
 
 def test_they_are_left_out_of_the_head_and_of_the_body_when_asked(tmp_path):

@@ -95,7 +95,7 @@ def test_undone_training_stages_stopped_anywhere(apart, tmp_path):
         assert [event["plan"] for event in events(out) if event["event"] == "reverted"] == ["full", "head"]
 
 
-LADDERS = {
+SCHEDULES = {
     "auto": AUTO,
     "better and better": IMPROVING,
     "statistics last": {"plan": "last,bn", "curriculum": "off", "learning_rate": 3e-3},
@@ -106,10 +106,10 @@ DIVERGES = {**RUINOUS, "learning_rate": 1e30}
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("case", LADDERS)
+@pytest.mark.parametrize("case", SCHEDULES)
 def test_never_worse_than_the_best_training_stage(case, tmp_path):
     """By the validation loss at the end of each training stage, and before the first."""
-    result = session(tmp_path, **LADDERS[case]).run()
+    result = session(tmp_path, **SCHEDULES[case]).run()
     ends = {epoch["training_stage"]: epoch["validation_loss"] for epoch in result["epochs"]}
     losses = [validation_loss(result, "before"), *(loss for loss in ends.values() if loss is not None)]
     assert result["stopped"] == "done" and validation_loss(result, "after") == min(losses)
@@ -135,7 +135,7 @@ def test_the_last_look_at_the_validation_set_is_not_repeated(tmp_path):
 class After(Limit):
     """Ends the run at the given boundary."""
 
-    name = stopped = "told"
+    name = stopped = "test"
 
     def __init__(self, boundary):
         self.left = boundary
@@ -149,7 +149,7 @@ class After(Limit):
 def test_a_limit_in_a_bad_training_stage_leaves_the_best_one_before_it(tmp_path):
     given = {"plan": "bn,full", **RUINOUS}
     result = session(tmp_path / "two", limits=[After(8)], **given).run()
-    assert result["stopped"] == "told" and [epoch["plan"] for epoch in result["epochs"]] == ["bn"]
+    assert result["stopped"] == "test" and [epoch["plan"] for epoch in result["epochs"]] == ["bn"]
     assert result["shipped"] and validation_loss(result, "after") == result["epochs"][0]["validation_loss"]
     session(tmp_path / "two", **given, resume=True).run()
     session(tmp_path / "one", **given).run()
@@ -158,7 +158,7 @@ def test_a_limit_in_a_bad_training_stage_leaves_the_best_one_before_it(tmp_path)
 
 def test_a_limit_in_a_good_training_stage_keeps_what_it_has_learnt(tmp_path):
     result = session(tmp_path, limits=[After(20)], **IMPROVING).run()
-    assert result["stopped"] == "told" and len(result["epochs"]) < 1 + IMPROVING["epochs"]
+    assert result["stopped"] == "test" and len(result["epochs"]) < 1 + IMPROVING["epochs"]
     assert result["shipped"] and validation_loss(result, "after") < result["epochs"][0]["validation_loss"]
 
 

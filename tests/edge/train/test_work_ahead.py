@@ -7,7 +7,7 @@ import pytest
 
 from edge_sel.edge.governor import Governor
 from edge_sel.edge.limits import GO, Deadline, Limit
-from edge_sel.edge.train.ladder import PlannedStage
+from edge_sel.edge.train.schedule import PlannedStage
 from edge_sel.edge.train.work import STATISTICS_IMAGES, stage_work, work_of
 from tests.edge.sessions import StopAt, digits, flipping, pack
 from tests.edge.world import World, governed
@@ -50,10 +50,10 @@ def test_the_work_of_a_frozen_backbone(flips, scores, rate, epochs):
 @pytest.fixture
 def work_left(monkeypatch):
     """What the governor is told at each boundary but the first, before which there is no plan."""
-    told = []
-    monkeypatch.setattr(Governor, "at_boundary", lambda self, left: told.append(left))
-    yield told
-    assert told[0] is None and None not in told[1:]
+    lefts = []
+    monkeypatch.setattr(Governor, "at_boundary", lambda self, left: lefts.append(left))
+    yield lefts
+    assert lefts[0] is None and None not in lefts[1:]
 
 
 @pytest.mark.sampled(3)

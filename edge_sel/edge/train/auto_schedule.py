@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from edge_sel.config.settings import Settings
-from edge_sel.edge.train.ladder import (
+from edge_sel.edge.train.schedule import (
     History,
     NextStage,
     Outcome,
@@ -131,7 +131,7 @@ def head_stage(plans: Collection[str]) -> PlannedStage | None:
 
 
 @dataclass(frozen=True)
-class AutoLadder:
+class AutoSchedule:
     """Decides stage by stage.
 
     Attributes:
@@ -192,16 +192,16 @@ class AutoLadder:
 
     def _forecast(self, stage: PlannedStage, loss: float, history: History) -> Outcome:
         """By the table, and by what this run has shown of it and of the device."""
-        told, most = [], math.inf
+        promises, most = [], math.inf
         for entries in stages_of(history):
             plan, came = entries[0]["plan"], max(outcome_of(entries).gain, 0.0)
             if plan_kind(plan).gains is None:
                 continue  # nothing was promised of statistics: what they gave makes no promise better
             visits = sum(entry["trained"] for entry in entries)
-            told.append((self._promise(plan, visits, loss_in(entries[0]["best_loss"])), came))
+            promises.append((self._promise(plan, visits, loss_in(entries[0]["best_loss"])), came))
             if plan == stage.plan:
                 most = came  # the next of a kind never gives more
-        gain = min(trust(told) * self._promise(stage.plan, self.visits(stage), loss), most)
+        gain = min(trust(promises) * self._promise(stage.plan, self.visits(stage), loss), most)
         price = price_j(history, self.work(stage), stage.epochs, steps=plan_kind(stage.plan).stepped)
         return Outcome(gain, price)
 
@@ -227,10 +227,10 @@ class AutoLadder:
             elif stage.plan == chosen[0].plan and self._pays(_beyond(expected, chosen[1])):
                 chosen = (stage, expected)
         stage, expected = chosen or max(offers, key=lambda offer: self._points_per_kj(offer[1]))
-        told = f"{stage.plan} is expected to gain {100 * expected.gain:.1f} points"
+        text = f"{stage.plan} is expected to gain {100 * expected.gain:.1f} points"
         if expected.energy_j is not None:
-            told += f" for {expected.energy_j:.1f} J"
-        return NextStage(stage if chosen else None, told if chosen else f"{told}; {self._least(expected)}", expected)
+            text += f" for {expected.energy_j:.1f} J"
+        return NextStage(stage if chosen else None, text if chosen else f"{text}; {self._least(expected)}", expected)
 
     def _least(self, refused: Outcome) -> str:
         """The bound that this forecast misses, in words."""
@@ -254,12 +254,12 @@ class AutoLadder:
 NOTHING = (None, "the pack has no further plan")
 
 
-def auto_ladder(pack: Pack, settings: Settings, *, images: int, headless: bool = False) -> AutoLadder:
-    """The ladder for a pack and so many images to train on; ``headless``: the engine gives no features to fit."""
+def auto_schedule(pack: Pack, settings: Settings, *, images: int, headless: bool = False) -> AutoSchedule:
+    """The schedule for a pack and so many images to train on; ``headless``: the engine gives no features to fit."""
     plans = [name for name in pack.plan_names if not (headless and plan_kind(name).needs_features)]
     rate = 1.0 if settings.gate == "off" else settings.target_rate
     scores = settings.curriculum != "off"
-    return AutoLadder(
+    return AutoSchedule(
         plans=plans,
         statistics=BN in plans and bool(pack.plan(BN).buffers),
         gains=pack.manifest.gains,

@@ -1,4 +1,4 @@
-"""Which stages a session goes through. Here: those that the user named; ``auto_ladder.py`` has those that pay."""
+"""Which stages a session goes through. Here: those that the user named; ``auto_schedule.py`` has those that pay."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NextStage(NamedTuple):
     expected: Outcome | None = None
 
 
-class Ladder(Protocol):
+class Schedule(Protocol):
     """Decides what to do next from what has happened; must be a pure function of the history."""
 
     def decide(self, history: History, stages_done: int) -> NextStage:
@@ -49,7 +49,7 @@ class Ladder(Protocol):
         """What is expected to follow the stage that comes after ``stages_done`` finished ones; for forecasts."""
 
 
-class FixedLadder:
+class FixedSchedule:
     """The stages that the user named, one after the other."""
 
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
@@ -82,7 +82,7 @@ def trainable_by(pack: Pack, engine: str) -> Pack:
     return pack.with_manifest(replace(manifest, plans=able))
 
 
-def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
+def fixed_schedule(pack: Pack, plans: str, epochs: int) -> FixedSchedule:
     """Parse ``bn,last``; statistics and a head in closed form need one pass, every other plan gets ``epochs``.
 
     Raises:
@@ -94,7 +94,7 @@ def fixed_ladder(pack: Pack, plans: str, epochs: int) -> FixedLadder:
     for name in names:
         if pack.plan(name).channels:
             pack.plan(pack.plan(name).base)  # its gradients choose the channels
-    return FixedLadder([PlannedStage(name, epochs if pack.plan(name).kind.stepped else 1) for name in names])
+    return FixedSchedule([PlannedStage(name, epochs if pack.plan(name).kind.stepped else 1) for name in names])
 
 
 def stages_of(history: History) -> list[list[Mapping[str, Any]]]:

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_sel.edge.train.auto_ladder import STEP_PRICE, UNPRICED_GAIN, price_j
+from edge_sel.edge.train.auto_schedule import STEP_PRICE, UNPRICED_GAIN, price_j
 from edge_sel.pack.manifest import GainRow
 from tests.edge.train.histories import (
     AFTER_BN,
     CLEAN,
-    LADDER,
-    LADDERS,
     ONLY_BODY,
     OUTCOMES,
+    SCHEDULE,
+    SCHEDULES,
     WORTH,
     decide,
     decisions_of,
@@ -74,8 +74,8 @@ UNKNOWN = {
 def test_without_joules_a_stage_must_gain_more(case):
     (entry,) = lived(AFTER_BN)
     for gain, pays in ((UNPRICED_GAIN + 1e-6, True), (UNPRICED_GAIN - 1e-6, False)):
-        ladder = replace(ONLY_BODY, gains=[GainRow("body", 500, 0.0, gain)], min_gain_per_kj=1e-6)
-        decision = ladder.decide([entry | UNKNOWN[case]], 1)
+        schedule = replace(ONLY_BODY, gains=[GainRow("body", 500, 0.0, gain)], min_gain_per_kj=1e-6)
+        decision = schedule.decide([entry | UNKNOWN[case]], 1)
         assert decision.expected.energy_j is None and "J" not in decision.why
         assert (decision.stage is not None) == pays
 
@@ -83,15 +83,17 @@ def test_without_joules_a_stage_must_gain_more(case):
 @pytest.mark.parametrize(("j_per_gflop", "plan"), [(0.1, "ridge"), (6.0, None)])
 def test_joules_decide_by_the_price(j_per_gflop, plan):
     """The table and the losses are the same, the device is not."""
-    stage, _, _ = decide(AFTER_BN, j_per_gflop=j_per_gflop, look_j=0.1, ladder=replace(LADDER, min_gain_per_kj=1000.0))
+    stage, _, _ = decide(
+        AFTER_BN, j_per_gflop=j_per_gflop, look_j=0.1, schedule=replace(SCHEDULE, min_gain_per_kj=1000.0)
+    )
     assert (stage and stage.plan) == plan
 
 
-@given(LADDERS, OUTCOMES, st.floats(1.0, 100.0))
-def test_a_dearer_device_never_goes_on_where_a_cheaper_one_ends(ladder, outcomes, dearer):
-    for history, decision in decisions_of(ladder, outcomes):
+@given(SCHEDULES, OUTCOMES, st.floats(1.0, 100.0))
+def test_a_dearer_device_never_goes_on_where_a_cheaper_one_ends(schedule, outcomes, dearer):
+    for history, decision in decisions_of(schedule, outcomes):
         if history and decision.stage is None:
-            assert ladder.decide([costing(entry, dearer) for entry in history], 9).stage is None
+            assert schedule.decide([costing(entry, dearer) for entry in history], 9).stage is None
 
 
 def costing(entry, factor):
@@ -104,28 +106,28 @@ def costing(entry, factor):
 # What a kilojoule must bring
 
 
-@given(LADDERS, OUTCOMES, WORTH, WORTH)
-def test_a_higher_worth_never_goes_on_where_a_lower_one_ends(ladder, outcomes, one, other):
+@given(SCHEDULES, OUTCOMES, WORTH, WORTH)
+def test_a_higher_worth_never_goes_on_where_a_lower_one_ends(schedule, outcomes, one, other):
     """The lowest is 0: as good as can be."""
     low, high = sorted((one, other))
-    for history, _ in decisions_of(ladder, outcomes):
-        if priced(ladder, low, history).stage is None:
-            assert priced(ladder, high, history).stage is None
-        if priced(ladder, 0.0, history).stage is None:
-            assert priced(ladder, low, history).stage is None
+    for history, _ in decisions_of(schedule, outcomes):
+        if priced(schedule, low, history).stage is None:
+            assert priced(schedule, high, history).stage is None
+        if priced(schedule, 0.0, history).stage is None:
+            assert priced(schedule, low, history).stage is None
 
 
-@given(LADDERS, OUTCOMES, WORTH, WORTH)
-def test_a_higher_worth_never_trains_a_plan_for_longer(ladder, outcomes, one, other):
+@given(SCHEDULES, OUTCOMES, WORTH, WORTH)
+def test_a_higher_worth_never_trains_a_plan_for_longer(schedule, outcomes, one, other):
     low, high = sorted((one, other))
-    for history, _ in decisions_of(ladder, outcomes):
-        shorter, longer = priced(ladder, high, history).stage, priced(ladder, low, history).stage
+    for history, _ in decisions_of(schedule, outcomes):
+        shorter, longer = priced(schedule, high, history).stage, priced(schedule, low, history).stage
         if shorter and shorter.plan == longer.plan:
             assert shorter.epochs <= longer.epochs
 
 
-def priced(ladder, worth, history):
-    return replace(ladder, min_gain_per_kj=worth).decide(history, 9)
+def priced(schedule, worth, history):
+    return replace(schedule, min_gain_per_kj=worth).decide(history, 9)
 
 
 @given(st.floats(0.0, 0.3), st.floats(0.0, 0.3), WORTH, WORTH)
@@ -135,7 +137,7 @@ def test_of_a_body_alone_a_higher_worth_never_trains_more(short, long, one, othe
     gains = [GainRow("body", visits_in(1), 1.0, short), GainRow("body", visits_in(3), 1.0, long)]
     for j in (1.0, None):
         fewer, more = (
-            decide(AFTER_BN, j_per_gflop=j, ladder=replace(ONLY_BODY, gains=gains, min_gain_per_kj=worth)).stage
+            decide(AFTER_BN, j_per_gflop=j, schedule=replace(ONLY_BODY, gains=gains, min_gain_per_kj=worth)).stage
             for worth in (max(one, other), min(one, other))
         )
         assert (fewer.epochs if fewer else 0) <= (more.epochs if more else 0)
@@ -143,5 +145,5 @@ def test_of_a_body_alone_a_higher_worth_never_trains_more(short, long, one, othe
 
 def test_as_good_as_can_be_asks_for_no_joules():
     for figures in ({"j_per_gflop": 1e9}, {"j_per_gflop": None}):
-        stage, _, _ = decide(("bn", (0.7, CLEAN + 0.5)), ladder=replace(LADDER, min_gain_per_kj=0.0), **figures)
+        stage, _, _ = decide(("bn", (0.7, CLEAN + 0.5)), schedule=replace(SCHEDULE, min_gain_per_kj=0.0), **figures)
         assert stage is not None

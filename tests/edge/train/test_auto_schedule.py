@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sel.config.settings import resolve
-from edge_sel.edge.train.auto_ladder import (
+from edge_sel.edge.train.auto_schedule import (
     BODY,
     BODY_EPOCHS,
     GENERIC,
     HEAD_EPOCHS,
     LEAST_GAIN,
     MOST_BODY_STAGES,
-    auto_ladder,
+    auto_schedule,
     clean_loss,
 )  # fmt: skip
-from edge_sel.edge.train.ladder import PlannedStage
+from edge_sel.edge.train.schedule import PlannedStage
 from edge_sel.edge.train.work import stage_work
 from edge_sel.pack.manifest import GainRow
 from tests.edge.sessions import pack
@@ -25,10 +25,10 @@ from tests.edge.train.histories import (
     AFTER_BN,
     BEFORE,
     CLEAN,
-    LADDER,
     MUCH,
     ONLY_BODY,
     PLANS,
+    SCHEDULE,
     TABLE,
     decide,
     lived,
@@ -44,32 +44,32 @@ NOTHING = (None, "the pack has no further plan", None)
 
 def test_what_needs_no_gradient_comes_first():
     """Whatever it is min_gain_per_kj: it tells what is left to learn, and what a FLOP costs here."""
-    for ladder in (made(), made(min_gain_per_kj=1e9), made(target=0.01), made(gains=()), made("bn", "ridge", *BODY)):
-        decision = decide(ladder=ladder)
+    for schedule in (made(), made(min_gain_per_kj=1e9), made(target=0.01), made(gains=()), made("bn", "ridge", *BODY)):
+        decision = decide(schedule=schedule)
         assert decision.stage == ("closed_form", 1) and "no gradient" in decision.why and decision.expected is None
 
 
 def test_without_a_closed_form_of_both_statistics_come_first():
-    for ladder in (
-        LADDER,
-        *(replace(LADDER, **change) for change in ({"min_gain_per_kj": 1e9}, {"target": 0.01}, {"gains": ()})),
+    for schedule in (
+        SCHEDULE,
+        *(replace(SCHEDULE, **change) for change in ({"min_gain_per_kj": 1e9}, {"target": 0.01}, {"gains": ()})),
     ):
-        decision = decide(ladder=ladder)
+        decision = decide(schedule=schedule)
         assert decision.stage == PlannedStage("bn", 1) and "statistics" in decision.why and decision.expected is None
 
 
 @pytest.mark.parametrize(
-    "ladder", [made("bn", "closed_form"), made("closed_form", statistics=False)], ids=["no bn", "nothing in it"]
+    "schedule", [made("bn", "closed_form"), made("closed_form", statistics=False)], ids=["no bn", "nothing in it"]
 )
-def test_without_statistics_it_begins_with_the_head_else_with_the_body(ladder):
-    assert decide(ladder=ladder).stage == RIDGE and "no statistics" in decide(ladder=ladder).why
-    less = replace(ladder, plans=["full"])
-    assert decide(ladder=less).stage == PlannedStage("full", BODY_EPOCHS[0])
+def test_without_statistics_it_begins_with_the_head_else_with_the_body(schedule):
+    assert decide(schedule=schedule).stage == RIDGE and "no statistics" in decide(schedule=schedule).why
+    less = replace(schedule, plans=["full"])
+    assert decide(schedule=less).stage == PlannedStage("full", BODY_EPOCHS[0])
 
 
 def test_a_pack_of_no_plan_that_it_could_use():
-    assert decide(ladder=made(*PLANS)) == NOTHING
-    assert decide(AFTER_BN, ladder=made("closed_form", "head", "ridge", *BODY)) == NOTHING
+    assert decide(schedule=made(*PLANS)) == NOTHING
+    assert decide(AFTER_BN, schedule=made("closed_form", "head", "ridge", *BODY)) == NOTHING
 
 
 # Head and body
@@ -83,22 +83,22 @@ def test_the_head_comes_before_the_body():
 @pytest.mark.parametrize("after", [(0.7, MUCH), (0.5, BEFORE[1] + 1)], ids=["kept", "undone"])
 def test_after_the_closed_form_comes_the_body(after):
     """The head has been fitted, or it was found that fitting does harm."""
-    assert decide(("closed_form", after), ladder=made()).stage == LONG
-    assert decide(("closed_form", after), ladder=made(*BODY)) == NOTHING
+    assert decide(("closed_form", after), schedule=made()).stage == LONG
+    assert decide(("closed_form", after), schedule=made(*BODY)) == NOTHING
 
 
 def test_without_a_closed_form_the_head_takes_steps():
-    assert decide(AFTER_BN, ladder=made("closed_form", "ridge")).stage == PlannedStage("head", HEAD_EPOCHS)
+    assert decide(AFTER_BN, schedule=made("closed_form", "ridge")).stage == PlannedStage("head", HEAD_EPOCHS)
 
 
 def test_a_head_that_does_not_pay_is_passed_over():
     poor = [replace(row, gain=0.0) if row.kind == "head" else row for row in TABLE]
-    assert decide(AFTER_BN, ladder=replace(LADDER, gains=poor)).stage == LONG
+    assert decide(AFTER_BN, schedule=replace(SCHEDULE, gains=poor)).stage == LONG
 
 
 def test_the_body_is_the_first_of_its_plans_that_the_pack_has():
     for left, plan in enumerate(BODY):
-        stage, _, _ = decide(AFTER_BN, ladder=made("closed_form", "head", "ridge", *BODY[:left]))
+        stage, _, _ = decide(AFTER_BN, schedule=made("closed_form", "head", "ridge", *BODY[:left]))
         assert stage == PlannedStage(plan, BODY_EPOCHS[-1])
 
 
@@ -106,7 +106,7 @@ def test_further_epochs_must_be_worth_their_own_joules():
     """One epoch of the body is expected to take 21 J after these histories, three 63."""
     for further, epochs in ((0.0, 1), (0.41, 1), (0.43, 3)):
         gains = [GainRow("body", visits_in(1), 1.0, 0.3), GainRow("body", visits_in(3), 1.0, 0.3 + further)]
-        assert decide(AFTER_BN, ladder=replace(ONLY_BODY, gains=gains, min_gain_per_kj=1000.0)).stage == (
+        assert decide(AFTER_BN, schedule=replace(ONLY_BODY, gains=gains, min_gain_per_kj=1000.0)).stage == (
             "full",
             epochs,
         )
@@ -115,9 +115,9 @@ def test_further_epochs_must_be_worth_their_own_joules():
 def test_the_body_is_trained_only_so_often():
     history = [AFTER_BN]
     for n in range(MOST_BODY_STAGES):
-        assert decide(*history, ladder=ONLY_BODY).stage.plan == "full"
+        assert decide(*history, schedule=ONLY_BODY).stage.plan == "full"
         history.append(("full", (0.75 + 0.05 * n, MUCH - 0.01 * n - 0.01)))
-    assert decide(*history, ladder=ONLY_BODY) == NOTHING
+    assert decide(*history, schedule=ONLY_BODY) == NOTHING
 
 
 # What is expected
@@ -138,14 +138,14 @@ def test_what_is_expected_is_told():
     ],
 )
 def test_a_refusal_names_the_bound(after, changes, end):
-    decision = decide(after, ladder=replace(LADDER, **changes))
+    decision = decide(after, schedule=replace(SCHEDULE, **changes))
     assert decision.stage is None and decision.why.endswith(end)
     assert (decision.expected.gain < LEAST_GAIN) == ("must gain" in end)
 
 
 def test_a_pack_without_a_table_is_judged_by_a_generic_one():
     for loss in (CLEAN, CLEAN + 0.3, MUCH):
-        generic, none = (decide(("bn", (0.7, loss)), ladder=replace(LADDER, gains=rows)) for rows in (GENERIC, ()))
+        generic, none = (decide(("bn", (0.7, loss)), schedule=replace(SCHEDULE, gains=rows)) for rows in (GENERIC, ()))
         assert generic == none
 
 
@@ -153,14 +153,14 @@ def test_a_kind_that_the_server_did_not_rehearse_is_judged_by_the_generic_table(
     """The server rehearses no head in steps where it has a closed form, but an engine may have none."""
     bodies = [row for row in TABLE if row.kind == "body"]
     heads = [row for row in GENERIC if row.kind == "head"]
-    head, same = (decide(AFTER_BN, ladder=made("closed_form", "ridge", gains=g)) for g in (bodies, [*bodies, *heads]))
+    head, same = (decide(AFTER_BN, schedule=made("closed_form", "ridge", gains=g)) for g in (bodies, [*bodies, *heads]))
     assert head == same and head.stage == PlannedStage("head", HEAD_EPOCHS)
 
 
 def test_a_stage_that_was_undone_is_judged_by_what_it_began_with():
     for loss in (BEFORE[1], BEFORE[1] + 1, None):
         assert decide(("bn", (0.99, loss))).expected == decide(("bn", (0.6, BEFORE[1] - 1e-9))).expected
-        assert decide(("bn", (0.99, loss)), ladder=replace(LADDER, target=0.9)).stage is not None
+        assert decide(("bn", (0.99, loss)), schedule=replace(SCHEDULE, target=0.9)).stage is not None
 
 
 def test_a_model_that_diverged_counts_as_the_worst_of_the_table():
@@ -183,7 +183,7 @@ def test_what_statistics_gave_makes_no_promise_of_training_better():
 @given(st.floats(-0.2, 0.3), st.floats(0.0, 3.0))
 def test_a_repeated_stage_never_promises_more_than_the_last_gave(came, loss):
     expected = decide(
-        AFTER_BN, ("full", (0.7, 1.0), (0.7 + came, loss)), ladder=replace(ONLY_BODY, min_gain_per_kj=0)
+        AFTER_BN, ("full", (0.7, 1.0), (0.7 + came, loss)), schedule=replace(ONLY_BODY, min_gain_per_kj=0)
     ).expected
     assert expected.gain <= max(came, 0.0) + 1e-12
     assert expected.gain == 0 or loss < MUCH, "what was undone gave nothing"
@@ -196,7 +196,7 @@ def test_a_repeated_stage_never_promises_more_than_the_last_gave(came, loss):
 @pytest.mark.parametrize("plan", ["bn", "ridge", "full"])
 def test_it_ends_at_the_target(plan, accuracy, ends):
     stage, why, _ = decide(
-        (plan, (accuracy, MUCH)), before=(0.6, 2 * MUCH), ladder=replace(LADDER, target=0.8, min_gain_per_kj=0.0)
+        (plan, (accuracy, MUCH)), before=(0.6, 2 * MUCH), schedule=replace(SCHEDULE, target=0.8, min_gain_per_kj=0.0)
     )
     assert (stage is None) == ends == ("80.0% is good enough" in why)
 
@@ -208,31 +208,31 @@ def settings(**flags):
     return resolve(flags=flags).settings
 
 
-def test_the_ladder_of_a_pack():
+def test_the_schedule_of_a_pack():
     given = settings(min_gain_per_kj=0, target_accuracy="90%", target_rate=0.25, curriculum="off")
-    ladder = auto_ladder(pack().with_manifest(replace(pack().manifest, gains=TABLE)), given, images=77)
-    assert (ladder.min_gain_per_kj, ladder.target) == (0.0, 0.9) and ladder.statistics
-    assert ladder.gains == TABLE and {"ridge", "closed_form"} <= {*ladder.plans}
-    assert ladder.clean_loss == clean_loss(pack().manifest.calibration) > 0
-    assert ladder.work(LONG) == stage_work(pack(), LONG, 77, 0.25, scores=False)
+    schedule = auto_schedule(pack().with_manifest(replace(pack().manifest, gains=TABLE)), given, images=77)
+    assert (schedule.min_gain_per_kj, schedule.target) == (0.0, 0.9) and schedule.statistics
+    assert schedule.gains == TABLE and {"ridge", "closed_form"} <= {*schedule.plans}
+    assert schedule.clean_loss == clean_loss(pack().manifest.calibration) > 0
+    assert schedule.work(LONG) == stage_work(pack(), LONG, 77, 0.25, scores=False)
 
 
 def test_its_visits_are_those_that_the_gate_lets_through():
     """Of every epoch; a head in closed form is fitted to all images."""
     for gate, rate in (("sundew", 0.25), ("random", 0.25), ("off", 1.0)):
-        ladder = auto_ladder(pack(), settings(gate=gate, target_rate=0.25), images=80)
-        assert [ladder.visits(stage) for stage in (LONG, PlannedStage("full", 1))] == [3 * 80 * rate, 80 * rate]
-        assert ladder.visits(RIDGE) == 80
+        schedule = auto_schedule(pack(), settings(gate=gate, target_rate=0.25), images=80)
+        assert [schedule.visits(stage) for stage in (LONG, PlannedStage("full", 1))] == [3 * 80 * rate, 80 * rate]
+        assert schedule.visits(RIDGE) == 80
 
 
 def test_its_work_is_that_of_the_settings():
-    scored = auto_ladder(pack(), settings(gate="off", curriculum="staged"), images=77)
+    scored = auto_schedule(pack(), settings(gate="off", curriculum="staged"), images=77)
     assert scored.work(LONG) == stage_work(pack(), LONG, 77, 1.0, scores=True)
 
 
 def test_an_engine_without_features_fits_no_head_in_closed_form():
-    ladder = auto_ladder(pack(), settings(), images=77, headless=True)
-    assert {"head", "full"} <= {*ladder.plans} and not {"ridge", "closed_form"} & {*ladder.plans}
+    schedule = auto_schedule(pack(), settings(), images=77, headless=True)
+    assert {"head", "full"} <= {*schedule.plans} and not {"ridge", "closed_form"} & {*schedule.plans}
 
 
 def test_the_clean_loss_is_the_mean_over_the_deciles():
@@ -244,4 +244,4 @@ def test_the_clean_loss_is_the_mean_over_the_deciles():
 
 
 def test_it_foresees_no_stage():
-    assert not any(LADDER.planned(n) for n in range(6)) and lived() == []
+    assert not any(SCHEDULE.planned(n) for n in range(6)) and lived() == []

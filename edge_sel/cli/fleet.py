@@ -19,12 +19,10 @@ from edge_sel.cli.common import (
     required_keys,
     say,
 )
-from edge_sel.errors import EXIT_STOPPED_RESUMABLE, BadInputError, EdgeSelError, UsageError
+from edge_sel.errors import EXIT_STOPPED_RESUMABLE, BadInputError, UsageError
 
 if TYPE_CHECKING:
     from edge_sel.fleet.delta import Rule
-    from edge_sel.fleet.update import Update
-    from edge_sel.pack.reader import Pack
     from edge_sel.pack.signatures import TrustedKeys
 
 DELTA = 1e-5
@@ -162,6 +160,7 @@ def merge_command(
     from edge_sel.files import write_durably
     from edge_sel.fleet.delta import read_velocity
     from edge_sel.fleet.merge import merge_updates, new_pack
+    from edge_sel.fleet.update import open_updates
     from edge_sel.pack.reader import open_pack
     from edge_sel.pack.sign import sign_file
     from edge_sel.pack.signatures import read_private_key
@@ -170,7 +169,7 @@ def merge_command(
         raise UsageError("--out is the pack itself", where=out, fix="name another file")
     opened = open_pack(pack, required_keys(require_signature))
     private = None if key is None else read_private_key(key)
-    good, refused = _read_all(updates, opened, _keys(devices))
+    good, refused = open_updates(updates, opened, _keys(devices))
     if not as_json:
         for line in refused:
             say(line, err=True)
@@ -180,7 +179,7 @@ def merge_command(
     before = read_velocity(velocity) if velocity is not None and velocity.exists() else None
     merged = merge_updates(opened, good, OrtEngine(), rule=rule, velocity=before)
     told = {"schema": 1, **merged.as_dict(), "refused": refused, "out": None,
-            "energy_j": _sum([update.energy_j for update in good])}  # fmt: skip
+            "energy_j": _sum([head.energy_j for head in good.heads()])}  # fmt: skip
     objection = merged.objection(forget)
     if objection is None:
         new_pack(opened, merged).save(out)
@@ -203,25 +202,6 @@ def merge_command(
             say(f"wrote {out}")
     if objection is not None:
         raise BadInputError(f"the merged model was not written: {objection}", where=out)
-
-
-def _read_all(paths: tuple[Path, ...], pack: Pack, keys: TrustedKeys | None) -> tuple[list[Update], list[str]]:
-    """Updates of different devices, and a line for each that cannot be used."""
-    from edge_sel.fleet.update import read_update
-
-    good: dict[str, Update] = {}
-    refused = []
-    for path in paths:
-        try:
-            update = read_update(path, pack, keys)
-        except EdgeSelError as error:
-            refused.append(str(error))
-            continue
-        if update.device in good:
-            refused.append(f"a second update of device {update.device[:16]}: {path}")
-        else:
-            good[update.device] = update
-    return [*good.values()], refused
 
 
 def _sum(values: list[float | None]) -> float | None:

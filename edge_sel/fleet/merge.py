@@ -7,6 +7,7 @@ of images, and one whose labels the others' head predicts worse than who says no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,11 @@ from edge_sel.errors import BadInputError
 from edge_sel.fleet.delta import Rule, merge_deltas
 from edge_sel.fleet.header import LEAST_OF_CLASS
 from edge_sel.fleet.statistics import projection_of, require_sums
-from edge_sel.fleet.update import Update
+from edge_sel.fleet.update import Update, UpdateFiles
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.calibration import best_scales
 from edge_sel.sel.feature_sums import CONSTANT
-from edge_sel.sel.federated import STRENGTHS, DeviceSums, add_sums, solve_at, solve_from, solve_sums, unit_of
+from edge_sel.sel.federated import DeviceSums, add_sums, solve_at, solve_from, solve_sums, unit_of
 
 MOST_WEIGHT = 4.0
 """A device counts for so many times the images of the median device, at most."""
@@ -36,8 +37,8 @@ SERVER_IMAGES = 10.0
 """Of each class that the server counts for, at least."""
 SERVER_SHARE = 1.0
 """Else it counts for this share of the images that the devices have of a class on average."""
-ALONE, PRIVATE = 0.05, 100.0
-"""Strengths of regularisation where devices add noise: of the server's own head, and of what moves from it."""
+ALONE, PRIVATE = (0.05, 0.3, 2.0, 10.0, 100.0), 100.0
+"""Strengths of regularisation: of the server's own head, the usual one first; of what moves from it by noisy sums."""
 
 
 class Merged(NamedTuple):
@@ -94,7 +95,7 @@ def merge_updates(
 
     Args:
         pack: that they are of.
-        updates: of different devices, of one kind.
+        updates: of different devices, of one kind; ``UpdateFiles`` are read one at a time.
         engine: to look at the server's images.
         robust: of statistics, whether devices are bounded and may be left out.
         server: of statistics, whether the pack's own sums count.
@@ -106,12 +107,13 @@ def merge_updates(
     """
     if not updates:
         raise BadInputError("no update can be used", fix="collect more of them")
-    kinds = {update.kind if update.delta is None else f"delta of {update.delta.plan}" for update in updates}
+    heads = updates.heads() if isinstance(updates, UpdateFiles) else updates
+    kinds = {head.kind if head.plan is None else f"delta of {head.plan}" for head in heads}
     if len(kinds) > 1:
         raise BadInputError("updates of several kinds", where=", ".join(sorted(kinds)), fix="merge them apart")
-    if updates[0].kind == "statistics":
-        return _merge_statistics(pack, updates, robust=robust, server=server)
-    return _merge_deltas(pack, updates, engine, rule, velocity)
+    if heads[0].kind == "statistics":
+        return _merge_statistics(pack, updates, heads, robust=robust, server=server)
+    return _merge_deltas(pack, list(updates), engine, rule, velocity)
 
 
 def new_pack(pack: Pack, merged: Merged) -> Pack:
@@ -137,37 +139,44 @@ def _merge_deltas(
     )  # fmt: skip
 
 
-def _merge_statistics(pack: Pack, updates: Sequence[Update], *, robust: bool, server: bool) -> Merged:
+def _merge_statistics(
+    pack: Pack, updates: Sequence[Update], heads: Sequence[Update], *, robust: bool, server: bool
+) -> Merged:  # fmt: skip
     classes = [*pack.manifest.model.classes]
-    for update in updates:
-        classes += [name for name in update.classes if name not in classes]
-    most = MOST_WEIGHT * float(np.median([update.images for update in updates])) if robust else np.inf
-    parts = [_aligned(update, classes, min(1.0, most / update.images)) for update in updates]
+    for head in heads:
+        classes += [name for name in head.classes if name not in classes]
+    most = MOST_WEIGHT * float(np.median([head.images for head in heads])) if robust else np.inf
+
+    def part(one: int) -> DeviceSums:
+        return _aligned(updates[one], classes, min(1.0, most / heads[one].images))
+
     judge = _Judge(pack, len(classes), server=server)
-    if any(update.privacy for update in updates):
-        return _merged_head(pack, judge, judge.moved(add_sums(parts)), updates, classes, list(range(len(parts))))
-    chosen, total = list(range(len(parts))), add_sums(parts)
+    chosen = list(range(len(heads)))
+    total = add_sums(part(one) for one in chosen)
+    if any(head.privacy for head in heads):
+        return _merged_head(pack, judge, judge.moved(total), heads, classes, chosen)
     found = solve_sums(total)
     while True:
-        errors = [_error_without(judge, total, parts[one], found.strength) for one in chosen]
-        known = [error for error in errors if error is not None]
-        worst = int(np.argmax([-1.0 if error is None else error for error in errors]))
-        nonsense = max(NONSENSE, ODD * float(np.median(known or [0.0])))
-        few = len(chosen) <= max(2, (1 - MOST_LEFT_OUT) * len(parts))
-        if not robust or few or not (errors[worst] or 0.0) > nonsense:
+        judged = [_judged_without(judge, total, part(one), found.strength) for one in chosen]
+        errors = [0.0 if one is None else one.error for one in judged]
+        known = [one for one in judged if one is not None]
+        nonsense = max(NONSENSE, ODD * float(np.median([one.error for one in known] or [0.0])))
+        worst = int(np.argmax(errors))
+        few = len(chosen) <= max(2, (1 - MOST_LEFT_OUT) * len(heads))
+        if not robust or few or not errors[worst] > nonsense:
             break
-        total = _less(total, parts[chosen.pop(worst)])
+        total = _less(total, part(chosen.pop(worst)))
         found = solve_sums(total)
-    judging = [parts[one] for one, error in zip(chosen, errors, strict=True) if error is not None]
-    error = _mean_error(judging, [error for error in errors if error is not None])
-    if len(chosen) == 1:  # there are no others
-        judging, error = [parts[chosen[0]]], found.score
-    merged = _merged_head(pack, judge, judge.solve(total, found.strength), updates, classes, chosen)
-    return merged._replace(strength=found.strength, error_before=judge.error_alone(judging), error=error)
+    merged = _merged_head(pack, judge, judge.solve(total, found.strength), heads, classes, chosen)
+    if len(chosen) == 1:
+        known = [_Judged(float(total.counts.sum()), judge.error_alone(total), found.score)]
+    before = _mean([(one.images, one.before) for one in known])
+    error = _mean([(one.images, one.error) for one in known])
+    return merged._replace(strength=found.strength, error_before=before, error=error)
 
 
 def _merged_head(
-    pack: Pack, judge: _Judge, coefficients: np.ndarray, updates: Sequence[Update], classes: Sequence[str],
+    pack: Pack, judge: _Judge, coefficients: np.ndarray, heads: Sequence[Update], classes: Sequence[str],
     chosen: Sequence[int],
 ) -> Merged:  # fmt: skip
     weight, bias = judge.head(coefficients)
@@ -175,9 +184,9 @@ def _merged_head(
     before, after = (judge.right(*head) for head in (pack.linear_head.joined(start), (weight, bias)))
     head = pack.linear_head.parted(weight.astype(np.float32), bias.astype(np.float32), start)
     return Merged(
-        "statistics", {**start, **head}, tuple(classes), tuple(updates[one].device for one in chosen),
-        tuple(update.device for one, update in enumerate(updates) if one not in chosen),
-        sum(updates[one].images for one in chosen), before, after, len(judge.labels),
+        "statistics", {**start, **head}, tuple(classes), tuple(heads[one].device for one in chosen),
+        tuple(update.device for one, update in enumerate(heads) if one not in chosen),
+        sum(heads[one].images for one in chosen), before, after, len(judge.labels),
     )  # fmt: skip
 
 
@@ -196,14 +205,24 @@ def _less(total: DeviceSums, part: DeviceSums) -> DeviceSums:
     return DeviceSums(*(whole - own for whole, own in zip(total, part, strict=True)))
 
 
-def _error_without(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: float) -> float | None:
-    """Mean squared error of the others' head on a device's images, by its sums; None where nobody can tell."""
+class _Judged(NamedTuple):
+    """Mean squared errors on a device's images, as its sums tell them: 1 is the error of who says nothing."""
+
+    images: float
+    before: float
+    """By the server's sums alone."""
+    error: float
+    """By those of all others."""
+
+
+def _judged_without(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: float) -> _Judged | None:
+    """None where nobody can tell."""
     rest = _less(total, part)
     if rest.counts.sum() < 1:
         return None
     if ((part.counts > 0) & (rest.counts < LEAST_OF_CLASS) & ~judge.known).any():
         return None  # nobody else has ever seen one of its classes
-    return _error_on(part, judge.solve(rest, strength))
+    return _Judged(float(part.counts.sum()), judge.error_alone(part), _error_on(part, judge.solve(rest, strength)))
 
 
 def _error_on(part: DeviceSums, coefficients: np.ndarray) -> float:
@@ -216,10 +235,10 @@ def _error_on(part: DeviceSums, coefficients: np.ndarray) -> float:
     return (count - explained) / max(count, 1e-9)
 
 
-def _mean_error(parts: Sequence[DeviceSums], errors: Sequence[float]) -> float | None:
-    """Over all images."""
-    counts = [float(part.counts.sum()) for part in parts]
-    return float(np.average(errors, weights=counts)) if parts and sum(counts) > 0 else None
+def _mean(values: Sequence[tuple[float, float]]) -> float | None:
+    """Weighted by the first of each pair; None where there is nothing."""
+    weights = [images for images, _ in values]
+    return float(np.average([value for _, value in values], weights=weights)) if sum(weights) > 0 else None
 
 
 class _Judge:
@@ -257,16 +276,17 @@ class _Judge:
         """
         count = max(float(devices.counts.sum()), 1.0)
         gram = count / max(float(self._own.counts.sum()), 1.0) * self._own.gram
-        start = np.asarray(solve_at(self._own, ALONE * unit_of(self._own)))
-        return np.asarray(solve_from(DeviceSums(devices.counts, gram, devices.right), start, PRIVATE))
+        return np.asarray(solve_from(DeviceSums(devices.counts, gram, devices.right), self._alone[0], PRIVATE))
 
-    def error_alone(self, parts: Sequence[DeviceSums]) -> float | None:
-        """Least mean squared error on the devices' images that the server's sums give alone, at any strength."""
-        unit, found = unit_of(self._own), []
-        for strength in STRENGTHS:
-            coefficients = np.asarray(solve_at(self._own, strength * unit))
-            found.append(_mean_error(parts, [_error_on(part, coefficients) for part in parts]))
-        return min((error for error in found if error is not None), default=None)
+    @cached_property
+    def _alone(self) -> list[np.ndarray]:
+        """Coefficients of the server's sums alone, by strength."""
+        unit = unit_of(self._own)
+        return [np.asarray(solve_at(self._own, strength * unit)) for strength in ALONE]
+
+    def error_alone(self, part: DeviceSums) -> float:
+        """Least mean squared error on a device's images by the server's sums alone, at any strength."""
+        return min(_error_on(part, coefficients) for coefficients in self._alone)
 
     def right(self, weight: np.ndarray, bias: np.ndarray) -> int:
         """How many of the server's images a head has right."""

@@ -15,11 +15,11 @@ import numpy as np
 
 from edge_sel.arrays import Arrays, read_tensors, tensor_bytes
 from edge_sel.engines.base import Engine
-from edge_sel.errors import BadInputError, EdgeSelError, SetupError, UsageError
+from edge_sel.errors import BadInputError, SetupError, UsageError
 from edge_sel.files import cannot_write, read_regular, write_durably, write_json
 from edge_sel.fleet.delta import Rule
 from edge_sel.fleet.merge import MOST_WEIGHT, Merged, merge_updates, new_pack
-from edge_sel.fleet.update import Update, check_update, read_update
+from edge_sel.fleet.update import Update, UpdateFiles, check_update, open_updates
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.sign import sign_file
 from edge_sel.pack.signatures import TrustedKeys
@@ -186,15 +186,9 @@ class RoundFolder:
         write_durably(path, content)
         return update
 
-    def updates(self) -> tuple[list[Update], list[str]]:
+    def updates(self) -> tuple[UpdateFiles, list[str]]:
         """Those that were kept, and a line for each that can no longer be read."""
-        good, bad = [], []
-        for path in sorted((self.place / UPDATES).glob("*.update")):
-            try:
-                good.append(read_update(path, self.pack, self._devices))
-            except EdgeSelError as error:
-                bad.append(str(error))
-        return good, bad
+        return open_updates(sorted((self.place / UPDATES).glob("*.update")), self.pack, self._devices)
 
     # Merging and publishing
 

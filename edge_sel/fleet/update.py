@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edge_sel.arrays import read_tensors, tensor_notes
-from edge_sel.errors import BadInputError
+from edge_sel.errors import BadInputError, EdgeSelError
 from edge_sel.files import read_regular, write_durably
 from edge_sel.fleet.delta import Delta, delta_of
 from edge_sel.fleet.header import FORMAT, LEAST_IMAGES, Header
@@ -31,6 +32,8 @@ class Update(NamedTuple):
     sums: DeviceSums | None
     """Of kind ``statistics``."""
     delta: Delta | None
+    """Of kind ``delta``."""
+    plan: str | None
     """Of kind ``delta``."""
     classes: tuple[str, ...]
     """Those of the pack, then new ones."""
@@ -57,6 +60,49 @@ class Update(NamedTuple):
             "bytes": self.bytes, "device": self.device, "signed": self.signed, "energy_j": self.energy_j,
             "energy_source": self.energy_source, "privacy": self.privacy,
         }  # fmt: skip
+
+
+class UpdateFiles(Sequence[Update]):
+    """Updates that stay in their files: each is read, and checked again, when it is asked for.
+
+    So many devices take the memory of one.
+    """
+
+    def __init__(self, pack: Pack, devices: TrustedKeys | None) -> None:
+        self._pack, self._keys = pack, devices
+        self._files: list[tuple[Path, Update]] = []
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, place: Any) -> Any:
+        path, seen = self._files[place]
+        update = read_update(path, self._pack, self._keys)
+        if (update.nonce, update.device, update.bytes) != (seen.nonce, seen.device, seen.bytes):
+            raise BadInputError("the update changed while it was read", where=path, fix="merge again")
+        return update
+
+    def heads(self) -> list[Update]:
+        """All of them, without their numbers."""
+        return [seen for _, seen in self._files]
+
+    def add(self, path: Path) -> str | None:
+        """Read and check one more; the line that tells why it cannot be used."""
+        try:
+            update = read_update(path, self._pack, self._keys)
+        except EdgeSelError as error:
+            return str(error)
+        if any(update.device == seen.device for _, seen in self._files):
+            return f"a second update of device {update.device[:16]}: {path}"
+        self._files.append((path, update._replace(sums=None, delta=None)))
+        return None
+
+
+def open_updates(paths: Iterable[Path], pack: Pack, devices: TrustedKeys | None) -> tuple[UpdateFiles, list[str]]:
+    """Updates of different devices, and a line for each that cannot be used."""
+    found = UpdateFiles(pack, devices)
+    refused = [line for path in paths if (line := found.add(path)) is not None]
+    return found, refused
 
 
 def write_update(path: Path, content: bytes, key: Ed25519PrivateKey | None) -> bytes | None:
@@ -117,8 +163,9 @@ def check_update(
     asked = header["privacy"]
     privacy = None if asked is None else {"epsilon": asked["epsilon"], "delta": asked["delta"]}
     return Update(
-        header["kind"], sums, delta, tuple(header["classes"]), header["images"], device, devices is not None,
-        header["round"], header["nonce"], header["energy_j"], header["energy_source"], privacy, len(content),
+        header["kind"], sums, delta, header["plan"], tuple(header["classes"]), header["images"], device,
+        devices is not None, header["round"], header["nonce"], header["energy_j"], header["energy_source"], privacy,
+        len(content),
     )  # fmt: skip
 
 

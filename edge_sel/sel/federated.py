@@ -10,7 +10,8 @@ Balle and Wang 2018, Improving the Gaussian Mechanism for Differential Privacy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from math import erf, exp, sqrt
 from typing import NamedTuple
 
@@ -60,12 +61,9 @@ def device_sums(rows: Array, labels: Array, classes: int) -> DeviceSums:
     return DeviceSums(xp.sum(members, axis=0), wide.T @ wide, wide.T @ members)
 
 
-def add_sums(parts: Sequence[DeviceSums]) -> DeviceSums:
-    """Of all devices; one pass, and memory for one of them."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = DeviceSums(*(one + other for one, other in zip(total, part, strict=True)))
-    return total
+def add_sums(parts: Iterable[DeviceSums]) -> DeviceSums:
+    """Of all devices, at least one; one pass, and memory for one of them."""
+    return reduce(lambda one, other: DeviceSums(*(a + b for a, b in zip(one, other, strict=True))), parts)
 
 
 def solve_sums(sums: DeviceSums, strengths: Sequence[float] = STRENGTHS) -> Solution:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from edge_sel.engines.base import Engine
 from edge_sel.errors import BadInputError
 from edge_sel.fleet.delta import Rule, merge_deltas
 from edge_sel.fleet.header import LEAST_OF_CLASS
-from edge_sel.fleet.statistics import projection_of, require_sums
+from edge_sel.fleet.statistics import noise_of, projection_of, require_sums
 from edge_sel.fleet.update import Update, UpdateFiles
 from edge_sel.pack.reader import Pack
 from edge_sel.sel.calibration import best_scales
@@ -33,6 +34,8 @@ MOST_LEFT_OUT = 1 / 3
 NONSENSE, ODD = 0.8, 1.6
 """A device is left out if the error of the others' head on its images is more than this, where 1 is the error of who
 says nothing, and more than so many times that of the median device."""
+NOISE = 0.01
+"""Standard deviation of noise in a mean over all images, from which on ``PRIVATE`` grows."""
 SERVER_IMAGES = 10.0
 """Of each class that the server counts for, at least."""
 SERVER_SHARE = 1.0
@@ -154,7 +157,8 @@ def _merge_statistics(
     chosen = list(range(len(heads)))
     total = add_sums(part(one) for one in chosen)
     if any(head.privacy for head in heads):
-        return _merged_head(pack, judge, judge.moved(total), heads, classes, chosen)
+        moved = judge.moved(total, sqrt(sum(noise_of(pack, head.privacy) ** 2 for head in heads)))
+        return _merged_head(pack, judge, moved, heads, classes, chosen)
     found = solve_sums(total)
     while True:
         judged = [_judged_without(judge, total, part(one), found.strength) for one in chosen]
@@ -269,14 +273,16 @@ class _Judge:
         own = DeviceSums(*(mass * part for part in self._own))
         return np.asarray(solve_at(add_sums([devices, own]), penalty))
 
-    def moved(self, devices: DeviceSums) -> np.ndarray:
+    def moved(self, devices: DeviceSums, noise: float) -> np.ndarray:
         """The server's own head, moved a little towards the devices' sums by class; ``ΦᵀΦ`` is taken from the server.
 
-        These sums are noisy, and the devices' features may have another ``ΦᵀΦ``: strong regularisation bears both.
+        These sums are noisy, and the devices' features may have another ``ΦᵀΦ``: strong regularisation bears both, and
+        it grows with the variance of the noise in a mean.
         """
         count = max(float(devices.counts.sum()), 1.0)
+        strength = PRIVATE * max(1.0, (noise / count / NOISE) ** 2)
         gram = count / max(float(self._own.counts.sum()), 1.0) * self._own.gram
-        return np.asarray(solve_from(DeviceSums(devices.counts, gram, devices.right), self._alone[0], PRIVATE))
+        return np.asarray(solve_from(DeviceSums(devices.counts, gram, devices.right), self._alone[0], strength))
 
     @cached_property
     def _alone(self) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ Nothing of a single image is in them but what sums of few images show; so there 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -87,6 +87,13 @@ def private_row(pack: Pack) -> float:
     return float(np.median(np.sqrt((rows**2).sum(1)))) if len(rows) else 1.0
 
 
+def noise_of(pack: Pack, privacy: Mapping[str, float] | None) -> float:
+    """Standard deviation of the noise on each number of an update; 0 without any."""
+    if privacy is None:
+        return 0.0
+    return gaussian_sigma(privacy["epsilon"], privacy["delta"], sums_sensitivity(private_row(pack)))
+
+
 def features_of(
     pack: Pack, images: ImageSet, engine: Engine, between: Callable[[int], None] = lambda left: None
 ) -> np.ndarray:
@@ -124,7 +131,7 @@ def make_statistics(
     if privacy is not None:
         assert rng is not None
         sums = device_sums(np.asarray(clip_rows(rows, private_row(pack))), labels[used], len(classes))
-        sigma = gaussian_sigma(*privacy, sums_sensitivity(private_row(pack)))
+        sigma = noise_of(pack, {"epsilon": privacy[0], "delta": privacy[1]})
         tensors = {name: value + rng.normal(0, sigma, value.shape)
                    for name, value in (("counts", sums.counts), ("right", sums.right))}  # fmt: skip
     else:
@@ -155,7 +162,7 @@ def sums_of(tensors: Arrays, header: Header, pack: Pack) -> DeviceSums:
         _check_sums(sums, header["images"], longest_row(pack), SLACK)
         return sums
     # with noise nothing fits exactly, but it is not larger than that explains
-    sigma = gaussian_sigma(asked["epsilon"], asked["delta"], sums_sensitivity(private_row(pack)))
+    sigma = noise_of(pack, {"epsilon": asked["epsilon"], "delta": asked["delta"]})
     most = 8 * sigma + header["images"] * max(private_row(pack), CONSTANT, 1.0)
     if max(np.abs(sums.right).max(), np.abs(sums.counts).max()) > most:
         raise ValueError("its numbers are larger than so many images and the noise explain")

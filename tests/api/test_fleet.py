@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge_sel.api.fleet import judge_candidate, take_part
+from edge_sel.api.round import train_round
 from edge_sel.cli.main import cli
 from edge_sel.data.builtin import load_relit
 from edge_sel.data.folder import load_folder
@@ -120,3 +121,16 @@ def test_a_device_judges_by_its_validation_images(data):
     assert found.right == int(((features @ weight.T + bias).argmax(1) == held.labels).sum())
     with pytest.raises(BadInputError):
         judge_candidate(PACK, {"other": np.zeros(3, np.float32)}, CLASSES, data)
+
+
+def test_a_device_fits_its_own_head_on_top_of_the_fleets(data, tmp_path):
+    made = take_part(PACK, data, threads=1)
+    merged = merge_updates(PACK, [check_update(made.content, made.signature, PACK, None, "a")], OrtEngine(1))
+    new_pack(PACK, merged).save(tmp_path / "next.edgepack")
+    done = train_round(tmp_path / "next.edgepack", data, plan="closed_form", threads=1)
+    held = set(done.validation)
+    images, split = roles(data)
+    assert held <= set(images.subset(split.validation).ids)  # none of these was in the update
+    assert done.accuracy_after >= done.accuracy_before or not done.shipped
+    again = take_part(tmp_path / "next.edgepack", data, threads=1)  # whatever it installs, it contributes
+    assert again.declined is None and again.images == made.images

@@ -14,7 +14,7 @@ from edge_sel.api.round import train_round
 from edge_sel.data.dataset import ImageSet, normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.fleet.delta import make_delta
-from edge_sel.fleet.header import Origin
+from edge_sel.fleet.header import LEAST_OF_CLASS, Origin
 from edge_sel.fleet.merge import merge_updates
 from edge_sel.fleet.update import check_update
 from edge_sel.pack.reader import Pack
@@ -95,6 +95,8 @@ def delta_rounds(case: Case) -> list[Row]:
                     if wrong
                     else device.images
                 )
+                enough = images.class_counts()[images.labels] >= LEAST_OF_CLASS
+                images = images.subset(np.flatnonzero(enough))
                 done = train_round(pack, images, plan="last", epochs=DELTA_EPOCHS, threads=1, profile="default")
                 content, left[at] = make_delta(
                     pack, "last", done.weights or pack.weights(), len(images), Origin(f"{at}"), residual=left.get(at)

@@ -253,14 +253,16 @@ def _training_images(pack: Pack, data: Path, resolved: Resolved, kind: str) -> t
         data, model.image_size, classes=model.classes, max_pixels=settings.max_pixels,
         new_classes="extend" if kind == "statistics" else "strict",
     )  # fmt: skip
-    if kind == "delta":
-        return images, ()  # training splits them itself, by the same rule
-    roles = split_by_content(
-        images, settings.validation_fraction, cap=len(images), keep_duplicates=settings.keep_duplicates
-    )
-    part = images.subset(roles.training)
-    counts = zip(part.classes, part.class_counts().tolist(), strict=True)
-    return part, tuple(name for name, count in counts if 0 < count < LEAST_OF_CLASS)
+    if kind == "statistics":
+        roles = split_by_content(
+            images, settings.validation_fraction, cap=len(images), keep_duplicates=settings.keep_duplicates
+        )
+        images = images.subset(roles.training)
+    counts = images.class_counts()
+    few = tuple(name for name, count in zip(images.classes, counts.tolist(), strict=True) if 0 < count < LEAST_OF_CLASS)
+    if kind == "delta":  # training splits them itself, by the same rule
+        images = images.subset(np.flatnonzero(counts[images.labels] >= LEAST_OF_CLASS))
+    return images, few
 
 
 def _trained(pack: Pack, images: ImageSet, plan: str, epochs: int | None, more: Mapping[str, Any]) -> Round:

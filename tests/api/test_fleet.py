@@ -17,7 +17,7 @@ from edge_sel.data.shifts import write_folder
 from edge_sel.data.split import split_by_content
 from edge_sel.edge.host import local_minute
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.errors import BadInputError, UsageError
+from edge_sel.errors import BadInputError, DataError, UsageError
 from edge_sel.fleet.merge import merge_updates, new_pack
 from edge_sel.fleet.statistics import features_of, make_statistics
 from edge_sel.fleet.update import check_update
@@ -99,6 +99,19 @@ def test_the_command_tells_that_it_declined_and_leaves_what_was_there(data, tmp_
     done = CliRunner().invoke(cli, command, env={"EDGE_SEL_QUIET_HOURS": hours(-60, 60)})
     assert done.exit_code == 75 and "quiet hours" in json.loads(done.stdout)["declined"]
     assert out.read_bytes() == b"earlier"
+
+
+def test_a_class_of_one_image_does_not_stop_a_delta(data, tmp_path):
+    images = load_folder(data, PACK.manifest.model.image_size, classes=CLASSES)
+    one = np.flatnonzero(images.labels == 3)[:1]
+    write_folder(images.subset(np.sort(np.concatenate([np.flatnonzero(images.labels < 3), one]))), tmp_path / "some")
+    made = take_part(PACK, tmp_path / "some", kind="delta", plan="head", epochs=1, threads=1)
+    assert made.declined is None and made.left_out == (CLASSES[3],)
+    found = check_update(made.content, None, PACK, None, "a")
+    assert found.images == made.images
+    write_folder(images.subset(np.flatnonzero(images.labels == 1)), tmp_path / "one")
+    with pytest.raises(DataError, match="one class only"):
+        take_part(PACK, tmp_path / "one", kind="delta", plan="head", threads=1)
 
 
 def test_what_cannot_be_asked_for(data):

@@ -26,6 +26,7 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"__init__"},
+    {"flower"},
     {"api", "web"},
     {"report", "watch", "fleet"},
     {"server", "edge", "reference", "tuning"},

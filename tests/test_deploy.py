@@ -22,6 +22,7 @@ NEW_UNITS = [unit for unit in UNITS if unit.stem != "edge-sel-finetune"]
 CONTAINERFILES = sorted(DEPLOY.glob("Containerfile*"))
 COMPOSE = DEPLOY / "compose.yaml"
 OWN = ("watch", "label", "serve")
+FLEET = ("fleet-join", "fleet-serve")
 HARDENED = [
     "CapabilityBoundingSet=",
     "NoNewPrivileges=yes",
@@ -82,6 +83,8 @@ def parse(words: list[str]) -> None:
     """Raise what click raises for a command or an option that does not exist, or a value that an option does not take."""
     context = click.Context(cli)
     command = cli.get_command(context, words[0])
+    while isinstance(command, click.Group):
+        command, words = command.get_command(context, words[1]), words[1:]
     assert command is not None, f"no command {words[0]}"
     below = click.Context(command, info_name=words[0])
     given, _, _ = command.make_parser(below).parse_args(list(words[1:]))
@@ -91,7 +94,7 @@ def parse(words: list[str]) -> None:
 
 
 def test_there_is_something_to_check():
-    assert {unit.stem for unit in UNITS} == {f"edge-sel-{name}" for name in ("finetune", *OWN)}
+    assert {unit.stem for unit in UNITS} == {f"edge-sel-{name}" for name in ("finetune", *OWN, *FLEET)}
     assert len(CONTAINERFILES) == 2
 
 
@@ -110,9 +113,19 @@ def test_no_two_units_share_a_folder_that_systemd_removes(unit):
     assert f"RuntimeDirectory={unit.stem}" in lines(unit) and f"WorkingDirectory=/run/{unit.stem}" in lines(unit)
 
 
+def test_the_fleet_reaches_private_networks_and_is_started_again_when_the_server_forgot_it():
+    for unit in (unit for unit in UNITS if unit.stem.removeprefix("edge-sel-") in FLEET):
+        settings = lines(unit)
+        (allowed,) = [line for line in settings if line.startswith("IPAddressAllow=")]
+        assert "any" not in allowed and "0.0.0.0/0" not in allowed
+        assert {"RestartSec=75", "KillMode=mixed"} <= {*settings} and "PrivateNetwork=yes" not in settings
+
+
 def test_only_the_pages_have_a_network_and_only_on_this_machine():
     for unit in UNITS:
         settings = lines(unit)
+        if unit.stem.removeprefix("edge-sel-") in FLEET:
+            continue
         page = unit.stem in ("edge-sel-label", "edge-sel-serve")
         assert ("PrivateNetwork=yes" in settings) != page, unit
         assert not page or {"IPAddressAllow=localhost", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"} <= {
@@ -125,19 +138,24 @@ def test_only_who_pings_has_a_watchdog_and_only_the_pages_get_the_token():
     for unit in NEW_UNITS:
         name, settings = unit.stem.removeprefix("edge-sel-"), lines(unit)
         assert any(line.startswith("WatchdogSec=") for line in settings) == (name != "label")
-        assert ("EnvironmentFile=-/etc/edge-sel/label.env" in settings) == (name != "watch"), "watch needs no token"
+        assert ("EnvironmentFile=-/etc/edge-sel/label.env" in settings) == (name in ("label", "serve")), (
+            "others need none"
+        )
 
 
 @each
 def test_the_command_of_a_unit_exists(unit):
     (start,) = [line for line in lines(unit) if line.startswith("ExecStart=")]
     program, *words = shlex.split(start.removeprefix("ExecStart="))
-    assert program == "/opt/edge-sel/.venv/bin/edge-sel"
+    fleet = unit.stem.removeprefix("edge-sel-") in FLEET  # with Flower, in an environment of its own
+    assert program == f"/opt/edge-sel{'-fleet' if fleet else ''}/.venv/bin/edge-sel"
     parse([re.sub(r"\$\{(\w+)\}", lambda found: variables(unit)[found[1]], word) for word in words])
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
-@pytest.mark.parametrize(("name", "most"), [("watch", 5), ("label", 10), ("serve", 10)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("watch", 5), ("label", 10), ("serve", 10), ("fleet-join", 12), ("fleet-serve", 12)]
+)
 def test_systemd_finds_it_as_well_protected_as_the_readme_says(name, most):
     unit = str(DEPLOY / f"edge-sel-{name}.service")
     command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={most}", "--no-pager", unit]

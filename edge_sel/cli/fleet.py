@@ -207,3 +207,13 @@ def merge_command(
 def _sum(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
+
+
+def _add_rounds_over_a_network() -> None:
+    from edge_sel.cli import fleet_flower
+
+    for name in ("serve", "join", "enrol", "simulate"):
+        group.add_command(getattr(fleet_flower, f"{name}_command"))
+
+
+_add_rounds_over_a_network()

@@ -1,0 +1,203 @@
+"""A device's part in rounds over a network: it answers requests of the server, by the code that is installed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from edge_sel.errors import EdgeSelError, SetupError
+from edge_sel.files import read_regular, write_durably, write_new
+from edge_sel.flower.keys import node_file
+from edge_sel.flower.messages import FORMAT, MOST_BYTES, Counts, Reply, Request, read_request, reply_bytes
+from edge_sel.flower.processes import Supervised, environment, free_port, require_flower, supernode_command
+
+if TYPE_CHECKING:
+    import numpy as np
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from edge_sel.pack.reader import Pack
+    from edge_sel.pack.signatures import TrustedKeys
+
+POLL_S = 1.0
+ANSWER, RESIDUAL, NODE, SECRET, LOG = (
+    "answer.bin",
+    "residual.safetensors",
+    "node.key",
+    "runtime.secret",
+    "supernode.log",
+)
+
+
+class Device(NamedTuple):
+    """What a device takes part with."""
+
+    pack: Path
+    """Read anew for each request: another one may be copied there between rounds."""
+    data: Path
+    home: Path
+    """Its own folder: the last answer, what a delta left out, the log."""
+    key: Ed25519PrivateKey
+    trusted: TrustedKeys | None = None
+    """Whose packs are used."""
+    privacy: tuple[float, float] | None = None
+    config: Path | None = None
+    profile: str | None = None
+    threads: int = 0
+    max_pixels: int | None = None
+    environ: Mapping[str, str] = os.environ
+
+
+def answer(
+    device: Device, message: bytes, tell: Callable[[str], None], should_stop: Callable[[], str | None] = lambda: None
+) -> bytes:
+    """The reply to a request of the server; what cannot be done is declined in one line.
+
+    Raises:
+        ValueError: it is no request.
+    """
+    from edge_sel.pack.reader import open_pack
+
+    try:
+        request, candidate = read_request(message)
+    except EdgeSelError as error:
+        raise ValueError(str(error)) from error
+    reply: Reply = {
+        "format": FORMAT, "task": request["task"], "round": request["round"], "declined": None, "counts": None,
+    }  # fmt: skip
+    try:
+        pack = open_pack(device.pack, device.trusted)
+        if pack.digest != request["pack"]:
+            raise EdgeSelError(f"this device has another pack than the server ({pack.digest[:12]})")
+        if request["task"] == "judge":
+            reply["counts"] = counts = _judge(device, pack, candidate, request)
+            tell("judged a new model: of {images} images right {right}, before {right_before}".format(**counts))
+            return reply_bytes(reply)
+        return _update(device, pack, request, reply, tell, should_stop)
+    except EdgeSelError as error:
+        reply["declined"] = str(error)[:600]
+        tell(f"declined: {error}")
+        return reply_bytes(reply)
+
+
+def _update(
+    device: Device, pack: Pack, request: Request, reply: Reply, tell: Callable[[str], None],
+    should_stop: Callable[[], str | None],
+) -> bytes:  # fmt: skip
+    """An update of the round: the same one each time, as a second one would be refused, and its noise average out."""
+    from edge_sel.api.fleet import take_part
+    from edge_sel.arrays import tensor_notes
+
+    kept = device.home / ANSWER
+    try:
+        before = read_regular(kept, MOST_BYTES)
+        if json.loads(tensor_notes(before)["reply"])["round"] == request["round"]:
+            tell("sent the update of this round again")
+            return before
+    except (OSError, ValueError, KeyError):
+        pass  # none, or what a power cut left
+    statistics = request["kind"] == "statistics"
+    made = take_part(
+        pack, device.data, key=device.key, kind=request["kind"], plan=request["plan"], round_name=request["round"],
+        privacy=device.privacy, residual=None if statistics else device.home / RESIDUAL, config=device.config,
+        environ=device.environ, profile=device.profile, threads=device.threads, max_pixels=device.max_pixels,
+        deadline_s=request["seconds"] or None, should_stop=should_stop,
+    )  # fmt: skip
+    if made.declined is not None:
+        reply["declined"] = made.declined[:600]
+        tell(f"declined: {made.declined}")
+        return reply_bytes(reply)
+    message = reply_bytes(reply, made.content, made.signature)
+    if made.residual is not None:
+        write_durably(device.home / RESIDUAL, made.residual)
+    write_durably(kept, message)
+    joules = "" if made.energy_j is None else f", {made.energy_j:.1f} J {made.energy_source}"
+    tell(f"sent {request['kind']} of {made.images} images, {len(message) / 1e6:.2f} MB{joules}")
+    return message
+
+
+def _judge(device: Device, pack: Pack, candidate: dict[str, np.ndarray], request: Request) -> Counts:
+    from edge_sel.api.fleet import judge_candidate
+
+    found = judge_candidate(
+        pack, {**pack.weights(), **candidate}, tuple(request["classes"]), device.data, threads=device.threads,
+        max_pixels=device.max_pixels, config=device.config, environ=device.environ, profile=device.profile,
+    )  # fmt: skip
+    return {
+        "images": found.images, "right_before": found.right_before, "right": found.right, "won": found.won,
+        "lost": found.lost,
+    }  # fmt: skip
+
+
+class Member:
+    """A device in a fleet: a stock SuperNode talks to the server, this process answers.
+
+    Args:
+        device: what it takes part with.
+        server: HOST:PORT.
+        authority: certificate to check the server's with.
+        tell: is given lines.
+
+    Raises:
+        SetupError: Flower is not there, or the folder cannot be written.
+    """
+
+    def __init__(self, device: Device, server: str, authority: Path, tell: Callable[[str], None]) -> None:
+        require_flower()
+        os.environ.update(environment(os.environ, device.home / "flwr"))  # before Flower is imported
+        from edge_sel.flower.runtime import DeviceTasks
+
+        self._device, self._tell, secret, port = device, tell, secrets.token_hex(32).encode(), free_port()
+        node, secret_file = self._files = device.home / NODE, device.home / SECRET
+        try:
+            device.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            device.home.chmod(0o700)
+        except OSError as error:
+            raise SetupError(f"the device's folder cannot be made ({error.strerror})", where=device.home) from error
+        for path, content in ((node, node_file(device.key)), (secret_file, secret)):
+            path.unlink(missing_ok=True)  # of one that was killed
+            write_new(path, content, mode=0o600)
+        self._tasks = DeviceTasks(port, secret)
+        command = supernode_command(server, authority, node, secret_file, port)
+        self._supernode = Supervised(command, dict(os.environ), device.home / LOG, tell)
+
+    def answer_one(self, should_stop: Callable[[], str | None]) -> bool:
+        """Answer a message of the server; whether there was one."""
+        return self._tasks.answer_one(lambda message: answer(self._device, message, self._tell, should_stop))
+
+    def close(self) -> None:
+        """Leave."""
+        self._supernode.stop()
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+
+def join(
+    device: Device, server: str, authority: Path, tell: Callable[[str], None], alive: Callable[[], None] = lambda: None
+) -> None:
+    """Take part until SIGTERM or SIGINT; ``alive`` is called all the time.
+
+    Raises:
+        SetupError: Flower is not there, or the folder cannot be written.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    member = Member(device, server, authority, tell)
+    tell(f"joins the fleet at {server}")
+
+    def should_stop() -> str | None:
+        alive()
+        return "the device leaves" if stop.is_set() else None
+
+    try:
+        while should_stop() is None:
+            if not member.answer_one(should_stop):
+                stop.wait(POLL_S)
+    finally:
+        member.close()

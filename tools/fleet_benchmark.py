@@ -165,11 +165,10 @@ def run_closed(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def run_dense(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every weight, in torch; only where there is a checkpoint."""
-    if case.name != "cifar":
-        return []
+    """Every weight, in torch."""
     rounds = [int(number) for number in given.rounds.split(",")]
-    found = dense(case, given.checkpoint, rounds, given.central_epochs)
+    checkpoint = given.checkpoint if case.name == "cifar" else None
+    found = dense(case, checkpoint, rounds, given.central_epochs)
     return [told(case, method, *figures, size, cpu_s) for method, size, cpu_s, figures in found]
 
 

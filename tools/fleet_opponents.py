@@ -129,16 +129,18 @@ def network_judged(case: Case, pack: Pack, engine: OrtEngine) -> tuple[float, fl
     )
 
 
-def dense(case: Case, checkpoint: Path, rounds: Sequence[int], central_epochs: int) -> list[Row]:
-    """FedAvg of every weight, and training on all images in one place, in torch."""
+def dense(case: Case, checkpoint: Path | None, rounds: Sequence[int], central_epochs: int) -> list[Row]:
+    """FedAvg of every weight, and training on all images in one place, in torch; of the checkpoint or the pack."""
     import torch
     from torch.nn import functional
 
+    from edge_sel.engines.torch import TorchEngine
     from edge_sel.server.warmup import load
 
     torch.set_num_threads(1)
     torch.manual_seed(case.seed)
-    model, _ = load(checkpoint)
+    pack = case.pack
+    model = load(checkpoint)[0] if checkpoint else TorchEngine(1, "cpu").model(pack, pack.weights())
     info = case.pack.manifest.model
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -162,9 +164,10 @@ def dense(case: Case, checkpoint: Path, rounds: Sequence[int], central_epochs: i
     def figures() -> tuple[float, float, float]:
         model.eval()
         with torch.no_grad():
-            own = [(model(x).argmax(1) == y).float() for x, y in tests]
-            known = float((model(clean[0]).argmax(1) == clean[1]).float().mean())
-        return mean(float(each.mean()) for each in own), float(torch.cat(own).mean()), known
+            *own, known = (
+                torch.cat([model(part).argmax(1) for part in x.split(50)]).eq(y).float() for x, y in [*tests, clean]
+            )
+        return mean(float(each.mean()) for each in own), float(torch.cat(own).mean()), float(known.mean())
 
     def optimizer() -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)

@@ -4,7 +4,8 @@
     python tools/fleet_benchmark.py --work DIR --photos PHOTOS --pack PACK
 
 ``cifar``: ten devices (``--devices``), each sees CIFAR-10 through one of the eight shifts of ``data/shifts.py`` and has
-200 images whose classes are drawn from Dirichlet(0.3). ``paintings``: seven devices, each with 40 paintings of two of
+200 images whose classes are drawn from Dirichlet(0.3); where there are too few images for all, devices share some.
+``paintings``: seven devices, each with 40 paintings of two of
 the seven classes. Judged by each device's own test images (its shift, its classes), by those of all devices, and by
 clean images of the server.
 
@@ -95,9 +96,16 @@ def make_cifar(seed: int, given: argparse.Namespace) -> Case:
     every = load_folder(given.cifar / "test", size, classes=classes)
     order = rng.permutation(len(every))
     clean, pool = every.subset(order[:1000]), order[1000:]
-    shifts, parts = [*SHIFTS], []
+    shifts, parts, whole = [*SHIFTS], [], rng.permutation(pool)
+    again = given.devices * (IMAGES + TEST) > 0.9 * len(pool)
     for number in range(given.devices):
         shares = rng.dirichlet([ALPHA] * len(classes))
+        if again:  # there are too few: devices may see the same thing, but none that is in another's test images
+            images, test = (_draw(every, half, shares, count, rng)
+                            for half, count in zip(np.split(whole, [len(whole) // 2]), (IMAGES, TEST), strict=True))  # fmt: skip
+            name = shifts[number % len(shifts)]
+            parts.append((apply_shift(name, images, seed), apply_shift(name, test, seed)))
+            continue
         wanted = rng.choice(len(classes), IMAGES + TEST, p=shares)
         rows = []
         for label in wanted.tolist():
@@ -108,6 +116,12 @@ def make_cifar(seed: int, given: argparse.Namespace) -> Case:
         images = apply_shift(shifts[number % len(shifts)], every.subset(np.array(rows)), seed)
         parts.append((images.subset(np.arange(IMAGES)), images.subset(np.arange(IMAGES, IMAGES + TEST))))
     return make_case("cifar", seed, pack, parts, clean)
+
+
+def _draw(every: ImageSet, rows: np.ndarray, shares: np.ndarray, count: int, rng: np.random.Generator) -> ImageSet:
+    """So many of these rows, of classes by their shares; each once."""
+    keys = rng.exponential(size=len(rows)) / np.maximum(shares[every.labels[rows]], 1e-6)
+    return every.subset(rows[np.argsort(keys)[:count]])
 
 
 def make_paintings(seed: int, given: argparse.Namespace) -> Case:

@@ -5,9 +5,8 @@
 
 ``cifar``: ten devices (``--devices``), each sees CIFAR-10 through one of the eight shifts of ``data/shifts.py`` and has
 200 images whose classes are drawn from Dirichlet(0.3); where there are too few images for all, devices share some.
-``paintings``: seven devices, each with 40 paintings of two of
-the seven classes. Judged by each device's own test images (its shift, its classes), by those of all devices, and by
-clean images of the server.
+``paintings``: seven devices, each with 40 paintings of two of the seven classes. Judged by each device's own test
+images (its shift, its classes), by those of all devices, and by clean images of the server.
 
 ``shipped``; ``local``: each device's own head in closed form (mean over devices); ``statistics``: one round of `fleet
 update` and `merge`; ``central``: the same sums of all images in one place; ``central-loo``: the head in closed form of
@@ -96,13 +95,14 @@ def make_cifar(seed: int, given: argparse.Namespace) -> Case:
     every = load_folder(given.cifar / "test", size, classes=classes)
     order = rng.permutation(len(every))
     clean, pool = every.subset(order[:1000]), order[1000:]
-    shifts, parts, whole = [*SHIFTS], [], rng.permutation(pool)
+    shifts, parts = [*SHIFTS], []
     again = given.devices * (IMAGES + TEST) > 0.9 * len(pool)
+    whole = rng.permutation(pool) if again else pool
     for number in range(given.devices):
         shares = rng.dirichlet([ALPHA] * len(classes))
         if again:  # there are too few: devices may see the same thing, but none that is in another's test images
-            images, test = (_draw(every, half, shares, count, rng)
-                            for half, count in zip(np.split(whole, [len(whole) // 2]), (IMAGES, TEST), strict=True))  # fmt: skip
+            halves = np.split(whole, [len(whole) // 2])
+            images, test = (_draw(every, half, shares, n, rng) for half, n in zip(halves, (IMAGES, TEST), strict=True))
             name = shifts[number % len(shifts)]
             parts.append((apply_shift(name, images, seed), apply_shift(name, test, seed)))
             continue

@@ -194,8 +194,8 @@ def merge_command(
         say(f"{len(merged.devices)} devices, {merged.images} images; of {merged.judged} images of the server "
             f"{merged.right} are right, before {merged.right_before}")  # fmt: skip
         if merged.error is not None and merged.error_before is not None:
-            say(f"error on the images of each device without its own part: {merged.error:.3f}, "
-                f"without any device {merged.error_before:.3f}")  # fmt: skip
+            say(f"squared error on the devices' images: {merged.error:.3f}, by the server alone "
+                f"{merged.error_before:.3f}")  # fmt: skip
         for device in merged.left_out:
             say(f"left out: {device[:16]}, it contradicts the others")
         if objection is None:

@@ -62,9 +62,9 @@ class Merged(NamedTuple):
     strength: float | None = None
     """Of regularisation; of kind ``statistics``."""
     error_before: float | None = None
-    """Mean squared error on the devices' images, by a head that the server's sums alone give; 1: who says nothing."""
+    """Mean squared error on the devices' images, by a head of the server's sums and the shares of the classes alone."""
     error: float | None = None
-    """The same by the head of all others, for each device; None where nobody can tell, as of kind ``delta``."""
+    """The same that is expected of the devices' head on further images of theirs, by generalised cross-validation."""
     velocity: Arrays = {}  # noqa: RUF012  (nobody writes to it)
     """For the next round, of server momentum."""
 
@@ -160,23 +160,17 @@ def _merge_statistics(
         moved = judge.moved(total, sqrt(sum(noise_of(pack, head.privacy) ** 2 for head in heads)))
         return _merged_head(pack, judge, moved, heads, classes, chosen)
     found = solve_sums(total)
-    while True:
-        judged = [_judged_without(judge, total, part(one), found.strength) for one in chosen]
-        errors = [0.0 if one is None else one.error for one in judged]
-        known = [one for one in judged if one is not None]
-        nonsense = max(NONSENSE, ODD * float(np.median([one.error for one in known] or [0.0])))
+    while robust and len(chosen) > max(2, (1 - MOST_LEFT_OUT) * len(heads)):
+        errors = [_least_error(judge, total, part(one), found.strength) for one in chosen]
         worst = int(np.argmax(errors))
-        few = len(chosen) <= max(2, (1 - MOST_LEFT_OUT) * len(heads))
-        if not robust or few or not errors[worst] > nonsense:
+        if not errors[worst] > max(NONSENSE, ODD * float(np.median(errors))):
             break
         total = _less(total, part(chosen.pop(worst)))
         found = solve_sums(total)
     merged = _merged_head(pack, judge, judge.solve(total, found.strength), heads, classes, chosen)
-    if len(chosen) == 1:
-        known = [_Judged(float(total.counts.sum()), judge.error_alone(total), found.score)]
-    before = _mean([(one.images, one.before) for one in known])
-    error = _mean([(one.images, one.error) for one in known])
-    return merged._replace(strength=found.strength, error_before=before, error=error)
+    return merged._replace(
+        strength=found.strength, error_before=judge.error_alone(total, shifted=True), error=found.score
+    )
 
 
 def _merged_head(
@@ -209,24 +203,15 @@ def _less(total: DeviceSums, part: DeviceSums) -> DeviceSums:
     return DeviceSums(*(whole - own for whole, own in zip(total, part, strict=True)))
 
 
-class _Judged(NamedTuple):
-    """Mean squared errors on a device's images, as its sums tell them: 1 is the error of who says nothing."""
+def _least_error(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: float) -> float:
+    """Mean squared error on a device's images by the head of all others, or by the server's alone, if that is less.
 
-    images: float
-    before: float
-    """By the server's sums alone."""
-    error: float
-    """By those of all others."""
-
-
-def _judged_without(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: float) -> _Judged | None:
-    """None where nobody can tell."""
+    Of classes that nobody else has, the others' head says nothing good; the server's may know them.
+    """
     rest = _less(total, part)
-    if rest.counts.sum() < 1:
-        return None
     if ((part.counts > 0) & (rest.counts < LEAST_OF_CLASS) & ~judge.known).any():
-        return None  # nobody else has ever seen one of its classes
-    return _Judged(float(part.counts.sum()), judge.error_alone(part), _error_on(part, judge.solve(rest, strength)))
+        return 0.0  # nobody else has ever seen one of its classes
+    return min(_error_on(part, judge.solve(rest, strength)), judge.error_alone(part))
 
 
 def _error_on(part: DeviceSums, coefficients: np.ndarray) -> float:
@@ -237,12 +222,6 @@ def _error_on(part: DeviceSums, coefficients: np.ndarray) -> float:
     count = float(part.counts.sum())
     explained = 2 * float((coefficients * part.right).sum()) - float((coefficients * (part.gram @ coefficients)).sum())
     return (count - explained) / max(count, 1e-9)
-
-
-def _mean(values: Sequence[tuple[float, float]]) -> float | None:
-    """Weighted by the first of each pair; None where there is nothing."""
-    weights = [images for images, _ in values]
-    return float(np.average([value for _, value in values], weights=weights)) if sum(weights) > 0 else None
 
 
 class _Judge:
@@ -290,9 +269,19 @@ class _Judge:
         unit = unit_of(self._own)
         return [np.asarray(solve_at(self._own, strength * unit)) for strength in ALONE]
 
-    def error_alone(self, part: DeviceSums) -> float:
-        """Least mean squared error on a device's images by the server's sums alone, at any strength."""
-        return min(_error_on(part, coefficients) for coefficients in self._alone)
+    def error_alone(self, part: DeviceSums, *, shifted: bool = False) -> float:
+        """Least mean squared error on a device's images by the server's sums alone, at any strength.
+
+        ``shifted``: with the best constants for each class too, as who knows nothing but the shares of the classes.
+        """
+        found = []
+        for coefficients in self._alone:
+            error = _error_on(part, coefficients)
+            if shifted:
+                count = max(float(part.counts.sum()), 1e-9)
+                error -= float((((part.counts - part.gram[-1] @ coefficients / CONSTANT) / count) ** 2).sum())
+            found.append(error)
+        return min(found)
 
     def right(self, weight: np.ndarray, bias: np.ndarray) -> int:
         """How many of the server's images a head has right."""

@@ -98,8 +98,9 @@ def test_what_devices_find_worse_is_not_published(tmp_path):
 
 def test_what_makes_nonsense_of_the_devices_images_is_no_candidate(tmp_path):
     with opened(tmp_path) as folder:
-        folder.add(content(0, "r1"), None)
-        folder.add(content(1, "r1", wrong=3), None)
+        rng = np.random.default_rng(0)
+        for device in range(3):
+            folder.add(content(device, "r1", wrong=rng.integers(0, 10, 70)), None)
         merged = folder.merge(ENGINE, min_devices=2, forget=0.33)
         assert merged.objection(0.33) and folder.state == "refused" and "error" in folder.why
         assert not (folder.place / CANDIDATE).exists()

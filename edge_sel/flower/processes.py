@@ -47,6 +47,7 @@ def environment(given: Mapping[str, str], home: Path) -> dict[str, str]:
     return kept | {
         "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_LOG_LEVEL": "WARNING",
+        "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES": "1",  # each has 30 s, and they would share the link
     }  # fmt: skip
 
 

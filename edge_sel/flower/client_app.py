@@ -17,7 +17,7 @@ from edge_sel.errors import BadInputError, EdgeSelError, SetupError
 from edge_sel.files import read_regular, write_durably, write_json, write_new
 from edge_sel.flower.keys import node_file
 from edge_sel.flower.messages import FORMAT, MOST_BYTES, Counts, Reply, Request, read_request, reply_bytes
-from edge_sel.flower.processes import Supervised, environment, free_port, require_flower, supernode_command
+from edge_sel.flower.processes import Supervised, environment, free_port, hold_home, require_flower, supernode_command
 from edge_sel.schema import Longest, SchemaError, Within, read_as
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ class Member:
 
     Raises:
         SetupError: Flower is not there, or the folder cannot be written.
+        UsageError: another process works in the folder.
     """
 
     def __init__(self, device: Device, server: str, authority: Path, tell: Callable[[str], None]) -> None:
@@ -209,6 +210,7 @@ class Member:
             device.home.chmod(0o700)
         except OSError as error:
             raise SetupError(f"the device's folder cannot be made ({error.strerror})", where=device.home) from error
+        self._held = hold_home(device.home)
         for path, content in ((node, node_file(device.key)), (secret_file, secret)):
             path.unlink(missing_ok=True)  # of one that was killed
             write_new(path, content, mode=0o600)
@@ -225,6 +227,7 @@ class Member:
         self._supernode.stop()
         for path in self._files:
             path.unlink(missing_ok=True)
+        self._held.close()
 
 
 def join(

@@ -21,6 +21,7 @@ from edge_sel.flower.processes import (
     Supervised,
     environment,
     free_port,
+    hold_home,
     require_flower,
     split_address,
     superlink_command,
@@ -249,12 +250,14 @@ class Fleet:
 
     Raises:
         SetupError: Flower is not there, or something cannot be started.
+        UsageError: another process works in the folder.
     """
 
     def __init__(self, home: Path, address: str, listen: str, cards: Mapping[bytes, Card], tell: Tell) -> None:
         require_flower()
         host, port = split_address(address)
         keys = make_home(home, host)
+        self._held = hold_home(home)
         os.environ.update(environment(os.environ, home / "flwr"))  # before Flower is imported
         from edge_sel.flower.gate import Backend, Gate
         from edge_sel.flower.runtime import Operator, ServerTasks, SuperLinkError
@@ -284,6 +287,7 @@ class Fleet:
         if self.gate is not None:
             self.gate.close()
         self._superlink.stop()
+        self._held.close()
 
 
 def _wait_for(port: int, authority: Path, log: Path) -> None:

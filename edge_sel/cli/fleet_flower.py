@@ -19,14 +19,20 @@ from edge_sel.cli.common import (
     required_keys,
     say,
 )
-from edge_sel.errors import EXIT_STOPPED_RESUMABLE, BadInputError, UsageError
+from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 
 if TYPE_CHECKING:
+    from edge_sel.fleet.delta import Rule
     from edge_sel.flower.server_app import Ended
 
 _kind_option = click.option(
     "--kind", type=click.Choice(["statistics", "delta"]), default="statistics", show_default=True,
     help="What devices send: sums of features, or what training changed.",
+)  # fmt: skip
+_plan_option = click.option("--plan", default="last", show_default=True, help="What a delta trains.")
+_rule_option = click.option(
+    "--rule", type=click.Choice(["mean", "momentum", "trimmed", "median", "krum"]), default="mean", show_default=True,
+    help="How deltas become one.",
 )  # fmt: skip
 _threads_option = click.option("--threads", default=0, show_default=True, type=click.IntRange(0, 1024),
                                help="0 for all.")  # fmt: skip
@@ -71,7 +77,8 @@ def enrol_command(key: Path, card: Path) -> None:
 @_timeout_option
 @_min_option
 @_kind_option
-@click.option("--plan", default="last", show_default=True, help="What a delta trains.")
+@_plan_option
+@_rule_option
 @_forget_option
 @click.option("--key", type=GivenPath(dir_okay=False), help="Private key to sign new packs with.")
 @_threads_option
@@ -79,7 +86,8 @@ def enrol_command(key: Path, card: Path) -> None:
 @json_option
 def serve_command(
     pack: Path, home: Path, address: str, listen: str, devices: tuple[Path, ...], rounds: int, round_timeout: float,
-    min_devices: int, kind: Literal["statistics", "delta"], plan: str, forget: float, key: Path | None, threads: int,
+    min_devices: int, kind: Literal["statistics", "delta"], plan: str, rule: Rule, forget: float, key: Path | None,
+    threads: int,
     require_signature: tuple[str, ...] | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold rounds with devices over a network, and publish what is better. A killed server goes on where it was.
@@ -87,25 +95,23 @@ def serve_command(
     With too few devices the round stays open, and the status is 75: start it again.
     """
     from edge_sel.flower.keys import read_cards
-    from edge_sel.flower.server_app import Wishes, serve
+    from edge_sel.flower.server_app import RoundOptions, TooFewDevicesError, serve
     from edge_sel.pack.reader import open_pack
     from edge_sel.pack.signatures import read_private_key
 
-    wishes = Wishes(
-        kind, plan, timeout_s=round_timeout, min_devices=min_devices, forget=forget, threads=threads, alive=_alive
+    options = RoundOptions(
+        kind, plan, rule, timeout_s=round_timeout, min_devices=min_devices, forget=forget, threads=threads, alive=_alive
     )
     try:
         ended = serve(
             open_pack(pack, required_keys(require_signature)), home, address, read_cards(devices), rounds=rounds,
-            wishes=wishes, listen=listen, key=None if key is None else read_private_key(key), tell=_err,
+            options=options, listen=listen, key=None if key is None else read_private_key(key), tell=_err,
             ready=_ready,
         )  # fmt: skip
-    except BadInputError as error:
-        if "are needed" not in error.what:
-            raise
+    except TooFewDevicesError as error:
         say(f"{error}; the round stays open", err=True)
         raise SystemExit(EXIT_STOPPED_RESUMABLE) from None
-    _told(ended, as_json)
+    _print_rounds(ended, as_json)
 
 
 @click.command("join")
@@ -117,6 +123,10 @@ def serve_command(
 @click.option("--home", required=True, type=GivenPath(file_okay=False), help="Folder for what is kept between rounds.")
 @_epsilon_option
 @_delta_option
+@click.option(
+    "--deltas", is_flag=True, help="Send deltas too, if the server asks: these can tell much of single images."
+)
+@click.option("--most-rounds", type=click.IntRange(1), help="Take part in so many, then decline: ε adds up.")
 @click.option("--config", type=GivenPath(dir_okay=False), help="TOML file with settings and limits.")
 @_threads_option
 @max_pixels_option
@@ -124,7 +134,7 @@ def serve_command(
 @require_signature_option
 def join_command(
     server: str, pack: Path, data: Path, key: Path, ca: Path, home: Path, epsilon: float | None, delta: float,
-    config: Path | None, threads: int, max_pixels: int, profile: str | None,
+    deltas: bool, most_rounds: int | None, config: Path | None, threads: int, max_pixels: int, profile: str | None,
     require_signature: tuple[str, ...] | None,
 ) -> None:  # fmt: skip
     """Take part in the rounds of a server until SIGTERM. No image leaves the device, and no code of the server runs.
@@ -139,6 +149,7 @@ def join_command(
     device = Device(
         pack, data, home, read_private_key(key), required_keys(require_signature),
         None if epsilon is None else (epsilon, delta), config, profile, threads, max_pixels, dict(os.environ),
+        deltas, most_rounds,
     )  # fmt: skip
     _ready()
     join(device, server, ca, _err, _alive)
@@ -156,6 +167,8 @@ def join_command(
 @_timeout_option
 @click.option("--min-devices", type=click.IntRange(1), help="With fewer a round does not end.  [default: half]")
 @_kind_option
+@_plan_option
+@_rule_option
 @_forget_option
 @_epsilon_option
 @_delta_option
@@ -164,12 +177,12 @@ def join_command(
 @json_option
 def simulate_command(
     pack: Path, data: Path, devices: int, skew: float, seed: int, home: Path, rounds: int, round_timeout: float,
-    min_devices: int | None, kind: Literal["statistics", "delta"], forget: float, epsilon: float | None, delta: float,
-    threads: int, max_pixels: int, as_json: bool,
+    min_devices: int | None, kind: Literal["statistics", "delta"], plan: str, rule: Rule, forget: float,
+    epsilon: float | None, delta: float, threads: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold rounds of many devices on this machine: a SuperLink, a SuperNode for each, and their parts of DATA."""
     from edge_sel.data.folder import load_folder
-    from edge_sel.flower.server_app import Wishes
+    from edge_sel.flower.server_app import RoundOptions
     from edge_sel.flower.simulate import simulate
     from edge_sel.pack.reader import open_pack
 
@@ -179,11 +192,13 @@ def simulate_command(
     model = opened.manifest.model
     images = load_folder(data, model.image_size, classes=model.classes, new_classes="extend", max_pixels=max_pixels)
     enough = max(devices // 2, 1) if min_devices is None else min_devices
-    wishes = Wishes(kind, timeout_s=round_timeout, min_devices=enough, forget=forget, threads=threads)
+    options = RoundOptions(
+        kind, plan, rule, timeout_s=round_timeout, min_devices=enough, forget=forget, threads=threads
+    )
     privacy = None if epsilon is None else (epsilon, delta)
-    ended = simulate(opened, images, home, devices=devices, skew=skew, seed=seed, rounds=rounds, wishes=wishes,
+    ended = simulate(opened, images, home, devices=devices, skew=skew, seed=seed, rounds=rounds, options=options,
                      privacy=privacy, tell=_err)  # fmt: skip
-    _told(ended, as_json)
+    _print_rounds(ended, as_json)
 
 
 def _ready() -> None:
@@ -202,7 +217,7 @@ def _err(line: str) -> None:
     say(line, err=True)
 
 
-def _told(ended: list[Ended], as_json: bool) -> None:
+def _print_rounds(ended: list[Ended], as_json: bool) -> None:
     if as_json:
         echo_json({"schema": 1, "rounds": [each._asdict() for each in ended]})
         return

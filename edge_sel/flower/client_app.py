@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -9,13 +10,15 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypedDict
 
-from edge_sel.errors import EdgeSelError, SetupError
-from edge_sel.files import read_regular, write_durably, write_new
+from edge_sel.arrays import tensor_bytes, tensor_notes
+from edge_sel.errors import BadInputError, EdgeSelError, SetupError
+from edge_sel.files import read_regular, write_durably, write_json, write_new
 from edge_sel.flower.keys import node_file
 from edge_sel.flower.messages import FORMAT, MOST_BYTES, Counts, Reply, Request, read_request, reply_bytes
-from edge_sel.flower.processes import Supervised, environment, free_port, require_flower, supernode_command
+from edge_sel.flower.processes import Supervised, environment, free_port, hold_home, require_flower, supernode_command
+from edge_sel.schema import Longest, SchemaError, Within, read_as
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from edge_sel.pack.signatures import TrustedKeys
 
 POLL_S = 1.0
+STATE, MOST_STATE = "state.json", 1 << 16
 ANSWER, RESIDUAL, NODE, SECRET, LOG = (
     "answer.bin",
     "residual.safetensors",
@@ -51,6 +55,22 @@ class Device(NamedTuple):
     threads: int = 0
     max_pixels: int | None = None
     environ: Mapping[str, str] = os.environ
+    deltas: bool = False
+    """Whether it sends what training changed, which can tell much of single images, if the server asks for that."""
+    most_rounds: int | None = None
+    """With so many answered it takes part in no more: what each tells of the images, and ε, add up."""
+
+
+class _State(TypedDict):
+    """What is kept between rounds, so that no server learns more by asking again."""
+
+    updates: Annotated[int, Within(0, 10**9)]
+    """Rounds that an update was made for."""
+    judgements: Annotated[int, Within(0, 10**9)]
+    judged_round: Annotated[str, Longest(64)]
+    candidate: Annotated[str, Longest(64)]
+    """Hash of what was judged in that round; one candidate a round is."""
+    counts: Counts | None
 
 
 def answer(
@@ -91,7 +111,6 @@ def _update(
 ) -> bytes:  # fmt: skip
     """An update of the round: the same one each time, as a second one would be refused, and its noise average out."""
     from edge_sel.api.fleet import take_part
-    from edge_sel.arrays import tensor_notes
 
     kept = device.home / ANSWER
     try:
@@ -101,7 +120,11 @@ def _update(
             return before
     except (OSError, ValueError, KeyError):
         pass  # none, or what a power cut left
+    state = _read_state(device)
+    _require_rounds_left(device, state["updates"])
     statistics = request["kind"] == "statistics"
+    if not statistics and not device.deltas:
+        raise EdgeSelError("the server asks for a delta, and this device sends none (--deltas allows it)")
     made = take_part(
         pack, device.data, key=device.key, kind=request["kind"], plan=request["plan"], round_name=request["round"],
         privacy=device.privacy, residual=None if statistics else device.home / RESIDUAL, config=device.config,
@@ -115,6 +138,7 @@ def _update(
     message = reply_bytes(reply, made.content, made.signature)
     if made.residual is not None:
         write_durably(device.home / RESIDUAL, made.residual)
+    write_json(device.home / STATE, {**state, "updates": state["updates"] + 1})
     write_durably(kept, message)
     joules = "" if made.energy_j is None else f", {made.energy_j:.1f} J {made.energy_source}"
     tell(f"sent {request['kind']} of {made.images} images, {len(message) / 1e6:.2f} MB{joules}")
@@ -124,14 +148,40 @@ def _update(
 def _judge(device: Device, pack: Pack, candidate: dict[str, np.ndarray], request: Request) -> Counts:
     from edge_sel.api.fleet import judge_candidate
 
+    state, given = _read_state(device), tensor_bytes(candidate) + json.dumps(request["classes"]).encode()
+    digest = hashlib.sha256(given).hexdigest()
+    if state["judged_round"] == request["round"]:
+        if state["candidate"] != digest or state["counts"] is None:
+            raise EdgeSelError("this device has judged another model in this round")
+        return state["counts"]
+    _require_rounds_left(device, state["judgements"])
     found = judge_candidate(
         pack, {**pack.weights(), **candidate}, tuple(request["classes"]), device.data, threads=device.threads,
         max_pixels=device.max_pixels, config=device.config, environ=device.environ, profile=device.profile,
     )  # fmt: skip
-    return {
+    counts: Counts = {
         "images": found.images, "right_before": found.right_before, "right": found.right, "won": found.won,
         "lost": found.lost,
     }  # fmt: skip
+    news = {"judgements": state["judgements"] + 1, "judged_round": request["round"], "candidate": digest}
+    write_json(device.home / STATE, {**state, **news, "counts": counts})
+    return counts
+
+
+def _read_state(device: Device) -> _State:
+    path = device.home / STATE
+    try:
+        state: _State = read_as(_State, read_regular(path, MOST_STATE))
+        return state
+    except FileNotFoundError:
+        return {"updates": 0, "judgements": 0, "judged_round": "", "candidate": "", "counts": None}
+    except (OSError, SchemaError) as error:
+        raise BadInputError("what is kept between rounds cannot be read", where=f"{path}: {error}") from error
+
+
+def _require_rounds_left(device: Device, answered: int) -> None:
+    if device.most_rounds is not None and answered >= device.most_rounds:
+        raise EdgeSelError(f"this device has taken part in {answered} rounds, and may in no more (--most-rounds)")
 
 
 class Member:
@@ -145,6 +195,7 @@ class Member:
 
     Raises:
         SetupError: Flower is not there, or the folder cannot be written.
+        UsageError: another process works in the folder.
     """
 
     def __init__(self, device: Device, server: str, authority: Path, tell: Callable[[str], None]) -> None:
@@ -159,6 +210,7 @@ class Member:
             device.home.chmod(0o700)
         except OSError as error:
             raise SetupError(f"the device's folder cannot be made ({error.strerror})", where=device.home) from error
+        self._held = hold_home(device.home)
         for path, content in ((node, node_file(device.key)), (secret_file, secret)):
             path.unlink(missing_ok=True)  # of one that was killed
             write_new(path, content, mode=0o600)
@@ -175,6 +227,7 @@ class Member:
         self._supernode.stop()
         for path in self._files:
             path.unlink(missing_ok=True)
+        self._held.close()
 
 
 def join(

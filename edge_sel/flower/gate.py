@@ -82,15 +82,15 @@ class Gate:
 
     async def _listen(self, host: str, port: int) -> asyncio.Server:
         return await asyncio.start_server(
-            self._meet, host, port, ssl=self._context, ssl_handshake_timeout=HEAD_S, limit=1 << 18, backlog=256
+            self._accept, host, port, ssl=self._context, ssl_handshake_timeout=HEAD_S, limit=1 << 18, backlog=256
         )
 
     def close(self) -> None:
         """Let nobody in any more, and hang up."""
-        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop_serving(), self._loop).result(10)
         self._end()
 
-    async def _hang_up(self) -> None:
+    async def _stop_serving(self) -> None:
         self._server.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
@@ -102,7 +102,7 @@ class Gate:
         self._thread.join(10)
         self._loop.close()
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address = str((writer.get_extra_info("peername") or ("",))[0])
         if self._from.total() >= MOST_CONNECTIONS or self._from[address] >= MOST_OF_ADDRESS:
             writer.transport.abort()
@@ -110,7 +110,7 @@ class Gate:
         self._from[address] += 1
         try:
             with suppress(OSError, asyncio.TimeoutError, asyncio.CancelledError, h11.ProtocolError):
-                await self._talk(reader, writer)
+                await self._serve(reader, writer)
         finally:
             self._from[address] -= 1
             if not self._from[address]:
@@ -120,69 +120,69 @@ class Gate:
                 await asyncio.wait_for(writer.wait_closed(), CLOSE_S)
             writer.transport.abort()
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Requests of one connection, one after the other."""
-        talk = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD)
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD)
         while True:
             try:
-                if (request := talk.next_event()) is h11.NEED_DATA:
-                    talk.receive_data(await asyncio.wait_for(reader.read(1 << 16), IDLE_S))
-                    request = await asyncio.wait_for(_next(talk, reader), HEAD_S)
+                if (request := http.next_event()) is h11.NEED_DATA:
+                    http.receive_data(await asyncio.wait_for(reader.read(1 << 16), IDLE_S))
+                    request = await asyncio.wait_for(_next(http, reader), HEAD_S)
                 if not isinstance(request, h11.Request):
                     return
                 refusal = _refusal(request)
-                body = b"" if refusal else await asyncio.wait_for(self._body(talk, reader), BODY_S)
+                body = b"" if refusal else await asyncio.wait_for(self._body(http, reader), BODY_S)
             except h11.RemoteProtocolError as error:
-                await self._send(talk, writer, _plain(error.error_status_hint))
+                await self._send(http, writer, _plain(error.error_status_hint))
                 return
-            answer = _plain(refusal) if refusal else await self._hand_on(request, body)
+            answer = _plain(refusal) if refusal else await self._forward(request, body)
             self.refused += bool(refusal)
-            await self._send(talk, writer, answer)
-            if refusal or talk.our_state is not h11.DONE or talk.their_state is not h11.DONE:
+            await self._send(http, writer, answer)
+            if refusal or http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
-            talk.start_next_cycle()
+            http.start_next_cycle()
 
-    async def _body(self, talk: h11.Connection, reader: asyncio.StreamReader) -> bytes:
+    async def _body(self, http: h11.Connection, reader: asyncio.StreamReader) -> bytes:
         parts, size = [], 0
-        while isinstance(event := await _next(talk, reader), h11.Data):
+        while isinstance(event := await _next(http, reader), h11.Data):
             parts.append(bytes(event.data))
             size += len(event.data)
             if size > MOST_BODY:
                 raise h11.RemoteProtocolError("too large", error_status_hint=413)
         return b"".join(parts)
 
-    async def _send(self, talk: h11.Connection, writer: asyncio.StreamWriter, answer: _Answer) -> None:
+    async def _send(self, http: h11.Connection, writer: asyncio.StreamWriter, answer: _Answer) -> None:
         headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
         events = [h11.Response(status_code=answer.status, headers=headers), h11.Data(answer.body), h11.EndOfMessage()]
-        writer.write(b"".join(talk.send(event) or b"" for event in events))
+        writer.write(b"".join(http.send(event) or b"" for event in events))
         await asyncio.wait_for(writer.drain(), BODY_S)
 
-    async def _hand_on(self, request: h11.Request, body: bytes) -> _Answer:
+    async def _forward(self, request: h11.Request, body: bytes) -> _Answer:
         try:
-            answer = await asyncio.wait_for(self._asked(request, body), ANSWER_S)
+            answer = await asyncio.wait_for(self._ask(request, body), ANSWER_S)
         except (OSError, asyncio.TimeoutError, h11.ProtocolError):
             return _plain(503)  # devices try again
         self.received, self.sent = self.received + len(body), self.sent + len(answer.body)
         return answer
 
-    async def _asked(self, request: h11.Request, body: bytes) -> _Answer:
+    async def _ask(self, request: h11.Request, body: bytes) -> _Answer:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self._backend.port, ssl=self._trust, server_hostname="127.0.0.1"
         )
         try:
-            talk = h11.Connection(h11.CLIENT)
+            http = h11.Connection(h11.CLIENT)
             kept = [(name, value) for name, value in request.headers if name not in _HOP]
             own = [(b"host", b"127.0.0.1"), (b"connection", b"close"), (b"content-length", str(len(body)).encode())]
             for event in (
                 h11.Request(method=b"POST", target=request.target, headers=[*own, *kept]),
                 h11.Data(body), h11.EndOfMessage(),
             ):  # fmt: skip
-                writer.write(talk.send(event) or b"")
+                writer.write(http.send(event) or b"")
             await writer.drain()
-            response, parts = await _next(talk, reader), []
+            response, parts = await _next(http, reader), []
             if not isinstance(response, h11.Response):
                 raise h11.RemoteProtocolError("no response")
-            while isinstance(event := await _next(talk, reader), h11.Data):
+            while isinstance(event := await _next(http, reader), h11.Data):
                 parts.append(bytes(event.data))
             return _Answer(
                 response.status_code, [(n, v) for n, v in response.headers if n not in _HOP], b"".join(parts)
@@ -191,11 +191,11 @@ class Gate:
             writer.transport.abort()
 
 
-async def _next(talk: h11.Connection, reader: asyncio.StreamReader) -> Any:
+async def _next(http: h11.Connection, reader: asyncio.StreamReader) -> Any:
     """The next event, from as many bytes as it takes; none may come too late after another."""
-    while (event := talk.next_event()) is h11.NEED_DATA:
-        patience = ANSWER_S if talk.our_role is h11.CLIENT else PAUSE_S
-        talk.receive_data(await asyncio.wait_for(reader.read(1 << 16), patience))
+    while (event := http.next_event()) is h11.NEED_DATA:
+        patience = ANSWER_S if http.our_role is h11.CLIENT else PAUSE_S
+        http.receive_data(await asyncio.wait_for(reader.read(1 << 16), patience))
     return event
 
 

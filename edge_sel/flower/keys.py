@@ -210,10 +210,10 @@ def _public_pem(key: Ed25519PublicKey | EllipticCurvePublicKey) -> str:
 
 def card_of(device: Ed25519PrivateKey) -> bytes:
     """The file that a device hands to the server: public keys only."""
-    told: _Card = {
+    content: _Card = {
         "format": FORMAT, "signs": _public_pem(device.public_key()), "node": _public_pem(node_key(device).public_key()),
     }  # fmt: skip
-    return (json.dumps(told, indent=1) + "\n").encode()
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def read_cards(paths: tuple[Path, ...]) -> dict[bytes, Card]:
@@ -246,10 +246,10 @@ def _read_card(path: Path) -> Card:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        told: _Card = read_as(_Card, read_regular(path, MOST_BYTES))
-        if told["format"] != FORMAT:
+        content: _Card = read_as(_Card, read_regular(path, MOST_BYTES))
+        if content["format"] != FORMAT:
             raise ValueError("it is of another format")
-        signs, node = (load_pem_public_key(told[name].encode()) for name in ("signs", "node"))
+        signs, node = (load_pem_public_key(content[name].encode()) for name in ("signs", "node"))
         if not isinstance(signs, Ed25519PublicKey) or not isinstance(node, EllipticCurvePublicKey):
             raise ValueError("its keys are of other kinds")
         if not isinstance(node.curve, SECP256R1):

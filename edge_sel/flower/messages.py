@@ -65,7 +65,7 @@ class Reply(TypedDict):
 class Answer(NamedTuple):
     """A reply that was read."""
 
-    told: Reply
+    header: Reply
     content: bytes
     """Of the update; empty if there is none."""
     signature: bytes | None
@@ -82,8 +82,8 @@ def read_request(message: bytes) -> tuple[Request, dict[str, np.ndarray]]:
     Raises:
         BadInputError: it is none.
     """
-    told, tensors = _read(message, "request", Request)
-    return told, tensors
+    header, tensors = _read(message, "request", Request)
+    return header, tensors
 
 
 def reply_bytes(reply: Reply, content: bytes = b"", signature: bytes | None = None) -> bytes:
@@ -100,24 +100,24 @@ def read_reply(message: bytes, request: Request) -> Answer:
     Raises:
         BadInputError: it is none.
     """
-    told, tensors = _read(message, "reply", Reply)
-    if (told["task"], told["round"]) != (request["task"], request["round"]):
+    header, tensors = _read(message, "reply", Reply)
+    if (header["task"], header["round"]) != (request["task"], request["round"]):
         raise BadInputError("the reply is to another request")
     if not {"content"} <= tensors.keys() <= {"content", "signature"}:
         raise BadInputError("the reply has other parts")
     if any(part.dtype != np.uint8 for part in tensors.values()):
         raise BadInputError("the reply has no bytes")
     signature = tensors.get("signature")
-    return Answer(told, tensors["content"].tobytes(), None if signature is None else signature.tobytes())
+    return Answer(header, tensors["content"].tobytes(), None if signature is None else signature.tobytes())
 
 
 def _read(message: bytes, name: str, kind: Any) -> tuple[Any, dict[str, np.ndarray]]:
     if len(message) > MOST_BYTES:
         raise BadInputError(f"a message of more than {MOST_BYTES >> 20} MB")
     try:
-        told = checked(kind, parse_json(tensor_notes(message).get(name, "null")))
-        if told["format"] != FORMAT:
+        header = checked(kind, parse_json(tensor_notes(message).get(name, "null")))
+        if header["format"] != FORMAT:
             raise ValueError("it is of another format")
-        return told, read_tensors(message)
+        return header, read_tensors(message)
     except (ValueError, SchemaError, KeyError) as error:
         raise BadInputError(f"the {name} cannot be read: {str(error)[:200]}") from error

@@ -12,18 +12,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from edge_sel.errors import SetupError, UsageError
 from edge_sel.flower.keys import HomeKeys
+from edge_sel.runs.lock import BusyError, hold_lock
 
 VERSION = (1, 42)
 """Of Flower: another one may differ in what it exposes."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 70.0
 """Before a process is started again. A SuperNode that was killed counts as present for 60 s, and refused."""
 _STEADY_S = 120.0
+LOCK = ".flower.lock"
 STOP_S = 15.0
 MOST_LOG = 4 << 20
 """Bytes of a log with which a new one is begun at a start."""
@@ -33,7 +36,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 def require_flower() -> None:
     """Raise SetupError in one line if Flower is not there, or another version."""
-    fix = "pip install 'edge-sel[fleet]', in an environment of its own"
+    fix = "pip install 'edge-sel[fleet]', in an environment of its own, with Python 3.11 or newer"
     if importlib.util.find_spec("flwr") is None:
         raise SetupError("Flower is not installed", fix=fix)
     found = metadata.version("flwr")
@@ -47,7 +50,25 @@ def environment(given: Mapping[str, str], home: Path) -> dict[str, str]:
     return kept | {
         "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "FLWR_LOG_LEVEL": "WARNING",
+        "FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES": "1",  # each has 30 s, and they would share the link
     }  # fmt: skip
+
+
+def hold_home(home: Path) -> ExitStack:
+    """Hold a folder that is there, so that no other process works in it.
+
+    Raises:
+        UsageError: another one does.
+        SetupError: it cannot be written.
+    """
+    held = ExitStack()
+    try:
+        held.enter_context(hold_lock(home / LOCK))
+    except BusyError as error:
+        raise UsageError(f"{error} works in this folder", where=home) from None
+    except OSError as error:
+        raise SetupError(f"the folder cannot be held ({error.strerror})", where=home) from error
+    return held
 
 
 def superlink_command(keys: HomeKeys, database: Path, port: int) -> list[str]:

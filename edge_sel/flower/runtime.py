@@ -44,6 +44,8 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from edge_sel.errors import SetupError
 
 KEY = "edge_sel"
+PART = 256 << 10
+"""Bytes: at 10 kB/s they take 26 s. An update of 4 MB as one value never arrived over 400 kbit/s."""
 MESSAGE_TYPE = "query"
 PATIENCE_S = 120.0
 """How long the server's part waits for a SuperLink that is started again."""
@@ -65,6 +67,19 @@ FlowerProblem = (httpx.HTTPError, RuntimeError, ValueError)
 """What Flower raises where the other side is away or says no."""
 
 
+class SuperLinkError(SetupError):
+    """The SuperLink does not answer, or has given up the run; another run may go on."""
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except FlowerProblem as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise SuperLinkError(f"the SuperLink does not go on ({why[:200]})") from error
+
+
 def fab_bytes() -> bytes:
     """A FAB with nothing in it but its description, the same bytes each time."""
     content = io.BytesIO()
@@ -74,17 +89,22 @@ def fab_bytes() -> bytes:
 
 
 def wrapped(message: bytes) -> RecordDict:
-    """As one value: each value is an object that Flower sends and polls for."""
-    return RecordDict({KEY: ConfigRecord({KEY: message})})
+    """As few values: each is an object that Flower sends by itself, and waits for 30 s at most."""
+    parts = [message[at : at + PART] for at in range(0, len(message), PART)]
+    return RecordDict({f"{KEY}-{number:04}": ConfigRecord({KEY: part}) for number, part in enumerate(parts)})
 
 
-def unwrapped(message: Message) -> bytes:
-    """ValueError if it is none of ours."""
-    record = message.content[KEY] if message.has_content() and KEY in message.content else {}
-    value = record.get(KEY) if isinstance(record, ConfigRecord) and len(record) == 1 else None
-    if not isinstance(value, bytes):
+def unwrapped(records: RecordDict) -> bytes:
+    """ValueError if they are none of ours."""
+    if [*records] != [f"{KEY}-{number:04}" for number in range(len(records))] or not records:
         raise ValueError("a message of another program")
-    return value
+    parts = []
+    for record in records.values():
+        part = record.get(KEY) if isinstance(record, ConfigRecord) else None
+        if not isinstance(part, bytes):
+            raise ValueError("a message of another program")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _patient(seconds: float) -> RetryInvoker:
@@ -161,7 +181,7 @@ class DeviceTasks(_Executor):
         try:
             message, context, _, _ = pull_task_input(client)
             try:
-                reply = Message(wrapped(answer(unwrapped(message))), reply_to=message)
+                reply = Message(wrapped(answer(unwrapped(message.content))), reply_to=message)
             except ValueError as error:
                 code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
                 reply = Message(Error(code=code, reason=str(error)[:200]), reply_to=message)
@@ -175,7 +195,7 @@ class DeviceTasks(_Executor):
         return True
 
 
-class Seen(NamedTuple):
+class Connection(NamedTuple):
     """A device that is connected."""
 
     node: int
@@ -194,24 +214,26 @@ class Operator:
             retry_invoker=_patient(PATIENCE_S),
         )  # fmt: skip
 
-    def know(self, keys: Mapping[bytes, str]) -> None:
+    def register(self, keys: Mapping[bytes, str]) -> None:
         """Have the SuperLink know exactly these public keys of nodes, by name."""
-        nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
-        known = {node.public_key: node.node_id for node in nodes if not node.unregistered_at}
-        for key, node_id in known.items():
-            if key not in keys:
-                self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
-        for key, name in keys.items():
-            if key not in known:
-                self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+        with _in_words():
+            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+            known = {node.public_key: node.node_id for node in nodes if not node.unregistered_at}
+            for key, node_id in known.items():
+                if key not in keys:
+                    self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+            for key, name in keys.items():
+                if key not in known:
+                    self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
 
     def start_run(self) -> int:
         """Start a run; its task is to be taken by ``ServerTasks``."""
         fab = fab_bytes()
-        run_id: int = self._client.StartRun(StartRunRequest(fab=Fab(content=fab))).run_id
-        if not run_id:
-            raise SetupError("the SuperLink starts no run")
-        return run_id
+        with _in_words():
+            run_id: int = self._client.StartRun(StartRunRequest(fab=Fab(content=fab))).run_id
+            if not run_id:
+                raise ValueError("it starts no run")
+            return run_id
 
 
 class ServerTasks(_Executor):
@@ -221,28 +243,28 @@ class ServerTasks(_Executor):
         super().__init__(f"127.0.0.1:{port}", authority.read_bytes(), secret, TaskType.SERVER_APP)
 
     @contextmanager
-    def run(self, run_id: int) -> Iterator[Post]:
+    def run(self, run_id: int) -> Iterator[Mailbox]:
         """Take the run's task, and end it.
 
         Raises:
-            SetupError: nobody offers it.
+            SuperLinkError: nobody offers it.
         """
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             token = self.acquire()
-            if token is not None and (post := self._begin(token, run_id)) is not None:
+            if token is not None and (mailbox := self._begin(token, run_id)) is not None:
                 break
             time.sleep(0.2)
         else:
-            raise SetupError("the SuperLink hands out no task")
+            raise SuperLinkError("the SuperLink hands out no task")
         status, why = SubStatus.FAILED, "stopped"
         try:
-            yield post
+            yield mailbox
             status, why = SubStatus.COMPLETED, ""
         finally:
-            post.end(status, why)
+            mailbox.end(status, why)
 
-    def _begin(self, token: str, run_id: int) -> Post | None:
+    def _begin(self, token: str, run_id: int) -> Mailbox | None:
         """None if it is the task of another run: of an earlier start of this server, or of somebody on this machine."""
         grid = HttpGrid(self._address, root_certificates=self._authority, token=token)
         grid._retry_invoker = _patient(PATIENCE_S)
@@ -251,19 +273,19 @@ class ServerTasks(_Executor):
             given = client.PullTaskInput(PullTaskInputRequest())
         except FlowerProblem:
             return None
-        post = Post(grid, HeartbeatSender(_beat(client)))
+        mailbox = Mailbox(grid, HeartbeatSender(_beat(client)))
         if given.run.run_id != run_id:
-            post.end(SubStatus.FAILED, "no run of this server")
+            mailbox.end(SubStatus.FAILED, "no run of this server")
             return None
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = context_from_proto(given.context).node_id
         grid.set_run(run_from_proto(given.run))
-        post.begin()
-        return post
+        mailbox.begin()
+        return mailbox
 
 
-class Post:
-    """Sends messages to devices of a run, and fetches their replies."""
+class Mailbox:
+    """Sends messages to devices of a run, and fetches their replies; SuperLinkError where that cannot go on."""
 
     def __init__(self, grid: HttpGrid, heartbeat: HeartbeatSender) -> None:
         self._grid, self._heartbeat, self._lock = grid, heartbeat, threading.Lock()
@@ -283,24 +305,29 @@ class Post:
                 self._heartbeat.stop()
             self._grid.close()
 
-    def present(self) -> list[Seen]:
+    def present(self) -> list[Connection]:
         """The devices that are connected."""
-        return [Seen(node.node_id, node.public_key, node.last_activated_at) for node in self._grid.get_nodes()]
+        with _in_words():
+            nodes = self._grid.get_nodes()
+        return [Connection(node.node_id, node.public_key, node.last_activated_at) for node in nodes]
 
     def send(self, node: int, message: bytes, seconds: float) -> str | None:
         """Its number; None if it could not be sent."""
         sent = Message(wrapped(message), node, MESSAGE_TYPE, ttl=seconds)
-        return next(iter(self._grid.push_messages([sent])), None)
+        with _in_words():
+            return next(iter(self._grid.push_messages([sent])), None)
 
     def fetch(self, numbers: set[str]) -> list[tuple[str, bytes | None, str]]:
         """Of the messages with these numbers: the number, the reply or None, and why there is none."""
         found: list[tuple[str, bytes | None, str]] = []
-        for reply in self._grid.pull_messages(numbers) if numbers else ():
+        with _in_words():
+            replies = self._grid.pull_messages(numbers) if numbers else ()
+        for reply in replies:
             number = reply.metadata.reply_to_message_id
             try:
                 if reply.has_error():
                     raise ValueError(reply.error.reason)
-                found.append((number, unwrapped(reply), ""))
+                found.append((number, unwrapped(reply.content), ""))
             except ValueError as error:
                 found.append((number, None, str(error)[:200]))
         return found

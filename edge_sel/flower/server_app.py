@@ -21,6 +21,7 @@ from edge_sel.flower.processes import (
     Supervised,
     environment,
     free_port,
+    hold_home,
     require_flower,
     split_address,
     superlink_command,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from edge_sel.fleet.delta import Rule
     from edge_sel.fleet.rounds import RoundFolder
     from edge_sel.flower.gate import Gate
-    from edge_sel.flower.runtime import Post
+    from edge_sel.flower.runtime import Mailbox
     from edge_sel.pack.reader import Pack
 
 ROUNDS, DATABASE, LOG = "rounds", "superlink.sqlite", "superlink.log"
@@ -40,10 +41,16 @@ POLL_S, SETTLE_S, AGAIN_S = 2.0, 20.0, 30.0
 """Between two looks for replies; how long devices have to turn up although those that are there have answered; after
 which time one that declined is asked again."""
 START_S = 60.0
+MOST_RUNS = 5
+"""Of Flower for a round, where it gives runs up."""
 Tell = Callable[[str], None]
 
 
-class Wishes(NamedTuple):
+class TooFewDevicesError(BadInputError):
+    """A round has too few updates; it stays open."""
+
+
+class RoundOptions(NamedTuple):
     """What the rounds are to be."""
 
     kind: Literal["statistics", "delta"] = "statistics"
@@ -81,15 +88,15 @@ class Round:
     Args:
         folder: of the rounds.
         cards: node's public key -> device.
-        post: to the devices.
-        wishes: what it is to be.
+        mailbox: to the devices.
+        options: what it is to be.
         tell: is given lines.
     """
 
     def __init__(
-        self, folder: RoundFolder, cards: Mapping[bytes, Card], post: Post, wishes: Wishes, tell: Tell
+        self, folder: RoundFolder, cards: Mapping[bytes, Card], mailbox: Mailbox, options: RoundOptions, tell: Tell
     ) -> None:
-        self._folder, self._cards, self._post, self._wishes, self._tell = folder, cards, post, wishes, tell
+        self._folder, self._cards, self._mailbox, self._options, self._tell = folder, cards, mailbox, options, tell
         self.declined: dict[str, str] = {}
         self.refused: list[str] = []
         self.votes: dict[str, Counts] = {}
@@ -105,7 +112,7 @@ class Round:
                 raise BadInputError("signed by another device's key", where=card.device[:12])
             self._tell(f"device {card.device[:12]}: {update.kind} of {update.images} images")
 
-        enough = max(self._wishes.min_devices - len(kept), 0)
+        enough = max(self._options.min_devices - len(kept), 0)
         self._ask(self._request("update"), {}, kept, enough, keep)
 
     def judge(self) -> None:
@@ -115,7 +122,7 @@ class Round:
         request["classes"] = list(candidate.manifest.model.classes)
 
         def count(card: Card, answer: Answer) -> None:
-            counts = answer.told["counts"]
+            counts = answer.header["counts"]
             if counts is None:
                 raise BadInputError("a reply without counts", where=f"device {card.device[:12]}")
             self.votes[card.device] = counts
@@ -127,7 +134,7 @@ class Round:
     def _request(self, task: Task) -> Request:
         return {
             "format": FORMAT, "task": task, "round": self._folder.name, "pack": self._folder.pack.digest,
-            "kind": self._wishes.kind, "plan": self._wishes.plan, "seconds": self._wishes.timeout_s, "classes": [],
+            "kind": self._options.kind, "plan": self._options.plan, "seconds": self._options.timeout_s, "classes": [],
         }  # fmt: skip
 
     def _ask(
@@ -145,9 +152,9 @@ class Round:
             take: is given each answer that declines nothing.
         """
         start, waiting, taken = time.monotonic(), dict[str, tuple[Card, str]](), 0
-        while (left := start + self._wishes.timeout_s - time.monotonic()) > 0:
-            self._wishes.alive()
-            present = self._post.present()
+        while (left := start + self._options.timeout_s - time.monotonic()) > 0:
+            self._options.alive()
+            present = self._mailbox.present()
             connected = {seen.key: seen.since for seen in present}
             for number, (card, since) in [*waiting.items()]:
                 if connected.get(card.node, since) != since:  # it was started again, and has forgotten the message
@@ -159,10 +166,10 @@ class Round:
                 owner = self._cards.get(seen.key)
                 if owner is not None and owner.device not in busy:
                     request["seconds"] = round(left, 1)
-                    sent = self._post.send(seen.node, request_bytes(request, tensors), left + 60)
+                    sent = self._mailbox.send(seen.node, request_bytes(request, tensors), left + 60)
                     if sent is not None:
                         waiting[sent] = (owner, seen.since)
-            for number, message, why in self._post.fetch({*waiting}):
+            for number, message, why in self._mailbox.fetch({*waiting}):
                 card, _ = waiting.pop(number)
                 if self._took(card, message, why, request, take):
                     done.add(card.device)
@@ -186,11 +193,11 @@ class Round:
             if message is None:
                 raise BadInputError(why or "no reply", where=f"device {card.device[:12]}")
             answer = read_reply(message, request)
-            if answer.told["declined"] is None:
+            if answer.header["declined"] is None:
                 take(card, answer)
                 return True
-            self.declined[card.device] = answer.told["declined"]
-            self._tell(f"device {card.device[:12]} declines: {answer.told['declined']}")
+            self.declined[card.device] = answer.header["declined"]
+            self._tell(f"device {card.device[:12]} declines: {answer.header['declined']}")
         except EdgeSelError as error:
             self.refused.append(str(error))
             self._tell(str(error))
@@ -203,19 +210,22 @@ def changed_weights(pack: Pack, candidate: Pack) -> dict[str, np.ndarray]:
     return {name: value for name, value in new.items() if name not in old or not np.array_equal(old[name], value)}
 
 
-def finish(folder: RoundFolder, work: Round, wishes: Wishes, key: Ed25519PrivateKey | None, tell: Tell) -> None:
+def finish(folder: RoundFolder, work: Round, options: RoundOptions, key: Ed25519PrivateKey | None, tell: Tell) -> None:
     """Take a round from wherever it stands to its end.
 
     Raises:
-        BadInputError: too few devices took part; the round stays open.
+        TooFewDevicesError: the round stays open.
     """
     from edge_sel.engines.ort import OrtEngine
     from edge_sel.fleet.rounds import Vote
 
     if folder.state == "open":
         work.collect()
+        came = len(folder.updates()[0])
+        if came < options.min_devices:
+            raise TooFewDevicesError(f"{came} devices took part, {options.min_devices} are needed", where=folder.place)
         merged = folder.merge(
-            OrtEngine(wishes.threads), min_devices=wishes.min_devices, forget=wishes.forget, rule=wishes.rule
+            OrtEngine(options.threads), min_devices=options.min_devices, forget=options.forget, rule=options.rule
         )
         tell(f"merged {len(merged.devices)} devices, {merged.images} images")
     if folder.state == "candidate":
@@ -240,16 +250,19 @@ class Fleet:
 
     Raises:
         SetupError: Flower is not there, or something cannot be started.
+        UsageError: another process works in the folder.
     """
 
     def __init__(self, home: Path, address: str, listen: str, cards: Mapping[bytes, Card], tell: Tell) -> None:
         require_flower()
         host, port = split_address(address)
         keys = make_home(home, host)
+        self._held = hold_home(home)
         os.environ.update(environment(os.environ, home / "flwr"))  # before Flower is imported
         from edge_sel.flower.gate import Backend, Gate
-        from edge_sel.flower.runtime import Operator, ServerTasks
+        from edge_sel.flower.runtime import Operator, ServerTasks, SuperLinkError
 
+        self.lost = SuperLinkError
         inner = free_port()
         command = superlink_command(keys, home / DATABASE, inner)
         self._superlink = Supervised(command, dict(os.environ), home / LOG, tell)
@@ -257,7 +270,7 @@ class Fleet:
         try:
             _wait_for(inner, keys.authority, home / LOG)
             self._operator = Operator(inner, keys.authority)
-            self._operator.know({card.node: card.device[:12] for card in cards.values()})
+            self._operator.register({card.node: card.device[:12] for card in cards.values()})
             self._tasks = ServerTasks(inner, keys.authority, keys.secret.read_bytes())
             self.gate = Gate(listen, port, keys.certificate, keys.key, Backend(inner, keys.authority))
         except BaseException:
@@ -266,7 +279,7 @@ class Fleet:
         tell(f"listens on {listen}:{self.gate.port}; devices need {keys.authority}")
 
     def run(self) -> Any:
-        """A run: a context with the post to the devices."""
+        """A run: a context with the mailbox to the devices."""
         return self._tasks.run(self._operator.start_run())
 
     def close(self) -> None:
@@ -274,6 +287,7 @@ class Fleet:
         if self.gate is not None:
             self.gate.close()
         self._superlink.stop()
+        self._held.close()
 
 
 def _wait_for(port: int, authority: Path, log: Path) -> None:
@@ -291,7 +305,7 @@ def _wait_for(port: int, authority: Path, log: Path) -> None:
 
 
 def serve(
-    pack: Pack, home: Path, address: str, cards: Mapping[bytes, Card], *, rounds: int, wishes: Wishes,
+    pack: Pack, home: Path, address: str, cards: Mapping[bytes, Card], *, rounds: int, options: RoundOptions,
     listen: str = "0.0.0.0", key: Ed25519PrivateKey | None = None, tell: Tell = lambda line: None,
     ended: Callable[[Ended], None] = lambda ended: None, ready: Callable[[], None] = lambda: None,
 ) -> list[Ended]:  # fmt: skip
@@ -303,7 +317,7 @@ def serve(
         address: HOST:PORT by which devices reach the server.
         cards: node's public key -> device.
         rounds: how many to end.
-        wishes: what they are to be.
+        options: what they are to be.
         listen: address of this machine to listen on.
         key: to sign new packs with.
         tell: is given lines.
@@ -311,7 +325,7 @@ def serve(
         ready: is called when devices can come.
 
     Raises:
-        BadInputError: too few devices took part in a round, which stays open.
+        TooFewDevicesError: too few took part in a round, which stays open.
     """
     from edge_sel.fleet.rounds import RoundFolder
 
@@ -323,7 +337,7 @@ def serve(
         ready()
         while len(found) < rounds:
             with RoundFolder(home / ROUNDS, pack, secrets.token_hex(16), trusted) as folder:
-                found.append(_one_round(fleet, folder, cards, wishes, key, tell))
+                found.append(_one_round(fleet, folder, cards, options, key, tell))
             ended(found[-1])
         return found
     finally:
@@ -331,20 +345,27 @@ def serve(
 
 
 def _one_round(
-    fleet: Fleet, folder: RoundFolder, cards: Mapping[bytes, Card], wishes: Wishes, key: Ed25519PrivateKey | None,
-    tell: Tell,
+    fleet: Fleet, folder: RoundFolder, cards: Mapping[bytes, Card], options: RoundOptions,
+    key: Ed25519PrivateKey | None, tell: Tell,
 ) -> Ended:  # fmt: skip
     assert fleet.gate is not None
     start, received, sent = time.monotonic(), fleet.gate.received, fleet.gate.sent
     tell(f"round {folder.number}, pack {folder.pack.digest[:12]}")
-    with fleet.run() as post:
-        work = Round(folder, cards, post, wishes, tell)
-        finish(folder, work, wishes, key, tell)
+    for attempt in range(1, MOST_RUNS + 1):
+        try:
+            with fleet.run() as mailbox:
+                work = Round(folder, cards, mailbox, options, tell)
+                finish(folder, work, options, key, tell)
+            break
+        except fleet.lost as error:
+            if attempt == MOST_RUNS:
+                raise
+            tell(f"{error}; another run goes on with the round")
     published = folder.place / "published.edgepack"
-    told = Ended(
+    ended = Ended(
         folder.number, folder.state, folder.why, len([*(folder.place / "updates").glob("*.update")]),
         work.declined, work.refused, len(work.votes), round(time.monotonic() - start, 1),
         fleet.gate.received - received, fleet.gate.sent - sent, str(published) if published.exists() else None,
     )  # fmt: skip
-    tell(f"round {told.round} took {told.seconds} s, {told.bytes_received} bytes came, {told.bytes_sent} went")
-    return told
+    tell(f"round {ended.round} took {ended.seconds} s, {ended.bytes_received} bytes came, {ended.bytes_sent} went")
+    return ended

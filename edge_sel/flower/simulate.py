@@ -20,7 +20,7 @@ from edge_sel.files import write_new
 from edge_sel.flower.client_app import Device, Member
 from edge_sel.flower.keys import CARD_SUFFIX, card_of, make_home, read_cards
 from edge_sel.flower.processes import free_port, require_flower
-from edge_sel.flower.server_app import Ended, Tell, Wishes, serve
+from edge_sel.flower.server_app import Ended, RoundOptions, Tell, serve
 
 if TYPE_CHECKING:
     from edge_sel.data.dataset import ImageSet
@@ -60,8 +60,8 @@ def part_images(images: ImageSet, folder: Path, devices: int, skew: float, seed:
 
 
 def simulate(
-    pack: Pack, images: ImageSet, home: Path, *, devices: int, skew: float, seed: int, rounds: int, wishes: Wishes,
-    privacy: tuple[float, float] | None, tell: Tell,
+    pack: Pack, images: ImageSet, home: Path, *, devices: int, skew: float, seed: int, rounds: int,
+    options: RoundOptions, privacy: tuple[float, float] | None, tell: Tell,
 ) -> list[Ended]:  # fmt: skip
     """Hold rounds of so many devices on this machine; each has its part of the images, and the newest pack.
 
@@ -73,7 +73,7 @@ def simulate(
         skew: see ``owners``.
         seed: of the parts.
         rounds: how many.
-        wishes: what they are to be.
+        options: what they are to be.
         privacy: (ε, δ) of noise that each device adds.
         tell: is given lines.
     """
@@ -89,7 +89,7 @@ def simulate(
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
     work = spawn.Process(
-        target=_work, args=(folders, shared, address, authority, wishes.threads, privacy, stop), name="devices"
+        target=_work, args=(folders, shared, address, authority, options.threads, privacy, stop), name="devices"
     )
 
     def newest(ended: Ended) -> None:
@@ -99,7 +99,7 @@ def simulate(
 
     try:
         return serve(
-            pack, server, address, read_cards(tuple(folders)), rounds=rounds, wishes=wishes, listen="127.0.0.1",
+            pack, server, address, read_cards(tuple(folders)), rounds=rounds, options=options, listen="127.0.0.1",
             tell=tell, ended=newest, ready=work.start,
         )  # fmt: skip
     finally:
@@ -129,7 +129,9 @@ def _work(
     try:
         for folder in folders:
             key = read_private_key(folder / KEY)
-            device = Device(shared, folder / "images", folder / "home", key, privacy=privacy, threads=threads)
+            device = Device(
+                shared, folder / "images", folder / "home", key, privacy=privacy, threads=threads, deltas=True
+            )
             members.append(Member(device, address, authority, lambda line: None))
             answer_all(0.0)
         while not stop.is_set() and multiprocessing.parent_process().is_alive():  # type: ignore[union-attr]

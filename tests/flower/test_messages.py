@@ -24,7 +24,7 @@ REPLY: messages.Reply = {"format": FORMAT, "task": "update", "round": "r1", "dec
 @given(st.binary(max_size=300), st.one_of(st.none(), st.binary(min_size=1, max_size=100)))
 def test_a_reply_comes_as_it_went(content, signature):
     found = read_reply(reply_bytes(REPLY, content, signature), REQUEST)
-    assert (found.content, found.signature, found.told) == (content, signature, REPLY)
+    assert (found.content, found.signature, found.header) == (content, signature, REPLY)
 
 
 def test_a_request_brings_its_candidate():

@@ -69,6 +69,12 @@ def test_another_flower_is_refused(monkeypatch):
         processes.require_flower()
 
 
+def test_a_folder_is_worked_in_by_one_process(tmp_path):
+    with processes.hold_home(tmp_path), pytest.raises(UsageError, match="works in this folder"):
+        processes.hold_home(tmp_path)
+    processes.hold_home(tmp_path).close()
+
+
 # Supervision, with processes that are real
 
 

@@ -36,6 +36,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from abuse.fleet_garbage import read_fleet  # noqa: E402
 from abuse.http_garbage import read_http  # noqa: E402
 from abuse.stranger_files import (  # noqa: E402
     SIGNED,
@@ -207,7 +208,7 @@ KINDS: dict[str, Reader] = {
     "image": read_image_file, "zip": read_zip, "manifest": read_manifest, "safetensors": read_safetensors,
     "checkpoint": read_checkpoint, "toml": read_toml_file, "command": read_command_line, "run": read_run_folder,
     "report": read_report_page, "model": read_model, "place": read_place,
-    "http": read_http,
+    "http": read_http, "fleet": read_fleet,
 }  # fmt: skip
 
 

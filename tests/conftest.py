@@ -22,7 +22,7 @@ from edge_sel.pack import reader
 from edge_sel.pack.manifest import Manifest
 from edge_sel.pack.reader import Pack, builtin_pack
 from edge_sel.sel.ridge import HeadFit
-from tests.once import loaded_once
+from tests.once import exported_once, kept_folder, loaded_once
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
 # So that the package is compiled once, not by each process that the tests start.
@@ -147,4 +147,15 @@ def reads_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "require_readable", require_once)
+        yield
+
+
+@pytest.fixture(scope="package")
+def exports_once(one_thread: None, request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[None]:
+    """Torch's export of a network takes seconds: it is made once, and kept in pytest's cache while no code changes it."""
+    from edge_sel.server.source import torch_model
+
+    exported = exported_once(torch_model.export_forward, tmp_path_factory, kept_folder(request.config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_model, "export_forward", exported)
         yield

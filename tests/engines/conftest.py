@@ -77,13 +77,13 @@ class _WholeImagesTrainer:
         return self._trainer.guilt(batch._replace(images=self._backbone(batch.images)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engines(one_thread: None) -> dict[str, Any]:
     """All of them, by name."""
     return {name: WholeImages(make()) for name, make in ENGINES.items()}
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(scope="package", params=ENGINES)
 def engine(request: pytest.FixtureRequest, engines: dict[str, Any]) -> Any:
     return engines[request.param]
 
@@ -97,13 +97,18 @@ def can_train(request: pytest.FixtureRequest) -> None:
             pytest.skip("the official Adam moves every channel of a weight")
 
 
-@pytest.fixture(scope="session")
-def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Pack]:
+@pytest.fixture(scope="package", autouse=True)
+def once_here(exports_once: None) -> None:
+    pass
+
+
+@pytest.fixture(scope="package")
+def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, exports_once: None) -> dict[str, Pack]:
     """By optimizer: the built-in pack's weights with the graphs that today's compiler makes of them."""
     from edge_sel.server.compile_plans import DEFAULT_PLANS, compile_plans
 
     manifest, weights = digits_pack.manifest, digits_pack.weights()
-    forward = once(tmp_path_factory, "forward-digits", lambda: forward_of(digits_pack))
+    forward = forward_of(digits_pack)
     made = {}
     for optimizer in OPTIMIZERS:
         given = forward, DEFAULT_PLANS, optimizer, len(manifest.model.classes), lambda line: None
@@ -121,12 +126,12 @@ def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_threa
     return made
 
 
-@pytest.fixture(scope="session", params=OPTIMIZERS)
+@pytest.fixture(scope="package", params=OPTIMIZERS)
 def pack(request: pytest.FixtureRequest, packs: dict[str, Pack]) -> Pack:
     return packs[request.param]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def batch(digits_pack: Pack) -> Batch:
     """Twelve digits with so much noise that every sample has a loss, and uneven sample weights.
 
@@ -139,18 +144,18 @@ def batch(digits_pack: Pack) -> Batch:
     return Batch(x, digits.labels[:12], rng.uniform(0.5, 1.5, 12).astype(np.float32))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def given(digits_pack: Pack) -> Arrays:
     """The arrays that every shared trainer and predictor was made from; an engine must not change them."""
     return digits_pack.weights()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def predict(engine: Any, pack: Pack, given: Arrays) -> Predict:
     return engine.predictor(pack, given)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_trainers() -> dict[tuple[str, str, str, int], tuple[Trainer, Arrays]]:
     """Those made so far, each with the state it started in."""
     return {}

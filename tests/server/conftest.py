@@ -57,6 +57,12 @@ def once_here(exports_once: None, loads_once: None, reads_once: None) -> Iterato
 
 
 @pytest.fixture
+def read_here_alone(monkeypatch) -> None:
+    """Files of our own are read in this process, and not in one of limited memory first: others are tested for that."""
+    monkeypatch.setattr("edge_sel.server.source.open.require_readable", lambda *_: None)
+
+
+@pytest.fixture
 def exported_forward(warm: Path):
     from edge_sel.server import warmup
     from edge_sel.server.source import torch_model

@@ -71,9 +71,8 @@ def exported_once(
     def export_forward(model: Any, size: tuple[int, int]) -> Made:
         key = f"{code}-{network_digest(model, size)}"
         if key not in made:
-            here = any("pytest-of-" in file for file in _files_of(model))  # of a file that the next run has not
             name = "export-" + hashlib.sha256(key.encode()).hexdigest()
-            made[key] = once(tmp_path_factory, name, lambda: export(model, size), kept=None if here else kept)
+            made[key] = once(tmp_path_factory, name, lambda: export(model, size), kept=kept)
         return made[key]
 
     return export_forward
@@ -82,21 +81,18 @@ def exported_once(
 def network_digest(model: Any, size: tuple[int, int]) -> str:
     """Of a network's code, of the files that it stands in, of its weights and of whatever else its modules hold."""
     parts = [(type(part).forward.__code__, vars(part)) for part in model.modules()]
+    files = {Path(code.co_filename).read_bytes() for code, _ in parts}
     plain = [
-        (code.co_code, code.co_names, code.co_filename, code.co_firstlineno,
+        (code.co_code, code.co_names, code.co_firstlineno,
          [(name, value) for name, value in held.items() if isinstance(value, bool | int | float | str | tuple)])
         for code, held in parts
     ]  # fmt: skip
     digest = hashlib.sha256(repr((plain, str(model), size)).encode())
-    for file in sorted(_files_of(model)):
-        digest.update(Path(file).read_bytes())
+    for content in sorted(files):
+        digest.update(content)
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _files_of(model: Any) -> set[str]:
-    return {type(part).forward.__code__.co_filename for part in model.modules()}
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:

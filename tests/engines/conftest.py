@@ -20,7 +20,7 @@ from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
 from tests.engines.reference import forward_of
-from tests.once import once
+from tests.once import code_digest, kept_folder, once
 
 
 class BlockedOrt(OrtEngine):
@@ -103,7 +103,9 @@ def once_here(exports_once: None) -> None:
 
 
 @pytest.fixture(scope="package")
-def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, exports_once: None) -> dict[str, Pack]:
+def packs(
+    digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, exports_once: None, request: Any
+) -> dict[str, Pack]:
     """By optimizer: the built-in pack's weights with the graphs that today's compiler makes of them."""
     from edge_sel.server.compile_plans import DEFAULT_PLANS, compile_plans
 
@@ -112,7 +114,8 @@ def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, exports_o
     made = {}
     for optimizer in OPTIMIZERS:
         given = forward, DEFAULT_PLANS, optimizer, len(manifest.model.classes), lambda line: None
-        graphs, plans, backbones, _ = once(tmp_path_factory, f"plans-{optimizer}", partial(compile_plans, *given))
+        name, kept = f"plans-{optimizer}-{digits_pack.digest}-{code_digest()}", kept_folder(request.config)
+        graphs, plans, backbones, _ = once(tmp_path_factory, name, partial(compile_plans, *given), kept=kept)
         path = tmp_path_factory.mktemp(optimizer) / "pack"
         manifest = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, backbones=backbones)
         write_pack(path, manifest, weights, graphs)

@@ -205,7 +205,7 @@ def test_several_runs_side_by_side(spoiled, report, sketched):
     page = report(spoiled("first"), spoiled("second", change))
     assert (
         "2 runs side by side" in page.text
-        and "Settings in which they differ setting first second epochs 2 9" in page.text
+        and "Settings in which they differ setting first second epochs 1 9" in page.text
     )
     assert "1 of 2 runs are on the Pareto front: first" in page.text
     rows = [attributes for attributes in page.all("tr") if attributes.get("class") == "marked"]

@@ -17,8 +17,9 @@ import pytest
 import edge_sel
 
 Made = TypeVar("Made")
-MAKES_EXPORTS = ("models", "graphs", "pack", "server")
-"""Rooms whose code decides what a network's export and its compiled plans are."""
+MAKES_EXPORTS = ("models", "graphs", "server/source", "arrays.py")
+MAKES_PLANS = (*MAKES_EXPORTS, "pack", "server", "quantize.py")
+"""Whose code decides what a network's export and its compiled plans are."""
 KEPT_FILES = 300
 
 
@@ -51,11 +52,12 @@ def kept_folder(config: pytest.Config) -> Path | None:
     return None if cache is None else cache.mkdir("exports")
 
 
-def code_digest(rooms: tuple[str, ...] = MAKES_EXPORTS) -> str:
-    """Of the code of these rooms, of the modules that lie in none, and of the versions of the exporter."""
+def code_digest(parts: tuple[str, ...]) -> str:
+    """Of the code of these rooms and modules, and of the versions of the exporter."""
     package, digest = Path(edge_sel.__file__).parent, hashlib.sha256()
-    for path in sorted([*package.glob("*.py"), *(path for room in rooms for path in (package / room).rglob("*.py"))]):
-        digest.update(path.read_bytes())
+    for path in (package / part for part in parts):
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
     for name in ("torch", "onnx", "onnxscript", "numpy"):
         digest.update(version(name).encode())
     return digest.hexdigest()
@@ -66,7 +68,7 @@ def exported_once(
 ) -> Callable[..., Made]:
     """``export_forward`` that exports the same network once: torch takes seconds for each."""
     made: dict[str, Made] = {}
-    code = code_digest()
+    code = code_digest(MAKES_EXPORTS)
 
     def export_forward(model: Any, size: tuple[int, int]) -> Made:
         key = f"{code}-{network_digest(model, size)}"

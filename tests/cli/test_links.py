@@ -14,7 +14,7 @@ WRITTEN = [
 """What a run writes into its folder, but for its lock and its checkpoints."""
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard"])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_nothing_is_written_through_a_link(name, kind, edge_sel, here):

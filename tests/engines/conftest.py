@@ -20,7 +20,7 @@ from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
 from tests.engines.reference import forward_of
-from tests.once import code_digest, kept_folder, once
+from tests.once import MAKES_PLANS, code_digest, kept_folder, once
 
 
 class BlockedOrt(OrtEngine):
@@ -114,7 +114,7 @@ def packs(
     made = {}
     for optimizer in OPTIMIZERS:
         given = forward, DEFAULT_PLANS, optimizer, len(manifest.model.classes), lambda line: None
-        name, kept = f"plans-{optimizer}-{digits_pack.digest}-{code_digest()}", kept_folder(request.config)
+        name, kept = f"plans-{optimizer}-{digits_pack.digest}-{code_digest(MAKES_PLANS)}", kept_folder(request.config)
         graphs, plans, backbones, _ = once(tmp_path_factory, name, partial(compile_plans, *given), kept=kept)
         path = tmp_path_factory.mktemp(optimizer) / "pack"
         manifest = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, backbones=backbones)

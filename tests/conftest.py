@@ -31,9 +31,18 @@ settings.register_profile("edge-sel", max_examples=40, deadline=None, derandomiz
 settings.load_profile("edge-sel")
 
 
+LONGEST = (
+    "docs/test_code_blocks", "tools/test_fuzz", "watch/test_loop", "cli/test_signals", "server/test_endings", "test_wheel",
+    "server/test_onnx_source", "report/test_page", "cli/test_report", "tools/test_torture", "cli/test_live",
+)  # fmt: skip
+"""Files that take ten seconds and more begin first, so that none of them is alone at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the cases of a test marked ``sampled(n)``, every n-th runs by default; the others are slow."""
+    first = {f"tests/{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
     seen: Counter[str] = Counter()
     for item in items:
         sampled = item.get_closest_marker("sampled")

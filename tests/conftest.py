@@ -22,7 +22,7 @@ from edge_sel.pack import reader
 from edge_sel.pack.manifest import Manifest
 from edge_sel.pack.reader import Pack, builtin_pack
 from edge_sel.sel.ridge import HeadFit
-from tests.once import loaded_once
+from tests.once import exported_once, kept_folder, loaded_once
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import onnxruntime themselves
 # So that the package is compiled once, not by each process that the tests start.
@@ -31,9 +31,18 @@ settings.register_profile("edge-sel", max_examples=40, deadline=None, derandomiz
 settings.load_profile("edge-sel")
 
 
+LONGEST = (
+    "docs/test_code_blocks", "tools/test_fuzz", "watch/test_loop", "cli/test_signals", "server/test_endings", "test_wheel",
+    "server/test_onnx_source", "report/test_page", "cli/test_report", "tools/test_torture", "cli/test_live",
+)  # fmt: skip
+"""Files that take ten seconds and more begin first, so that none of them is alone at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the cases of a test marked ``sampled(n)``, every n-th runs by default; the others are slow."""
+    first = {f"tests/{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
     seen: Counter[str] = Counter()
     for item in items:
         sampled = item.get_closest_marker("sampled")
@@ -86,6 +95,12 @@ def the_same_is_computed_once() -> None:
 
     reader._check, builtin.apply_shift, split.find_duplicates = check_once, shift_once, find_once
     closed_form_stage.fit_head = fit_once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> None:
+    """A run syncs some thirty files. What is tested of that looks at the calls, and not at what a power cut leaves."""
+    os.fsync = lambda handle: os.fstat(handle) and None
 
 
 @pytest.fixture(scope="session")
@@ -147,4 +162,15 @@ def reads_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "require_readable", require_once)
+        yield
+
+
+@pytest.fixture(scope="package")
+def exports_once(one_thread: None, request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[None]:
+    """Torch's export of a network takes seconds: it is made once, and kept in pytest's cache while no code changes it."""
+    from edge_sel.server.source import torch_model
+
+    exported = exported_once(torch_model.export_forward, tmp_path_factory, kept_folder(request.config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_model, "export_forward", exported)
         yield

@@ -2,29 +2,99 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
+import edge_sel
+
 Made = TypeVar("Made")
+MAKES_EXPORTS = ("models", "graphs", "server/source", "arrays.py")
+MAKES_PLANS = (*MAKES_EXPORTS, "pack", "server", "quantize.py")
+"""Whose code decides what a network's export and its compiled plans are."""
+KEPT_FILES = 300
 
 
-def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], Made]) -> Made:
-    """What ``make`` gives, or gave to another process of this run; ``name`` is that of a file."""
+def once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], Made], *, kept: Path | None = None
+) -> Made:
+    """What ``make`` gives, or gave to another process of this run; ``name`` is that of a file.
+
+    With a folder ``kept`` also what it gave to an earlier run: then the name must tell all that the result depends on.
+    """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # that of the processes together
-    path = root / f"{name}.pickle"
-    if not path.exists():
+    path = (kept or root) / f"{name}.pickle"
+    if path.exists():
+        path.touch()
+    else:
         part = path.with_suffix(f".{os.getpid()}")
         part.write_bytes(pickle.dumps(make()))
         part.replace(path)
+        if kept is not None:
+            for old in sorted(kept.iterdir(), key=lambda file: file.stat().st_mtime)[:-KEPT_FILES]:
+                old.unlink(missing_ok=True)
     return pickle.loads(path.read_bytes())
+
+
+def kept_folder(config: pytest.Config) -> Path | None:
+    """Where exports stay from one run of the tests to the next: in pytest's cache (``--cache-clear`` empties it)."""
+    cache = getattr(config, "cache", None)
+    return None if cache is None else cache.mkdir("exports")
+
+
+def code_digest(parts: tuple[str, ...]) -> str:
+    """Of the code of these rooms and modules, and of the versions of the exporter."""
+    package, digest = Path(edge_sel.__file__).parent, hashlib.sha256()
+    for path in (package / part for part in parts):
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    for name in ("torch", "onnx", "onnxscript", "numpy"):
+        digest.update(version(name).encode())
+    return digest.hexdigest()
+
+
+def exported_once(
+    export: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory, kept: Path | None
+) -> Callable[..., Made]:
+    """``export_forward`` that exports the same network once: torch takes seconds for each."""
+    made: dict[str, Made] = {}
+    code = code_digest(MAKES_EXPORTS)
+
+    def export_forward(model: Any, size: tuple[int, int]) -> Made:
+        key = f"{code}-{network_digest(model, size)}"
+        if key not in made:
+            name = "export-" + hashlib.sha256(key.encode()).hexdigest()
+            made[key] = once(tmp_path_factory, name, lambda: export(model, size), kept=kept)
+        return made[key]
+
+    return export_forward
+
+
+def network_digest(model: Any, size: tuple[int, int]) -> str:
+    """Of a network's code, of the files that it stands in, of its weights and of whatever else its modules hold."""
+    parts = [(type(part).forward.__code__, vars(part)) for part in model.modules()]
+    files = {Path(code.co_filename).read_bytes() for code, _ in parts}
+    plain = [
+        (code.co_code, code.co_names, code.co_firstlineno,
+         [(name, value) for name, value in held.items() if isinstance(value, bool | int | float | str | tuple)])
+        for code, held in parts
+    ]  # fmt: skip
+    digest = hashlib.sha256(repr((plain, str(model), size)).encode())
+    for content in sorted(files):
+        digest.update(content)
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,11 +53,13 @@ def annotated_lines(path: Path) -> set[int]:
 def draw(session: Path, clone: Path, count: int, seed: int) -> int:
     """Leave a sample of the session's mutants; how many there were."""
     with closing(sqlite3.connect(session)) as database:
-        rows = database.execute("SELECT job_id, module_path, start_pos_row FROM mutation_specs").fetchall()
-        annotated = {name: annotated_lines(clone / name) for name in {name for _, name, _ in rows}}
-        executed = sorted((name, line, job) for job, name, line in rows if line not in annotated[name])
-        kept = {job for _, _, job in random.Random(seed).sample(executed, min(count, len(executed)))}
-        for job, _, _ in rows:
+        rows = database.execute(
+            "SELECT module_path, start_pos_row, start_pos_col, operator_name, occurrence, job_id FROM mutation_specs"
+        ).fetchall()  # job ids are random: they come last, so that a seed draws the same mutants again
+        annotated = {name: annotated_lines(clone / name) for name in {row[0] for row in rows}}
+        executed = sorted(row for row in rows if row[1] not in annotated[row[0]])
+        kept = {row[-1] for row in random.Random(seed).sample(executed, min(count, len(executed)))}
+        for *_, job in rows:
             if job not in kept:
                 for table in ("mutation_specs", "work_items"):
                     database.execute(f"DELETE FROM {table} WHERE job_id = ?", (job,))

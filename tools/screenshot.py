@@ -2,7 +2,7 @@
 
 pip install playwright && apt install chromium
 edge-sel finetune --out run --report
-python tools/screenshot.py run/report.html docs/figures/report.png --height 765
+python tools/screenshot.py run/report.html docs/figures/report.png --height 722
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Runs share what onnxruntime has loaded, and exports what has been tried."""
+"""Runs share what onnxruntime has loaded, and exports what has been tried and exported."""
 
 import pytest
 
 
 @pytest.fixture(scope="package", autouse=True)
-def once_here(loads_once, reads_once):
+def once_here(exports_once, loads_once, reads_once):
     pass

@@ -70,6 +70,7 @@ def test_a_rehearsal_gives_the_table_of_gains(net, images, tmp_path, monkeypatch
     assert len(fields) == 3 and all(not {*one.ids} & {*other.ids} for one, other in fields)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_needs_no_torch(net, images, tmp_path):
     write_folder(images, tmp_path / "images")
     code = f"""

@@ -66,6 +66,7 @@ def test_a_round_in_memory_writes_nothing_and_ends_with_the_same_weights(in_fold
     assert len(made.training) == made.summary["images"]["train"] and not set(made.training) & set(made.validation)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("plan", ["bn,last-c25", "auto", "full"])
 def test_every_plan_ends_in_memory_as_it_does_in_a_folder(plan, tmp_path):
     asked = {**ASKED, "plan": plan, "epochs": 1}

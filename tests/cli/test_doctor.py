@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from edge_sel.power.find import METER_KINDS
 from tests.cli.shell import block, run
 
 SCREEN_LINES = 40
 
 
-def test_the_report_has_the_keys_of_the_contract(tmp_path):
+@pytest.fixture
+def on_board(edge_sel, monkeypatch):
+    """``edge-sel`` in this process, on the machine of this tree."""
+
+    def call(*words, root, **environ):
+        for name, value in {"EDGE_SEL_SYSFS_ROOT": root, **environ}.items():
+            monkeypatch.setenv(name, value)
+        return edge_sel(*words)
+
+    return call
+
+
+def test_the_report_has_the_keys_of_the_contract(tmp_path, on_board):
     """On a board and in a container that have an entry for each list of the report."""
     sysfs = tmp_path / "sys"
     put(sysfs / "class/thermal/thermal_zone1", type="PMIC-Die", temp=100_000)
     put(sysfs / "devices/system/cpu/cpu0/thermal_throttle", core_throttle_count=7)
-    result = run("doctor", "--json", cwd=tmp_path, EDGE_SEL_SYSFS_ROOT=orin_nano(sysfs), container="lxc")
-    assert result.returncode == 0 and result.stderr == ""
-    report = json.loads(result.stdout)
+    result = on_board("doctor", "--json", root=orin_nano(sysfs), container="lxc")
+    assert result.code == 0 and result.err == ""
+    report = json.loads(result.out)
     assert report["schema"] == 1 and isinstance(report["profile"], str)
     assert [meter["name"] for meter in report["meters"]] == list(METER_KINDS)
     for meter in report["meters"]:
@@ -40,12 +54,12 @@ def test_the_report_has_the_keys_of_the_contract(tmp_path):
     assert all(isinstance(hint, str) for hint in report["hints"]) and isinstance(report["wsl"], bool)
 
 
-def test_profiles_are_listed_and_one_is_this_machine(tmp_path):
-    report = json.loads(run("profiles", "--json", cwd=tmp_path).stdout)
+def test_profiles_are_listed_and_one_is_this_machine(edge_sel):
+    report = json.loads(edge_sel("profiles", "--json").out)
     names = [profile["name"] for profile in report["profiles"]]
     assert report["schema"] == 1 and report["detected"] in names and "default" in names
-    shown = run("profiles", cwd=tmp_path)
-    assert shown.returncode == 0 and shown.stdout.count("this machine") == 1 and all(n in shown.stdout for n in names)
+    shown = edge_sel("profiles")
+    assert shown.code == 0 and shown.out.count("this machine") == 1 and all(n in shown.out for n in names)
 
 
 def test_without_torch_the_rest_is_reported(tmp_path):
@@ -79,20 +93,19 @@ def orin_nano(root):
     return str(root)
 
 
-def test_a_board_from_a_fixture_tree(tmp_path):
+def test_a_board_from_a_fixture_tree(tmp_path, on_board):
     sysfs = orin_nano(tmp_path / "sys")
-    result = run("doctor", "--json", "--profile", "default", cwd=tmp_path, EDGE_SEL_SYSFS_ROOT=sysfs)
-    report = json.loads(result.stdout)
+    report = json.loads(on_board("doctor", "--json", "--profile", "default", root=sysfs).out)
     jetson = next(meter for meter in report["meters"] if meter["name"] == "jetson")
     assert jetson["usable"] and abs(jetson["power_w"] - 5.0) < 1e-9
     assert {"name": "VDD_SOC", "power_w": 1.0} in jetson["rails"]
     assert {"zone": "tj-thermal", "temp_c": 48.5} in report["thermal"]
 
 
-def test_energy_is_measured_on_that_board(tmp_path):
+def test_energy_is_measured_on_that_board(tmp_path, on_board):
     sysfs = orin_nano(tmp_path / "sys")
     words = ("--json", "--profile", "default", "--idle", "0", "--", "sleep", "1.2")
-    figures = json.loads(run("measure", *words, cwd=tmp_path, EDGE_SEL_SYSFS_ROOT=sysfs).stdout)
+    figures = json.loads(on_board("measure", *words, root=sysfs).out)
     energy = figures["energy"]
     assert (energy["source"], energy["meter"]) == ("measured", "jetson")
     assert abs(energy["total_j"] - 5.0 * figures["time_s"]) < 0.5

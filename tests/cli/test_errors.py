@@ -127,6 +127,7 @@ def test_without_torch_it_says_what_to_install(command, here, tmp_path):
     assert result.stderr.count("\n") == 1 and "pip install 'edge-sel[server]'" in result.stderr
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

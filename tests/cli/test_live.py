@@ -73,7 +73,7 @@ def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
         "--plan",
         "full",
         "--epochs",
-        "3",
+        "2",
         "--threads",
         "1",
         "--out",
@@ -96,7 +96,7 @@ def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
         out = run.stdout.read()
     assert run.returncode == 0
     text = shown.decode()
-    assert re.search(r"full: epoch \d of 3, \d+ of \d+ images seen, gate holds back \d+%", text)
+    assert re.search(r"full: epoch \d of 2, \d+ of \d+ images seen, gate holds back \d+%", text)
     assert b"\x1b[2K" not in out and "images seen" not in out.decode() and "accuracy on" in out.decode()
 
 

@@ -58,6 +58,7 @@ def gone(number, patience_s=20):
     return False
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("shell", ["", "{}; true"])
 def test_a_signal_reaches_the_command_and_all_that_it_started(number, shell, measuring):
@@ -94,13 +95,13 @@ def test_what_a_command_leaves_running_when_it_ends_goes_on(measuring, here):
 
 
 @pytest.mark.parametrize(("command", "status"), [("no-such-command", 127), ("./plain", 126), (".", 126), ("", 127)])
-def test_what_cannot_be_started_has_the_status_of_a_shell(command, status, here):
+def test_what_cannot_be_started_has_the_status_of_a_shell(command, status, edge_sel, here):
     (here / "plain").write_text("text")
-    result = run("measure", "--idle", "0", "--", command, cwd=here)
-    assert result.returncode == status and result.stdout == "" and result.stderr.count("\n") == 1
+    result = edge_sel("measure", "--idle", "0", "--", command)
+    assert result.code == status and result.out == "" and result.err.count("\n") == 1
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 @pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ">/dev/full 2>/dev/full", ">&- 2>&-"])
 def test_streams_never_change_the_status(streams, flags, here):

@@ -90,13 +90,11 @@ def test_a_run_that_was_stopped_in_order_is_not_said_to_be_cut(arguments, here):
     assert lost["cut"] is False and lost["energy_j"] < ended.last_line["total_j"], "only to open it again"
 
 
-def test_a_second_process_is_refused_in_one_line(arguments, here):
+def test_a_second_process_is_refused_in_one_line(arguments, here, edge_sel):
     with running(*arguments, "--out", "run", cwd=here) as process:
         wait_for((here / "run" / JOURNAL).exists, process)
         for options in (["--resume"], []):
-            result = run(*arguments, "--out", "run", *options, cwd=here)
-            assert result.returncode == USAGE and result.stdout == ""
-            assert result.stderr.count("\n") == 1 and f"process {process.pid} " in result.stderr
+            refused(edge_sel(*arguments, "--out", "run", *options), USAGE, f"process {process.pid} ")
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=PATIENCE_S)
     assert (here / "run" / LOCK).exists()

@@ -9,12 +9,11 @@ from tests.cli.shell import SETUP, USAGE, block, refused, run
 RUN = ["finetune", "--plan", "closed_form", "--threads", 1, "--meter", "psutil", "--profile", "cloud-vm"]
 
 
-def test_a_run_its_report_and_the_offer(edge_sel, here, request):
+def test_a_run_its_report_and_the_offer(edge_sel, here, sketched):
     result = edge_sel(*RUN, "--out", "a")
     assert result.code == 0 and "a page about it: edge-sel report a" in result.out
     assert edge_sel(*RUN, "--out", "b", "--report").out.rstrip().endswith("report: b/report.html")
-    assert (here / "b" / "report.html").stat().st_size > 50_000
-    request.getfixturevalue("sketched")
+    assert (here / "b" / "report.html").stat().st_size > 20_000
     made = edge_sel("report", "a", "--json")
     assert json.loads(made.out) == {"schema": 1, "out": "report.html", "bytes": (here / "report.html").stat().st_size}
     assert edge_sel("report", ".", "--out", "both.html").code == 0

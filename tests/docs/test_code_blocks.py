@@ -45,7 +45,7 @@ def script(page: Path) -> str:
     return "\n".join(lines)
 
 
-SHORTER = {"edge-sel export net.onnx ": "edge-sel export net.onnx --rehearsals 1 --plans bn,head,last "}
+SHORTER = {"edge-sel export net.onnx ": "edge-sel export net.onnx --rehearsals 0 --plans bn,head,last "}
 """What the README's commands are given by default, where there are eleven plans and nine rehearsals else."""
 
 

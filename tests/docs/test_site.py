@@ -21,12 +21,12 @@ pytest.importorskip("sphinx", reason="the site needs edge-sel[docs]")
 
 DOCS, EDGE = ROOT / "docs", ROOT / "edge_sel"
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-ROOT_PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "deploy" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "deploy" / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site. Sphinx warns of links between pages that lead nowhere, and -W makes these errors."""
+    """The built site. It takes half a minute; which files the links name is tested without it. Sphinx warns of links between pages that lead nowhere, and -W makes these errors."""
     out = tmp_path_factory.mktemp("site")
     given = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E", "-d", str(out / "doctrees")]
     result = subprocess.run([*given, str(DOCS), str(out / "html")], capture_output=True, text=True, check=False)
@@ -53,6 +53,7 @@ class Page(HTMLParser):
             self.loads.append(source)
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere_and_no_link_is_dead(site):
     pages = {path: Page(path) for path in site.rglob("*.html")}
     assert len(pages) > 30
@@ -70,16 +71,29 @@ def test_nothing_is_loaded_from_elsewhere_and_no_link_is_dead(site):
     assert not dead, "\n".join(dead)
 
 
+@pytest.mark.slow
 def test_stylesheets_load_nothing_from_elsewhere(site):
     for path in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//|@import", path.read_text(encoding="utf-8")), path
 
 
-@pytest.mark.parametrize("page", ROOT_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_of_pages_outside_of_the_site(page):
-    found = [link.partition("#")[0] for link in LINK.findall(page.read_text(encoding="utf-8"))]
-    dead = [link for link in found if link and not urlsplit(link).scheme and not (page.parent / link).exists()]
-    assert not dead and found
+def headings(page: Path) -> set[str]:
+    """What a link may name behind ``#``, as GitHub and MyST make it of a heading."""
+    lines = [line.lstrip("#").strip() for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_name_files_and_headings_that_exist(page):
+    dead = []
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        if urlsplit(link).scheme:
+            continue
+        if not target.exists() or (heading and target.suffix == ".md" and heading not in headings(target)):
+            dead.append(link)
+    assert not dead
 
 
 def test_readme_is_short():

@@ -41,9 +41,9 @@ DEFAULTS = {
 """Given in full, so that a change of edge-sel's own defaults changes no test."""
 
 some_or_all = pytest.mark.parametrize(
-    "apart", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["every seventh", "every one"]
+    "apart", [11, pytest.param(1, marks=pytest.mark.slow)], ids=["every eleventh", "every one"]
 )
-"""Step boundaries at which a run is interrupted: one of seven by default, all when there is time."""
+"""Step boundaries at which a run is interrupted: one of eleven by default, all when there is time."""
 CHANGES_WITH_TIME = {
     "time_s", "energy_j", "net_j", "energy_source", "meter", "power_w", "uncertainty_j", "phases", "temp_c",
 }  # fmt: skip

@@ -127,12 +127,14 @@ def test_what_comes_before_the_steps_is_done_in_smaller_batches_too(changed, tmp
     assert outcome["stopped"] == "done" and 0 < outcome["limit"] < 256
 
 
+@pytest.mark.slow
 @linux
 def test_inference_tells_the_same_in_smaller_batches(tmp_path):
     outcome = short("inference", 6, tmp_path)
     assert 0 < outcome["limit"] < 400 and outcome["close"]
 
 
+@pytest.mark.slow
 @linux
 def test_statistics_are_the_mean_over_the_parts(tmp_path):
     outcome = short("statistics", 8, tmp_path)

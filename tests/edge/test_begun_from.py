@@ -69,6 +69,7 @@ def of_other_weights(path):
     write_weights(file, tensors, pack().manifest.model.classes)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), damaged, of_other_weights])
 def test_where_nobody_knows_what_was_learnt_only_validation_images_judge(spoil, first, tmp_path):
     copytree(first, tmp_path / "first")
@@ -96,6 +97,7 @@ def test_classes_that_the_other_learnt_are_known(first, tmp_path):
     assert list(again.summary["classes"]) == [*images.classes, "drei"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("forget", [0.67, 1.0])
 def test_a_class_that_the_device_added_is_not_forgotten_for_want_of_its_images(forget, tmp_path):
     """The server has none of them, so nothing would show that it was."""

@@ -81,7 +81,7 @@ def test_a_run_that_is_cut_again_and_again_makes_progress(joules, world, tmp_pat
     assert result["energy"]["total_j"] == pytest.approx(world.energy_j, rel=0.03)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["closed_form", "head", "bn,last"])
 def test_progress_with_features_too(plan, world, tmp_path):
     given = {"plan": plan, "epochs": 2, "gate": "off", "curriculum": "off"}
@@ -159,7 +159,7 @@ def test_a_torn_line_is_normal_and_damage_is_told_once(world, tmp_path):
     assert result["energy"]["total_j"] == pytest.approx(world.energy_j, rel=0.02)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"mine\n", b"[1]\n" * 9, b'{"at": "run"}\n'])
 def test_a_journal_of_nothing_is_passed_over(content, world, tmp_path):
     governed(tmp_path, world, should_stop=StopAt(9), **OPEN)

@@ -31,7 +31,7 @@ def resumed(out, tape=None, **given):
     return session(out, resume=True, listener=tape or Tape(), **{**GIVEN, **given}).run()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("how", ["gone", "damaged"])
 @pytest.mark.parametrize("name", ["model.onnx", "history.csv", "weights.safetensors"])
 def test_an_output_that_is_gone_or_damaged_is_restored(name, how, tmp_path):
@@ -65,7 +65,7 @@ def test_a_torn_result_beside_good_checkpoints_is_no_obstacle(tmp_path):
     assert tape.of("outputs_damaged") and outcome(tmp_path) == expected
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("how", ["a folder", "a pipe", "a sparse file"])
 @pytest.mark.parametrize("name", ["checkpoint", "run.json", "events.jsonl", "journal.jsonl", "features.cache"])
 def test_strange_things_in_the_place_of_files_neither_hang_nor_give_a_traceback(name, how, tmp_path):

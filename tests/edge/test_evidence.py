@@ -62,7 +62,7 @@ def test_less_sure_is_not_better_however_many_labels_are_wrong(share):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
 def test_equal_models_seem_better_as_seldom_as_the_level_says(level):
-    tries = 300
+    tries = 150
     hits = 0
     for seed in range(tries):
         truth = labels(60, seed)

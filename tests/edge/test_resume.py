@@ -116,7 +116,7 @@ def test_a_run_interrupted_three_times_ends_the_same(case, apart, tmp_path):
         assert outcome(out) == expected, f"first stopped at boundary {first} of {boundaries}"
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("module", "name"),
     [

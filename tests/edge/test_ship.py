@@ -62,7 +62,7 @@ SENSELESS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("plans", [CLOSED, FULL], ids=["closed_form", "full"])
 @pytest.mark.parametrize("case", SENSELESS)
 def test_nothing_ships_that_was_learnt_from(case, plans, tmp_path):
@@ -167,6 +167,7 @@ def test_new_statistics_forget_little_as_half_of_the_anchors_is_learnt_from(tmp_
     assert result["shipped"] and memory["right"] >= 45 and f"{memory['right']} of 50" in result["evidence"]["why"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("images", "rehearsed"), [(39, 0), (40, 20), (100, 50)])
 def test_half_of_the_anchors_of_each_class_are_learnt_from(images, rehearsed):
     labels = np.arange(images) % 5
@@ -188,6 +189,7 @@ def test_a_device_with_few_classes_may_forget_the_others(tmp_path):
     assert result["shipped"] and memory["images"] >= LEAST_ANCHORS and not memory["forgot"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_few_images_of_two_classes_do_not_say_that_there_are_no_others(seed, tmp_path):
     """Three of each: a model that knew ten digits still knows them, or stays as it was."""

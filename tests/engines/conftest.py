@@ -20,7 +20,7 @@ from edge_sel.engines.torch import TorchEngine
 from edge_sel.pack.reader import Pack, open_pack
 from edge_sel.pack.writer import write_pack
 from tests.engines.reference import forward_of
-from tests.once import once
+from tests.once import MAKES_PLANS, code_digest, kept_folder, once
 
 
 class BlockedOrt(OrtEngine):
@@ -77,13 +77,13 @@ class _WholeImagesTrainer:
         return self._trainer.guilt(batch._replace(images=self._backbone(batch.images)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engines(one_thread: None) -> dict[str, Any]:
     """All of them, by name."""
     return {name: WholeImages(make()) for name, make in ENGINES.items()}
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(scope="package", params=ENGINES)
 def engine(request: pytest.FixtureRequest, engines: dict[str, Any]) -> Any:
     return engines[request.param]
 
@@ -97,17 +97,25 @@ def can_train(request: pytest.FixtureRequest) -> None:
             pytest.skip("the official Adam moves every channel of a weight")
 
 
-@pytest.fixture(scope="session")
-def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Pack]:
+@pytest.fixture(scope="package", autouse=True)
+def once_here(exports_once: None) -> None:
+    pass
+
+
+@pytest.fixture(scope="package")
+def packs(
+    digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, exports_once: None, request: Any
+) -> dict[str, Pack]:
     """By optimizer: the built-in pack's weights with the graphs that today's compiler makes of them."""
     from edge_sel.server.compile_plans import DEFAULT_PLANS, compile_plans
 
     manifest, weights = digits_pack.manifest, digits_pack.weights()
-    forward = once(tmp_path_factory, "forward-digits", lambda: forward_of(digits_pack))
+    forward = forward_of(digits_pack)
     made = {}
     for optimizer in OPTIMIZERS:
         given = forward, DEFAULT_PLANS, optimizer, len(manifest.model.classes), lambda line: None
-        graphs, plans, backbones, _ = once(tmp_path_factory, f"plans-{optimizer}", partial(compile_plans, *given))
+        name, kept = f"plans-{optimizer}-{digits_pack.digest}-{code_digest(MAKES_PLANS)}", kept_folder(request.config)
+        graphs, plans, backbones, _ = once(tmp_path_factory, name, partial(compile_plans, *given), kept=kept)
         path = tmp_path_factory.mktemp(optimizer) / "pack"
         manifest = dataclasses.replace(manifest, optimizer=optimizer, plans=plans, backbones=backbones)
         write_pack(path, manifest, weights, graphs)
@@ -121,12 +129,12 @@ def packs(digits_pack: Pack, tmp_path_factory: pytest.TempPathFactory, one_threa
     return made
 
 
-@pytest.fixture(scope="session", params=OPTIMIZERS)
+@pytest.fixture(scope="package", params=OPTIMIZERS)
 def pack(request: pytest.FixtureRequest, packs: dict[str, Pack]) -> Pack:
     return packs[request.param]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def batch(digits_pack: Pack) -> Batch:
     """Twelve digits with so much noise that every sample has a loss, and uneven sample weights.
 
@@ -139,18 +147,18 @@ def batch(digits_pack: Pack) -> Batch:
     return Batch(x, digits.labels[:12], rng.uniform(0.5, 1.5, 12).astype(np.float32))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def given(digits_pack: Pack) -> Arrays:
     """The arrays that every shared trainer and predictor was made from; an engine must not change them."""
     return digits_pack.weights()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def predict(engine: Any, pack: Pack, given: Arrays) -> Predict:
     return engine.predictor(pack, given)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_trainers() -> dict[tuple[str, str, str, int], tuple[Trainer, Arrays]]:
     """Those made so far, each with the state it started in."""
     return {}

@@ -43,7 +43,7 @@ OTHER = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def courses() -> dict[object, list[Step]]:
     """What the reference did; it is the same for every engine."""
     return {}

@@ -27,12 +27,12 @@ pytestmark = pytest.mark.skipif(not OFFICIAL, reason="onnxruntime-training is no
 STEP = Hyper(learning_rate=1e-2, gamma=1e-4)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine(engines):
     return engines["ort-training"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ort(engines):
     return engines["ort"]
 

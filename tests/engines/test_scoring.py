@@ -69,7 +69,7 @@ def test_the_batch_size_may_be_another_in_every_step(trainer, predict, batch, pl
         np.testing.assert_allclose(predict(batch.images[:count]), predicted[:count], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @every_form
 def test_an_extended_head_learns_new_classes(engine, pack, batch, plan):
     head = pack.manifest.model.head

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from edge_sel.graphs.ir import Forward
-from tests.once import once
 
 ForwardOf = Callable[[str], tuple[object, Forward]]
 SIZE = 16
@@ -23,8 +22,13 @@ def large_ones_slow(cases: Iterable[Any]) -> list[Any]:
     return [pytest.param(*case, marks=[pytest.mark.slow] if case[0] in LARGE else []) for case in tuples]
 
 
-@pytest.fixture(scope="session")
-def net_of(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> ForwardOf:
+@pytest.fixture(scope="package", autouse=True)
+def once_here(exports_once: None) -> None:
+    pass
+
+
+@pytest.fixture(scope="package")
+def net_of(exports_once: None) -> ForwardOf:
     """net_of("resnet-c") -> the randomly initialised model for ten classes, and its forward graph.
 
     Also those of ``nets.py``, which have five classes.
@@ -32,7 +36,7 @@ def net_of(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Forwar
     import torch
 
     from edge_sel.models.registry import build, prepare
-    from edge_sel.server.source.torch_model import export_forward
+    from edge_sel.server.source import torch_model
     from tests.graphs.nets import Inverted, Masked, Moved, PartsNet, PooledHead, SmallTransformer, TwoHeads
 
     nets = {net.__name__: net for net in (PartsNet, SmallTransformer, PooledHead, TwoHeads, Moved, Masked, Inverted)}
@@ -45,8 +49,7 @@ def net_of(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Forwar
             if name in nets:
                 for parameter in model.parameters():  # no symmetric start: each parameter gets a gradient of its own
                     parameter.data += 0.1 * torch.randn_like(parameter)
-            forward = once(tmp_path_factory, f"forward-{name}", lambda: export_forward(model, (SIZE, SIZE)))
-            made[name] = model, forward
+            made[name] = model, torch_model.export_forward(model, (SIZE, SIZE))
         return made[name]
 
     return get

@@ -8,7 +8,7 @@ from torch import nn
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.plans import attention_heads, make_plan
-from edge_sel.server.source.torch_model import export_forward
+from edge_sel.server.source import torch_model
 from tests.graphs.steps import assert_step_is_autograds, batch
 
 
@@ -49,7 +49,7 @@ class Cut(nn.Module):
 
 
 def test_what_is_cut_in_three_without_a_softmax_is_no_attention(one_thread):
-    forward = export_forward(Cut(), (16, 16))
+    forward = torch_model.export_forward(Cut(), (16, 16))
     assert attention_heads(forward) == {}
     with pytest.raises(GraphError, match="plan full-h50 finds no attention heads to limit in this graph"):
         make_plan(forward, "full-h50")

@@ -235,7 +235,7 @@ def test_the_graphs_of_both_halves_have_the_inputs_outputs_and_work_of_the_whole
         assert ours == theirs
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("optimizer", OPTIMIZER_STATE)
 @pytest.mark.parametrize(("name", "plan"), [(n, p) for n, p in CUT if n not in ("resnet-c", "resnet18-cifar")])
 def test_steps_on_features_are_the_steps_on_images(net_of, name, plan, optimizer):

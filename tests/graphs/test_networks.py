@@ -10,7 +10,7 @@ from torch import nn
 
 from edge_sel.errors import GraphError
 from edge_sel.graphs.plans import make_plan
-from edge_sel.server.source.torch_model import export_forward
+from edge_sel.server.source import torch_model
 from tests.graphs.steps import assert_step_is_autograds, batch
 
 PLANS = ("head", "affine", "first", "last", "last2", "full", "full-c25")
@@ -51,7 +51,7 @@ def test_the_last_stage_of_a_network_with_squeeze_and_excite(one_thread):
 
     torch.manual_seed(0)
     model = Gated()
-    forward = export_forward(model, (16, 16))
+    forward = torch_model.export_forward(model, (16, 16))
     last = {f"{part}.2.{leaf}" for part in ("maps", "gates", "after") for leaf in ("weight", "bias")}
     assert set(make_plan(forward, "last").trainable) == last | {"head.weight", "head.bias"}
     assert_step_is_autograds(model, forward, "last", batch(16))
@@ -76,7 +76,7 @@ def test_parameters_of_the_model_itself_are_trained(one_thread):
 
     torch.manual_seed(0)
     model = WithToken()
-    forward = export_forward(model, (16, 16))
+    forward = torch_model.export_forward(model, (16, 16))
     trainable = make_plan(forward, "full").trainable
     assert "token" in trainable and "scale_of" not in trainable
     assert_step_is_autograds(model, forward, "full", batch(16))
@@ -103,7 +103,7 @@ def test_torchvision_classifiers(one_thread, name):
     model = models.get_model(name, weights=None, num_classes=5, **options).eval()
     if name.startswith("vit"):
         nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero: no gradient would pass
-    forward = export_forward(model, (size, size))
+    forward = torch_model.export_forward(model, (size, size))
     assert set(make_plan(forward, "full").trainable) == {n for n, _ in model.named_parameters()}
     for plan in ("head", "affine", "last", "full"):
         for seed in range(8):  # rounding across the kink of one ReLU changes a gradient by percents, in torch too
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_exported_says_so(one_thread):
             return self.head(mean if mean.sum() > 0 else -mean)
 
     with pytest.raises(GraphError, match="cannot export Branching"):
-        export_forward(Branching(), (16, 16))
+        torch_model.export_forward(Branching(), (16, 16))
 
 
 def test_a_parameter_that_the_graph_does_not_read_is_named(one_thread, capfd):
@@ -141,5 +141,5 @@ def test_a_parameter_that_the_graph_does_not_read_is_named(one_thread, capfd):
             return self.head(x.mean((2, 3)))
 
     with pytest.raises(GraphError, match=r"lost in the export: spare\.bias, spare\.weight"):
-        export_forward(Unused(), (16, 16))
+        torch_model.export_forward(Unused(), (16, 16))
     assert capfd.readouterr() == ("", ""), "the exporter is quiet"

@@ -77,7 +77,7 @@ def test_sums_of_features_that_are_no_longer_the_servers_go(what):
     assert PACK.with_weights(changed(*MODEL.head)).sums is not None
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["new.edgepack", "new"])
 @pytest.mark.parametrize("classes", [10, 12])
 def test_a_pack_that_is_saved_is_a_pack(name, classes, tmp_path):

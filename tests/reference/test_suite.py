@@ -36,7 +36,7 @@ def timeless(result):
     return [{key: value for key, value in row.items() if key not in TIMED} for row in result["rows"]]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "name",
     ["lottery-ticket", "warmup-sel", "sel-v3", "fast-ast", "dihcl-beta", "infobatch", "selective-backprop", "fast"],
@@ -181,7 +181,7 @@ def test_imagenet_weights_fit_except_stem_and_head():
     assert word == "random"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_runs_at_smoke_scale(name, suite):
     result = suite(name)[0]

@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
     def run():
         out = tmp_path_factory.mktemp("report") / "finished"
         run_facts = {"threads": 1, "meter": "psutil", "profile": "cloud-vm"}
-        finetune(None, None, out=out, plan="closed_form,full,last-c25", epochs=2, **run_facts)
+        finetune(None, None, out=out, plan="closed_form,full,last-c25", epochs=1, **run_facts)
         return out
 
     return once(tmp_path_factory, "run of the report", run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from edge_sel.data.dataset import ImageSet
-from tests.once import once
 
 NOW = datetime(2024, 1, 1, tzinfo=timezone.utc)
 CLASSES = ("ant", "bee", "cat")
@@ -48,28 +47,19 @@ def warm(make_checkpoint) -> Path:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def exported_once(one_thread: None, loads_once: None, reads_once: None, tmp_path_factory):
-    """Torch's export takes seconds, so each network is exported once; a third of them is a table, made once too."""
+def once_here(exports_once: None, loads_once: None, reads_once: None) -> Iterator[None]:
+    """A third of an export is a table of translations, made once too."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    from edge_sel.server.source import torch_model
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        real, made = torch_model.export_forward, {}
-
-        def export_forward(model, size):
-            codes = [type(part).forward.__code__ for part in model.modules()]
-            code = tuple((c.co_code, c.co_names, repr(c.co_consts), c.co_filename, c.co_firstlineno) for c in codes)
-            weights = b"".join(value.detach().numpy().tobytes() for value in model.state_dict().values())
-            key = (code, str(model), size, weights)
-            if key not in made:
-                name = hashlib.sha256(repr(key).encode()).hexdigest()
-                made[key] = once(tmp_path_factory, f"export-{name}", lambda: real(model, size))
-            return made[key]
-
-        patch.setattr(torch_model, "export_forward", export_forward)
         yield
+
+
+@pytest.fixture
+def read_here_alone(monkeypatch) -> None:
+    """Files of our own are read in this process, and not in one of limited memory first: others are tested for that."""
+    monkeypatch.setattr("edge_sel.server.source.open.require_readable", lambda *_: None)
 
 
 @pytest.fixture

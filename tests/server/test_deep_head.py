@@ -105,7 +105,7 @@ def test_tokens_are_averaged_over_tokens():
 # Nothing changes
 
 
-@pytest.mark.parametrize("name", ["resnet-c-small", "mobilenet-c"])
+@pytest.mark.parametrize("name", ["resnet-c-small", pytest.param("mobilenet-c", marks=pytest.mark.slow)])
 def test_it_computes_what_it_did_until_something_is_learnt(name):
     forward = forward_of(network(name))
     deep = with_deep_head(forward, find_taps(forward))
@@ -144,7 +144,7 @@ def test_each_ending_keeps_its_head(ending):
 # In torch
 
 
-@pytest.mark.parametrize("name", ["resnet-c-small", "mobilenet-c"])
+@pytest.mark.parametrize("name", ["resnet-c-small", pytest.param("mobilenet-c", marks=pytest.mark.slow)])
 def test_torch_computes_the_same_with_any_weights(name):
     model = network(name)
     source = from_module(model, WarmupInfo(name, ("a", "b", "c", "d"), (SIZE, SIZE), (0.5,) * 3, (0.5,) * 3, {}))

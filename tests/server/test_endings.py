@@ -46,17 +46,14 @@ def stripes(count: int, seed: int, *, field: bool = False) -> ImageSet:
     return ImageSet.from_arrays(np.clip(pixels, 0, 255).astype(np.uint8), labels, ("across", "along", "between"))
 
 
+pytestmark = pytest.mark.usefixtures("read_here_alone")
+
+
 @pytest.fixture(autouse=True)
 def quiet_exporter(one_thread):
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
-
-
-@pytest.fixture(autouse=True)
-def read_here_alone(monkeypatch):
-    """Files of our own are read in this process, and not in one of limited memory first: others are tested for that."""
-    monkeypatch.setattr("edge_sel.server.source.open.require_readable", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +84,7 @@ def opened(ending: str, kind: str, tmp_path, exported, *, new_head: bool) -> Sou
 CASES = [(ending, kind) for kind in KINDS for ending in ENDINGS]
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
 def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, exported, tmp_path):
     source = opened(ending, kind, tmp_path, exported, new_head=True)
@@ -103,7 +100,7 @@ def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, expo
         assert run.shipped and run.accuracy_after > min(run.accuracy_before + 0.2, 0.98)  # some begin near that
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
 def test_its_own_head_has_the_closed_form_too(ending, kind, exported, tmp_path):
     found = {plan.name: plan.reason for plan in forecast(opened(ending, kind, tmp_path, exported, new_head=False),

@@ -138,7 +138,7 @@ def test_no_operator_is_blamed_when_every_rule_is_right(exported_forward):
 
 
 @pytest.fixture(scope="module")
-def exported(exported_once, warm, tmp_path_factory):
+def exported(exports_once, warm, tmp_path_factory):
     """A pack in a folder and the same in a file."""
     folder = tmp_path_factory.mktemp("exported")
     for name in ("pack", "one.edgepack"):
@@ -146,7 +146,7 @@ def exported(exported_once, warm, tmp_path_factory):
     return folder
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("failure", (GraphError("refused"), KeyboardInterrupt(), MemoryError()))
 @pytest.mark.parametrize("stage", ("calibrate_pack", "parity_batches", "write_pack"))
 def test_a_failed_export_leaves_what_was_there(exported, warm, tmp_path, monkeypatch, stage, failure):
@@ -256,7 +256,7 @@ def test_the_same_export_twice_is_the_same_file(warm, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def checked(exported_once, warm, tmp_path_factory):
+def checked(exports_once, warm, tmp_path_factory):
     """A pack, and batches to check it on."""
     path = tmp_path_factory.mktemp("checked") / "pack"
     export_pack(from_checkpoint(warm), noise_images(), path, plans=("bn", "head", "full"), now=NOW)

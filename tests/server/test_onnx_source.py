@@ -38,6 +38,9 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 ASKED = Asked(classes=CLASSES, mean=MEAN, std=STD)
 
 
+here_alone = pytest.mark.usefixtures("read_here_alone")
+
+
 def plain(path, **options):
     return files.torch_file(path, files.settled(), **options)
 
@@ -97,6 +100,7 @@ def test_any_form_of_a_file_computes_the_same_and_has_a_linear_head(form, tmp_pa
     assert len(set(biases)) == len(biases), "a layer has no weight of another"
 
 
+@here_alone
 def test_a_product_and_a_sum_behind_relu_become_a_normalisation_that_computes_the_same(tmp_path):
     path = FORMS["normalised behind ReLU"](tmp_path / "net.onnx")
     source = open_source(str(path), ASKED)
@@ -118,6 +122,7 @@ def test_a_product_and_a_sum_behind_relu_become_a_normalisation_that_computes_th
     np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-5)
 
 
+@here_alone
 def test_constants_that_the_exporter_did_not_store_are_told(tmp_path):
     def lose(model):
         model.graph.input.append(
@@ -129,7 +134,8 @@ def test_constants_that_the_exporter_did_not_store_are_told(tmp_path):
         open_source(str(path), ASKED)
 
 
-@pytest.mark.sampled(9)
+@here_alone
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(
     "form",
     ("folded, of a fixed batch", "channels last, scaled", "of operator set 9", "as Paddle writes", "names of a step",
@@ -149,7 +155,8 @@ def test_a_pack_of_a_file_trains_as_torch_does(form, optimizer, one_thread, tmp_
     assert all(error < 1e-3 for error in limits.values())
 
 
-@pytest.mark.sampled(5)
+@here_alone
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     ("op", "rule"),
     (
@@ -168,6 +175,7 @@ def test_a_wrong_rule_is_refused_without_torch(op, rule, tmp_path, monkeypatch):
     assert not (tmp_path / "pack").exists()
 
 
+@here_alone
 def test_a_new_head_is_fitted_to_the_folder(one_thread, tmp_path):
     """Of four classes, where the file has three."""
     rng = np.random.default_rng(0)
@@ -265,6 +273,7 @@ BAD = {
 }
 
 
+@here_alone
 @pytest.mark.parametrize("bad", BAD)
 def test_a_file_that_cannot_be_trained_is_one_line(bad, tmp_path):
     change, kind, message = BAD[bad]
@@ -299,6 +308,7 @@ def test_external_data_are_read_and_missed(tmp_path):
         read_onnx(path, None, 3)
 
 
+@here_alone
 def test_how_images_were_normalised_must_be_told(tmp_path):
     path = plain(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match="the normalisation of the images is unknown"):
@@ -360,11 +370,13 @@ def test_nothing_is_written_and_nothing_lost_when_a_file_is_refused(tmp_path):
     assert not out.exists()
 
 
+@here_alone
 def test_weights_have_no_meaning_beside_an_onnx_file(tmp_path):
     with pytest.raises(UsageError, match="--weights does not apply"):
         open_source(str(plain(tmp_path / "net.onnx")), Asked(classes=CLASSES, weights=Path("w.pth")))
 
 
+@here_alone
 def test_of_torch_the_step_is_the_same(one_thread, tmp_path):
     """The gradient of the file's first convolution is that of the torch model it was made of."""
     model = files.settled()

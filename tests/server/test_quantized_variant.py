@@ -56,6 +56,7 @@ def no_numbers(conv, weights, input_scale):
 FOLD = quantize.fold_batch_norm
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("wrong", [wrong_weights, wrong_bias, no_numbers])
 def test_a_variant_that_differs_is_not_shipped(wrong, warm, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "fold_batch_norm", wrong)

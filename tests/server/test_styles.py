@@ -23,6 +23,7 @@ def scenes(side: int = 48, count: int = 6) -> np.ndarray:
     return np.stack(made)
 
 
+@pytest.mark.sampled(2)
 @every_style
 @pytest.mark.parametrize("side", [8, 28, 33, 224])
 def test_every_style_keeps_size_and_kind_and_changes_something(style, side):

@@ -78,6 +78,7 @@ def test_images_for_validation_are_never_learnt(home, learner, truth):
     assert len(held) + len(candidate.digests) == len(given.numbers)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(3))
 def test_labels_by_chance_put_nothing_into_service(home, learner, truth, seed):
     rng = np.random.default_rng(seed)

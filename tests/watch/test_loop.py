@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_sel.cli.main import main
 from edge_sel.watch.home import open_home
 from tests.watch.conftest import PACK, write_digits
 
@@ -95,7 +96,7 @@ def test_watch_label_learn_serve_roll_back(watched, tmp_path):
     again.close()
 
 
-@pytest.mark.parametrize("kills", [4])
+@pytest.mark.parametrize("kills", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_counts_nothing_twice_and_loses_nothing(tmp_path, kills):
     camera, home = tmp_path / "camera", tmp_path / "home"
     write_digits(camera, 120)
@@ -132,17 +133,24 @@ def test_systemd_is_told_and_two_watchers_of_one_home_are_refused(tmp_path):
             assert second.returncode == 2 and "watches with this home" in second.stderr
 
 
-def test_lines_as_a_table_and_errors_in_one_line(watched, tmp_path):
+def test_lines_as_a_table_and_errors_in_one_line(watched, tmp_path, monkeypatch, capsys):
     home = tmp_path / "home"
     shutil.copytree(watched / "home", home)
-    table = edge_sel("watch", "--home", home, "--csv").stdout.splitlines()
+
+    def here(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edge-sel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capsys.readouterr()
+
+    table = here("watch", "--home", home, "--csv")[1].splitlines()
     assert table[0].startswith("number,source,seen,class,probability,novelty") and len(table) == 151
     for arguments in (["watch", "--home", home], ["watch", tmp_path / "nowhere", "--home", home],
                       ["watch", tmp_path, "--home", tmp_path / "none"], ["label", "--home", tmp_path / "none"],
                       ["serve"], ["serve", "--home", tmp_path], ["rollback", "--home", home],
                       ["watch", tmp_path, "--home", home, "--model", Path(__file__)]):  # fmt: skip
-        refused = edge_sel(*arguments)
-        assert refused.returncode in (2, 3, 4) and len(refused.stderr.splitlines()) == 1, refused.stderr
+        code, _, errors = here(*arguments)
+        assert code in (2, 3, 4) and len(errors.splitlines()) == 1, errors
 
 
 def test_garbage_ends_its_connection_without_a_word(watched, tmp_path):

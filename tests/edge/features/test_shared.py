@@ -164,6 +164,7 @@ def test_two_processes_may_share_it(tmp_path):
 ASKED = {"threads": 1, "engine": "ort", "device": "cpu", "backbone_precision": "fp32", "keep_duplicates": True}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("plan", ["ridge", "closed_form", "bn,last-c25"])
 def test_a_run_ends_the_same_with_and_without_it(plan, tmp_path):
     asked = {**ASKED, "plan": plan, "epochs": 1}

@@ -39,6 +39,7 @@ def test_limits_that_never_bind_change_no_bit(given, world, tmp_path):
     assert outcome(tmp_path / "held") == outcome(tmp_path / "free")
 
 
+@pytest.mark.slow
 def test_the_same_world_gives_the_same_run(tmp_path):
     samples = []
     for out in ("one", "two"):
@@ -75,6 +76,7 @@ def test_the_evaluations_are_cooled_too(world, tmp_path):
     assert world.hottest_c <= 81.0 and outcome(tmp_path / "held") == outcome(tmp_path / "free")
 
 
+@pytest.mark.slow
 def test_a_device_that_stays_hot_is_left_alone(world, tmp_path):
     result = governed(tmp_path, world, Ceiling(46.0), **OPEN)
     assert result["stopped"] == "temperature" and files(tmp_path) == FILES
@@ -84,6 +86,7 @@ def test_a_device_that_stays_hot_is_left_alone(world, tmp_path):
 # Seconds and the rest
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seconds", [10.0, 20.0, 30.0])
 def test_a_deadline_is_when_everything_is_written(seconds, world, tmp_path):
     tape = Steps(world)
@@ -121,6 +124,7 @@ def test_quiet_hours_wait_until_the_morning(world, tmp_path):
     assert outcome(tmp_path) == free()[1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cap_w", [4.0, 7.0])
 def test_a_power_cap_pauses_and_changes_no_bit(cap_w, world, tmp_path):
     tape = Steps(world)
@@ -145,6 +149,7 @@ def test_a_signal_in_quiet_hours_stops_before_a_stage_begins(world, tmp_path):
     assert outcome(tmp_path) == free()[1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("asked_s", [30.0, 100.5])
 def test_a_signal_during_a_pause_stops_at_once(asked_s, world, tmp_path):
     """At once, and as a signal: the limit is no longer what matters."""

@@ -66,6 +66,7 @@ def test_an_hour_within_both_limits_with_many_seeds(seed):
     held(seed)
 
 
+@pytest.mark.sampled(3)
 @SEEDS
 def test_without_limits_the_same_hour_is_too_hot_and_takes_too_much(seed):
     """So that the tests above can fail."""
@@ -87,6 +88,7 @@ def test_the_same_seed_decides_the_same():
     assert one["decisions"] != hour(4, MAX_C, BUDGET_J).decisions
 
 
+@pytest.mark.sampled(3)
 @SEEDS
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_budget_alone(seed, share):
@@ -103,6 +105,7 @@ def most_w(run, cap_w):
     return cap_w + (cap_w * BURST_S + 2 * run.longest_step_j) / run.seconds
 
 
+@pytest.mark.sampled(3)
 @SEEDS
 def test_a_power_cap_alone(seed):
     run = hour(seed, cap_w=CAP_W)
@@ -110,6 +113,7 @@ def test_a_power_cap_alone(seed):
     assert {d["limit"] for d in run.decisions} == {"power cap"} and "stop" not in actions(run)
 
 
+@pytest.mark.sampled(3)
 @SEEDS
 def test_a_ceiling_alone(seed):
     run = hour(seed, MAX_C)

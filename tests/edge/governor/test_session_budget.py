@@ -9,7 +9,7 @@ from tests.edge.sessions import StopAt, digits, outcome, pack
 from tests.edge.world import World, governed
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("tests", [0, 200], ids=["validation", "validation and test"])
 def test_a_budget_ends_the_run_in_order(share, tests, world, tmp_path):
@@ -39,6 +39,7 @@ def test_what_the_end_takes_is_kept_and_spent(world, tmp_path):
     assert world.energy_j <= 250.0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("tests", "budget_j"), [(200, 300.0), (300, 300.0), (390, 350.0)])
 def test_the_rests_of_the_end_are_in_the_budget(tests, budget_j, world, tmp_path):
     """The power cap makes the looks at the end take far longer than their work."""
@@ -125,6 +126,7 @@ def test_a_lost_meter_ends_a_run_with_a_budget(world, tmp_path):
     assert files(tmp_path) == FILES and world.now_s < 25.0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
 def test_the_look_at_the_packs_anchors_fits_too(share, world, tmp_path):
     unlimited, _ = free()

@@ -28,7 +28,7 @@ from tests.edge.world import World, governed
 # Decisions
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @every_pack
 def test_training_stages_are_as_decided(base):
     result, _, _, rows = automatic_run(base)
@@ -38,6 +38,7 @@ def test_training_stages_are_as_decided(base):
     assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, len(epochs) + 1))
 
 
+@pytest.mark.sampled(4)
 @every_pack
 def test_decisions_are_the_events(base):
     result, _, tape, _ = automatic_run(base)
@@ -88,6 +89,7 @@ def test_joules_that_came_are_those_of_the_epochs(tmp_path):
         assert decision["came"]["energy_j"] == pytest.approx(sum(joules)) and sum(joules) > 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("given", [AUTO, {"plan": "bn,full,head", **RUINOUS}], ids=["good", "bad"])
 def test_the_history_tells_where_each_training_stage_began(given, tmp_path):
     """With the best validation figures of all training stages before it."""

@@ -61,6 +61,7 @@ def clean(count):
 # What it does
 
 
+@pytest.mark.slow
 def test_it_beats_three_epochs_of_steps(tmp_path):
     test = digits(390, "test")
     closed = session(tmp_path / "closed_form", images=digits(400), test=test, plan=CLOSED, **GIVEN).run()

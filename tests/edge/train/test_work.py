@@ -25,7 +25,7 @@ def of_plan(result, plan):
     return [epoch for epoch in result["epochs"] if epoch["plan"] == plan]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("gate", "rate"), [("sundew", 0.3), ("random", 0.3), ("sundew", 0.05), ("off", 0.3)])
 def test_gated_samples_leave_the_batch(gate, rate, tmp_path):
     result, engine = run(
@@ -76,6 +76,7 @@ def test_fewer_images_than_a_batch_are_collected_over_epochs(tmp_path):
     assert of_plan(result, "affine")[0]["train_acc"] is None
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("plan", "curriculum"), [*((plan, "off") for plan in PLANS), ("head", "cumulative")])
 def test_executed_and_nominal_flops_of_an_epoch_are_those_of_what_the_engine_was_asked(plan, curriculum, tmp_path):
     engine, backbone_images = Recording(), [0]

@@ -95,7 +95,7 @@ def test_scoring_counts_image_by_image(work_left, tmp_path):
     assert done == pytest.approx([16 * (pack().plan("head").flops_forward + pack().backbone("head").flops)] * 5)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("curriculum", "boundary", "again"),
     [("off", 2, 2), ("off", 8, 8), ("off", 26, 26), ("cumulative", 11, 7), ("cumulative", 15, 15)],

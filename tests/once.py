@@ -7,6 +7,7 @@ import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,9 +42,18 @@ def once(
         part.write_bytes(pickle.dumps(make()))
         part.replace(path)
         if kept is not None:
-            for old in sorted(kept.iterdir(), key=lambda file: file.stat().st_mtime)[:-KEPT_FILES]:
-                old.unlink(missing_ok=True)
+            _forget_oldest(kept)
     return pickle.loads(path.read_bytes())
+
+
+def _forget_oldest(kept: Path) -> None:
+    """All but the newest; another process may do the same just now."""
+    found = []
+    for path in kept.glob("*.pickle"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found)[:-KEPT_FILES]:
+        path.unlink(missing_ok=True)
 
 
 def kept_folder(config: pytest.Config) -> Path | None:

@@ -126,6 +126,7 @@ def take_part(
         raise UsageError("noise is for statistics only", where="--epsilon", fix="leave it out, or --kind statistics")
     else:
         delta_plan(opened, plan)
+    more = {"config": config, "environ": environ, "profile": device, "should_stop": should_stop, "listener": tell}
     with ExitStack() as stack:
         meter, probes = find_meter(device, settings.meter, on_processor=True)
         recorder = stack.enter_context(EnergyRecorder(
@@ -134,31 +135,26 @@ def take_part(
         ))  # fmt: skip
         window = recorder.start_window("update")
         limits = _Limits(resolved, recorder, should_stop, tell)
-        origin = Origin(secrets.token_hex(16), round_name)
+        left: bytes | None = None
         try:
             limits.begin()
             images, left_out = _training_images(opened, Path(data), resolved, kind)
             if kind == "statistics":
-                engine = OrtEngine(settings.threads)
-                features = features_of(opened, images, engine, limits.between)
-                figure = recorder.end_window(window)
-                origin = origin._replace(energy_j=figure.total_j, energy_source=figure.source)
-                rng = np.random.default_rng(secrets.randbits(128))
-                content, left = (
-                    make_statistics(opened, features, images.labels, images.classes, origin, privacy=privacy, rng=rng),
-                    None,
-                )
-                sent = sum(count for count in images.class_counts().tolist() if count >= LEAST_OF_CLASS)
+                features = features_of(opened, images, OrtEngine(settings.threads), limits.between)
             else:
-                more = {"config": config, "environ": environ, "profile": device, "should_stop": should_stop, **flags}
-                done = _trained(opened, images, plan, epochs, {**more, "listener": tell})
-                origin = origin._replace(energy_j=done.energy_j, energy_source=done.energy_source)
-                content, left = _delta(opened, done, plan, origin, _path(residual))
-                sent = len(done.training)
-                figure = recorder.end_window(window)
+                done = _trained(opened, images, plan, epochs, {**more, **flags})
         except _DeclinedError as why:
             figure = recorder.peek(window)
             return Contribution(b"", None, 0, (), figure.total_j, figure.source, str(why))
+        figure = recorder.end_window(window)
+    origin = Origin(secrets.token_hex(16), round_name, figure.total_j, figure.source)
+    if kind == "statistics":
+        rng = np.random.default_rng(secrets.randbits(128))
+        content = make_statistics(opened, features, images.labels, images.classes, origin, privacy=privacy, rng=rng)
+        sent = sum(count for count in images.class_counts().tolist() if count >= LEAST_OF_CLASS)
+    else:
+        content, left = _delta(opened, done, plan, origin, _path(residual))
+        sent = len(done.training)
     signature = None if key is None else sign_update(content, key)
     return Contribution(content, signature, sent, left_out, figure.total_j, figure.source, residual=left)
 

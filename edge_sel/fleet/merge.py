@@ -168,9 +168,7 @@ def _merge_statistics(
         total = _less(total, part(chosen.pop(worst)))
         found = solve_sums(total)
     merged = _merged_head(pack, judge, judge.solve(total, found.strength), heads, classes, chosen)
-    return merged._replace(
-        strength=found.strength, error_before=judge.error_alone(total, shifted=True), error=found.score
-    )
+    return merged._replace(strength=found.strength, error_before=judge.error_alone(total), error=found.score)
 
 
 def _merged_head(
@@ -211,7 +209,7 @@ def _least_error(judge: _Judge, total: DeviceSums, part: DeviceSums, strength: f
     rest = _less(total, part)
     if ((part.counts > 0) & (rest.counts < LEAST_OF_CLASS) & ~judge.known).any():
         return 0.0  # nobody else has ever seen one of its classes
-    return min(_error_on(part, judge.solve(rest, strength)), judge.error_alone(part))
+    return min(_error_on(part, judge.solve(rest, strength)), _error_on(part, judge.best_alone(rest)))
 
 
 def _error_on(part: DeviceSums, coefficients: np.ndarray) -> float:
@@ -269,18 +267,19 @@ class _Judge:
         unit = unit_of(self._own)
         return [np.asarray(solve_at(self._own, strength * unit)) for strength in ALONE]
 
-    def error_alone(self, part: DeviceSums, *, shifted: bool = False) -> float:
-        """Least mean squared error on a device's images by the server's sums alone, at any strength.
+    def best_alone(self, devices: DeviceSums) -> np.ndarray:
+        """Of these the ones of the strength that suits all devices together best."""
+        return min(self._alone, key=lambda coefficients: _error_on(devices, coefficients))
 
-        ``shifted``: with the best constants for each class too, as who knows nothing but the shares of the classes.
+    def error_alone(self, devices: DeviceSums) -> float:
+        """Least mean squared error on the devices' images by the server's sums alone, at any strength.
+
+        With the best constants for each class too, as who knows nothing but the shares of the classes.
         """
-        found = []
+        count, found = max(float(devices.counts.sum()), 1e-9), []
         for coefficients in self._alone:
-            error = _error_on(part, coefficients)
-            if shifted:
-                count = max(float(part.counts.sum()), 1e-9)
-                error -= float((((part.counts - part.gram[-1] @ coefficients / CONSTANT) / count) ** 2).sum())
-            found.append(error)
+            missing = (devices.counts - devices.gram[-1] @ coefficients / CONSTANT) / count
+            found.append(_error_on(devices, coefficients) - float((missing**2).sum()))
         return min(found)
 
     def right(self, weight: np.ndarray, bias: np.ndarray) -> int:

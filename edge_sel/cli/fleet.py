@@ -45,7 +45,7 @@ def group() -> None:
 @click.option("--residual", type=GivenPath(dir_okay=False),
               help="File for what a delta leaves out; it joins that of the next round.")  # fmt: skip
 @click.option("--epsilon", type=FiniteRange(1e-3, 100), help="Add noise for this ε of differential privacy.")
-@click.option("--delta", default=DELTA, show_default=True, type=FiniteRange(1e-12, 0.5), help="δ of the same.")
+@click.option("--privacy-delta", default=DELTA, show_default=True, type=FiniteRange(1e-12, 0.5), help="δ of the same.")
 @click.option("--config", type=GivenPath(dir_okay=False), help="TOML file with settings and limits.")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0, 1024), help="0 for all.")
 @max_pixels_option
@@ -54,8 +54,8 @@ def group() -> None:
 @json_option
 def update_command(
     pack: Path, data: Path, out: Path, key: Path | None, kind: Literal["statistics", "delta"], plan: str,
-    epochs: int | None, residual: Path | None, epsilon: float | None, delta: float, config: Path | None, threads: int,
-    max_pixels: int, profile: str | None, require_signature: tuple[str, ...] | None, as_json: bool,
+    epochs: int | None, residual: Path | None, epsilon: float | None, privacy_delta: float, config: Path | None,
+    threads: int, max_pixels: int, profile: str | None, require_signature: tuple[str, ...] | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write sums of the features of this device's images, or what training on them changes, for a server to merge.
 
@@ -72,7 +72,8 @@ def update_command(
     private = None if key is None else read_private_key(key)
     made = take_part(
         opened, data, kind=kind, plan=plan, epochs=epochs, residual=residual, config=config, environ=os.environ,
-        privacy=None if epsilon is None else (epsilon, delta), profile=profile, threads=threads, max_pixels=max_pixels,
+        privacy=None if epsilon is None else (epsilon, privacy_delta), profile=profile, threads=threads,
+        max_pixels=max_pixels,
     )  # fmt: skip
     if made.declined is None:
         write_update(out, made.content, private)

@@ -43,8 +43,8 @@ _forget_option = click.option("--forget", default=0.33, show_default=True, type=
                               help="Share of what the server's model knew that may be lost.")  # fmt: skip
 _epsilon_option = click.option("--epsilon", type=FiniteRange(1e-3, 100),
                                help="Add noise for this ε of differential privacy, in each round anew.")  # fmt: skip
-_delta_option = click.option("--delta", default=1e-5, show_default=True, type=FiniteRange(1e-12, 0.5),
-                             help="δ of the same.")  # fmt: skip
+_privacy_delta_option = click.option("--privacy-delta", default=1e-5, show_default=True,
+                                     type=FiniteRange(1e-12, 0.5), help="δ of the same.")  # fmt: skip
 _timeout_option = click.option("--round-timeout", default=600.0, show_default=True, type=FiniteRange(5, 604800),
                                help="Seconds to wait for devices, twice a round.")  # fmt: skip
 
@@ -87,8 +87,7 @@ def enrol_command(key: Path, card: Path) -> None:
 def serve_command(
     pack: Path, home: Path, address: str, listen: str, devices: tuple[Path, ...], rounds: int, round_timeout: float,
     min_devices: int, kind: Literal["statistics", "delta"], plan: str, rule: Rule, forget: float, key: Path | None,
-    threads: int,
-    require_signature: tuple[str, ...] | None, as_json: bool,
+    threads: int, require_signature: tuple[str, ...] | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold rounds with devices over a network, and publish what is better. A killed server goes on where it was.
 
@@ -122,7 +121,7 @@ def serve_command(
 @click.option("--ca", required=True, type=GivenPath(dir_okay=False), help="The server's ca.pem.")
 @click.option("--home", required=True, type=GivenPath(file_okay=False), help="Folder for what is kept between rounds.")
 @_epsilon_option
-@_delta_option
+@_privacy_delta_option
 @click.option(
     "--deltas", is_flag=True, help="Send deltas too, if the server asks: these can tell much of single images."
 )
@@ -133,7 +132,7 @@ def serve_command(
 @profile_option
 @require_signature_option
 def join_command(
-    server: str, pack: Path, data: Path, key: Path, ca: Path, home: Path, epsilon: float | None, delta: float,
+    server: str, pack: Path, data: Path, key: Path, ca: Path, home: Path, epsilon: float | None, privacy_delta: float,
     deltas: bool, most_rounds: int | None, config: Path | None, threads: int, max_pixels: int, profile: str | None,
     require_signature: tuple[str, ...] | None,
 ) -> None:  # fmt: skip
@@ -148,7 +147,7 @@ def join_command(
     split_address(server)
     device = Device(
         pack, data, home, read_private_key(key), required_keys(require_signature),
-        None if epsilon is None else (epsilon, delta), config, profile, threads, max_pixels, dict(os.environ),
+        None if epsilon is None else (epsilon, privacy_delta), config, profile, threads, max_pixels, dict(os.environ),
         deltas, most_rounds,
     )  # fmt: skip
     _ready()
@@ -171,14 +170,14 @@ def join_command(
 @_rule_option
 @_forget_option
 @_epsilon_option
-@_delta_option
+@_privacy_delta_option
 @_threads_option
 @max_pixels_option
 @json_option
 def simulate_command(
     pack: Path, data: Path, devices: int, skew: float, seed: int, home: Path, rounds: int, round_timeout: float,
     min_devices: int | None, kind: Literal["statistics", "delta"], plan: str, rule: Rule, forget: float,
-    epsilon: float | None, delta: float, threads: int, max_pixels: int, as_json: bool,
+    epsilon: float | None, privacy_delta: float, threads: int, max_pixels: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold rounds of many devices on this machine: a SuperLink, a SuperNode for each, and their parts of DATA."""
     from edge_sel.data.folder import load_folder
@@ -195,7 +194,7 @@ def simulate_command(
     options = RoundOptions(
         kind, plan, rule, timeout_s=round_timeout, min_devices=enough, forget=forget, threads=threads
     )
-    privacy = None if epsilon is None else (epsilon, delta)
+    privacy = None if epsilon is None else (epsilon, privacy_delta)
     ended = simulate(opened, images, home, devices=devices, skew=skew, seed=seed, rounds=rounds, options=options,
                      privacy=privacy, tell=_err)  # fmt: skip
     _print_rounds(ended, as_json)

@@ -234,7 +234,7 @@ def read_cards(paths: tuple[Path, ...]) -> dict[bytes, Card]:
     if not found:
         raise BadInputError(
             "there is no device", where=", ".join(map(str, paths)),
-            fix="make its file on the device with `edge-sel fleet join --card`",
+            fix="make its file on the device with `edge-sel fleet enrol`",
         )  # fmt: skip
     return found
 

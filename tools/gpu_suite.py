@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=parse_duration_s, default=1500.0, help="time for all jobs [default: 25m]")
     parser.add_argument("--only", help="these jobs, comma-separated")
     parser.add_argument("--again", help="these jobs, comma-separated, even if they are done")
+    parser.add_argument("--weights", default="auto", choices=["auto", "random"], help="random: download none")
     parser.add_argument("--pack", type=Path, help="archive (.tar.gz) to write of the results at the end")
     parser.add_argument("--smoke", action="store_true", help="tiny, on a processor")
     parser.add_argument("--list", action="store_true", help="only say what it would run")
@@ -128,7 +129,7 @@ def main() -> None:
     until_s = time.monotonic() + options.budget
     only, again = ((given or "").split(",") if given else [] for given in (options.only, options.again))
     images = "" if options.smoke or options.list else str(unpacked(options.images).resolve())
-    jobs = all_jobs(options.out.resolve(), images, smoke=options.smoke)
+    jobs = all_jobs(options.out.resolve(), images, weights=options.weights, smoke=options.smoke)
     if unknown := {*only, *again} - {job.name for job in jobs}:
         raise SystemExit(f"no such job: {', '.join(sorted(unknown))} (see --list)")
     if options.list:

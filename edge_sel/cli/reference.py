@@ -217,6 +217,8 @@ class ReferenceConsole:
             self.note(f"{name}  goes on after epoch {event['epoch']}")
         elif event["event"] == "uncompiled":
             self.note(f"{name}  steps are not compiled, which is slower: {event['why']}")
+        elif event["event"] == "compiled":
+            self.note(f"{name}  steps compiled in {format_duration(event['seconds'])}")
         elif event["event"] == "kept":
             self.note(f"{name}  is finished already")
 

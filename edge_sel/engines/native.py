@@ -10,11 +10,13 @@ the wheel).
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import gettempdir
@@ -67,9 +69,25 @@ _IDENTITY = (
 """An ONNX model that hands a float on: IR version 9, operator set 18."""
 
 
+@cache
+def _load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN of Python packages (``onnxruntime-gpu[cuda,cudnn]``), which a session does not look for.
+
+    What is missing the session tells.
+    """
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            preload()
+
+
 def providers(device: str) -> list[Any]:
     """Of a session; a GPU's session leaves to the processor what it cannot compute."""
-    return [CPU] if device == "cpu" else [(CUDA, {"device_id": 0, "arena_extend_strategy": "kSameAsRequested"}), CPU]
+    if device == "cpu":
+        return [CPU]
+    _load_cuda_libraries()
+    return [(CUDA, {"device_id": 0, "arena_extend_strategy": "kSameAsRequested"}), CPU]
 
 
 def run(session: ort.InferenceSession, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

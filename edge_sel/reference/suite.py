@@ -146,13 +146,14 @@ class _Run:
         if trainer.device.type == "cuda" and not trainer.speed.compiled:
             self._tell("uncompiled", why=trainer.speed.why)
         rows = self._resume(trainer, folder, identity)
+        compiling = self._compile(trainer)
         while len(rows) < policy.epochs(self.setup.epochs):
             rows.append(self._epoch(trainer, rows))
             if parallel.rank() == 0:
                 with self.recorder.phase("checkpoint"):
                     folder.save(trainer.state(), rows, identity)
             self._tell("epoch", epochs=policy.epochs(self.setup.epochs), **rows[-1])
-        result = self._report(trainer, weights, identity, rows)
+        result = self._report(trainer, weights, identity, rows) | compiling
         if parallel.rank() == 0:
             folder.finish(rows, result)
         self._tell("finished", **result["summary"])
@@ -168,6 +169,19 @@ class _Run:
         trainer.load(arrays)
         self._tell("resumed", epoch=len(rows))
         return rows
+
+    def _compile(self, trainer: SystemTrainer) -> dict[str, Any]:
+        """What compiling the steps took; none of it is in an epoch's figures. The same graphs are compiled once."""
+        if not trainer.speed.compiled:
+            return {}
+        window = self.recorder.start_window(f"{self.system.name} compile")
+        try:
+            trainer.compile()
+        finally:
+            figure = self.recorder.end_window(window)
+        found = {"seconds": figure.seconds, "energy_j": figure.total_j}
+        self._tell("compiled", **found)
+        return {"compile": found}
 
     def _epoch(self, trainer: SystemTrainer, rows: list[EpochRow]) -> EpochRow:
         window = self.recorder.start_window(f"{self.system.name} epoch {len(rows) + 1}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,8 @@ from edge_sel.reference.systems import Setup
 
 _SCORE_BATCH = 1000
 _WHITENING_IMAGES = 5000
+_RECORDING_STEPS = 3
+"""After so many steps of a size its CUDA graphs are recorded: one compiles, one warms up, one records."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for it
@@ -71,8 +74,19 @@ class SystemTrainer:
         self.executed_flops = 0
         self.generator = torch.Generator(self.device)
         self._should_stop = should_stop
-        sizes = policy.batch_sizes(setup.batch_size // parallel.world())
-        self._forward = ForwardPass(self.model, self.speed, self.device, sizes)
+        self._sizes = policy.batch_sizes(setup.batch_size // parallel.world())
+        self._forward = ForwardPass(self.model, self.speed, self.device, self._sizes)
+
+    def compile(self) -> None:
+        """Compile the steps and record their CUDA graphs now, and not in the first epoch; the run stays the same."""
+        if not self.speed.compiled:
+            return
+        with self._unchanged():
+            for size in sorted(self._sizes):
+                index = torch.arange(size, device=self.device) % len(self.train)
+                x, y = self.train.batch(index), self.train.labels[index]
+                for _ in range(_RECORDING_STEPS):
+                    F.cross_entropy(self._forward(x), y).backward()
 
     def train_epoch(self, epoch: int) -> EpochResult:
         """One epoch (from 1); the same for the same seed, epoch and state, whatever ran before."""
@@ -187,17 +201,23 @@ class SystemTrainer:
 
     def calibrate(self, images: int) -> torch.Tensor:
         """The gradient of one batch, a view of ``gradient``; the model does not change."""
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))[:images]
         index = chosen.to(self.device)
         self.gradient.values.zero_()
-        self.model.train()
-        F.cross_entropy(self._forward.uncompiled(self.train.batch(index)), self.train.labels[index]).backward()
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        with self._unchanged():
+            F.cross_entropy(self._forward.uncompiled(self.train.batch(index)), self.train.labels[index]).backward()
         parallel.same(self.gradient.values)
         self._count(len(index), backward=True)
         return self.gradient.values
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """In here the model is in training mode; its running statistics are put back."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        self.model.train()
+        yield
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """A copy."""

@@ -10,7 +10,6 @@ from edge_sel.engines import ort
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.by_name import choose_engine
 from edge_sel.engines.native import CPU, CUDA, Values, providers, translated_errors
-from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError, SetupError
 from edge_sel.pack.reader import builtin_pack
 
@@ -112,8 +111,13 @@ def test_torch_refuses_a_gpu_that_is_not_there():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("plan", ["head", "last", "full", "last-c25", "affine"])
-def test_a_gpu_makes_the_same_steps(plan):
+@pytest.mark.parametrize("name", ["ort", "torch"])
+def test_a_gpu_makes_the_same_steps(name, plan):
     """Weights stay there between steps; the state is every engine's."""
+    if name == "ort" and not GPU_HERE:
+        pytest.skip(f"this onnxruntime cannot train on a GPU: {ort.why_no_cuda() or 'it has no CUDA provider'}")
+    if name == "torch" and not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("torch cannot use a GPU here")
     pack = builtin_pack()
     rng = np.random.default_rng(0)
     batch = Batch(
@@ -123,11 +127,11 @@ def test_a_gpu_makes_the_same_steps(plan):
     )
     states = []
     for device in ("cpu", "cuda"):
-        engine = OrtEngine(1, device=device)
+        engine = choose_engine(name, 1, device=device)
         trainer, backbone = engine.trainer(pack, plan, pack.weights()), engine.backbone(pack, plan, pack.weights())
         fed = batch._replace(images=backbone(batch.images)) if backbone else batch
         for _ in range(3):
             trainer.step(fed, Hyper(1e-2, gamma=1e-4))
         states.append(trainer.state())
-    for name in states[0]:
-        np.testing.assert_allclose(states[0][name], states[1][name], rtol=1e-2, atol=1e-4, err_msg=name)
+    for key in states[0]:
+        np.testing.assert_allclose(states[0][key], states[1][key], rtol=1e-2, atol=1e-4, err_msg=key)

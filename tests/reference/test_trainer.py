@@ -255,6 +255,10 @@ def test_the_fast_path_on_a_processor(name, half, make_trainer, monkeypatch):
         for speed in (Speed(half, True, ""), fastest(CPU))
     )
     assert len(compiled) == 1 and run.stepper.loss_scale.is_enabled() == (half == torch.float16)
+    before = run.state()
+    run.compile()
+    for key, value in run.state().items():
+        np.testing.assert_array_equal(value, before[key], err_msg=key)
     for epoch in (1, 2):
         fast, slow = run.train_epoch(epoch), plain.train_epoch(epoch)
         assert fast.visited == slow.visited and fast.executed_flops == slow.executed_flops

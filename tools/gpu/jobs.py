@@ -19,6 +19,8 @@ CONTROLS = (
     "fast-random",
     "fast-ast",
 )
+SHORT = ("--images", "15000", "--epochs", "1")
+"""The plain loop takes most of the time."""
 
 
 class Job(NamedTuple):
@@ -37,12 +39,19 @@ class Job(NamedTuple):
     what: str
 
 
-def all_jobs(out: Path, images: str, *, smoke: bool) -> list[Job]:
+def gpu_tests() -> list[str]:
+    """The test files in which something is marked so."""
+    tests = TOOLS.parent / "tests"
+    return sorted(str(path) for path in tests.rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8"))
+
+
+def all_jobs(out: Path, images: str, *, weights: str = "auto", smoke: bool) -> list[Job]:
     """In order.
 
     Args:
         out: folder of the results.
         images: folder with ``train`` and ``test``.
+        weights: what ResNets begin with; ``random`` where nothing can be downloaded.
         smoke: on a processor, in minutes, on digits.
     """
     python, device = sys.executable, "cpu" if smoke else "cuda"
@@ -51,21 +60,39 @@ def all_jobs(out: Path, images: str, *, smoke: bool) -> list[Job]:
     few = ("--runs", "2", "--epochs", "6", "--device", "cpu", "--digits") if smoke else ("--images", images)
 
     def reference(*words: object) -> tuple[str, ...]:
-        return (python, "-m", "edge_sel", "reference", *map(str, words), *scale, "--out", str(out / "reference"))
+        return (
+            python,
+            "-m",
+            "edge_sel",
+            "reference",
+            *map(str, words),
+            *scale,
+            "--out",
+            str(out / "reference"),
+            "--weights",
+            weights,
+        )
 
     def tool(name: str, *words: object) -> tuple[str, ...]:
         return (python, str(TOOLS / name), *map(str, words))
 
     pretrain = ("pretrain", "--data", f"{images}/train", "--epochs", 100, "--out", out / "robust.safetensors")
-    pytest = (python, "-m", "pytest", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider")
+    pytest = (python, "-m", "pytest", "-m", "gpu and not slow", "-n", "0", "-p", "no:cacheprovider", *gpu_tests())
     torchrun = (python, "-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "edge_sel", "reference")
     torchrun += ("baseline", "--smoke", "--device", device, "--out", str(out / "torchrun"))
-    seconds = 1 if smoke else 60
+    seconds = 1 if smoke else 20
+    checked = ("--runs", "ort:cpu,torch:cpu", "--plans", "head") if smoke else ()
     jobs = [
         Job("card", ("nvidia-smi", "-q"), 2, "name, driver, clocks, power limit"),
         Job("tests", pytest, 30, "tests marked gpu"),
         Job("nvml", tool("gpu/nvml_check.py", "--seconds", seconds), 2 * seconds + 10, "counter, sampled power, Zeus"),
-        Job("speed", tool("bench_reference.py", "--device", device, *tiny), 60, "images a second beside a plain loop"),
+        Job("finetune", tool("gpu/finetune_check.py", *checked), 30, "a run of each engine beside the processor's"),
+        Job(
+            "speed",
+            tool("bench_reference.py", "--device", device, *(tiny or SHORT)),
+            60,
+            "images a second beside a plain loop",
+        ),
         Job("suite", reference(*(MAIN if smoke else ())), 30, "the ten systems, one seed"),
         Job("fast", reference("fast", "--seeds", 2 if smoke else 10), 20, "the fast baseline, ten seeds"),
         Job("airbench", tool("gpu/airbench.py", *few), 20, "airbench94's settings, ten seeds"),

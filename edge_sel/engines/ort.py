@@ -83,6 +83,10 @@ class OrtEngine:
         options = self.options()
         if int8 and platform.machine() in X86:
             graph = _with_exact_sums(graph, options)
+        if self.device == "cuda" and b"training_mode" in graph:
+            from edge_sel.engines.plain_statistics import with_plain_statistics  # onnx takes long to import
+
+            graph = with_plain_statistics(graph)
         values = [ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C")) for v in constants.values()]
         if values:
             options.add_external_initializers(list(constants), values)

@@ -63,6 +63,8 @@ class TorchEngine:
             raise SetupError("torch cannot use a GPU here", where=f"torch {torch.__version__}", fix="--device cpu")
         cuda = device != "cpu" and torch.cuda.is_available()
         self.device = torch.device("cuda" if cuda else "cpu")
+        if cuda:  # else convolutions round to TF32, which is no reference
+            torch.backends.cudnn.allow_tf32 = False
 
     def model(self, pack: Pack, weights: Mapping[str, np.ndarray]) -> nn.Module:
         """The pack's model with the given weights."""

@@ -237,7 +237,8 @@ class FastNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images [N, 3, H, W] to logits [N, classes]."""
         features = self.groups(F.gelu(self.whiten(x)))
-        return self.head(features.amax((2, 3))) * _LOGIT_SCALE
+        # Not amax: its gradient looks for numbers equal to the largest, of which compiled code in bfloat16 finds none.
+        return self.head(F.adaptive_max_pool2d(features, 1).flatten(1)) * _LOGIT_SCALE
 
     @torch.no_grad()
     def set_whitening(self, images: torch.Tensor, eps: float = 5e-4) -> None:

@@ -1,6 +1,8 @@
-"""Where an engine computes. No machine of ours has a GPU: what is asked of one is looked at, not what it answers."""
+"""Where an engine computes. Without a GPU, what is asked of one is looked at, not what it answers."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -10,6 +12,8 @@ from edge_sel.engines import ort
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.by_name import choose_engine
 from edge_sel.engines.native import CPU, CUDA, Values, providers, translated_errors
+from edge_sel.engines.ort import OrtEngine
+from edge_sel.engines.plain_statistics import with_plain_statistics
 from edge_sel.errors import EdgeSelError, SetupError
 from edge_sel.pack.reader import builtin_pack
 
@@ -109,6 +113,37 @@ def test_torch_refuses_a_gpu_that_is_not_there():
     assert str(choose_engine("torch", 1, device="auto").device) == "cpu"
 
 
+def away(found, wanted):
+    """The difference of two arrays, relative to the norm of the one that is wanted."""
+    return np.linalg.norm((found - wanted).ravel()) / max(1e-6, np.linalg.norm(wanted.ravel()))
+
+
+def load_rewritten(load, graph, constants, **options):
+    return load(with_plain_statistics(graph), constants, **options)
+
+
+@pytest.mark.parametrize("plan", ["full", "bn"])
+def test_what_a_gpu_computes_in_place_of_batch_normalisation_is_the_same(plan, monkeypatch):
+    """CUDA's provider has no kernel for its training mode: the rewritten graph, here on the processor."""
+    pack = builtin_pack()
+    assert b"training_mode" in pack.graph(pack.plan(plan).train)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((16, 3, *pack.manifest.model.image_size)).astype(np.float32)
+    batch = Batch(images, rng.integers(0, 10, 16), np.ones(16, np.float32))
+    states = []
+    for rewritten in (False, True):
+        engine = OrtEngine(1)
+        if rewritten:
+            monkeypatch.setattr(engine, "session", partial(load_rewritten, engine.session))
+        trainer = engine.trainer(pack, plan, pack.weights())
+        for _ in range(3):
+            trainer.step(batch, Hyper(1e-2))  # with gamma, rounding decides what is left out
+        states.append(trainer.state())
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert away(states[1][key], value) <= 1e-4, key
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("plan", ["head", "last", "full", "last-c25", "affine"])
 @pytest.mark.parametrize("name", ["ort", "torch"])
@@ -133,5 +168,5 @@ def test_a_gpu_makes_the_same_steps(name, plan):
         for _ in range(3):
             trainer.step(fed, Hyper(1e-2, gamma=1e-4))
         states.append(trainer.state())
-    for key in states[0]:
-        np.testing.assert_allclose(states[0][key], states[1][key], rtol=1e-2, atol=1e-4, err_msg=key)
+    for key, ours in states[0].items():  # onnxruntime's convolutions round to TF32 there
+        assert away(states[1][key], ours) <= {"ort": 2e-2, "torch": 1e-2}[name], key

@@ -60,27 +60,29 @@ def test_no_step_of_an_epoch_waits_for_the_gpu(name, sets):
     from edge_sel.reference.trainer import SystemTrainer
     from tests.reference.conftest import SETUP, colours, tiny_net
 
-    train, test = make_images(colours(), colours(30), torch.device("cuda"))
-    asked = []
+    train, test = make_images(colours(240), colours(30), torch.device("cuda"))
+    asked, batches = [], []
 
     def before_each_step():
         asked.append(torch.cuda.get_sync_debug_mode())
-        if watching:
-            torch.cuda.set_sync_debug_mode("error" if 2 <= len(asked) < steps else "default")
+        torch.cuda.set_sync_debug_mode("error" if 2 <= len(asked) < len(batches) else "default")
 
     policy = build_policy(SYSTEMS[name], SYSTEMS[name].at(SMOKE))
     run = SystemTrainer(tiny_net(), SETUP, policy, train, test, seed=0, should_stop=before_each_step)
-    watching, steps = False, 0
+    shuffled = run._shuffled
+
+    def counted(pool, epoch):
+        asked.clear()
+        batches[:] = shuffled(pool, epoch)
+        return batches
+
+    run._shuffled = counted
     run.train_epoch(1)
-    del asked[:]
-    run.train_epoch(2)
-    watching, steps = True, len(asked)
-    del asked[:]
     try:
-        run.train_epoch(2)  # as many steps as the one before
+        run.train_epoch(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(asked) == steps > 3 and asked.count(2) == steps - 2
+    assert len(asked) == len(batches) > 3 and asked.count(2) == len(batches) - 2
 
 
 @pytest.mark.filterwarnings("default")

@@ -11,7 +11,6 @@ import argparse
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import ssl
@@ -176,13 +175,6 @@ class Fleet:
                 "--ca", home / "fleet" / "ca.pem", "--home", home / f"home{number}", "--threads", 1,
             ))  # fmt: skip
 
-    def copy_pack(self) -> None:
-        """The newest published pack to the devices, as a person or rsync would."""
-        found = sorted((self.home / "fleet" / "rounds").glob("round-*/published.edgepack"))
-        if found:
-            shutil.copyfile(found[-1], self.home / "next.edgepack")
-            (self.home / "next.edgepack").replace(self.home / "model.edgepack")
-
     def superlink(self) -> int:
         """The SuperLink's process number."""
         found = run("pgrep", "-f", f"flower-superlink.*{self.home}/fleet/superlink.sqlite").split()
@@ -339,7 +331,6 @@ def main() -> None:
             size = int(re.findall(r"(\d+) bytes came", ended)[0])
             print(f"| {name:<42} | {came:>7} | {seconds:7.1f} | {size:>7} | {state.partition(',')[0]} |", flush=True)
             after()
-            fleet.copy_pack()
         print(f"\nattack: {attack(fleet)}")
 
 

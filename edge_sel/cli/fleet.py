@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from edge_sel.cli.common import (
-    FiniteRange,
     GivenPath,
     echo_json,
     json_option,
@@ -19,13 +18,23 @@ from edge_sel.cli.common import (
     required_keys,
     say,
 )
+from edge_sel.cli.fleet_options import (
+    config_option,
+    data_option,
+    epsilon_option,
+    forget_option,
+    kind_option,
+    pack_key_option,
+    plan_option,
+    privacy_delta_option,
+    rule_option,
+    threads_option,
+)
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, BadInputError, UsageError
 
 if TYPE_CHECKING:
     from edge_sel.fleet.delta import Rule
     from edge_sel.pack.signatures import TrustedKeys
-
-DELTA = 1e-5
 
 
 @click.group()
@@ -35,19 +44,18 @@ def group() -> None:
 
 @group.command("update")
 @click.argument("pack", type=GivenPath())
-@click.option("--data", required=True, type=GivenPath(), help="This device's images: DIR/<class>/*.jpg.")
+@data_option
 @click.option("--out", required=True, type=GivenPath(dir_okay=False), help="File to write.")
 @click.option("--key", type=GivenPath(dir_okay=False), help="Private key of this device, to sign it with.")
-@click.option("--kind", type=click.Choice(["statistics", "delta"]), default="statistics", show_default=True,
-              help="Sums of features, for a head; or what training changed, for more than the head.")  # fmt: skip
-@click.option("--plan", default="last", show_default=True, help="What a delta trains.")
+@kind_option
+@plan_option
 @click.option("--epochs", type=click.IntRange(1), help="Of a delta; by default those of the settings.")
 @click.option("--residual", type=GivenPath(dir_okay=False),
               help="File for what a delta leaves out; it joins that of the next round.")  # fmt: skip
-@click.option("--epsilon", type=FiniteRange(1e-3, 100), help="Add noise for this ε of differential privacy.")
-@click.option("--privacy-delta", default=DELTA, show_default=True, type=FiniteRange(1e-12, 0.5), help="δ of the same.")
-@click.option("--config", type=GivenPath(dir_okay=False), help="TOML file with settings and limits.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0, 1024), help="0 for all.")
+@epsilon_option
+@privacy_delta_option
+@config_option
+@threads_option
 @max_pixels_option
 @profile_option
 @require_signature_option
@@ -140,13 +148,11 @@ def inspect_command(pack: Path, update: Path, devices: tuple[Path, ...], as_json
 @click.argument("updates", nargs=-1, required=True, type=GivenPath())
 @click.option("--out", required=True, type=GivenPath(), help="The new pack.")
 @click.option("--min-devices", default=1, show_default=True, type=click.IntRange(1), help="Fewer make no pack.")
-@click.option("--forget", default=0.33, show_default=True, type=FiniteRange(0, 1),
-              help="Share of what the server's model knew that may be lost.")  # fmt: skip
-@click.option("--rule", type=click.Choice(["mean", "momentum", "trimmed", "median", "krum"]), default="mean",
-              show_default=True, help="How deltas are combined.")  # fmt: skip
+@forget_option
+@rule_option
 @click.option("--velocity", type=GivenPath(dir_okay=False),
               help="File for what --rule momentum keeps from one round to the next.")  # fmt: skip
-@click.option("--key", type=GivenPath(dir_okay=False), help="Private key to sign the new pack with.")
+@pack_key_option
 @_devices_option
 @require_signature_option
 @json_option

@@ -19,32 +19,27 @@ from edge_sel.cli.common import (
     required_keys,
     say,
 )
+from edge_sel.cli.fleet_options import (
+    config_option,
+    data_option,
+    epsilon_option,
+    forget_option,
+    kind_option,
+    pack_key_option,
+    plan_option,
+    privacy_delta_option,
+    rule_option,
+    threads_option,
+)
 from edge_sel.errors import EXIT_STOPPED_RESUMABLE, UsageError
 
 if TYPE_CHECKING:
     from edge_sel.fleet.delta import Rule
     from edge_sel.flower.server_app import Ended
 
-_kind_option = click.option(
-    "--kind", type=click.Choice(["statistics", "delta"]), default="statistics", show_default=True,
-    help="What devices send: sums of features, or what training changed.",
-)  # fmt: skip
-_plan_option = click.option("--plan", default="last", show_default=True, help="What a delta trains.")
-_rule_option = click.option(
-    "--rule", type=click.Choice(["mean", "momentum", "trimmed", "median", "krum"]), default="mean", show_default=True,
-    help="How deltas become one.",
-)  # fmt: skip
-_threads_option = click.option("--threads", default=0, show_default=True, type=click.IntRange(0, 1024),
-                               help="0 for all.")  # fmt: skip
 _rounds_option = click.option("--rounds", default=1, show_default=True, type=click.IntRange(1), help="Then it ends.")
 _min_option = click.option("--min-devices", default=2, show_default=True, type=click.IntRange(1),
                            help="With fewer a round does not end.")  # fmt: skip
-_forget_option = click.option("--forget", default=0.33, show_default=True, type=FiniteRange(0, 1),
-                              help="Share of what the server's model knew that may be lost.")  # fmt: skip
-_epsilon_option = click.option("--epsilon", type=FiniteRange(1e-3, 100),
-                               help="Add noise for this ε of differential privacy, in each round anew.")  # fmt: skip
-_privacy_delta_option = click.option("--privacy-delta", default=1e-5, show_default=True,
-                                     type=FiniteRange(1e-12, 0.5), help="δ of the same.")  # fmt: skip
 _timeout_option = click.option("--round-timeout", default=600.0, show_default=True, type=FiniteRange(5, 604800),
                                help="Seconds to wait for devices, twice a round.")  # fmt: skip
 
@@ -76,12 +71,12 @@ def enrol_command(key: Path, card: Path) -> None:
 @_rounds_option
 @_timeout_option
 @_min_option
-@_kind_option
-@_plan_option
-@_rule_option
-@_forget_option
-@click.option("--key", type=GivenPath(dir_okay=False), help="Private key to sign new packs with.")
-@_threads_option
+@kind_option
+@plan_option
+@rule_option
+@forget_option
+@pack_key_option
+@threads_option
 @require_signature_option
 @json_option
 def serve_command(
@@ -94,7 +89,8 @@ def serve_command(
     With too few devices the round stays open, and the status is 75: start it again.
     """
     from edge_sel.flower.keys import read_cards
-    from edge_sel.flower.server_app import RoundOptions, TooFewDevicesError, serve
+    from edge_sel.flower.round import RoundOptions, TooFewDevicesError
+    from edge_sel.flower.server_app import serve
     from edge_sel.pack.reader import open_pack
     from edge_sel.pack.signatures import read_private_key
 
@@ -116,18 +112,18 @@ def serve_command(
 @click.command("join")
 @click.argument("server", metavar="HOST:PORT")
 @click.argument("pack", type=GivenPath())
-@click.option("--data", required=True, type=GivenPath(), help="This device's images: DIR/<class>/*.jpg.")
+@data_option
 @click.option("--key", required=True, type=GivenPath(dir_okay=False), help="Private key of this device.")
 @click.option("--ca", required=True, type=GivenPath(dir_okay=False), help="The server's ca.pem.")
 @click.option("--home", required=True, type=GivenPath(file_okay=False), help="Folder for what is kept between rounds.")
-@_epsilon_option
-@_privacy_delta_option
+@epsilon_option
+@privacy_delta_option
 @click.option(
     "--deltas", is_flag=True, help="Send deltas too, if the server asks: these can tell much of single images."
 )
 @click.option("--most-rounds", type=click.IntRange(1), help="Take part in so many, then decline: ε adds up.")
-@click.option("--config", type=GivenPath(dir_okay=False), help="TOML file with settings and limits.")
-@_threads_option
+@config_option
+@threads_option
 @max_pixels_option
 @profile_option
 @require_signature_option
@@ -165,13 +161,13 @@ def join_command(
 @_rounds_option
 @_timeout_option
 @click.option("--min-devices", type=click.IntRange(1), help="With fewer a round does not end.  [default: half]")
-@_kind_option
-@_plan_option
-@_rule_option
-@_forget_option
-@_epsilon_option
-@_privacy_delta_option
-@_threads_option
+@kind_option
+@plan_option
+@rule_option
+@forget_option
+@epsilon_option
+@privacy_delta_option
+@threads_option
 @max_pixels_option
 @json_option
 def simulate_command(
@@ -181,7 +177,7 @@ def simulate_command(
 ) -> None:  # fmt: skip
     """Hold rounds of many devices on this machine: a SuperLink, a SuperNode for each, and their parts of DATA."""
     from edge_sel.data.folder import load_folder
-    from edge_sel.flower.server_app import RoundOptions
+    from edge_sel.flower.round import RoundOptions
     from edge_sel.flower.simulate import simulate
     from edge_sel.pack.reader import open_pack
 

@@ -140,6 +140,15 @@ class RoundFolder:
         """Why nothing was published; empty else."""
         return self._round["why"]
 
+    def known(self, digest: str) -> Pack | None:
+        """The pack of that digest, if rounds began with it or published it; None for another one."""
+        if digest == self._first.digest:
+            return self._first
+        for path in sorted(self.folder.glob(f"round-*/{PUBLISHED}"), reverse=True):
+            if (pack := open_pack(path)).digest == digest:
+                return pack
+        return None
+
     @property
     def place(self) -> Path:
         """The folder of the round."""

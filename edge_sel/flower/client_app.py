@@ -9,11 +9,12 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypedDict
 
 from edge_sel.arrays import tensor_bytes, tensor_notes
-from edge_sel.errors import BadInputError, EdgeSelError, SetupError
+from edge_sel.errors import BadInputError, EdgeSelError, PackError, SetupError
 from edge_sel.files import read_regular, write_durably, write_json, write_new
 from edge_sel.flower.keys import node_file
 from edge_sel.flower.messages import FORMAT, MOST_BYTES, Counts, Reply, Request, read_request, reply_bytes
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 STATE, MOST_STATE = "state.json", 1 << 16
-ANSWER, RESIDUAL, NODE, SECRET, LOG = (
+PACK, ANSWER, RESIDUAL, NODE, SECRET, LOG = (
+    "pack.edgepack",
     "answer.bin",
     "residual.safetensors",
     "node.key",
@@ -42,7 +44,7 @@ class Device(NamedTuple):
     """What a device takes part with."""
 
     pack: Path
-    """Read anew for each request: another one may be copied there between rounds."""
+    """Of the first round; read anew for each request. What the server published since is in ``home``."""
     data: Path
     home: Path
     """Its own folder: the last answer, what a delta left out, the log."""
@@ -81,21 +83,24 @@ def answer(
     Raises:
         ValueError: it is no request.
     """
-    from edge_sel.pack.reader import open_pack
-
     try:
-        request, candidate = read_request(message)
+        request, tensors = read_request(message)
     except EdgeSelError as error:
         raise ValueError(str(error)) from error
     reply: Reply = {
-        "format": FORMAT, "task": request["task"], "round": request["round"], "declined": None, "counts": None,
+        "format": FORMAT, "task": request["task"], "round": request["round"], "pack": "", "declined": None,
+        "counts": None,
     }  # fmt: skip
     try:
-        pack = open_pack(device.pack, device.trusted)
-        if pack.digest != request["pack"]:
-            raise EdgeSelError(f"this device has another pack than the server ({pack.digest[:12]})")
+        packs = _packs(device)
+        reply["pack"] = next(iter(packs))
+        if request["task"] == "install":
+            reply["pack"] = _install(device, packs, tensors, request, tell)
+            return reply_bytes(reply)
+        if (pack := packs.get(request["pack"])) is None:
+            raise EdgeSelError(f"this device has another pack than the server ({reply['pack'][:12]})")
         if request["task"] == "judge":
-            reply["counts"] = counts = _judge(device, pack, candidate, request)
+            reply["counts"] = counts = _judge(device, pack, tensors, request)
             tell("judged a new model: of {images} images right {right}, before {right_before}".format(**counts))
             return reply_bytes(reply)
         return _update(device, pack, request, reply, tell, should_stop)
@@ -103,6 +108,45 @@ def answer(
         reply["declined"] = str(error)[:600]
         tell(f"declined: {error}")
         return reply_bytes(reply)
+
+
+def _packs(device: Device) -> dict[str, Pack]:
+    """Digest -> pack: the one that the server sent last, if there is one, and the one that the device came with.
+
+    Raises:
+        PackError: there is none.
+    """
+    from edge_sel.pack.reader import open_pack
+
+    found: dict[str, Pack] = {}
+    installed = device.home / PACK
+    if installed.exists():
+        with suppress(PackError):  # such as one that is not signed as is required now; the server sends it again
+            pack = open_pack(installed, device.trusted)
+            found[pack.digest] = pack
+    try:
+        pack = open_pack(device.pack, device.trusted)
+        found.setdefault(pack.digest, pack)
+    except PackError:
+        if not found:
+            raise
+    return found
+
+
+def _install(
+    device: Device, packs: Mapping[str, Pack], patch: Mapping[str, np.ndarray], request: Request,
+    tell: Callable[[str], None],
+) -> str:  # fmt: skip
+    """Make the pack that the server published, if the device has the one before it; its digest."""
+    from edge_sel.pack.patch import apply_patch
+
+    if request["pack"] not in packs:
+        if request["base"] not in packs:
+            raise EdgeSelError("the patch is for a pack that this device has not")
+        path = device.home / PACK
+        apply_patch(packs[request["base"]], patch, request["pack"], path, device.trusted)
+        tell(f"wrote {path}: the pack {request['pack'][:12]}")
+    return request["pack"]
 
 
 def _update(

@@ -16,13 +16,13 @@ from edge_sel.errors import BadInputError
 from edge_sel.pack.manifest_json import MOST_CLASSES
 from edge_sel.schema import Longest, SchemaError, Within, checked, parse_json
 
-FORMAT = "edge-sel-fleet-1"
+FORMAT = "edge-sel-fleet-2"
 MOST_BYTES = 65 << 20
 """Of a message: an update and its signature."""
 MOST_IMAGES = 10**7
 _Word = Annotated[str, Longest(64)]
 _Count = Annotated[int, Within(0, MOST_IMAGES)]
-Task = Literal["update", "judge"]
+Task = Literal["update", "judge", "install"]
 
 
 class Request(TypedDict):
@@ -32,7 +32,9 @@ class Request(TypedDict):
     task: Task
     round: _Word
     pack: _Word
-    """Digest of the pack of the round."""
+    """Digest of the pack of the round; of ``install``, of the one to make."""
+    base: _Word
+    """Of ``install``: digest of the pack that the patch is for."""
     kind: Literal["statistics", "delta"]
     plan: _Word
     seconds: Annotated[float, Within(0, 1e7)]
@@ -57,6 +59,8 @@ class Reply(TypedDict):
     format: str
     task: Task
     round: _Word
+    pack: _Word
+    """Digest of the newest pack that it has."""
     declined: Annotated[str, Longest(600)] | None
     """Why it does not."""
     counts: Counts | None
@@ -71,13 +75,13 @@ class Answer(NamedTuple):
     signature: bytes | None
 
 
-def request_bytes(request: Request, candidate: Mapping[str, np.ndarray] | None = None) -> bytes:
-    """The message, with the weights of a candidate that differ from the pack's."""
-    return tensor_bytes(candidate or {}, {"request": json.dumps(request)})
+def request_bytes(request: Request, tensors: Mapping[str, np.ndarray] | None = None) -> bytes:
+    """The message, with the weights of a candidate that differ from the pack's, or with a patch."""
+    return tensor_bytes(tensors or {}, {"request": json.dumps(request)})
 
 
 def read_request(message: bytes) -> tuple[Request, dict[str, np.ndarray]]:
-    """The request and the candidate.
+    """The request, and the candidate or the patch.
 
     Raises:
         BadInputError: it is none.

@@ -6,7 +6,6 @@ The SuperNodes are processes of their own; what the devices do is done by one pr
 from __future__ import annotations
 
 import multiprocessing
-import shutil
 import signal
 import threading
 from multiprocessing.synchronize import Event
@@ -20,7 +19,8 @@ from edge_sel.files import write_new
 from edge_sel.flower.client_app import Device, Member
 from edge_sel.flower.keys import CARD_SUFFIX, card_of, make_home, read_cards
 from edge_sel.flower.processes import free_port, require_flower
-from edge_sel.flower.server_app import Ended, RoundOptions, Tell, serve
+from edge_sel.flower.round import RoundOptions, Tell
+from edge_sel.flower.server_app import Ended, serve
 
 if TYPE_CHECKING:
     from edge_sel.data.dataset import ImageSet
@@ -63,7 +63,7 @@ def simulate(
     pack: Pack, images: ImageSet, home: Path, *, devices: int, skew: float, seed: int, rounds: int,
     options: RoundOptions, privacy: tuple[float, float] | None, tell: Tell,
 ) -> list[Ended]:  # fmt: skip
-    """Hold rounds of so many devices on this machine; each has its part of the images, and the newest pack.
+    """Hold rounds of so many devices on this machine; each has its part of the images.
 
     Args:
         pack: of the first round.
@@ -92,15 +92,10 @@ def simulate(
         target=_work, args=(folders, shared, address, authority, options.threads, privacy, stop), name="devices"
     )
 
-    def newest(ended: Ended) -> None:
-        if ended.published is not None:
-            shutil.copyfile(ended.published, f"{shared}.new")
-            Path(f"{shared}.new").replace(shared)
-
     try:
         return serve(
             pack, server, address, read_cards(tuple(folders)), rounds=rounds, options=options, listen="127.0.0.1",
-            tell=tell, ended=newest, ready=work.start,
+            tell=tell, ready=work.start,
         )  # fmt: skip
     finally:
         stop.set()

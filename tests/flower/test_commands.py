@@ -14,7 +14,8 @@ from edge_sel.cli.main import cli
 from edge_sel.errors import BadInputError, SetupError, UsageError
 from edge_sel.flower import client_app, processes, server_app
 from edge_sel.flower.keys import read_cards
-from edge_sel.flower.server_app import Ended, TooFewDevicesError
+from edge_sel.flower.round import TooFewDevicesError
+from edge_sel.flower.server_app import Ended
 from edge_sel.pack.reader import builtin_pack
 from edge_sel.pack.signatures import fingerprint, read_private_key
 

@@ -16,9 +16,16 @@ from edge_sel.flower.messages import FORMAT, read_reply, read_request, reply_byt
 
 REQUEST: messages.Request = {
     "format": FORMAT, "task": "update", "round": "r1", "pack": "d" * 64, "kind": "statistics", "plan": "last",
-    "seconds": 30.5, "classes": ["a", "b"],
+    "seconds": 30.5, "classes": ["a", "b"], "base": "",
 }  # fmt: skip
-REPLY: messages.Reply = {"format": FORMAT, "task": "update", "round": "r1", "declined": None, "counts": None}
+REPLY: messages.Reply = {
+    "format": FORMAT,
+    "task": "update",
+    "round": "r1",
+    "pack": "p",
+    "declined": None,
+    "counts": None,
+}
 
 
 @given(st.binary(max_size=300), st.one_of(st.none(), st.binary(min_size=1, max_size=100)))

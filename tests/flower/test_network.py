@@ -83,6 +83,7 @@ def flower_s_own(place: Path, port: int) -> list[list[str]]:
 
 @pytest.mark.parametrize("own", [True, False], ids=["by join", "but by Flower's own SuperExec"])
 def test_code_that_a_server_sends_is_not_run(tmp_path, monkeypatch, own):
+    from edge_sel.flower import round as round_
     from edge_sel.flower import runtime, server_app
 
     marker, port = tmp_path / "it-ran", free_port()
@@ -102,7 +103,7 @@ def test_code_that_a_server_sends_is_not_run(tmp_path, monkeypatch, own):
     def serve() -> list[server_app.Ended]:
         return server_app.serve(
             builtin_pack(), tmp_path / "fleet", f"127.0.0.1:{port}", read_cards((tmp_path,)), rounds=1,
-            options=server_app.RoundOptions(timeout_s=100 if own else 30, min_devices=1, threads=1),
+            options=round_.RoundOptions(timeout_s=100 if own else 30, min_devices=1, threads=1),
             listen="127.0.0.1", ready=ready,
         )  # fmt: skip
 
@@ -111,7 +112,7 @@ def test_code_that_a_server_sends_is_not_run(tmp_path, monkeypatch, own):
             (ended,) = serve()
             assert (ended.state, ended.updates, ended.judged) == ("published", 1, 1)
         else:
-            with pytest.raises(server_app.TooFewDevicesError):
+            with pytest.raises(round_.TooFewDevicesError):
                 serve()
     finally:
         for member in members:

@@ -17,10 +17,11 @@ from edge_sel.data.builtin import load_relit
 from edge_sel.data.shifts import write_folder
 from edge_sel.errors import BadInputError, SetupError
 from edge_sel.flower import client_app, server_app
+from edge_sel.flower import round as round_
 from edge_sel.flower.client_app import Device, answer
 from edge_sel.flower.keys import Card, card_of, read_cards
-from edge_sel.flower.messages import FORMAT, Request, read_reply, request_bytes
-from edge_sel.flower.server_app import Round, RoundOptions, changed_weights, finish
+from edge_sel.flower.messages import FORMAT, Request, read_reply, read_request, request_bytes
+from edge_sel.flower.round import Round, RoundOptions, changed_weights, finish
 from edge_sel.pack.reader import builtin_pack, open_pack
 from edge_sel.pack.signatures import make_key, read_private_key, read_trusted_keys
 
@@ -88,8 +89,8 @@ def cards_of(devices: list[Device], folder: Path) -> dict[bytes, Card]:
 
 def fleet(place, tmp_path, monkeypatch, **changes):
     """Devices, their cards, a mailbox to them."""
-    monkeypatch.setattr(server_app, "POLL_S", 0.01)
-    monkeypatch.setattr(server_app, "SETTLE_S", 0.0)
+    monkeypatch.setattr(round_, "POLL_S", 0.01)
+    monkeypatch.setattr(round_, "SETTLE_S", 0.0)
     devices = [device(place, number, tmp_path, **changes) for number in range(COUNT)]
     cards = cards_of(devices, tmp_path)
     by_name = {card.device: card for card in cards.values()}
@@ -119,7 +120,7 @@ def test_a_round_from_the_first_message_to_a_new_pack(place, tmp_path, monkeypat
         finish(folder, work, OPTIONS, None, told.append)
         assert folder.state == "published" and folder.pack.digest != before
         assert len(work.votes) == COUNT and not work.declined and not work.refused
-    assert sorted(mailbox.sent) == sorted([*range(COUNT)] * 2)  # each was asked for an update, then to judge
+    assert sorted(mailbox.sent) == sorted([*range(COUNT)] * 3)  # each was asked for an update, to judge, and to install
 
 
 def test_devices_decline_in_words_and_too_few_end_no_round(place, tmp_path, monkeypatch):
@@ -149,7 +150,59 @@ def test_devices_decline_in_words_and_too_few_end_no_round(place, tmp_path, monk
                 lambda message, one=devices[number]: answer(one, message, lambda line: None),
             )
         finish(folder, Round(folder, cards, mailbox, OPTIONS, lambda line: None), OPTIONS, None, lambda line: None)
-        assert folder.state == "published" and mailbox.sent.count(2) == 1  # the third was only asked to judge
+        assert (
+            folder.state == "published" and mailbox.sent.count(2) == 2
+        )  # the third was only asked to judge, and to install
+
+
+def test_devices_have_what_was_published_and_one_that_missed_it_gets_it_in_the_next_round(place, tmp_path, monkeypatch):
+    devices, cards, mailbox = fleet(place, tmp_path, monkeypatch)
+    card, good = mailbox.members[0]
+    tasks: list[str] = []
+
+    def deaf_to_the_pack(message):
+        tasks.append(read_request(message)[0]["task"])
+        return None if tasks[-1] == "install" else good(message)
+
+    mailbox.members[0] = (card, deaf_to_the_pack)
+    monkeypatch.setattr(round_, "AGAIN_S", 0.1)
+    options = OPTIONS._replace(timeout_s=3.0)
+    with folder_of(place, tmp_path, cards) as folder:
+        first, told = folder.pack, []
+        finish(folder, Round(folder, cards, mailbox, options, told.append), options, None, told.append)
+        second = folder.pack
+    assert "2 devices have the new pack" in told and tasks == ["update", "judge", "install"]
+    assert not (devices[0].home / client_app.PACK).exists()
+    assert all(open_pack(each.home / client_app.PACK).files == second.files for each in devices[1:])
+    mailbox.members[0] = (card, good)
+    with folder_of(place, tmp_path, cards, "r2") as folder:
+        assert folder.known(first.digest).digest == first.digest and folder.known("0" * 16) is None
+        work, told = Round(folder, cards, mailbox, OPTIONS, lambda line: told.append(line)), []
+        work.collect()
+        assert len(folder.updates()[0]) == COUNT and not work.declined and not work.refused
+    assert sum("it is sent what is new" in line for line in told) == 1
+    assert open_pack(devices[0].home / client_app.PACK).digest == second.digest
+
+
+def test_a_pack_without_the_signature_that_a_device_requires_is_not_installed(place, tmp_path, monkeypatch):
+    from edge_sel.pack.sign import sign_file
+
+    signed = tmp_path / "signed.edgepack"
+    builtin_pack().save(signed)
+    sign_file(signed, read_private_key(place / "0.key"))
+    trusted = read_trusted_keys([place / "0.pub"])
+    devices, cards, mailbox = fleet(place, tmp_path, monkeypatch, pack=signed, trusted=trusted)
+    from edge_sel.fleet.rounds import RoundFolder
+
+    devices_keys = {card.device: card.signs for card in cards.values()}
+    for key, wrote in ((None, False), (read_private_key(place / "0.key"), True)):
+        told: list[str] = []
+        with RoundFolder(tmp_path / f"rounds{wrote}", open_pack(signed), f"r{wrote}", devices_keys) as folder:
+            work = Round(folder, cards, mailbox, OPTIONS, told.append)
+            finish(folder, work, OPTIONS, key, told.append)
+            assert folder.state == "published"
+        assert any("signed" in why for why in work.declined.values()) != wrote
+        assert all((each.home / client_app.PACK).exists() == wrote for each in devices)
 
 
 def test_garbage_forgeries_and_silence_do_not_stop_the_others(place, tmp_path, monkeypatch):
@@ -227,7 +280,7 @@ def request(place, **changes) -> Request:
     pack = open_pack(place / "model.edgepack")
     made: Request = {
         "format": FORMAT, "task": "update", "round": "r1", "pack": pack.digest, "kind": "statistics", "plan": "last",
-        "seconds": 60.0, "classes": [],
+        "seconds": 60.0, "classes": [], "base": "",
     }  # fmt: skip
     return {**made, **changes}
 

@@ -286,7 +286,6 @@ def scenarios(fleet: Fleet) -> list[tuple[str, Callable[[], None], Callable[[], 
 
     return [
         ("devices start", nothing, nothing),
-        ("the new pack is copied to the devices", nothing, nothing),
         ("nothing", nothing, nothing),
         ("link cut for 25 s", cut, nothing),
         ("link cut till the end", lambda: net.plug("dev1", "down"), lambda: net.plug("dev1", "up")),

@@ -88,17 +88,17 @@ def answer(
     except EdgeSelError as error:
         raise ValueError(str(error)) from error
     reply: Reply = {
-        "format": FORMAT, "task": request["task"], "round": request["round"], "pack": "", "declined": None,
+        "format": FORMAT, "task": request["task"], "round": request["round"], "packs": [], "declined": None,
         "counts": None,
     }  # fmt: skip
     try:
         packs = _packs(device)
-        reply["pack"] = next(iter(packs))
+        reply["packs"] = [*packs]
         if request["task"] == "install":
-            reply["pack"] = _install(device, packs, tensors, request, tell)
+            _install(device, packs, tensors, request, tell)
             return reply_bytes(reply)
         if (pack := packs.get(request["pack"])) is None:
-            raise EdgeSelError(f"this device has another pack than the server ({reply['pack'][:12]})")
+            raise EdgeSelError(f"this device has another pack than the server ({reply['packs'][0][:12]})")
         if request["task"] == "judge":
             reply["counts"] = counts = _judge(device, pack, tensors, request)
             tell("judged a new model: of {images} images right {right}, before {right_before}".format(**counts))
@@ -136,17 +136,17 @@ def _packs(device: Device) -> dict[str, Pack]:
 def _install(
     device: Device, packs: Mapping[str, Pack], patch: Mapping[str, np.ndarray], request: Request,
     tell: Callable[[str], None],
-) -> str:  # fmt: skip
-    """Make the pack that the server published, if the device has the one before it; its digest."""
+) -> None:  # fmt: skip
+    """Make the pack that the server published, if the device has the one before it."""
     from edge_sel.pack.patch import apply_patch
 
-    if request["pack"] not in packs:
-        if request["base"] not in packs:
-            raise EdgeSelError("the patch is for a pack that this device has not")
-        path = device.home / PACK
-        apply_patch(packs[request["base"]], patch, request["pack"], path, device.trusted)
-        tell(f"wrote {path}: the pack {request['pack'][:12]}")
-    return request["pack"]
+    if request["pack"] in packs:
+        return
+    if request["base"] not in packs:
+        raise EdgeSelError("the patch is for a pack that this device has not")
+    path = device.home / PACK
+    apply_patch(packs[request["base"]], patch, request["pack"], path, device.trusted)
+    tell(f"wrote {path}: the pack {request['pack'][:12]}")
 
 
 def _update(

@@ -59,8 +59,8 @@ class Reply(TypedDict):
     format: str
     task: Task
     round: _Word
-    pack: _Word
-    """Digest of the newest pack that it has."""
+    packs: Annotated[list[_Word], Longest(2)]
+    """Digests of those that it has."""
     declined: Annotated[str, Longest(600)] | None
     """Why it does not."""
     counts: Counts | None

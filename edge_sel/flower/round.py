@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -174,9 +174,10 @@ class Round:
         for card, *_ in waiting.values():
             self._tell(f"device {card.device[:12]}: no reply in time")
 
-    def _is_behind(self, card: Card, has: str) -> bool:
-        """Whether it declines as it has an older pack of ours, which is told once a round."""
-        if card.device in self._updated or has == self._folder.pack.digest or self._folder.known(has) is None:
+    def _is_behind(self, card: Card, packs: Sequence[str]) -> bool:
+        """Whether it declines as it has only an older pack of ours, which is told once a round."""
+        has = next((digest for digest in packs if self._folder.known(digest) is not None), None)
+        if has is None or card.device in self._updated or self._folder.pack.digest in packs:
             return False
         self._behind[card.device] = has
         self._updated.add(card.device)
@@ -200,7 +201,7 @@ class Round:
             if answer.header["declined"] is None:
                 take(card, answer)
                 return True
-            if request["task"] == "update" and self._is_behind(card, answer.header["pack"]):
+            if request["task"] == "update" and self._is_behind(card, answer.header["packs"]):
                 return False
             self.declined[card.device] = answer.header["declined"]
             self._tell(f"device {card.device[:12]} declines: {answer.header['declined']}")

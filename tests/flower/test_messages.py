@@ -22,7 +22,7 @@ REPLY: messages.Reply = {
     "format": FORMAT,
     "task": "update",
     "round": "r1",
-    "pack": "p",
+    "packs": ["p"],
     "declined": None,
     "counts": None,
 }

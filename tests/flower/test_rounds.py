@@ -171,8 +171,8 @@ def test_devices_have_what_was_published_and_one_that_missed_it_gets_it_in_the_n
         first, told = folder.pack, []
         finish(folder, Round(folder, cards, mailbox, options, told.append), options, None, told.append)
         second = folder.pack
+    (devices[0].home / client_app.PACK).write_bytes(b"of another fleet, and damaged")
     assert "2 devices have the new pack" in told and tasks == ["update", "judge", "install"]
-    assert not (devices[0].home / client_app.PACK).exists()
     assert all(open_pack(each.home / client_app.PACK).files == second.files for each in devices[1:])
     mailbox.members[0] = (card, good)
     with folder_of(place, tmp_path, cards, "r2") as folder:

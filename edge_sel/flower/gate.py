@@ -105,7 +105,7 @@ class Gate:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address = str((writer.get_extra_info("peername") or ("",))[0])
         if self._from.total() >= MOST_CONNECTIONS or self._from[address] >= MOST_OF_ADDRESS:
-            writer.transport.abort()
+            _hang_up(writer)
             return
         self._from[address] += 1
         try:
@@ -118,7 +118,7 @@ class Gate:
             writer.close()
             with suppress(OSError, asyncio.TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(writer.wait_closed(), CLOSE_S)
-            writer.transport.abort()
+            _hang_up(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Requests of one connection, one after the other."""
@@ -188,7 +188,12 @@ class Gate:
                 response.status_code, [(n, v) for n, v in response.headers if n not in _HOP], b"".join(parts)
             )
         finally:
-            writer.transport.abort()
+            _hang_up(writer)
+
+
+def _hang_up(writer: asyncio.StreamWriter) -> None:
+    with suppress(AttributeError):  # what Debian's Python 3.11.2 raises where it is closed already
+        writer.transport.abort()
 
 
 async def _next(http: h11.Connection, reader: asyncio.StreamReader) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import threading
@@ -217,3 +218,17 @@ def test_without_tls_nothing_is_said(door):
 def test_a_port_that_is_taken_is_told(door, home):
     with pytest.raises(SetupError, match="cannot listen"):
         Gate("127.0.0.1", door.port, home.certificate, home.key, Backend(1, home.authority))
+
+
+def test_a_connection_that_the_library_cannot_abort_any_more_is_no_error(door, home, monkeypatch, caplog):
+    """As in Python 3.11.2, where the transport of a closed connection has no protocol."""
+
+    def abort(self):
+        raise AttributeError("'NoneType' object has no attribute '_abort'")
+
+    monkeypatch.setattr("asyncio.sslproto._SSLProtocolTransport.abort", abort)
+    for _ in range(2):
+        assert ask(door, home, request())[0][0] == 200
+    door.close()
+    gc.collect()  # a task's exception is told when it is thrown away
+    assert not [record for record in caplog.records if record.name == "asyncio"]

@@ -229,6 +229,8 @@ def test_a_connection_that_the_library_cannot_abort_any_more_is_no_error(door, h
     monkeypatch.setattr("asyncio.sslproto._SSLProtocolTransport.abort", abort)
     for _ in range(2):
         assert ask(door, home, request())[0][0] == 200
-    door.close()
+    while door._from:
+        time.sleep(0.01)
+    time.sleep(0.1)
     gc.collect()  # a task's exception is told when it is thrown away
     assert not [record for record in caplog.records if record.name == "asyncio"]

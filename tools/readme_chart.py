@@ -63,7 +63,7 @@ def draw_paintings() -> Figure:
         rows = [row for row in csv.DictReader(file) if row["case"] == "paintings-40"]
 
     def of(system: str, key: str) -> float:
-        return fmean(float(row[key]) for row in rows if row["system"] == system)
+        return fmean(float(row[key]) for row in rows if row["system"] == system and row[key])
 
     figure = Figure(figsize=(7.2, 3.2), layout="constrained", facecolor="white")
     panels = figure.subplots(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from edge_sel.flower.runtime import Mailbox
     from edge_sel.pack.reader import Pack
 
-POLL_S, SETTLE_S, AGAIN_S = 2.0, 20.0, 30.0
+POLL_S, SETTLE_S, AGAIN_S, DELIVER_S = 2.0, 20.0, 30.0, 60.0
 """Between two looks for replies; how long devices have to turn up although those that are there have answered; after
-which time one that declined is asked again."""
+which time one that declined is asked again; how long devices have to take what was published: the next round tells it
+again."""
 Tell = Callable[[str], None]
 
 
@@ -104,7 +106,7 @@ class Round:
         self._declined_at.clear()
         self._behind.clear()
         request, patch = self._patch(before)
-        self._ask(request, patch, set(), 0, lambda card, answer: had.append(card.device))
+        self._ask(request, patch, set(), 0, lambda card, answer: had.append(card.device), DELIVER_S)
         return len(had)
 
     def _patch(self, before: Pack) -> tuple[Request, Mapping[str, np.ndarray]]:
@@ -120,7 +122,7 @@ class Round:
 
     def _ask(
         self, request: Request, tensors: Mapping[str, np.ndarray], done: set[str], enough: int,
-        take: Callable[[Card, Answer], None],
+        take: Callable[[Card, Answer], None], most_s: float = math.inf,
     ) -> None:  # fmt: skip
         """Ask each device as it turns up, till all have answered, or time is over.
 
@@ -131,9 +133,10 @@ class Round:
             done: devices that are not asked; those that took part are added.
             enough: so many are waited for; with so many it is not waited for devices that are not there.
             take: is given each answer that declines nothing.
+            most_s: the time that is over earlier than that of the round.
         """
         start, waiting, taken = time.monotonic(), dict[str, tuple[Card, str, Request]](), 0
-        while (left := start + self._options.timeout_s - time.monotonic()) > 0:
+        while (left := start + min(self._options.timeout_s, most_s) - time.monotonic()) > 0:
             self._options.alive()
             present = self._mailbox.present()
             connected = {seen.key: seen.since for seen in present}

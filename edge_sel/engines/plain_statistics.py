@@ -45,6 +45,8 @@ def _normalise(graph: onnx.GraphProto, node: onnx.NodeProto, epsilon: float, mom
         append("ReduceMean", [name(of), name("axes")], name(fresh), keepdims=0)
     append("BatchNormalization", [x, scale, bias, name("mean"), name("variance")], own, epsilon=epsilon)
     for fresh, running, output in zip(("mean", "variance"), old, node.output[1:], strict=False):
+        if not output:  # nobody wants it
+            continue
         append("Sub", [running, name(fresh)], name(f"{fresh} step"))
         append("Mul", [name(f"{fresh} step"), name("momentum")], name(f"{fresh} kept"))
         append("Add", [name(fresh), name(f"{fresh} kept")], output)

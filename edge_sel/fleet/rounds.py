@@ -85,6 +85,7 @@ class RoundFolder:
             raise SetupError(f"the rounds cannot be held ({error.strerror})", where=folder) from error
         try:
             self._first = self.pack = first
+            self._published: dict[str, Path] = {}
             self._go_on(name)
         except BaseException:
             self._held.close()
@@ -108,7 +109,7 @@ class RoundFolder:
             raise UsageError("the folder has rounds of another pack", where=self.folder, fix="name another folder")
         for place, told in zip(rounds, known, strict=True):
             if told["state"] == "published":
-                self.pack = open_pack(place / PUBLISHED)
+                self._take_over(place / PUBLISHED)
         if not known or known[-1]["state"] in ("published", "refused"):
             number = known[-1]["number"] + 1 if known else 1
             self._round: _Round = {
@@ -144,10 +145,8 @@ class RoundFolder:
         """The pack of that digest, if rounds began with it or published it; None for another one."""
         if digest == self._first.digest:
             return self._first
-        for path in sorted(self.folder.glob(f"round-*/{PUBLISHED}"), reverse=True):
-            if (pack := open_pack(path)).digest == digest:
-                return pack
-        return None
+        path = self._published.get(digest)
+        return None if path is None else open_pack(path)
 
     @property
     def place(self) -> Path:
@@ -270,8 +269,12 @@ class RoundFolder:
         if key is not None:
             sign_file(published, key)
         self._write(state="published")
-        self.pack = open_pack(published)
+        self._take_over(published)
         return True
+
+    def _take_over(self, published: Path) -> None:
+        self.pack = open_pack(published)
+        self._published[self.pack.digest] = published
 
     def next_round(self, name: str) -> None:
         """Begin another one."""

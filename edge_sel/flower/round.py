@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_sel.errors import BadInputError, EdgeSelError
 from edge_sel.flower.keys import Card
-from edge_sel.flower.messages import FORMAT, Answer, Counts, Request, Task, read_reply, request_bytes
+from edge_sel.flower.messages import FORMAT, MOST_BYTES, Answer, Counts, Request, Task, read_reply, request_bytes
 from edge_sel.pack.patch import make_patch
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ POLL_S, SETTLE_S, AGAIN_S, DELIVER_S = 2.0, 20.0, 30.0, 60.0
 """Between two looks for replies; how long devices have to turn up although those that are there have answered; after
 which time one that declined is asked again; how long devices have to take what was published: the next round tells it
 again."""
+MOST_PATCH = MOST_BYTES - (1 << 20)
 Tell = Callable[[str], None]
 
 
@@ -105,14 +106,18 @@ class Round:
         had: list[str] = []
         self._declined_at.clear()
         self._behind.clear()
-        request, patch = self._patch(before)
-        self._ask(request, patch, set(), 0, lambda card, answer: had.append(card.device), DELIVER_S)
+        if (patched := self._patch(before)) is not None:
+            self._ask(*patched, set(), 0, lambda card, answer: had.append(card.device), DELIVER_S)
         return len(had)
 
-    def _patch(self, before: Pack) -> tuple[Request, Mapping[str, np.ndarray]]:
-        request = self._request("install")
+    def _patch(self, before: Pack) -> tuple[Request, Mapping[str, np.ndarray]] | None:
+        """The request to make the pack of the round of an older one; None, with a line, where it is too large."""
+        request, patch = self._request("install"), make_patch(before, self._folder.pack)
         request["base"] = before.digest
-        return request, make_patch(before, self._folder.pack)
+        if (size := sum(part.nbytes for part in patch.values())) <= MOST_PATCH:
+            return request, patch
+        self._tell(f"the new pack differs by {size / 1e6:.0f} MB, which is too much to send: copy it to the devices")
+        return None
 
     def _request(self, task: Task) -> Request:
         return {
@@ -191,8 +196,9 @@ class Round:
         self, card: Card, request: Request, tensors: Mapping[str, np.ndarray]
     ) -> tuple[Request, Mapping[str, np.ndarray]]:
         """What a device is asked: the request, or to make the pack of the round of an older one that it has."""
-        before = self._folder.known(self._behind.pop(card.device, ""))
-        return (request, tensors) if before is None else self._patch(before)
+        has = self._behind.pop(card.device, None)
+        before = None if has is None else self._folder.known(has)
+        return (before and self._patch(before)) or (request, tensors)
 
     def _took(
         self, card: Card, message: bytes | None, why: str, request: Request, take: Callable[[Card, Answer], None]

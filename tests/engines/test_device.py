@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from edge_sel.engines import ort
+from edge_sel.engines import native, ort
 from edge_sel.engines.base import Batch, Hyper
 from edge_sel.engines.by_name import choose_engine
 from edge_sel.engines.native import CPU, CUDA, Values, providers, translated_errors
@@ -111,6 +112,26 @@ def test_torch_refuses_a_gpu_that_is_not_there():
     with pytest.raises(SetupError, match="--device cpu"):
         choose_engine("torch", 1, device="cuda")
     assert str(choose_engine("torch", 1, device="auto").device) == "cpu"
+
+
+def test_cuda_libraries_of_packages_are_loaded_without_a_word(monkeypatch, capsys):
+    """What fails is printed by onnxruntime, and told later by the session in one line."""
+    called = []
+
+    def preload():
+        called.append(1)
+        print("Failed to load libcudnn.so.9")
+        warnings.warn("no plugin", stacklevel=1)
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    native._load_cuda_libraries.cache_clear()
+    try:
+        assert providers("cpu") == [CPU] and not called
+        providers("cuda")
+        providers("cuda")
+    finally:
+        native._load_cuda_libraries.cache_clear()
+    assert called == [1] and capsys.readouterr() == ("", "")
 
 
 def away(found, wanted):

@@ -184,6 +184,21 @@ def test_devices_have_what_was_published_and_one_that_missed_it_gets_it_in_the_n
     assert open_pack(devices[0].home / client_app.PACK).digest == second.digest
 
 
+def test_a_pack_that_differs_by_too_much_is_not_sent_and_that_is_told(place, tmp_path, monkeypatch):
+    devices, cards, mailbox = fleet(place, tmp_path, monkeypatch)
+    monkeypatch.setattr(round_, "MOST_PATCH", 1000)
+    told: list[str] = []
+    with folder_of(place, tmp_path, cards) as folder:
+        finish(folder, Round(folder, cards, mailbox, OPTIONS, told.append), OPTIONS, None, told.append)
+        assert folder.state == "published"
+    assert any("copy it to the devices" in line for line in told) and "0 devices have the new pack" in told
+    assert not any((each.home / client_app.PACK).exists() for each in devices)
+    with folder_of(place, tmp_path, cards, "r2") as folder:
+        work = Round(folder, cards, mailbox, OPTIONS._replace(timeout_s=1.0), told.append)
+        work.collect()
+    assert len(work.declined) == COUNT and all("another pack" in why for why in work.declined.values())
+
+
 def test_a_pack_without_the_signature_that_a_device_requires_is_not_installed(place, tmp_path, monkeypatch):
     from edge_sel.pack.sign import sign_file
 

@@ -4,8 +4,8 @@
     python tools/gpu/finetune_check.py --pack my.edgepack --data DIR --test DIR
 
 Each run is a process of `edge-sel finetune` of its own. An engine that cannot use the GPU here says why. One JSON
-object on stdout. The joules are those of the meter that is named: NVML counts the card alone, so a run on the processor
-beside it counts what the card takes while it waits.
+object on stdout. The joules are those of the meter that is named: on the GPU NVML's, of the card alone, without the
+processor; on the processor modelled ones. They are not to be compared.
 """
 
 from __future__ import annotations

@@ -60,18 +60,8 @@ def all_jobs(out: Path, images: str, *, weights: str = "auto", smoke: bool) -> l
     few = ("--runs", "2", "--epochs", "6", "--device", "cpu", "--digits") if smoke else ("--images", images)
 
     def reference(*words: object) -> tuple[str, ...]:
-        return (
-            python,
-            "-m",
-            "edge_sel",
-            "reference",
-            *map(str, words),
-            *scale,
-            "--out",
-            str(out / "reference"),
-            "--weights",
-            weights,
-        )
+        out_of = ("--out", str(out / "reference"), "--weights", weights)
+        return (python, "-m", "edge_sel", "reference", *map(str, words), *scale, *out_of)
 
     def tool(name: str, *words: object) -> tuple[str, ...]:
         return (python, str(TOOLS / name), *map(str, words))
@@ -87,12 +77,7 @@ def all_jobs(out: Path, images: str, *, weights: str = "auto", smoke: bool) -> l
         Job("tests", pytest, 30, "tests marked gpu"),
         Job("nvml", tool("gpu/nvml_check.py", "--seconds", seconds), 2 * seconds + 10, "counter, sampled power, Zeus"),
         Job("finetune", tool("gpu/finetune_check.py", *checked), 30, "a run of each engine beside the processor's"),
-        Job(
-            "speed",
-            tool("bench_reference.py", "--device", device, *(tiny or SHORT)),
-            60,
-            "images a second beside a plain loop",
-        ),
+        Job("speed", tool("bench_reference.py", "--device", device, *(tiny or SHORT)), 60, "images a second"),
         Job("suite", reference(*(MAIN if smoke else ())), 30, "the ten systems, one seed"),
         Job("fast", reference("fast", "--seeds", 2 if smoke else 10), 20, "the fast baseline, ten seeds"),
         Job("airbench", tool("gpu/airbench.py", *few), 20, "airbench94's settings, ten seeds"),

@@ -268,6 +268,7 @@ class Member:
 
     def close(self) -> None:
         """Leave."""
+        self._tasks.close()
         self._supernode.stop()
         for path in self._files:
             path.unlink(missing_ok=True)

@@ -146,6 +146,10 @@ class _Executor:
             [RuntimeVersionHttpInterceptor(component_name=str(self._kind)), interceptor], retry_invoker=retry,
         )  # fmt: skip
 
+    def close(self) -> None:
+        """Let the connection go."""
+        self._client.close()
+
     def acquire(self) -> str | None:
         """The token of a task, which is this process's then; None if there is none, or nobody answers."""
         try:
@@ -214,6 +218,10 @@ class Operator:
             retry_invoker=_patient(PATIENCE_S),
         )  # fmt: skip
 
+    def close(self) -> None:
+        """Let the connection go."""
+        self._client.close()
+
     def register(self, keys: Mapping[bytes, str]) -> None:
         """Have the SuperLink know exactly these public keys of nodes, by name."""
         with _in_words():
@@ -272,6 +280,7 @@ class ServerTasks(_Executor):
         try:
             given = client.PullTaskInput(PullTaskInputRequest())
         except FlowerProblem:
+            grid.close()
             return None
         mailbox = Mailbox(grid, HeartbeatSender(_beat(client)))
         if given.run.run_id != run_id:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,11 +86,13 @@ class Fleet:
         command = superlink_command(keys, home / DATABASE, inner)
         self._superlink = Supervised(command, dict(os.environ), home / LOG, tell)
         self.gate: Gate | None = None
+        self._connections = ExitStack()
         try:
             _wait_for(inner, keys.authority, home / LOG)
-            self._operator = Operator(inner, keys.authority)
+            self._operator = self._connections.enter_context(closing(Operator(inner, keys.authority)))
             self._operator.register({card.node: card.device[:12] for card in cards.values()})
-            self._tasks = ServerTasks(inner, keys.authority, keys.secret.read_bytes())
+            tasks = ServerTasks(inner, keys.authority, keys.secret.read_bytes())
+            self._tasks = self._connections.enter_context(closing(tasks))
             self.gate = Gate(listen, port, keys.certificate, keys.key, Backend(inner, keys.authority))
         except BaseException:
             self.close()
@@ -104,6 +107,7 @@ class Fleet:
         """End everything."""
         if self.gate is not None:
             self.gate.close()
+        self._connections.close()
         self._superlink.stop()
         self._held.close()
 

@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--plans", default="auto,last", help="one run each")
     parser.add_argument("--runs", default=",".join(f"{e}:{d}" for e, d in RUNS), help="engine:device, comma-separated")
     options = parser.parse_args()
+    if wrong := set(options.runs.split(",")) - {f"{e}:{d}" for e, d in RUNS}:
+        parser.error(f"no such run: {', '.join(sorted(wrong))} (engine:device)")
     given = [options.pack] if options.pack else []
     for name in ("data", "test"):
         given += [f"--{name}", getattr(options, name)] if getattr(options, name) else []

@@ -122,6 +122,9 @@ def source_of(model: str, size: int, *, settled: bool) -> Any:
     from edge_sel.models.registry import build
     from edge_sel.server.source.torch_model import from_module
 
+    if not settled:
+        asked = Asked(folders=NAMES, image_size=(size, size), mean=mean, std=std, dry=True)
+        return open_source(model, asked)
     torch.manual_seed(0)
     network = build(model, CLASSES, (size, size)).train()
     if settled:

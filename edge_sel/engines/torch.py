@@ -33,9 +33,6 @@ from edge_sel.pack.reader import Pack
 BuildModel = Callable[[str, int, tuple[int, int]], nn.Module]
 """Name, classes and image size (height, width) to a model; see ``models.registry.build``."""
 
-_SAME = 1e-3
-"""Largest difference between two programs' outputs of one layer, relative to the largest number in it."""
-
 
 class TorchEngine:
     """Rebuilds the pack's model by name and trains it with autograd.
@@ -247,35 +244,3 @@ def add_deep_head(model: nn.Module, taps: Sequence[Tap], classes: int, scale: fl
 def as_in_a_graph(constant: float) -> float:
     """The constant rounded to float32, as a graph holds it; a float64 model must use the same number."""
     return float(np.float32(constant))
-
-
-def find_modules(model: nn.Module, image: np.ndarray, made: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Which module has which of these outputs.
-
-    Args:
-        model: in evaluation mode.
-        image: float32 [1, 3, H, W].
-        made: what tensors of its exported graph are for this image.
-
-    Returns:
-        the name of a module by the name of each tensor that is a module's output.
-    """
-    found: dict[str, str] = {}
-
-    def look(name: str, given: object) -> None:
-        for tensor, values in made.items():
-            if tensor not in found and isinstance(given, torch.Tensor) and given.shape == values.shape:
-                difference = np.abs(given.numpy() - values).max()
-                if difference <= _SAME * max(float(np.abs(values).max()), 1e-6):
-                    found[tensor] = name
-
-    handles = [
-        module.register_forward_hook(lambda module, given, out, name=name: look(name, out))
-        for name, module in model.named_modules()
-        if name
-    ]
-    with torch.inference_mode():
-        model(torch.from_numpy(image))
-    for handle in handles:
-        handle.remove()
-    return found

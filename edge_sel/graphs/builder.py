@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_sel.graphs.ir import BATCH, CLASSES, IR_VERSION, OPSET, Node
+from edge_sel.graphs.ir import BATCH, CLASSES, IR_VERSION, OPSET, Absent, Node
 from edge_sel.graphs.shapes import infer
 
 _ELEMENTWISE = frozenset(
@@ -32,15 +32,6 @@ _ELEMENTWISE = frozenset(
 )
 _FEW = 256
 """Elements below which the time does not count."""
-
-
-class Absent(np.ndarray):
-    """An array whose values nobody asks for, such as the weights in a dry run: it takes no memory."""
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...]) -> Absent:
-        """An absent array of float32."""
-        return np.broadcast_to(np.float32(0), shape).view(cls)
 
 
 def _initializer(value: np.ndarray, name: str) -> onnx.TensorProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,12 +38,22 @@ class Node:
         return self.attributes.get(key, default)
 
 
+class Absent(np.ndarray):
+    """An array whose values nobody asks for, such as the weights in a dry run: it takes no memory."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> Absent:
+        """An absent array of float32."""
+        return np.broadcast_to(np.float32(0), shape).view(cls)
+
+
 @dataclass(frozen=True)
 class Forward:
     """An inference graph with one image input [batch, 3, H, W] and one output, the logits [batch, classes].
 
     ``parameters`` are the initializers that are the model's own weights, not its buffers or the exporter's constants;
-    ``per_image`` the tensors of floats whose first axis is the batch.
+    ``per_image`` the tensors of floats whose first axis is the batch. Of a network of torch, ``modules`` tells which
+    tensor is the output of which module.
     """
 
     nodes: tuple[Node, ...]
@@ -53,6 +63,7 @@ class Forward:
     logits: str
     parameters: frozenset[str] = frozenset()
     per_image: frozenset[str] = frozenset()
+    modules: Mapping[str, str] | None = None
 
     def shape(self, name: str) -> Shape:
         """Shape of a tensor; () when shape inference could not tell."""

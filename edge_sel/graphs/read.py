@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edge_sel.errors import GraphError
-from edge_sel.graphs.ir import LOGITS, Forward, Node, Shape, live_nodes, readers_of
+from edge_sel.graphs.ir import LOGITS, Absent, Forward, Node, Shape, live_nodes, readers_of
 from edge_sel.graphs.shapes import constant_value, evaluate_node, infer_any_batch, shape_of
 
 _END = 2**31 - 1
@@ -29,14 +29,14 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     Constant, Dropout, CastLike and Split nodes, zero biases and computed shapes that are known are simplified away.
 
     Args:
-        model: the inference graph.
+        model: the inference graph. Values that are said to be outside of it are absent, as in a dry run.
         parameters: which initializers are weights; by default those of floats with a module path (a dot) in the name.
 
     Raises:
         GraphError: not exactly one image input and one output, or operators outside the standard domain.
     """
     graph = model.graph
-    initializers = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    initializers = {tensor.name: _values(tensor) for tensor in graph.initializer}
     inputs = [i.name for i in graph.input if i.name not in initializers]
     if len(inputs) != 1 or len(graph.output) != 1 or graph.output[0].name != LOGITS:
         raise GraphError("a forward graph needs one image input and one output named logits", where=graph.name)
@@ -57,6 +57,12 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     kept = frozenset(parameters) & initializers.keys()
     per_image = frozenset(name for name in batched if known.types.get(name) == onnx.TensorProto.FLOAT)
     return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
+
+
+def _values(tensor: onnx.TensorProto) -> np.ndarray:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return Absent.of(tuple(tensor.dims))
+    return np.asarray(numpy_helper.to_array(tensor))
 
 
 class _Plain:

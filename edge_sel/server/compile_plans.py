@@ -14,10 +14,9 @@ from edge_sel.arrays import Arrays, Range, TensorPlace
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
 from edge_sel.graphs.backbone import Cut, compile_backbone, compile_quantized, find_cut, quantized_steps, tail
-from edge_sel.graphs.builder import Absent
 from edge_sel.graphs.cost import executed_flops, peak_activation_bytes, step_cost
 from edge_sel.graphs.head_form import closed_form_reasons
-from edge_sel.graphs.ir import Forward
+from edge_sel.graphs.ir import Absent, Forward
 from edge_sel.graphs.optimizers import require_optimizer
 from edge_sel.graphs.plans import Plan, make_plan, with_probes
 from edge_sel.graphs.train import compile_eval, compile_score, compile_train

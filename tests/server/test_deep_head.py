@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edge_sel.engines.ort import OrtEngine
-from edge_sel.engines.torch import add_deep_head, find_modules
+from edge_sel.engines.torch import add_deep_head
 from edge_sel.graphs.backbone import compile_backbone, find_cut, tail
 from edge_sel.graphs.deep_head import EPSILON, MOST_TAPS, find_taps, with_deep_head
 from edge_sel.graphs.head_form import head_scale, with_vector_features
@@ -163,12 +163,70 @@ def test_torch_computes_the_same_with_any_weights(name):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_modules_are_found_by_what_they_make():
-    model = network("resnet-c-small")
-    forward = forward_of(model)
-    made = outputs_of(forward, [tap.name for tap in find_taps(forward)], images(1))
-    assert [find_modules(model, images(1), made)[name] for name in made] == ["stages.2.0", "stages.1.0"]
-    assert find_modules(model, images(1), {"nothing": np.zeros((1, 64, 4, 4), np.float32)}) == {}
+def test_layers_are_named_by_the_modules_that_make_them():
+    forward = forward_of(network("resnet-c-small"))
+    assert [forward.modules[tap.name] for tap in find_taps(forward)] == ["stages.2.0", "stages.1.0"]
+
+
+class Residual(nn.Module):
+    """Adds what its layer makes; the layer may be another's too."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return x + self.layer(x)
+
+
+def residual(*blocks):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def taps_of(model):
+    info = WarmupInfo("x", ("a", "b", "c", "d"), (SIZE, SIZE), (0.5,) * 3, (0.5,) * 3, {})
+    return [tap.name for tap in from_module(model.eval(), info).taps]
+
+
+def test_blocks_that_change_nothing_yet_are_told_from_each_other():
+    """As in LeViT, whose blocks begin with weights of zero: all of them make the same."""
+    layers = [nn.Conv2d(8, 8, 1) for _ in range(3)]
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    assert taps_of(residual(*(Residual(layer) for layer in layers))) == ["3", "2", "1"]
+
+
+def test_a_block_that_is_called_twice_is_not_read():
+    """A hook keeps the last of its outputs."""
+
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.own = Residual(nn.Conv2d(8, 8, 1)), Residual(nn.Conv2d(8, 8, 1))
+
+        def forward(self, x):
+            return self.own(torch.relu(self.block(torch.relu(self.block(x)))))
+
+    assert taps_of(residual(Again())) == ["1.own"]
+
+
+def test_a_module_that_makes_two_tensors_is_not_read():
+    class Two(Residual):
+        def forward(self, x):
+            return super().forward(x), x.mean()
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both = Two(nn.Conv2d(8, 8, 1))
+            self.ends = residual()
+
+        def forward(self, x):
+            begin, *end = self.ends
+            return nn.Sequential(*end)(self.both(begin(x))[0])
+
+    assert taps_of(First()) == []
 
 
 def test_a_layer_that_is_no_output_of_a_module_is_not_read():

@@ -12,15 +12,17 @@ import pytest
 
 import edge_sel
 from edge_sel.data.dataset import ImageSet
+from edge_sel.graphs.ir import Absent
 from edge_sel.pack.manifest import MANIFEST
 from edge_sel.pack.plan_kinds import CLOSED, RIDGE
 from edge_sel.pack.reader import open_pack
-from edge_sel.server.compile_plans import forecast
+from edge_sel.server.compile_plans import DEFAULT_PLANS, forecast
 from edge_sel.server.export import export_pack
-from edge_sel.server.source.base import Source
+from edge_sel.server.source.base import Source, WarmupInfo
 from edge_sel.server.source.open import Asked, open_source
+from edge_sel.server.source.torch_model import forward_without_values, from_module
 from tests.server.conftest import NOW
-from tests.server.endings import ENDINGS, SIZE, onnx_file
+from tests.server.endings import ENDINGS, SIZE, onnx_file, settled
 
 KINDS = {
     "module": None,
@@ -82,9 +84,10 @@ def opened(ending: str, kind: str, tmp_path, exported, *, new_head: bool) -> Sou
 
 
 CASES = [(ending, kind) for kind in KINDS for ending in ENDINGS]
+"""Of which every ninth is another ending, and of another kind than the one before."""
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
 def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, exported, tmp_path):
     source = opened(ending, kind, tmp_path, exported, new_head=True)
@@ -100,7 +103,7 @@ def test_a_network_takes_a_new_head_and_learns_in_closed_form(ending, kind, expo
         assert run.shipped and run.accuracy_after > min(run.accuracy_before + 0.2, 0.98)  # some begin near that
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(("ending", "kind"), CASES)
 def test_its_own_head_has_the_closed_form_too(ending, kind, exported, tmp_path):
     found = {plan.name: plan.reason for plan in forecast(opened(ending, kind, tmp_path, exported, new_head=False),
@@ -111,6 +114,17 @@ def test_its_own_head_has_the_closed_form_too(ending, kind, exported, tmp_path):
     else:
         assert {RIDGE, CLOSED} <= found.keys()
     assert not any(found.values()), found
+
+
+@pytest.mark.parametrize("ending", ["Hidden", pytest.param("TwoHeads", marks=pytest.mark.slow),
+                                    pytest.param("ProductAndSum", marks=pytest.mark.slow)])  # fmt: skip
+def test_a_dry_run_says_the_same_without_the_values_of_weights(ending):
+    info = WarmupInfo(ending, tuple("abcde"), (SIZE, SIZE), (0.5,) * 3, (0.2,) * 3, {})
+    whole, dry = (from_module(settled(ending, OWN_CLASSES), info, dry=dry) for dry in (False, True))
+    exported = forward_without_values(settled(ending, OWN_CLASSES), (SIZE, SIZE))
+    assert exported.parameters and all(isinstance(exported.initializers[name], Absent) for name in exported.parameters)
+    assert [tap.name for tap in dry.taps] == [tap.name for tap in whole.taps]
+    assert forecast(dry, DEFAULT_PLANS, "sgd", 8) == forecast(whole, DEFAULT_PLANS, "sgd", 8)
 
 
 def test_the_scale_of_two_heads_stands_in_the_manifest(exported, tmp_path):

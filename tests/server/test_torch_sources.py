@@ -102,7 +102,8 @@ def test_weights_of_a_file_are_used(suffix, net, tmp_path):
     names = ("a", "b", "c", "d", "e")
     source = open_source(f"{net}:make_model", asked(weights=path, folders=names))
     assert source.info.classes == names and not source.new_head
-    assert all(np.array_equal(value, state[name].numpy()) for name, value in source.weights.items())
+    own = {name: value for name, value in source.weights.items() if not name.startswith("deep_head")}
+    assert all(np.array_equal(value, state[name].numpy()) for name, value in own.items())
     with pytest.raises(UsageError, match="the model has 5 logits, the folder has 3 classes"):
         open_source(f"{net}:make_model", asked(weights=path))
     other = open_source(f"{net}:make_model", asked(weights=path, new_head=True))

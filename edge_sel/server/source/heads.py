@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -20,9 +19,6 @@ from edge_sel.graphs.plans import head_names
 from edge_sel.graphs.train import compile_eval
 from edge_sel.pack.manifest import DEEP_HEAD
 from edge_sel.server.source.base import Source, replace_all
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def with_linear_head(forward: Forward) -> Forward:
@@ -156,28 +152,21 @@ def resize_head(forward: Forward, classes: int) -> Forward:
     return replace(forward, initializers={**forward.initializers, **fresh}, shapes=shapes)
 
 
-def deepened(source: Source, model: nn.Module | None = None) -> Source:
+def deepened(source: Source) -> Source:
     """With a head that reads the last blocks too, where there are such and the head is linear in a vector.
 
-    With a torch ``model``, only of blocks that are outputs of its modules, by the names of these: a device that asks
+    Of a network of torch only of blocks that are outputs of its modules, by the names of these: a device that asks
     torch for the model must find them too.
     """
     forward = source.forward
-    found = find_taps(forward)
-    named = {tap.name: tap.name for tap in found}
-    if found and model is not None:
-        from edge_sel.engines.torch import find_modules
-
-        size = [1, *(size or 1 for size in forward.shape(forward.input)[1:])]
-        image = np.random.default_rng(0).standard_normal(size).astype(np.float32)
-        named = find_modules(model, image, outputs_of(forward, list(named), image))
-    taps = [tap for tap in found if tap.name in named]
+    names = forward.modules
+    taps = [tap for tap in find_taps(forward) if names is None or tap.name in names]
     deep = with_deep_head(forward, taps)
     if deep is forward:
         return source
     weights = {name: deep.initializers[name] for name in (f"{DEEP_HEAD}.weight", f"{DEEP_HEAD}.bias")}
-    renamed = tuple(replace(tap, name=named[tap.name]) for tap in taps)
-    return replace(source, forward=deep, weights={**source.weights, **weights}, taps=renamed)
+    named = tuple(tap if names is None else replace(tap, name=names[tap.name]) for tap in taps)
+    return replace(source, forward=deep, weights={**source.weights, **weights}, taps=named)
 
 
 def outputs_of(forward: Forward, names: Sequence[str], image: np.ndarray) -> Arrays:

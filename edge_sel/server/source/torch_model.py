@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -35,7 +34,9 @@ from edge_sel.server.parity import check_parity, program_of
 from edge_sel.server.source.base import Agreement, Asked, Source, WarmupInfo, first_line, forward_weights
 from edge_sel.server.source.heads import deepened, with_linear_head
 from edge_sel.server.source.layer_names import name_weights
+from edge_sel.server.source.module_names import module_names
 from edge_sel.server.source.onnx_model import check_without_torch
+from edge_sel.server.source.valueless import leave_out_values, without_values
 from edge_sel.server.warmup import load
 
 _USUAL_CLASSES = 1000
@@ -69,7 +70,7 @@ def from_name(info: WarmupInfo, asked: Asked) -> Source:
     except Exception as error:  # of torch's hub, timm's, the network and the files: they have nothing in common
         fix = "load them once with a network, or give a file with --weights"
         raise SetupError(f"no published weights of {info.model}", where=first_line(error), fix=fix) from error
-    return from_module(model, replace(info, classes=classes), new_head=not asked.dry)
+    return from_module(model, replace(info, classes=classes), new_head=not asked.dry, dry=asked.dry)
 
 
 def from_factory(path: Path, function: str, info: WarmupInfo, asked: Asked) -> Source:
@@ -140,7 +141,7 @@ def _built(build: BuildModel, info: WarmupInfo, asked: Asked, where: str, unfit:
     names, new_head = asked.class_names(logits, where)
     if len(names) != logits:
         raise unfit
-    return from_module(model, replace(info, classes=names), new_head=new_head, build=build)
+    return from_module(model, replace(info, classes=names), new_head=new_head, build=build, dry=asked.dry)
 
 
 def _function(path: Path, name: str) -> Callable[..., object]:
@@ -200,7 +201,7 @@ def _with_weights(build: BuildModel, info: WarmupInfo, asked: Asked, path: Path)
     own.update({name: value.to(own[name].dtype) for name, value in given.items()})
     model.load_state_dict(own)
     info = replace(info, classes=names, training={**info.training, "weights": path.name})
-    return from_module(model, info, new_head=new_head, build=build)
+    return from_module(model, info, new_head=new_head, build=build, dry=asked.dry)
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -229,7 +230,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def from_module(
-    model: nn.Module, info: WarmupInfo, *, new_head: bool = False, build: BuildModel = build_by_name
+    model: nn.Module,
+    info: WarmupInfo,
+    *,
+    new_head: bool = False,
+    build: BuildModel = build_by_name,
+    dry: bool = False,
 ) -> Source:
     """A torch model with one output, the logits [N, classes].
 
@@ -238,21 +244,23 @@ def from_module(
         info: what it is.
         new_head: see ``Source``.
         build: makes the same model again, for the parity check.
+        dry: nothing is computed with its weights, whose values it then loses.
     """
-    forward = export_forward(model, info.image_size)
+    export = forward_without_values if dry else export_forward
+    forward = export(model, info.image_size)
     if new_head and _is_rectified(forward):
         model = take_away_last_relu(model)
         if build is build_by_name:  # a device that asks torch for the model gets this one, too
             info = replace(info, model=f"{info.model}{LINEAR}")
         else:
             build = _without_last_relu(build)
-        forward = export_forward(model, info.image_size)
+        forward = export(model, info.image_size)
         if _is_rectified(forward):  # it is a function, not a module: another ReLU was the last
             raise GraphError("a ReLU behind the head is in the way of a new one", where=info.model,
                              fix="make it a module torch.nn.ReLU, or leave it out")  # fmt: skip
     rewritten = with_linear_head(forward)
     if rewritten is not forward:  # its weights are no longer those of the module, which nothing can be compared with
-        forward = with_vector_features(name_weights(rewritten))
+        forward = replace(with_vector_features(name_weights(rewritten)), modules=None)
         return deepened(Source(info, forward, forward_weights(forward), check_without_torch, new_head))
     forward = with_vector_features(forward)
     weights = {n: v.detach().numpy() for n, v in model.state_dict().items() if n in forward.initializers}
@@ -266,7 +274,7 @@ def from_module(
     ) -> dict[str, Agreement]:
         return check_parity(pack, forward, batches, engine, reference=reference, twin=twin)
 
-    return deepened(Source(info, forward, weights, check, new_head), model.cpu().eval())
+    return deepened(Source(info, forward, weights, check, new_head))
 
 
 def _is_rectified(forward: Forward) -> bool:
@@ -286,26 +294,47 @@ def export_forward(model: nn.Module, image_size: tuple[int, int]) -> Forward:
     Raises:
         GraphError: torch cannot export the model, or a parameter did not survive by name.
     """
-    example = torch.zeros(2, 3, *image_size)
+    return _read(model, image_size, _exported(model, image_size))
+
+
+def forward_without_values(model: nn.Module, image_size: tuple[int, int]) -> Forward:
+    """The same graph without the values of its parameters, which the model loses too."""
+    program = _exported(without_values(model), image_size)
+    leave_out_values(program.model, {name for name, _ in model.named_parameters()})
+    return _read(model, image_size, program)
+
+
+def _read(model: nn.Module, image_size: tuple[int, int], program: torch.onnx.ONNXProgram) -> Forward:
+    parameters = {name for name, _ in model.named_parameters()}
+    forward = read_forward(program.model_proto, parameters)
+    lost = sorted(parameters - forward.parameters)
+    if lost:
+        raise GraphError("a parameter was lost in the export", where=", ".join(lost[:5]))
+    modules = module_names(program.model, model, _example(image_size)[:1])
+    for node in forward.nodes:
+        if node.op == "Identity" and node.inputs[0] in modules:  # such as a Slice of everything
+            modules.setdefault(node.outputs[0], modules[node.inputs[0]])
+    return replace(forward, modules=modules)
+
+
+def _exported(model: nn.Module, image_size: tuple[int, int]) -> torch.onnx.ONNXProgram:
     model = model.cpu().eval()
     try:
         with _quiet():
-            proto = _export(model, example)
+            return _export(model, _example(image_size))
     except Exception as error:  # the exporter has no common exception type
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps what went wrong in what to do about it
             cause = cause.__cause__
         what = f"torch cannot export {type(model).__name__} to ONNX ({first_line(cause)})"
         raise GraphError(what, fix="make its forward free of data-dependent control flow") from error
-    parameters = {name for name, _ in model.named_parameters()}
-    forward = read_forward(proto, parameters)
-    lost = sorted(parameters - forward.parameters)
-    if lost:
-        raise GraphError("a parameter was lost in the export", where=", ".join(lost[:5]))
-    return forward
 
 
-def _export(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def _example(image_size: tuple[int, int]) -> torch.Tensor:
+    return torch.zeros(2, 3, *image_size)
+
+
+def _export(model: nn.Module, example: torch.Tensor) -> torch.onnx.ONNXProgram:
     import onnx_ir as ir
     from onnxscript import optimizer
 
@@ -320,8 +349,7 @@ def _export(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         should_fold=lambda node: False if any(v and v.name in parameters for v in node.inputs) else None,
     )
     optimizer.remove_unused_nodes(program.model)
-    proto: onnx.ModelProto = program.model_proto
-    return proto
+    return program
 
 
 def _traced(model: nn.Module | torch.export.ExportedProgram, example: torch.Tensor) -> torch.onnx.ONNXProgram:

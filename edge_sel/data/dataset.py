@@ -203,6 +203,14 @@ def _as_indices(indices: npt.ArrayLike) -> Int64Array:
     return chosen.astype(np.int64)
 
 
+def images_at_once(most: int, size: tuple[int, int]) -> int:
+    """How many images of ``size`` (height, width) to compute at a time: ``most``, or fewer above 128×128 pixels.
+
+    What a network makes of them takes memory for each pixel.
+    """
+    return max(1, min(most, most * 128 * 128 // (size[0] * size[1])))
+
+
 def normalise(images: UInt8Array, mean: npt.ArrayLike, std: npt.ArrayLike) -> Float32Array:
     """``(images / 255 - mean) / std``, channels first.
 

@@ -34,11 +34,15 @@ _FEW = 256
 """Elements below which the time does not count."""
 
 
+def reference_to(name: str, shape: Sequence[int]) -> onnx.TensorProto:
+    """A tensor of float32 whose numbers are with whoever runs the graph."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="given")
+    return tensor
+
+
 def _initializer(value: np.ndarray, name: str) -> onnx.TensorProto:
-    if isinstance(value, Absent):
-        return onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape,
-                                data_location=TensorProto.EXTERNAL)  # fmt: skip
-    return numpy_helper.from_array(value, name)
+    return reference_to(name, value.shape) if isinstance(value, Absent) else numpy_helper.from_array(value, name)
 
 
 class Builder:

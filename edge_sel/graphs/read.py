@@ -23,20 +23,25 @@ _CONSTANT = frozenset(
 """Of constants alone these are computed at once, such as the mask of a shifted window."""
 
 
-def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = None) -> Forward:
+def read_forward(
+    model: onnx.ModelProto,
+    parameters: Collection[str] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> Forward:
     """Parse a forward graph, without what training has no use for.
 
     Constant, Dropout, CastLike and Split nodes, zero biases and computed shapes that are known are simplified away.
 
     Args:
-        model: the inference graph. Values that are said to be outside of it are absent, as in a dry run.
+        model: the inference graph.
         parameters: which initializers are weights; by default those of floats with a module path (a dot) in the name.
+        weights: values of tensors that the graph only refers to; others are absent, as in a dry run.
 
     Raises:
         GraphError: not exactly one image input and one output, or operators outside the standard domain.
     """
     graph = model.graph
-    initializers = {tensor.name: _values(tensor) for tensor in graph.initializer}
+    initializers = {tensor.name: _values(tensor, weights or {}) for tensor in graph.initializer}
     inputs = [i.name for i in graph.input if i.name not in initializers]
     if len(inputs) != 1 or len(graph.output) != 1 or graph.output[0].name != LOGITS:
         raise GraphError("a forward graph needs one image input and one output named logits", where=graph.name)
@@ -59,9 +64,9 @@ def read_forward(model: onnx.ModelProto, parameters: Collection[str] | None = No
     return Forward(tuple(nodes), initializers, shapes, inputs[0], graph.output[0].name, kept, per_image)
 
 
-def _values(tensor: onnx.TensorProto) -> np.ndarray:
+def _values(tensor: onnx.TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return Absent.of(tuple(tensor.dims))
+        return weights[tensor.name] if tensor.name in weights else Absent.of(tuple(tensor.dims))
     return np.asarray(numpy_helper.to_array(tensor))
 
 

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper
 
 from edge_sel.arrays import Arrays, Range, TensorPlace
+from edge_sel.data.dataset import images_at_once
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
 from edge_sel.graphs.backbone import Cut, compile_backbone, compile_quantized, find_cut, quantized_steps, tail
@@ -170,7 +171,8 @@ def make_quantized_variant(
 
 
 def _chunks(pixels: np.ndarray) -> list[np.ndarray]:
-    return np.split(pixels, range(_CHUNK, len(pixels), _CHUNK))
+    size = images_at_once(_CHUNK, (pixels.shape[2], pixels.shape[3]))
+    return np.split(pixels, range(size, len(pixels), size))
 
 
 def _measure(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_sel.arrays import Arrays
-from edge_sel.data.dataset import ImageSet, normalise
+from edge_sel.data.dataset import ImageSet, images_at_once, normalise
 from edge_sel.engines.base import Engine
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import GraphError
@@ -26,8 +26,8 @@ from edge_sel.sel.ridge import fit_head
 
 MAX_IMAGES = 5000
 GAMMA_BATCH = 64
-_GRADIENTS_OF, _FEATURES_OF = 16, 64
-"""Images at a time: a training step keeps every activation of them."""
+_GRADIENTS_OF, _FEATURES_OF, _LOGITS_OF = 16, 64, 256
+"""Images at a time, of small ones: a training step keeps every activation of them."""
 
 LogitsOf = Callable[[np.ndarray], np.ndarray]
 """Rows of an image set [N] to the logits of these images [N, classes]."""
@@ -74,7 +74,7 @@ def calibrate(
     """
     order = rng.permutation(len(images))[:MAX_IMAGES]
     labels = images.labels[order]
-    chunks = np.array_split(order, -(-len(order) // 256))
+    chunks = np.array_split(order, -(-len(order) // images_at_once(_LOGITS_OF, model.image_size)))
     logits = np.concatenate([logits_of(chunk) for chunk in chunks])
     losses = cross_entropy(logits, labels)
     embarrassment = class_embarrassment(logits, labels, len(images.classes))
@@ -113,8 +113,9 @@ def frozen_gradients(forward: Forward, weights: Arrays, trainable: tuple[str, ..
 
     def gradients(pixels: np.ndarray, labels: np.ndarray) -> Arrays:
         total = [np.zeros(weights[name].shape, np.float64) for name in names]
-        for start in range(0, len(labels), _GRADIENTS_OF):
-            part = slice(start, start + _GRADIENTS_OF)
+        step = images_at_once(_GRADIENTS_OF, (pixels.shape[2], pixels.shape[3]))
+        for start in range(0, len(labels), step):
+            part = slice(start, start + step)
             count = len(labels[part])
             feeds = {"x": pixels[part], "labels": labels[part], "sample_weight": np.ones(count, np.float32), **fixed}
             for sum_, found in zip(total, session.run(outputs, feeds), strict=True):
@@ -150,7 +151,7 @@ def head_features(pack: Pack, images: ImageSet, engine: Engine, rng: np.random.G
     backbone = engine.backbone(pack, RIDGE, pack.weights())
     assert backbone is not None
     rows = np.sort(rng.permutation(len(images))[:MAX_IMAGES])
-    chunks = np.array_split(rows, -(-len(rows) // _FEATURES_OF))
+    chunks = np.array_split(rows, -(-len(rows) // images_at_once(_FEATURES_OF, model.image_size)))
     features = [backbone(normalise(images.read(chunk), model.mean, model.std)) for chunk in chunks]
     return HeadFeatures(rows, np.concatenate(features))
 

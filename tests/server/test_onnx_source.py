@@ -258,6 +258,26 @@ def too_new(model):
     relu.op_type = "Gelu"
 
 
+def newer_than_known(model):
+    model.opset_import[0].version = 99
+
+
+def not_of_this_set(model):
+    """Operator set 18 made Mish an operator, and the file is of 17."""
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Mish"
+
+
+def unknown_to_packs(model):
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Asinh"
+
+
+def not_a_number(model):
+    tensor = model.graph.initializer[0]
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
 BAD = {
     "quantized": (quantize, GraphError, "quantized"),
     "float16": (half, GraphError, "float16"),
@@ -269,6 +289,10 @@ BAD = {
     "independent classes": (sigmoid, GraphError, "ends in a Sigmoid"),
     "a branch": (branches, GraphError, "holds a graph"),
     "too old": (too_old, GraphError, "operator set 5 is too old"),
+    "newer than known": (newer_than_known, GraphError, "operator set 99 is newer than what onnx"),
+    "an operator of another set": (not_of_this_set, GraphError, "operator Mish is not in operator set 17"),
+    "an operator of no pack": (unknown_to_packs, GraphError, "Asinh is not one that a pack may use: .*Relu"),
+    "a weight that is no number": (not_a_number, GraphError, "a weight is not a number: .*weight"),
     "too new": (too_new, GraphError, "Gelu of operator set 20 is newer than 18"),
 }
 
@@ -368,6 +392,45 @@ def test_nothing_is_written_and_nothing_lost_when_a_file_is_refused(tmp_path):
     with pytest.raises(GraphError, match="float16"):
         CliRunner().invoke(command, given, catch_exceptions=False)
     assert not out.exists()
+
+
+MEASURED = """
+import resource, subprocess, sys
+status = subprocess.run([sys.executable, *sys.argv[1:]]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+"""Of a small process: one that is forked from this one begins with the memory of this one."""
+
+
+def test_a_refusal_takes_little_memory_and_time_whatever_the_file_weighs(tmp_path):
+    """Of its 67 MB a process held eight copies."""
+    wide = 4096
+    rng = np.random.default_rng(0)
+    weights = {"a.weight": (wide, 3, 1, 1), "b.weight": (wide, wide, 1, 1), "c.weight": (3, wide)}
+    nodes = [
+        helper.make_node("Conv", ["x", "a.weight"], ["a"]),
+        helper.make_node("Conv", ["a", "b.weight"], ["b"]),
+        helper.make_node("Asinh", ["b"], ["s"], "bend"),
+        helper.make_node("ReduceMean", ["s"], ["m"], axes=[2, 3], keepdims=0),
+        helper.make_node("Gemm", ["m", "c.weight"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(rng.standard_normal(shape, np.float32), name) for name, shape in weights.items()],
+    )  # fmt: skip
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURED, "-m", "edge_sel", "export", str(path), "--dry-run"],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert result.returncode == 4
+    assert result.stderr.splitlines() == [
+        f"edge-sel: operator Asinh is not one that a pack may use: {path}: bend (write it with other operators)"
+    ]
+    assert int(result.stdout) < 500 << 10, "KB"
 
 
 @here_alone

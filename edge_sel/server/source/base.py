@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Engine
-from edge_sel.errors import BadInputError, UsageError
+from edge_sel.errors import BadInputError, GraphError, UsageError
 from edge_sel.graphs.ir import Forward
 from edge_sel.graphs.plans import running_statistics
+from edge_sel.pack.graph_check import OPERATORS
 from edge_sel.pack.manifest import Tap
 from edge_sel.pack.reader import Pack
 
@@ -153,6 +154,15 @@ def read_classes(given: Path | Sequence[str]) -> tuple[str, ...]:
 def first_line(error: BaseException) -> str:
     """What an error of another program says, in one line."""
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def require_operators(forward: Forward, where: object) -> None:
+    """GraphError that names the first node which no pack may hold, whether it is trained or not."""
+    node = next((node for node in forward.nodes if node.op not in OPERATORS), None)
+    if node is not None:
+        place = f"{where}: {node.name or node.outputs[0]}"
+        raise GraphError(f"operator {node.op} is not one that a pack may use", where=place,
+                         fix="write it with other operators")  # fmt: skip
 
 
 def replace_all(field: Any, values: Iterable[Any]) -> None:

@@ -19,6 +19,7 @@ from edge_sel.graphs.plans import head_names
 from edge_sel.graphs.train import compile_eval
 from edge_sel.pack.manifest import DEEP_HEAD
 from edge_sel.server.source.base import Source, replace_all
+from edge_sel.server.source.onnx_weights import with_references
 
 
 def with_linear_head(forward: Forward) -> Forward:
@@ -171,9 +172,11 @@ def deepened(source: Source) -> Source:
 
 def outputs_of(forward: Forward, names: Sequence[str], image: np.ndarray) -> Arrays:
     """These tensors of the graph, for some images [N, 3, H, W]."""
-    model = compile_eval(forward)
+    slim, large = with_references(forward)
+    model = compile_eval(slim)
     replace_all(model.graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names])
-    session = OrtEngine().session(model.SerializeToString(), {})
+    referred = {tensor.name for tensor in model.graph.initializer}
+    session = OrtEngine().session(model.SerializeToString(), {n: v for n, v in large.items() if n in referred})
     asked = {given.name for given in session.get_inputs()}
     head = {name: forward.initializers[name] for name in head_names(forward) if name in asked}
     return dict(zip(names, session.run(list(names), {forward.input: image, **head}), strict=True))

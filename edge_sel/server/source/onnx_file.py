@@ -14,11 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 
+from edge_sel.arrays import Arrays
 from edge_sel.errors import BadInputError, GraphError
-from edge_sel.graphs.builder import prune
+from edge_sel.graphs.builder import prune, reference_to
 from edge_sel.graphs.ir import BATCH, IR_VERSION, LOGITS, OPSET
 from edge_sel.graphs.shapes import evaluate_node, infer
 from edge_sel.server.source.base import first_line, replace_all
+from edge_sel.server.source.onnx_weights import constants_of, is_large, take_out_weights
 
 _QUANTIZED = frozenset(
     {
@@ -35,8 +37,8 @@ _MOST_FOLDED_BYTES = 256 << 20
 _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """The model of the file, its functions inlined and its external data loaded.
+def load_onnx(path: Path) -> tuple[onnx.ModelProto, Arrays]:
+    """The model of the file, its functions inlined, and its weights, which the model only refers to.
 
     Raises:
         BadInputError: no such file, not an ONNX file, or its external data are missing.
@@ -55,14 +57,22 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise BadInputError("the file's external data cannot be read", where=f"{path}: {first_line(error)}",
                             fix="put the data files beside it, under their own names") from error  # fmt: skip
+    model, weights = take_out_weights(model)
     if model.functions:
         model = inliner.inline_local_functions(model)
     _require_plain_float32(model, path)
-    return model
+    return model, weights
 
 
 def _require_plain_float32(model: onnx.ModelProto, path: Path) -> None:
     graphs = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+    version = operator_set(model)
+    if version < _OLDEST_OPSET:
+        raise GraphError(f"operator set {version} is too old", where=path,
+                         fix=f"export the model with opset {_OLDEST_OPSET} to {OPSET}")  # fmt: skip
+    if version > onnx.defs.onnx_opset_version():
+        raise GraphError(f"operator set {version} is newer than what onnx {onnx.__version__} knows", where=path,
+                         fix=f"export the model with opset {OPSET}")  # fmt: skip
     for node in model.graph.node:
         if node.op_type in _QUANTIZED:
             what, fix = "the file is quantized: integers cannot be trained", "export the float32 model"
@@ -72,6 +82,8 @@ def _require_plain_float32(model: onnx.ModelProto, path: Path) -> None:
         elif any(given.type in graphs for given in node.attribute):
             what = f"operator {node.op_type} holds a graph: a step cannot branch or loop"
             fix = "make the model's forward free of control flow"
+        elif not onnx.defs.has(node.op_type, version):
+            what, fix = f"operator {node.op_type} is not in operator set {version}", f"export with opset {OPSET}"
         else:
             continue
         raise GraphError(what, where=f"{path}: {node.op_type} {node.name or node.output[0]}", fix=fix)
@@ -79,6 +91,11 @@ def _require_plain_float32(model: onnx.ModelProto, path: Path) -> None:
         if tensor.data_type in _HALF:
             what, where = f"weights of {_HALF[tensor.data_type]}", f"{path}: {tensor.name}"
             raise GraphError(what, where=where, fix="export the model in float32")
+
+
+def operator_set(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that the model uses; 0 where it names none."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def to_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -90,10 +107,7 @@ def to_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     Raises:
         GraphError: it cannot be converted; the message names the operator.
     """
-    version = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if version < _OLDEST_OPSET:
-        raise GraphError(f"operator set {version} is too old", where=path,
-                         fix=f"export the model with opset {_OLDEST_OPSET} to {OPSET}")  # fmt: skip
+    version = operator_set(model)
     if version < OPSET:
         try:
             model = version_converter.convert_version(model, OPSET)
@@ -181,10 +195,13 @@ def set_image_size(model: onnx.ModelProto, size: tuple[int, int] | None, path: P
     return height, width
 
 
-def fold_constants(model: onnx.ModelProto) -> None:
-    """Compute once what depends on no input: ``Constant`` nodes, transposed weights, shapes of weights."""
+def fold_constants(model: onnx.ModelProto, weights: Arrays) -> None:
+    """Compute once what depends on no input: ``Constant`` nodes, transposed weights, shapes of weights.
+
+    What is large joins ``weights``, and the graph refers to it.
+    """
     graph = model.graph
-    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    known = constants_of(model, weights)
     given = {value.name for value in graph.input} - known.keys()
     kept = []
     for node in graph.node:
@@ -197,14 +214,18 @@ def fold_constants(model: onnx.ModelProto) -> None:
         kept.append(node)
     used = {name for node in kept for name in node.input} | {value.name for value in graph.output}
     replace_all(graph.node, kept)
-    replace_all(graph.initializer, [numpy_helper.from_array(np.asarray(v), n) for n, v in known.items() if n in used])
+    weights |= {name: value for name, value in known.items() if name in used and is_large(value)}
+    replace_all(graph.initializer, [
+        reference_to(name, value.shape) if name in weights else numpy_helper.from_array(np.asarray(value), name)
+        for name, value in known.items() if name in used
+    ])  # fmt: skip
     replace_all(graph.input, [value for value in graph.input if value.name in given])  # old files list weights too
     del graph.value_info[:]  # of another batch size, and of what is gone
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
 
 
-def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
+def free_batch(model: onnx.ModelProto, weights: Arrays, batch: int | None) -> None:
     """Where the batch size was fixed: what names it takes it from the image instead.
 
     These are targets of Reshape and Expand, and constants with a row for each image, such as class tokens, that are
@@ -212,12 +233,13 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
 
     Args:
         model: its input is called ``x``, and what is constant is an initializer.
+        weights: what the graph refers to.
         batch: the size; None where it was never fixed.
     """
     if batch is None:
         return
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    constants = constants_of(model, weights)
     nodes: list[onnx.NodeProto] = []
 
     def add(name: str, value: Sequence[int]) -> str:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Engine
+from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError, GraphError
+from edge_sel.files import sha256_of
 from edge_sel.graphs.head_form import with_vector_features
 from edge_sel.graphs.ir import OPSET, Forward
 from edge_sel.graphs.read import read_forward
 from edge_sel.pack.reader import Pack
 from edge_sel.server.derivative import check_gradients
 from edge_sel.server.parity import check_parity, reference_program
-from edge_sel.server.source.base import Agreement, Source, WarmupInfo, first_line, forward_weights, replace_all
+from edge_sel.server.source.base import (
+    Agreement,
+    Source,
+    WarmupInfo,
+    first_line,
+    forward_weights,
+    replace_all,
+    require_operators,
+)
 from edge_sel.server.source.heads import deepened, outputs_of, with_linear_head
 from edge_sel.server.source.layer_names import name_weights
 from edge_sel.server.source.onnx_file import (
@@ -34,6 +45,7 @@ from edge_sel.server.source.onnx_file import (
     set_image_size,
     to_opset,
 )
+from edge_sel.server.source.onnx_weights import constants_of
 from edge_sel.server.source.unfold import is_folded
 
 SAME = 1e-4
@@ -54,26 +66,28 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None, classes: int | Non
         BadInputError: not an ONNX file.
         GraphError: it is no classifier that can be trained; the message says what to change.
     """
-    original = load_onnx(path)
+    original, weights = load_onnx(path)
     image = image_input(original, path)
-    batch = dimensions(image)[0] or (None if _takes_any_batch(original, image, image_size) else 1)
+    batch = dimensions(image)[0] or (None if _takes_any_batch(original, weights, image, image_size) else 1)
     model = onnx.ModelProto()
     model.CopyFrom(original)
     size = set_image_size(model, image_size, path)
     name = choose_logits(model, batch, classes, path)  # by the file's own names, which a conversion changes
     model = to_opset(model, path)
-    fold_constants(model)
+    folded = dict(weights)
+    fold_constants(model, folded)
     name_image(model, path)
-    free_batch(model, batch)
-    forward = name_weights(with_linear_head(read_forward(model)))
-    _require_same(original, name, forward, size, path)
+    free_batch(model, folded, batch)
+    forward = name_weights(with_linear_head(read_forward(model, weights=folded)))
+    require_operators(forward, path)
+    _require_same(_File(original, weights, path), name, forward, size)
     return forward, size
 
 
 def from_onnx(path: Path, info: WarmupInfo, forward: Forward, new_head: bool) -> Source:
     """The source of a file that was read; ``info`` says what its logits are."""
     forward = with_vector_features(forward)
-    info = replace(info, training={**info.training, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    info = replace(info, training={**info.training, "sha256": sha256_of(path)})
     folded = is_folded(forward)
     source = Source(info, forward, forward_weights(forward), check_without_torch, new_head, folded)
     return source if folded else deepened(source)  # a folded one when it is unfolded
@@ -99,10 +113,19 @@ def check_without_torch(
     return check_parity(pack, forward, few, engine, reference=reference, twin=twin, begin=begin)
 
 
-def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: tuple[int, int], path: Path) -> None:
+class _File(NamedTuple):
+    """As it was read."""
+
+    model: onnx.ModelProto
+    weights: Arrays
+    path: Path
+
+
+def _require_same(file: _File, name: str, forward: Forward, size: tuple[int, int]) -> None:
     """What was made of the file must compute what the file computes."""
+    path = file.path
     pixels = np.random.default_rng(0).standard_normal((3, 3, *size)).astype(np.float32)
-    expected = _logits_of_file(original, name, pixels, path)
+    expected = _logits_of_file(file, name, pixels)
     try:
         found = outputs_of(forward, [forward.logits], pixels)[forward.logits]
     except EdgeSelError:
@@ -111,12 +134,19 @@ def _require_same(original: onnx.ModelProto, name: str, forward: Forward, size: 
         raise GraphError("the graph does not run with another batch size", where=f"{path}: {first_line(error)}",
                          fix="export it with a dynamic batch axis") from error  # fmt: skip
     difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+    if np.isnan(difference):
+        bad = [name for name, value in constants_of(file.model, file.weights).items()
+               if value.dtype.kind == "f" and np.isnan(value).any()]  # fmt: skip
+        if bad:
+            raise GraphError("a weight is not a number", where=f"{path}: {bad[0]}", fix="train the model again")
     if not difference <= SAME:
         raise GraphError(f"the rewritten graph computes different logits (by {difference:.1e})", where=path,
                          fix=f"export it with a dynamic batch axis and opset {OPSET}")  # fmt: skip
 
 
-def _takes_any_batch(original: onnx.ModelProto, image: onnx.ValueInfoProto, image_size: tuple[int, int] | None) -> bool:
+def _takes_any_batch(
+    original: onnx.ModelProto, weights: Arrays, image: onnx.ValueInfoProto, image_size: tuple[int, int] | None
+) -> bool:
     """Whether a file that leaves its batch open does so everywhere; what was traced may name the size of an example."""
     _, *sizes = dimensions(image)
     first = 1 if sizes[0] == 3 else 0
@@ -125,15 +155,21 @@ def _takes_any_batch(original: onnx.ModelProto, image: onnx.ValueInfoProto, imag
     if None in sizes:  # told later, with what to do about it
         return True
     try:
-        session = OrtEngine().session(original.SerializeToString(), {})
+        session = _session(original, weights)
         session.run(None, {image.name: np.zeros([3, *(size or 0 for size in sizes)], np.float32)})
     except Exception:  # of onnxruntime, which has no common exception type
         return False
     return True
 
 
-def _logits_of_file(original: onnx.ModelProto, name: str, pixels: np.ndarray, path: Path) -> np.ndarray:
+def _session(model: onnx.ModelProto, weights: Arrays) -> ort.InferenceSession:
+    referred = {tensor.name for tensor in model.graph.initializer}
+    return OrtEngine().session(model.SerializeToString(), {n: v for n, v in weights.items() if n in referred})
+
+
+def _logits_of_file(file: _File, name: str, pixels: np.ndarray) -> np.ndarray:
     """The tensor ``name`` of the file as it is, for each image."""
+    original, weights, path = file
     shown = onnx.ModelProto()
     shown.CopyFrom(original)
     replace_all(shown.graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
@@ -141,10 +177,9 @@ def _logits_of_file(original: onnx.ModelProto, name: str, pixels: np.ndarray, pa
     batch, channels = dimensions(image)[0] or 1, dimensions(image)[1]
     pixels = pixels if channels == 3 else pixels.transpose(0, 2, 3, 1)
     try:
-        session = OrtEngine().session(shown.SerializeToString(), {})
+        session = _session(shown, weights)
         rows = [session.run([name], {image.name: np.repeat(row[None], batch, 0)})[0][:1] for row in pixels]
     except Exception as error:  # of onnxruntime, or ours around it
         reason = (getattr(error, "where", None) or str(error) or repr(error)).splitlines()[0]
-        raise GraphError("onnxruntime cannot run the file", where=f"{path}: {reason}",
-                         fix="export it with a dynamic batch axis, in float32") from error  # fmt: skip
+        raise GraphError("onnxruntime cannot run the file", where=f"{path}: {reason[:200]}") from error
     return np.concatenate(rows).reshape(len(pixels), -1)

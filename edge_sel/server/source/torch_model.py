@@ -31,7 +31,15 @@ from edge_sel.models.registry import LINEAR, prepare, take_away_last_relu
 from edge_sel.models.registry import build as build_by_name
 from edge_sel.pack.reader import Pack
 from edge_sel.server.parity import check_parity, program_of
-from edge_sel.server.source.base import Agreement, Asked, Source, WarmupInfo, first_line, forward_weights
+from edge_sel.server.source.base import (
+    Agreement,
+    Asked,
+    Source,
+    WarmupInfo,
+    first_line,
+    forward_weights,
+    require_operators,
+)
 from edge_sel.server.source.heads import deepened, with_linear_head
 from edge_sel.server.source.layer_names import name_weights
 from edge_sel.server.source.module_names import module_names
@@ -258,6 +266,7 @@ def from_module(
         if _is_rectified(forward):  # it is a function, not a module: another ReLU was the last
             raise GraphError("a ReLU behind the head is in the way of a new one", where=info.model,
                              fix="make it a module torch.nn.ReLU, or leave it out")  # fmt: skip
+    require_operators(forward, info.model)
     rewritten = with_linear_head(forward)
     if rewritten is not forward:  # its weights are no longer those of the module, which nothing can be compared with
         forward = replace(with_vector_features(name_weights(rewritten)), modules=None)

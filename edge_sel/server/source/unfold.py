@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto, helper
 
-from edge_sel.data.dataset import ImageSet, normalise
+from edge_sel.data.dataset import ImageSet, images_at_once, normalise
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.graphs.builder import Builder
 from edge_sel.graphs.ir import BATCH, Forward, Node
@@ -153,7 +153,7 @@ def _measure(
     graph = b.model([image], declared, forward.initializers, "moments")
     session = OrtEngine().session(graph.SerializeToString(), {})
     rows = rng.permutation(len(images))[:IMAGES]
-    chunks = np.array_split(rows, -(-len(rows) // _CHUNK))
+    chunks = np.array_split(rows, -(-len(rows) // images_at_once(_CHUNK, info.image_size)))
     found = [session.run(outputs, {forward.input: normalise(images.read(c), info.mean, info.std)}) for c in chunks]
     share = np.array([len(chunk) for chunk in chunks])[:, None] / len(rows)
     moments = {}

@@ -25,14 +25,14 @@ from edge_sel.pack.manifest import EVAL, BackboneInfo, Int8Info, PlanInfo, close
 from edge_sel.pack.plan_kinds import CLOSED_FORM_PLANS
 from edge_sel.pack.writer import externalise
 from edge_sel.quantize import MOST_ERROR, quantize_backbone, relative_error
-from edge_sel.server.source.base import Source
+from edge_sel.server.source.base import Source, forward_weights
 from edge_sel.server.source.unfold import unfold
 
 DEFAULT_PLANS = (
     "bn", "head", "affine", "last", "last2", "first", "full", "last-c25", "last-c50", "full-c25", "full-c50",
 )  # fmt: skip
 IMAGES = 256
-"""That the ranges of a quantized variant are taken from."""
+"""That the ranges of a quantized variant are taken from; fewer large ones."""
 _CHUNK = 32
 WITHIN = 0.99
 """Share of the images that stay within an activation's range; of the others the extremes are cut off.
@@ -56,6 +56,8 @@ def compile_plans(
 ) -> Compiled:
     """Compile the graphs of every plan; a plan that finds nothing to change in this model is left out and noted.
 
+    Weights are referred to, not held: eleven plans would hold eleven copies.
+
     So is one of the default plans, taken where ``names`` is empty, that has an operator without a gradient rule. A
     backbone has the name of the first plan that is cut there; others share it.
 
@@ -64,6 +66,7 @@ def compile_plans(
         UsageError: unknown plan or optimizer.
     """
     require_optimizer(optimizer)
+    forward = without_weights(forward)
     graphs = {EVAL: compile_eval(forward)}
     compiled: dict[str, PlanInfo] = {}
     backbones: dict[str, BackboneInfo] = {}
@@ -99,6 +102,12 @@ def compile_plans(
     if not compiled:
         raise GraphError("no plan can train this model", fix="`edge-sel export --dry-run` shows why")
     return Compiled(graphs, compiled, backbones, {name: cut for cut, name in cuts.items()})
+
+
+def without_weights(forward: Forward) -> Forward:
+    """The graph without the values of parameters and running statistics."""
+    absent = {name: Absent.of(value.shape) for name, value in forward_weights(forward).items()}
+    return replace(forward, initializers={**forward.initializers, **absent})
 
 
 def _compiled(forward: Forward, plan: Plan, optimizer: str) -> tuple[Cut | None, onnx.ModelProto, onnx.ModelProto]:
@@ -157,7 +166,7 @@ def make_quantized_variant(
     """
     steps = quantized_steps(forward, cut)
     tensors = [step.output for step in steps if step.integers]
-    ranges, expected = _measure(backbone, forward.input, tensors, pixels)
+    ranges, expected = _measure(backbone, weights, forward.input, tensors, pixels)
     graph, info = compile_quantized(forward, cut, steps, ranges)
     image_range = float(pixels.min()), float(pixels.max())
     # Without the constants, which still stand in the graph. A session reads what it is given in place.
@@ -176,13 +185,15 @@ def _chunks(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def _measure(
-    backbone: onnx.ModelProto, image: str, tensors: Sequence[str], pixels: np.ndarray
+    backbone: onnx.ModelProto, weights: Mapping[str, np.ndarray], image: str, tensors: Sequence[str], pixels: np.ndarray
 ) -> tuple[dict[str, Range], np.ndarray]:
     """The range of each tensor, and the features."""
     opened = onnx.ModelProto()
     opened.CopyFrom(backbone)
     opened.graph.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in tensors)
-    session = OrtEngine(1).session(opened.SerializeToString(), {})
+    outside = [tensor.name for tensor in opened.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    given = {name: weights[name] for name in outside}
+    session = OrtEngine(1).session(opened.SerializeToString(), given)
     lows, highs, features = [], [], []
     for chunk in _chunks(pixels):
         found, *values = session.run(["features", *tensors], {image: chunk})
@@ -222,9 +233,7 @@ def forecast(source: Source, plans: Sequence[str], optimizer: str, batch: int) -
     """Of every plan, for steps of ``batch`` images. Nothing is computed with the weights, and nothing is checked."""
     if source.folded:
         source = unfold(source, None, np.random.default_rng(0))
-    forward = source.forward
-    absent = {name: Absent.of(forward.initializers[name].shape) for name in forward.parameters}
-    source = replace(source, forward=replace(forward, initializers={**forward.initializers, **absent}))
+    source = replace(source, forward=without_weights(source.forward))
     found = [_plan(source, name, optimizer, batch) for name in with_probes(plans)]
     head = next((plan for plan in found if plan.name == "head" and not plan.reason), None)
     return found + ([] if head is None else _in_closed_form(source, head))

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from edge_sel.arrays import Arrays
-from edge_sel.data.dataset import ImageSet, normalise
+from edge_sel.data.dataset import ImageSet, images_at_once, normalise
 from edge_sel.engines.base import Batch
 from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine
@@ -115,7 +115,8 @@ def draft_pack(
         new_head = fit_new_head(pack, images, features)
         weights |= new_head.weights
     sums = None if features is None else sums_of(pack, images, features, rng)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:IMAGES])
+    count = images_at_once(IMAGES, info.image_size)  # of large ones fewer have as many pixels
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
     add_quantized_variants(compiled, forward, weights, normalise(images.read(chosen), info.mean, info.std), note)
     pack = _as_loaded(manifest, weights, compiled)
     note("calibrating")

@@ -28,6 +28,7 @@ from edge_sel.server.parity import (
     ROUNDING,
     STEP,
     TRIES,
+    Program,
     blame,
     check_parity,
     parity_batches,
@@ -332,6 +333,24 @@ def test_a_batch_with_rounding_across_a_kink_refuses_no_right_graph(checked, sou
     assert all(ours < 1e-4 for ours, _ in report.values())
     with pytest.raises(GraphError, match=r"plan head differs from torch by 5\.0e-02.*what torch makes of it"):
         check_parity(pack, source_forward, batches, engine=KinkedEngine(TRIES), **TWINS)
+
+
+def test_a_kink_that_the_other_program_does_not_meet_is_told_by_a_jolt_of_the_images(checked, source_forward):
+    """ResNet-50 at 224 pixels was refused or not by the draw of the images."""
+    pack, batches = checked
+
+    def near_a_kink(*given):
+        step = TWINS["twin"].start(*given)
+
+        def first_step(batch):
+            jolted = not any(np.array_equal(batch.images, known.images) for known in batches)
+            return {name: value * 1.02 if jolted else value for name, value in step(batch).items()}
+
+        return first_step
+
+    programs = TWINS | {"twin": Program("torch in float64", near_a_kink)}
+    report = check_parity(pack, source_forward, batches, engine=KinkedEngine(TRIES), **programs)
+    assert max(found.ours for found in report.values()) == pytest.approx(0.05, rel=0.01), "refused without the jolt"
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_ranges_leave_the_extremes_of_few_images_out(monkeypatch):
     ends = [helper.make_tensor_value_info(name, 1, ["batch", 3, 2, 2]) for name in ("x", "features")]
     graph = helper.make_graph(nodes, "negative", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    ranges, features = compile_plans._measure(model, "x", ["a"], values)
+    ranges, features = compile_plans._measure(model, {}, "x", ["a"], values)
     assert ranges == {"a": (-1.0, 1.0)}
     np.testing.assert_array_equal(features, -values)
 

@@ -129,9 +129,16 @@ def source_of(model: str, size: int, *, settled: bool) -> Any:
     network = build(model, CLASSES, (size, size)).train()
     if settled:
         seen = torch.from_numpy(normalise(pictures((size, size)), mean, std))
+        norms = {
+            part: part.momentum for part in network.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        }
         with torch.no_grad():
+            for part in norms:
+                part.momentum = 0.5  # some networks would take hundreds of passes
             for _ in range(20):
                 network(seen)
+            for part, momentum in norms.items():
+                part.momentum = momentum
     info = WarmupInfo(model, NAMES, (size, size), mean, std, {})
     return from_module(network.eval(), info, new_head=True)
 

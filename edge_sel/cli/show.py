@@ -126,13 +126,14 @@ class LiveLine:
             return None
         left, self._shown_s = float(step["work_left"]()), now_s
         self._began = self._began or (now_s, left)
-        epochs = f" of {step['epochs']}" if step["epochs"] > 1 else ""
-        parts = [f"{self._plan}: epoch {min(step['plan_epoch'] + 1, step['epochs'])}{epochs}"]
-        parts.append(f"{step['cursor']} of {step['images']} images seen")
+        done, epochs = step["plan_epoch"] >= step["epochs"], f" of {step['epochs']}" if step["epochs"] > 1 else ""
+        parts = [f"{self._plan}: " + ("done" if done else f"epoch {step['plan_epoch'] + 1}{epochs}")]
+        if not done:
+            parts.append(f"{step['cursor']} of {step['images']} images seen")
         if step["candidates"]:
             parts.append(f"gate holds back {1 - step['passed'] / step['candidates']:.0%}")
         parts += self._watts(step, now_s)
-        if (seconds := self._seconds_left(now_s, left)) is not None:
+        if not done and (seconds := self._seconds_left(now_s, left)) is not None:
             parts.append(f"about {format_duration(seconds)} left in this stage")
         return ", ".join(parts)
 

@@ -63,6 +63,13 @@ def test_what_is_not_known_is_left_out(live):
     assert text == "bn: epoch 1, 128 of 400 images seen"
 
 
+def test_a_stage_that_is_done_counts_no_images(live):
+    """The counter is that of the next epoch, of which there is none."""
+    live.begin("last")
+    text = live.line(step(0.0, 50.0, plan_epoch=3, cursor=0))
+    assert text.startswith("last: done, gate holds back") and "images" not in text and "left in" not in text
+
+
 def test_a_run_on_a_terminal_shows_it_and_leaves_no_trace_in_the_result(here):
     main, other = pty.openpty()
     command = [

@@ -212,7 +212,7 @@ def write_csv(rows: list[dict[str, Any]]) -> None:
 
     rows = sorted(rows, key=place)
     with CSV.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

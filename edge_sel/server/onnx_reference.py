@@ -50,7 +50,9 @@ class ReferenceGraph:
             if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT:
                 node.attribute[0].i = TensorProto.DOUBLE
         self._outputs = [output.name for output in graph.output]
-        self._nodes = ReferenceEvaluator(opened, new_ops=[Erf, OneHot, Conv, ConvTranspose, MaxPool]).rt_nodes_
+        self._nodes = ReferenceEvaluator(
+            opened, new_ops=[Erf, OneHot, Conv, ConvTranspose, MaxPool, LogSoftmax]
+        ).rt_nodes_
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         last = {name: number for number, node in enumerate(self._nodes) for name in node.input}
         self._done: list[list[str]] = [[] for _ in self._nodes]
@@ -134,6 +136,16 @@ class OneHot(OpRun):
     ) -> tuple[np.ndarray]:
         members = indices[..., None] == np.arange(int(depth.reshape(-1)[0]))
         return (np.where(members, values[1], values[0]),)
+
+
+class LogSoftmax(OpRun):
+    """ONNX's own takes the logarithm of a softmax that rounds to 0."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray, axis: int | None = None) -> tuple[np.ndarray]:
+        least = x - x.max(axis, keepdims=True)
+        return (least - np.log(np.exp(least).sum(axis, keepdims=True)),)
 
 
 class Conv(OpRun):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -26,6 +27,7 @@ from edge_sel.graphs.plans import head_names, running_statistics
 from edge_sel.graphs.rules.registry import RULES
 from edge_sel.graphs.train import compile_eval
 from edge_sel.pack.reader import open_pack
+from edge_sel.server import derivative
 from edge_sel.server.export import export_pack
 from edge_sel.server.source.onnx_model import read_onnx
 from edge_sel.server.source.open import Asked, open_source
@@ -173,6 +175,20 @@ def test_a_wrong_rule_is_refused_without_torch(op, rule, tmp_path, monkeypatch):
         export_pack(source, noise_images(24), tmp_path / "pack", plans=("head", "full"), now=NOW)
     assert op in error.value.where
     assert not (tmp_path / "pack").exists()
+
+
+@here_alone
+@pytest.mark.parametrize("nudge", [derivative.NUDGE, pytest.param(0.0, marks=pytest.mark.slow)])
+def test_a_channel_that_is_always_zero_refuses_no_right_graph(nudge, one_thread, tmp_path, monkeypatch):
+    """It stands on the kink of a ReLU: a derivative to both sides is half of that to one."""
+    model = files.settled()
+    with torch.no_grad():
+        for values in (model.stem.weight, model.norm.running_mean, model.norm.bias):
+            values[:3] = 0
+    monkeypatch.setattr(derivative, "NUDGE", nudge)
+    source = open_source(str(files.torch_file(tmp_path / "net.onnx", model)), ASKED)
+    with contextlib.nullcontext() if nudge else pytest.raises(GraphError, match="numerical derivative"):
+        export_pack(source, noise_images(), tmp_path / "pack", plans=("bn", "full"), now=NOW)
 
 
 @here_alone

@@ -116,7 +116,7 @@ def test_torchvision_classifiers(one_thread, name):
                 break
 
 
-def test_a_model_that_cannot_be_exported_says_so(one_thread):
+def test_a_model_that_cannot_be_exported_says_so(one_thread, capsys):
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -128,6 +128,7 @@ def test_a_model_that_cannot_be_exported_says_so(one_thread):
 
     with pytest.raises(GraphError, match="cannot export Branching"):
         torch_model.export_forward(Branching(), (16, 16))
+    assert capsys.readouterr() == ("", ""), "torch prints its graphs"
 
 
 def test_a_parameter_that_the_graph_does_not_read_is_named(one_thread, capfd):

@@ -372,11 +372,12 @@ def _traced(model: nn.Module | torch.export.ExportedProgram, example: torch.Tens
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks on stdout, through warnings and through logging; its failures arrive as exceptions."""
+    """The exporter talks on both streams, through warnings and through logging; its failures arrive as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,14 +12,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edge_sel.arrays import Arrays
-from edge_sel.engines.ort import OrtEngine
 from edge_sel.graphs.deep_head import find_taps, with_deep_head
 from edge_sel.graphs.ir import Forward, Node
 from edge_sel.graphs.plans import head_names
 from edge_sel.graphs.train import compile_eval
 from edge_sel.pack.manifest import DEEP_HEAD
 from edge_sel.server.source.base import Source, replace_all
-from edge_sel.server.source.onnx_weights import with_references
+from edge_sel.server.source.onnx_weights import session_of, with_references
 
 
 def with_linear_head(forward: Forward) -> Forward:
@@ -175,8 +174,7 @@ def outputs_of(forward: Forward, names: Sequence[str], image: np.ndarray) -> Arr
     slim, large = with_references(forward)
     model = compile_eval(slim)
     replace_all(model.graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names])
-    referred = {tensor.name for tensor in model.graph.initializer}
-    session = OrtEngine().session(model.SerializeToString(), {n: v for n, v in large.items() if n in referred})
+    session = session_of(model, large)
     asked = {given.name for given in session.get_inputs()}
     head = {name: forward.initializers[name] for name in head_names(forward) if name in asked}
     return dict(zip(names, session.run(list(names), {forward.input: image, **head}), strict=True))

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper
 
 from edge_sel.arrays import Arrays
 from edge_sel.engines.base import Batch, Engine
-from edge_sel.engines.native import ort
 from edge_sel.engines.ort import OrtEngine
 from edge_sel.errors import EdgeSelError, GraphError
 from edge_sel.files import sha256_of
@@ -45,7 +44,7 @@ from edge_sel.server.source.onnx_file import (
     set_image_size,
     to_opset,
 )
-from edge_sel.server.source.onnx_weights import constants_of
+from edge_sel.server.source.onnx_weights import constants_of, session_of
 from edge_sel.server.source.unfold import is_folded
 
 SAME = 1e-4
@@ -155,16 +154,11 @@ def _takes_any_batch(
     if None in sizes:  # told later, with what to do about it
         return True
     try:
-        session = _session(original, weights)
+        session = session_of(original, weights)
         session.run(None, {image.name: np.zeros([3, *(size or 0 for size in sizes)], np.float32)})
     except Exception:  # of onnxruntime, which has no common exception type
         return False
     return True
-
-
-def _session(model: onnx.ModelProto, weights: Arrays) -> ort.InferenceSession:
-    referred = {tensor.name for tensor in model.graph.initializer}
-    return OrtEngine().session(model.SerializeToString(), {n: v for n, v in weights.items() if n in referred})
 
 
 def _logits_of_file(file: _File, name: str, pixels: np.ndarray) -> np.ndarray:
@@ -177,7 +171,7 @@ def _logits_of_file(file: _File, name: str, pixels: np.ndarray) -> np.ndarray:
     batch, channels = dimensions(image)[0] or 1, dimensions(image)[1]
     pixels = pixels if channels == 3 else pixels.transpose(0, 2, 3, 1)
     try:
-        session = _session(shown, weights)
+        session = session_of(shown, weights)
         rows = [session.run([name], {image.name: np.repeat(row[None], batch, 0)})[0][:1] for row in pixels]
     except Exception as error:  # of onnxruntime, or ours around it
         reason = (getattr(error, "where", None) or str(error) or repr(error)).splitlines()[0]

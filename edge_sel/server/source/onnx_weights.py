@@ -10,6 +10,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edge_sel.arrays import Arrays
+from edge_sel.engines.native import ort
+from edge_sel.engines.ort import OrtEngine
 from edge_sel.graphs.builder import reference_to
 from edge_sel.graphs.ir import Absent, Forward
 from edge_sel.server.source.base import replace_all
@@ -69,3 +71,9 @@ def with_references(forward: Forward) -> tuple[Forward, Arrays]:
     large = {name: value for name, value in forward.initializers.items() if is_large(value)}
     absent = {name: Absent.of(value.shape) for name, value in large.items()}
     return replace(forward, initializers={**forward.initializers, **absent}), large
+
+
+def session_of(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> ort.InferenceSession:
+    """Load a graph with those of the ``weights`` that it refers to."""
+    referred = {tensor.name for tensor in model.graph.initializer}
+    return OrtEngine().session(model.SerializeToString(), {n: v for n, v in weights.items() if n in referred})
